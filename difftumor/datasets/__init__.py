@@ -1,0 +1,1 @@
+"""Lists of cases, their transforms, and the phantom."""

@@ -1,0 +1,41 @@
+"""Errors that a user can act on: one sentence that names the file, field or option and the remedy."""
+
+
+class DiffTumorError(Exception):
+    """Base of all errors that the command line prints as one sentence, without a traceback."""
+
+
+class VolumeError(DiffTumorError):
+    """A NIfTI file cannot be used: missing, damaged, not 3-D, not in HU, or not a label map."""
+
+
+class GridMismatchError(VolumeError):
+    """Two volumes that must share a grid differ in shape or affine."""
+
+
+class OrganError(DiffTumorError):
+    """An organ is unknown, or absent from a label map."""
+
+
+class CaseListError(DiffTumorError):
+    """A list of cases (dataset.json, CSV, JSON, folder) is missing, malformed or empty."""
+
+
+class ArtifactError(DiffTumorError):
+    """An artifact is missing, damaged, incomplete, of the wrong kind, or its parent has changed."""
+
+
+class ConfigError(DiffTumorError):
+    """A configuration value or command-line option is unknown, missing or out of range."""
+
+
+class DeviceError(DiffTumorError):
+    """The device that was asked for is not there."""
+
+
+class SynthesisError(DiffTumorError):
+    """A tumor cannot be made as requested, for instance because the organ has no room for it."""
+
+
+class TrainingError(DiffTumorError):
+    """A training run cannot start or go on."""

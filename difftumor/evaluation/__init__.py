@@ -1,0 +1,1 @@
+"""Metrics per case and per lesion, and their tables."""

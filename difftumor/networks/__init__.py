@@ -1,0 +1,1 @@
+"""The networks: modules only, no losses, no files."""

@@ -1,0 +1,1 @@
+"""How a tumor is drawn, placed, textured and blended."""

@@ -1,0 +1,342 @@
+"""Artifacts: folders of ``config.json`` and ``model.safetensors``, the only thing that passes between stages.
+
+An artifact is data: no pickle, no class names to import. The network is rebuilt through the fixed table
+``ARCHITECTURES`` and its weights are checked by SHA-256 before they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from difftumor import __version__
+from difftumor.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Kind = Literal["autoencoder", "diffusion", "segmenter"]
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+# The stage that makes each kind, named in error messages.
+STAGE_OF_KIND = {
+    "autoencoder": "stages.autoencoder",
+    "diffusion": "stages.diffusion",
+    "segmenter": "stages.segmentation",
+}
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "autoencoder": ("vqgan3d",),
+    "diffusion": ("factorized_unet",),
+    "segmenter": ("unet", "nnunet", "swinunetr"),
+}
+
+
+@dataclass(frozen=True)
+class ParentReference:
+    """An artifact that another one was trained with.
+
+    Args:
+        path: Where it was, relative to the child's folder.
+        identity: Its ``ArtifactConfig.identity`` at that time.
+    """
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class ArtifactConfig:
+    """Everything about an artifact but its weights.
+
+    Args:
+        kind: What the network is for.
+        architecture: ``{"name": one of ARCHITECTURES[kind], **constructor arguments}``.
+        preprocessing: ``spacing_mm``, ``window_hu`` and ``crop`` that the network expects.
+        weights_sha256: SHA-256 of ``model.safetensors``.
+        organ: Organ it was trained on, or None.
+        parents: Artifacts it needs, by role.
+        settings: What the network is used with, for instance the number of timesteps.
+        training: Provenance: stage, steps, seed, cases, versions.
+        metrics: What was measured on held-out data.
+        complete: False while training goes on.
+        format_version: Version of this layout.
+        difftumor_version: Version of the package that wrote it.
+    """
+
+    kind: Kind
+    architecture: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    weights_sha256: str
+    organ: str | None = None
+    parents: Mapping[str, ParentReference] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    format_version: int = FORMAT_VERSION
+    difftumor_version: str = __version__
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over all that decides what the network computes; provenance and metrics are left out."""
+        parts = (self.format_version, self.kind, self.architecture, self.preprocessing, self.settings)
+        return hashlib.sha256(json.dumps((*parts, self.weights_sha256), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of ``config.json``."""
+        return json.dumps({**asdict(self), "identity": self.identity}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> ArtifactConfig:
+        """Parse ``config.json``; ``path`` is named in errors."""
+        try:
+            content = json.loads(text)
+            content.pop("identity", None)
+            version = content.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{path} has format version {version}, not {FORMAT_VERSION}: install the release that wrote it."
+                )
+            unknown = set(content) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ArtifactError(f"{path} has unknown fields {sorted(unknown)}: it was not written by difftumor.")
+            content["parents"] = {role: ParentReference(**ref) for role, ref in content.get("parents", {}).items()}
+            config = cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{path} is not a readable artifact description ({error}): make the artifact again."
+            ) from error
+        if config.kind not in get_args(Kind) or config.architecture.get("name") not in ARCHITECTURES[config.kind]:
+            raise ArtifactError(
+                f"{path} describes kind {config.kind!r} with architecture {config.architecture.get('name')!r}, "
+                "which this difftumor does not know: install the release that wrote it."
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact.
+
+    Args:
+        path: Its folder.
+        config: Its description.
+        network: The network in eval mode, without gradients.
+    """
+
+    path: Path
+    config: ArtifactConfig
+    network: nn.Module
+
+    def parent(self, role: str, *, path: Path | None = None, device: torch.device | str = "cpu") -> Artifact:
+        """Load the artifact that this one was trained with.
+
+        Args:
+            role: For instance ``"autoencoder"``.
+            path: Where it is now; by default where it was then.
+            device: Where to put its weights.
+
+        Raises:
+            ArtifactError: It is missing or no longer the same.
+        """
+        reference = self.config.parents.get(role)
+        if reference is None:
+            raise ArtifactError(f"{self.path} names no {role} as its parent: make the artifact again with its stage.")
+        location = path or Path(os.path.normpath(self.path / reference.path))
+        config = read_config(location)
+        if config.identity != reference.identity:
+            raise ArtifactError(
+                f"{location} is not the {role} that {self.path} was trained with (it has changed since): "
+                f"bring back the old one or train {self.path.name} again."
+            )
+        # What a complete child was trained with is good enough to run it.
+        return load_artifact(location, device=device, allow_incomplete=True)
+
+
+def read_config(path: Path | str) -> ArtifactConfig:
+    """Read an artifact's description without touching its weights.
+
+    Raises:
+        ArtifactError: The folder is missing or is not an artifact.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"There is no artifact folder at {folder}: check the path or train the stage that makes it."
+        )
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ArtifactError(
+            f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
+        )
+    return ArtifactConfig.from_json(file.read_text(encoding="utf-8"), file)
+
+
+def build_network(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build a network from an architecture description with the fixed table of constructors.
+
+    Raises:
+        ArtifactError: The name or an argument is unknown.
+    """
+    # Imported here, so that reading a description needs no torch.
+    from difftumor.networks.autoencoder import Autoencoder
+    from difftumor.networks.denoiser import Denoiser
+    from difftumor.networks.segmenters import SEGMENTERS
+
+    builders: dict[str, Callable[..., nn.Module]] = {"vqgan3d": Autoencoder, "factorized_unet": Denoiser, **SEGMENTERS}
+    arguments = dict(architecture)
+    name = arguments.pop("name", None)
+    if name not in builders:
+        raise ArtifactError(f"Architecture {name!r} is unknown: use one of {', '.join(sorted(builders))}.")
+    try:
+        return builders[name](**arguments)
+    except TypeError as error:
+        raise ArtifactError(
+            f"Architecture {name!r} does not take these arguments ({error}): check its description."
+        ) from error
+
+
+def load_artifact(
+    path: Path | str,
+    *,
+    kind: Kind | None = None,
+    device: torch.device | str = "cpu",
+    allow_incomplete: bool = False,
+) -> Artifact:
+    """Load an artifact: check it, rebuild its network, and freeze it.
+
+    Args:
+        path: Folder of the artifact.
+        kind: Refuse any other kind.
+        device: Where to put the weights.
+        allow_incomplete: Also load an artifact whose training has not finished.
+
+    Raises:
+        ArtifactError: It is missing, damaged, unfinished, or of another kind.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    if kind is not None and config.kind != kind:
+        raise ArtifactError(
+            f"{folder} is an artifact of kind {config.kind!r}, not {kind!r}: "
+            f"give one made by python -m {STAGE_OF_KIND[kind]}."
+        )
+    if not config.complete and not allow_incomplete:
+        raise ArtifactError(
+            f"{folder} comes from a training that has not finished: let python -m {STAGE_OF_KIND[config.kind]} finish, "
+            "or allow incomplete artifacts (allow_incomplete=true)."
+        )
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file() or _sha256(weights) != config.weights_sha256:
+        raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
+    network = build_network(config.architecture)
+    _load_weights(network, weights)
+    return Artifact(path=folder, config=config, network=network.to(device).eval().requires_grad_(False))
+
+
+def save_artifact(
+    path: Path | str,
+    *,
+    kind: Kind,
+    architecture: Mapping[str, Any],
+    network: nn.Module,
+    preprocessing: Mapping[str, Any],
+    organ: str | None = None,
+    parents: Mapping[str, Path] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    complete: bool = True,
+) -> Path:
+    """Write an artifact; an older artifact at ``path`` is replaced in one step, nothing half-written stays.
+
+    Args:
+        path: Folder to make.
+        kind: What the network is for.
+        architecture: ``{"name": ..., **constructor arguments}`` from which ``network`` was built.
+        network: Its ``state_dict`` is saved.
+        preprocessing: ``spacing_mm``, ``window_hu``, ``crop``.
+        organ: Organ it was trained on.
+        parents: Artifact folders it needs, by role; their identities are recorded.
+        settings: What the network is used with.
+        training: Provenance, JSON-able.
+        metrics: Measurements, JSON-able.
+        complete: False while training goes on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: ``path`` holds something that is not an artifact.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(path)
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
+        raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    references = {
+        role: ParentReference(Path(os.path.relpath(parent, folder)).as_posix(), read_config(parent).identity)
+        for role, parent in (parents or {}).items()
+    }
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        staging.chmod(0o755)  # mkdtemp makes it private; artifacts are shared on cluster file systems
+        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, staging / WEIGHTS_FILE)
+        config = ArtifactConfig(
+            kind=kind,
+            architecture=dict(architecture),
+            preprocessing=dict(preprocessing),
+            weights_sha256=_sha256(staging / WEIGHTS_FILE),
+            organ=organ,
+            parents=references,
+            settings=dict(settings or {}),
+            training=dict(training or {}),
+            metrics=dict(metrics or {}),
+            complete=complete,
+        )
+        # Parsed back before anything is replaced, so that what is written is what can be read.
+        ArtifactConfig.from_json(config.to_json(), folder / CONFIG_FILE)
+        (staging / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        _replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Put ``new`` where ``target`` is; folders cannot be replaced atomically, so the old one steps aside first."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, aside / target.name)
+    os.replace(new, target)
+    shutil.rmtree(aside)
+
+
+def _load_weights(network: nn.Module, file: Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(file), strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ArtifactError(
+            f"{file} does not fit the architecture in {CONFIG_FILE} ({first}): make it again."
+        ) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,53 @@
+"""The ``difftumor`` command: one file per subcommand; each parses, calls the library and prints.
+
+To add a command, write ``difftumor/cli/<name>.py`` with one typed function ``<name>`` whose docstring is the help text,
+and add it to ``COMMANDS`` in ``difftumor/cli/app.py``. Import the library inside that function, never at the top of the
+file, so that ``difftumor --help`` stays instant. Raise the classes of ``difftumor.errors``: ``main`` prints them.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from difftumor.errors import DiffTumorError
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: Words after the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: Always; 0 on success, 1 on an error of the library or the file system, 2 on wrong usage, 130 when
+            interrupted.
+    """
+    words, debug = _take_debug(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        # Here, because importing the app registers every command.
+        from difftumor.cli.app import run_app
+
+        run_app(words)
+    except (DiffTumorError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _take_debug(words: list[str]) -> tuple[list[str], bool]:
+    """Remove ``--debug`` from anywhere before ``--``, so that it works before and after the subcommand."""
+    end = words.index("--") if "--" in words else len(words)
+    options = [word for word in words[:end] if word != "--debug"]
+    return options + words[end:], len(options) < end
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}."
+    return str(error) or type(error).__name__

@@ -1,0 +1,58 @@
+"""The table of commands and the options that belong to ``difftumor`` itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import typer
+
+from difftumor import __version__
+from difftumor.cli.info import info
+
+# Name on the command line -> function, in the order of `difftumor --help`. How to add one: difftumor/cli/__init__.py.
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "info": info,
+}
+
+
+def run_app(words: Sequence[str]) -> None:
+    """Parse ``words``, run the command they name, and exit.
+
+    Raises:
+        SystemExit: When the command has ended, when the usage is wrong, or when interrupted.
+    """
+    # The command object, not the Typer app itself: calling the app would replace sys.excepthook.
+    typer.main.get_command(build_app())(args=list(words), prog_name="difftumor")
+
+
+def build_app() -> typer.Typer:
+    """Return the typer app with every command of ``COMMANDS``."""
+    app = typer.Typer(
+        name="difftumor",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name, function in COMMANDS.items():
+        app.command(name)(function)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"difftumor {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Make tumors in CT, and look at what was made.
+
+    Every command explains itself: [bold]difftumor COMMAND --help[/bold].
+    """
+    # `--debug` is read by difftumor.cli.main; it is declared here so that --help shows it.

@@ -1,0 +1,58 @@
+"""``difftumor info`` on a hand-written artifact folder."""
+
+import json
+
+import pytest
+
+from difftumor.artifacts import CONFIG_FILE, ArtifactConfig, ParentReference
+from difftumor.cli import main
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    config = ArtifactConfig(
+        kind="diffusion",
+        architecture={"name": "factorized_unet", "width": 24},
+        preprocessing={"spacing_mm": [1.0, 1.0, 1.0]},
+        weights_sha256="0" * 64,
+        organ="liver",
+        parents={"autoencoder": ParentReference("../autoencoder", "a" * 64)},
+        settings={"sampler": {"kind": "ddim"}},
+        training={"steps": 123},
+        metrics={"loss": 0.123456},
+        complete=False,
+    )
+    folder = tmp_path / "diffusion"
+    folder.mkdir()
+    (folder / CONFIG_FILE).write_text(config.to_json())
+    return folder, config
+
+
+def run(*words) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return int(exit_info.value.code or 0)
+
+
+def test_table_tells_what_it_is(artifact, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, config = artifact
+    assert run("info", folder) == 0
+    text = capsys.readouterr().out
+    for fact in ("diffusion", "factorized_unet", "width: 24", "liver", "[1.0, 1.0, 1.0]", "sampler.kind: ddim"):
+        assert fact in text
+    for fact in ("../autoencoder (aaaaaaaaaaaa)", "steps: 123", "loss: 0.1235", "has not finished", config.identity):
+        assert fact in text
+
+
+def test_json_is_the_config(artifact, capsys):
+    folder, config = artifact
+    assert run("info", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(config.to_json())
+
+
+def test_missing_artifact_is_one_sentence(tmp_path, capsys):
+    assert run("info", tmp_path / "none") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1

@@ -1,0 +1,115 @@
+"""The command line as a user meets it: help, errors, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from difftumor import __version__
+from difftumor.cli import app as cli_app
+from difftumor.cli import main
+from difftumor.cli.options import parse_names, parse_numbers
+from difftumor.errors import ConfigError
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(words)
+    code = exit_info.value.code
+    return 0 if code is None else int(code)
+
+
+def with_command(monkeypatch, error: BaseException) -> None:
+    def broken() -> None:
+        """Raise."""
+        raise error
+
+    monkeypatch.setattr(cli_app, "COMMANDS", {"broken": broken, "other": broken})
+
+
+def test_help_lists_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli_app.COMMANDS)
+    assert "--version" in text
+    assert "--debug" in text
+
+
+@pytest.mark.parametrize("name", list(cli_app.COMMANDS))
+def test_each_command_has_help(name, capsys):
+    assert run(name, "--help") == 0
+    assert f"difftumor {name}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"difftumor {__version__}"
+
+
+def test_unknown_command_and_option_are_wrong_usage(capsys):
+    assert run("nonsense") == 2
+    assert run("info", "--nonsense") == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_library_error_is_one_sentence_on_stderr(monkeypatch, capsys):
+    with_command(monkeypatch, ConfigError("--count is 0: give 1 or more."))
+    assert run("broken") == 1
+    streams = capsys.readouterr()
+    assert streams.err == "Error: --count is 0: give 1 or more.\n"
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize("words", [("--debug", "broken"), ("broken", "--debug")])
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, capsys, words):
+    with_command(monkeypatch, ConfigError("no."))
+    assert run(*words) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("Error: no.\n")
+
+
+def test_file_system_error_names_the_file(monkeypatch, capsys):
+    with_command(monkeypatch, PermissionError(13, "Permission denied", "/there"))
+    assert run("broken") == 1
+    assert capsys.readouterr().err == "Error: /there: permission denied.\n"
+
+
+def test_interrupt_exits_130(monkeypatch):
+    with_command(monkeypatch, KeyboardInterrupt())
+    assert run("broken") == 130
+
+
+def test_a_bug_is_not_disguised(monkeypatch):
+    with_command(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["broken"])
+
+
+def test_the_app_imports_nothing_heavy():
+    code = (
+        "import sys, difftumor.cli.app; "
+        "print(sorted({'torch', 'numpy', 'monai', 'scipy', 'nibabel', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_parse_names_keeps_order_and_drops_repeats():
+    assert parse_names(" b,a, b", option="--x", known=("a", "b")) == ("b", "a")
+
+
+@pytest.mark.parametrize("text", ["", " , ", "a,c"])
+def test_parse_names_refuses(text):
+    with pytest.raises(ConfigError, match=r"--x .* a, b"):
+        parse_names(text, option="--x", known=("a", "b"))
+
+
+def test_parse_numbers():
+    assert parse_numbers("1.5", float, option="--x", counts=(1, 3)) == (1.5,)
+    assert parse_numbers("1,2,3", int, option="--x", counts=(1, 3)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("text", ["1,2", "one", "", "1.5,2,3"])
+def test_parse_numbers_refuses(text):
+    with pytest.raises(ConfigError, match=r"--x .* 1 or 3"):
+        parse_numbers(text, int, option="--x", counts=(1, 3))

@@ -1,0 +1,45 @@
+# Everything runs from .venv, which is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "difftumor needs Python 3.11 or newer; choose one with make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "Python cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[test,lint]'
+	@touch $@
+
+install: $(INSTALLED) ## Make .venv and install difftumor in place, with test and lint tools
+
+demo: $(INSTALLED) ## Train all stages on a phantom, make tumors, write runs/demo/report.html [CT= ORGANS= ORGAN= LABEL=]
+	$(BIN)/python -m stages.demo $(if $(CT),--ct '$(CT)') $(if $(ORGANS),--organs '$(ORGANS)') \
+	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)')
+
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: $(INSTALLED) ## Run the tests that are not marked slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and builds; keeps .venv, runs and checkpoints
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""Curves and histograms as matplotlib figures, and figures as PNG.
+
+Figures are made without pyplot, so nothing is kept in global state.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from difftumor.files import written_whole
+
+CURVE_COLORS = ("#1f6fb4", "#d1602a", "#2f8f5b", "#8a5bb5", "#b58b00", "#5f6b76")
+
+
+def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
+    """Return a figure as PNG bytes, the same for the same figure (no date, no version in it)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path, *, dpi: int = 130) -> Path:
+    """Write a figure as PNG; the file is whole or absent. Makes the folder if needed."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(to_png(figure, dpi=dpi))
+    return path
+
+
+def curves(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    x_label: str = "step",
+    y_label: str = "loss",
+    log: bool = False,
+    smoothing: float = 0.0,
+    title: str | None = None,
+    inches: tuple[float, float] = (7.0, 3.6),
+) -> Figure:
+    """Draw named curves, such as losses over training steps.
+
+    Args:
+        series: Name to (x values, y values), each of one length. Values that are not finite are left out, and with
+            `log` those that are not positive too.
+        x_label: Name of the horizontal axis, with its unit.
+        y_label: Name of the vertical axis, with its unit.
+        log: Logarithmic vertical axis.
+        smoothing: Weight in [0, 1) of an exponential moving average; above 0 the raw curve is shown faintly behind it.
+            Curves of fewer than 50 points, such as validation losses, are left as they are: the average would lag.
+        title: Text above the axes.
+        inches: Width and height of the figure.
+
+    Raises:
+        ValueError: x and y of a curve differ in length, or smoothing is out of range.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing {smoothing} is not in [0, 1)")
+    figure, axes = _new_figure(inches, title)
+    for number, (name, (x_values, y_values)) in enumerate(series.items()):
+        x, y = np.asarray(x_values, np.float64), np.asarray(y_values, np.float64)
+        if x.shape != y.shape or x.ndim != 1:
+            raise ValueError(f"curve {name!r} has x of shape {x.shape} and y of shape {y.shape}")
+        keep = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log))
+        x, y = x[keep], y[keep]
+        color = CURVE_COLORS[number % len(CURVE_COLORS)]
+        # A single point draws no line.
+        marker = "o" if len(x) == 1 else None
+        if smoothing > 0 and len(y) >= 50:
+            axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+            y = _smoothed(y, smoothing)
+        axes.plot(x, y, color=color, linewidth=1.5, label=name, marker=marker, markersize=4)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _finish(axes, len(series))
+    return figure
+
+
+def histograms(
+    series: Mapping[str, ArrayLike],
+    *,
+    x_label: str,
+    bins: int = 60,
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+    inches: tuple[float, float] = (7.0, 3.2),
+) -> Figure:
+    """Draw the distributions of named values over common bins, each scaled to an area of 1.
+
+    Args:
+        series: Name to values of any shape; values that are not finite are left out.
+        x_label: Name of the horizontal axis, with its unit.
+        bins: Number of bins.
+        limits: Lowest and highest value shown; all values when None.
+        title: Text above the axes.
+        inches: Width and height of the figure.
+    """
+    values = {name: _finite(array) for name, array in series.items()}
+    filled = [array for array in values.values() if array.size]
+    if limits is None:
+        limits = (min(a.min() for a in filled), max(a.max() for a in filled)) if filled else (0.0, 1.0)
+    figure, axes = _new_figure(inches, title)
+    edges = np.histogram_bin_edges(np.empty(0), bins=bins, range=limits)
+    for number, (name, array) in enumerate(values.items()):
+        counts, _ = np.histogram(array, bins=edges)
+        density = counts / max(1, counts.sum()) / np.diff(edges)
+        color = CURVE_COLORS[number % len(CURVE_COLORS)]
+        axes.stairs(density, edges, color=color, linewidth=1.5, label=name)
+        axes.stairs(density, edges, color=color, alpha=0.12, fill=True)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("density")
+    _finish(axes, len(series))
+    return figure
+
+
+def _finite(values: ArrayLike) -> Any:
+    array = np.asarray(values, np.float64).ravel()
+    return array[np.isfinite(array)]
+
+
+def _smoothed(values: Sequence[float] | Any, weight: float) -> Any:
+    """Exponential moving average, corrected for its start at zero."""
+    average, out = 0.0, np.empty(len(values))
+    for index, value in enumerate(values):
+        average = weight * average + (1 - weight) * value
+        out[index] = average / (1 - weight ** (index + 1))
+    return out
+
+
+def _new_figure(inches: tuple[float, float], title: str | None) -> tuple[Figure, Any]:
+    figure = Figure(figsize=inches, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if title is not None:
+        axes.set_title(title, fontsize=11)
+    return figure, axes
+
+
+def _finish(axes: Any, count: int) -> None:
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    if count:
+        axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,154 @@
+"""Boxes of voxels, and grids of voxels in space."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Triple = tuple[int, int, int]
+
+# Two grids are one where no voxel center moves by more than this.
+_SAME_GRID_MM = 1e-2
+
+
+def triple(values: Any) -> Triple:
+    """Return three integers as a tuple.
+
+    Raises:
+        ValueError: There are not three.
+    """
+    if len(values) != 3:
+        raise ValueError(f"expected three numbers, got {values!r}")
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box of voxels.
+
+    Attributes:
+        start: First index per axis.
+        stop: One past the last index per axis; the box is empty where ``stop <= start`` on any axis.
+    """
+
+    start: Triple
+    stop: Triple
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", triple(self.start))
+        object.__setattr__(self, "stop", triple(self.stop))
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> "Box":
+        """Return the box that covers an array of this shape."""
+        return cls((0, 0, 0), triple(shape))
+
+    @classmethod
+    def around(cls, mask_XYZ: Array) -> "Box":
+        """Return the smallest box that holds every nonzero voxel; empty at the origin where there is none."""
+        start, stop = [0, 0, 0], [0, 0, 0]
+        occupied = np.asarray(mask_XYZ) != 0
+        for axis in range(3):
+            others = tuple(other for other in range(3) if other != axis)
+            indices = np.flatnonzero(occupied.any(axis=others))
+            if indices.size == 0:
+                return cls((0, 0, 0), (0, 0, 0))
+            start[axis], stop[axis] = int(indices[0]), int(indices[-1]) + 1
+        return cls(triple(start), triple(stop))
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels per axis, never negative."""
+        return triple([max(0, stop - start) for start, stop in zip(self.start, self.stop, strict=True)])
+
+    @property
+    def empty(self) -> bool:
+        """Whether the box holds no voxel."""
+        return 0 in self.shape
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Slices that cut the box from an array; negative starts are refused, clip the box first."""
+        if min(self.start) < 0:
+            raise ValueError(f"{self} begins before the array; clip it to the grid's shape first")
+        x, y, z = (slice(a, max(a, b)) for a, b in zip(self.start, self.stop, strict=True))
+        return x, y, z
+
+    def clipped(self, shape: Sequence[int]) -> "Box":
+        """Return the part of the box inside an array of this shape."""
+        start = [min(max(0, a), n) for a, n in zip(self.start, shape, strict=True)]
+        stop = [min(max(a, b), n) for a, b, n in zip(start, self.stop, shape, strict=True)]
+        return Box(triple(start), triple(stop))
+
+    def padded(self, margin: int | Sequence[int]) -> "Box":
+        """Return the box grown by ``margin`` voxels on every side (one number, or one per axis)."""
+        margins = (margin,) * 3 if isinstance(margin, int) else triple(margin)
+        start = [a - m for a, m in zip(self.start, margins, strict=True)]
+        stop = [b + m for b, m in zip(self.stop, margins, strict=True)]
+        return Box(triple(start), triple(stop))
+
+    def contains(self, other: "Box") -> bool:
+        """Whether every voxel of ``other`` lies in this box."""
+        inside = zip(self.start, self.stop, other.start, other.stop, strict=True)
+        return other.empty or all(a <= c and d <= b for a, b, c, d in inside)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an array lie in space.
+
+    Attributes:
+        shape: Voxels per axis.
+        affine: (4, 4) float64, voxel indices to RAS+ millimeters. Kept as a read-only copy.
+
+    Raises:
+        ValueError: The shape is not three positive numbers, or the affine cannot be inverted.
+    """
+
+    shape: Triple
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = triple(self.shape)
+        affine = np.array(self.affine, dtype=np.float64)
+        if min(shape) < 1:
+            raise ValueError(f"a grid needs at least one voxel per axis, got shape {shape}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError(f"an affine is a (4, 4) matrix of finite numbers, got\n{affine}")
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        # The determinant of the unit axes is the volume they span: 1 when square to each other, 0 when flat.
+        if not (lengths > 0).all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+            raise ValueError(f"the affine is singular: two voxel axes coincide or one has no length\n{affine}")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centers along each of the array's axes."""
+        x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
+    @property
+    def axcodes(self) -> str:
+        """Anatomical directions the axes point to, such as ``"RAS"`` or ``"LPS"``."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def matches(self, other: "Grid", tolerance_mm: float = _SAME_GRID_MM) -> bool:
+        """Whether both grids have one shape and no voxel center differs by more than ``tolerance_mm``."""
+        return self.shape == other.shape and self.displacement_mm(other) <= tolerance_mm
+
+    def displacement_mm(self, other: "Grid") -> float:
+        """Largest distance between the places that both affines give to a voxel of this grid."""
+        # An affine difference is largest at a corner.
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(3, -1)
+        difference = self.affine - other.affine
+        return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{value:.4g}" for value in self.spacing_mm)
+        return f"Grid({' x '.join(map(str, self.shape))} voxels of {spacing} mm, {self.axcodes})"

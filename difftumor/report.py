@@ -38,6 +38,7 @@ figcaption { margin-top: .4rem; max-width: 46rem; }
 caption { padding-bottom: .4rem; }
 table { border-collapse: collapse; font-size: .92rem; margin: .8rem 0; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid #e3e8ec; text-align: left; vertical-align: top; }
+td:not(.number) { min-width: 8rem; }
 th { border-bottom: 2px solid #b9c3cb; font-weight: 600; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .25rem 1.2rem; font-size: .95rem; }
@@ -55,8 +56,8 @@ pre, code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 @media print { .scroll { overflow: visible; } figure, table { break-inside: avoid; } }
 """
 
-# Narrower than this, the letters of a picture are too small: on a phone it is scrolled sideways instead.
-_LEAST_FIGURE_PX = 620
+# Shrunk further than this, the letters of a picture are too small: on a phone it is scrolled sideways instead.
+_LEAST_SCALE = 0.7
 
 
 class Report:
@@ -138,7 +139,7 @@ class Report:
         """
         png = to_png(picture, dpi=dpi) if isinstance(picture, Figure) else picture
         shown_px = round(_png_width(png) * 96 / dpi)
-        style = f"max-width: {shown_px}px; min-width: {min(shown_px, _LEAST_FIGURE_PX)}px"
+        style = f"max-width: {shown_px}px; min-width: {round(shown_px * _LEAST_SCALE)}px"
         data = base64.b64encode(png).decode("ascii")
         image = f'<img style="{style}" alt="{_escape(alt or caption)}" src="data:image/png;base64,{data}">'
         text = f"<figcaption>{_escape(caption)}</figcaption>"

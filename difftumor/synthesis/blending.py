@@ -1,0 +1,77 @@
+"""Blending: where and how strongly a tumor's texture replaces the healthy CT.
+
+DiffTumor and Hu et al. 2023, eq. (4): CT' = (1 − w) · CT + w · tumor, with w the tumor mask blurred by a Gaussian.
+"""
+
+import torch
+from torch import Tensor
+
+# The Gaussian ends here, in standard deviations: beyond, the weight is exactly 0 and the CT stays as it is.
+TRUNCATE = 4.0
+
+
+def blur_radius(sigma_voxels: float) -> int:
+    """Return how many voxels beyond the mask the blurred weight reaches."""
+    return int(TRUNCATE * sigma_voxels + 0.5)
+
+
+def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float) -> Tensor:
+    """Blur a mask with a Gaussian of ``sigma_voxels``, cut at ``TRUNCATE`` standard deviations.
+
+    At the border the mask is continued by reflection, so that a tumor cut by the border keeps its full weight there.
+
+    Args:
+        mask_XYZ: Boolean or 0/1 mask.
+        sigma_voxels: Standard deviation along every axis; 0 returns the mask itself.
+
+    Returns:
+        Weights in [0, 1], float32, same shape and device; exactly 0 beyond ``blur_radius`` of the mask.
+    """
+    weight = mask_XYZ.float()
+    occupied = mask_XYZ.nonzero()
+    radius = blur_radius(sigma_voxels)
+    if radius == 0 or len(occupied) == 0:
+        return weight
+    first, last = occupied.min(dim=0).values.tolist(), occupied.max(dim=0).values.tolist()
+    source = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    target = tuple(
+        slice(max(0, a - radius), min(size, b + radius + 1))
+        for a, b, size in zip(first, last, weight.shape, strict=True)
+    )
+    blurred = weight[source]
+    for axis in range(3):
+        rows = _gaussian_matrix(weight.shape[axis], sigma_voxels, radius)[target[axis], source[axis]]
+        blurred = torch.tensordot(blurred, rows.to(weight), dims=([0], [1]))  # the new axis comes last: a cyclic shift
+    result = torch.zeros_like(weight)
+    result[target] = blurred.clamp(0.0, 1.0)
+    return result
+
+
+def blend_change(healthy: Tensor, tumor: Tensor, weight: Tensor) -> Tensor:
+    """Return (1 − w) · healthy + w · tumor − healthy, that is w · (tumor − healthy), the change to be added.
+
+    Args:
+        healthy: CT limited to the window in which the texture is made, any unit.
+        tumor: Texture in the same unit.
+        weight: In [0, 1]; the change is exactly 0 where it is 0.
+    """
+    return torch.where(weight > 0, weight * (tumor - healthy), torch.zeros_like(healthy))
+
+
+def add_change(ct: Tensor, change: Tensor, halo: Tensor) -> Tensor:
+    """Add a change where the halo is; elsewhere the CT is returned bit by bit.
+
+    The change is added to the CT as it is, not to the CT limited to the window: bone and air keep their contrast.
+    """
+    return torch.where(halo, ct + change, ct)
+
+
+def _gaussian_matrix(size: int, sigma: float, radius: int) -> Tensor:
+    """Return the (size, size) matrix that blurs one axis, with the border reflected (d c b a | a b c d | d c b a)."""
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel /= kernel.sum()
+    rows = torch.arange(size).unsqueeze(1)
+    period = (rows + offsets) % (2 * size)
+    columns = torch.where(period < size, period, 2 * size - 1 - period)
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, columns, kernel.expand(size, -1).contiguous())

@@ -1,0 +1,231 @@
+"""Vector quantization with a codebook that follows an exponential moving average of the vectors assigned to it.
+
+Shapes: B batch, D numbers per code, Z, X, Y latent voxels, N = B·Z·X·Y vectors, K codes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difftumor.errors import ConfigError, TrainingError
+
+# Weight of the commitment loss in the published training.
+COMMITMENT_WEIGHT = 0.25
+# Keeps the average count of an unused code away from 0.
+COUNT_EPS = 1e-7
+# Repeated draws, where there are fewer vectors than codes, differ by this fraction of the vectors' deviation.
+JITTER = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What quantization gives.
+
+    Attributes:
+        embeddings: (B, D, Z, X, Y) nearest codes; the gradient passes straight through to the features.
+        indices: (B, Z, X, Y) int64 numbers of the codes.
+        commitment_loss: Scalar; pulls the features toward their codes.
+        perplexity: Scalar in [1, K]; how many codes the batch uses, as exp of the entropy of their frequencies.
+    """
+
+    embeddings: Tensor
+    indices: Tensor
+    commitment_loss: Tensor
+    perplexity: Tensor
+
+
+class Codebook(nn.Module):
+    """Codes that follow an exponential moving average (EMA) of the vectors nearest to them.
+
+    The forward pass changes nothing; training calls `initialize` once, on the features of its first batch, and
+    `update` after each step. Both draw from the generator handed in, and both leave all ranks of a distributed run
+    with the same codes.
+
+    Args:
+        codes: Number of codes, K.
+        dimensions: Numbers per code, D.
+        decay: Decay of the moving averages, in [0, 1).
+        restart_below: A code whose average count per batch falls under this restarts at a random vector of the
+            batch; 0 turns restarts off.
+        search_chunk: Vectors compared with all codes at once; bounds the memory of the search to
+            ``search_chunk · K`` float32 numbers.
+
+    Attributes:
+        embeddings: (K, D) codes.
+        N: (K,) average number of vectors per batch assigned to each code; all zero until the codebook is initialized.
+        z_avg: (K, D) average sum of these vectors.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+
+    embeddings: Tensor
+    N: Tensor
+    z_avg: Tensor
+
+    def __init__(
+        self,
+        *,
+        codes: int,
+        dimensions: int,
+        decay: float = 0.99,
+        restart_below: float = 1.0,
+        search_chunk: int = 1024,
+    ) -> None:
+        super().__init__()
+        if min(codes, dimensions, search_chunk) < 1:
+            raise ConfigError(
+                f"codes {codes}, dimensions {dimensions} and search_chunk {search_chunk} must be positive."
+            )
+        if not 0 <= decay < 1:
+            raise ConfigError(f"codebook decay {decay} must be in [0, 1).")
+        self.codes = codes
+        self.dimensions = dimensions
+        self.decay = decay
+        self.restart_below = restart_below
+        self.search_chunk = search_chunk
+        self.register_buffer("embeddings", torch.zeros(codes, dimensions))
+        self.register_buffer("N", torch.zeros(codes))
+        self.register_buffer("z_avg", torch.zeros(codes, dimensions))
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether no batch has initialized the codes yet; part of the saved state, since counts are then all zero."""
+        return not bool(self.N.any())
+
+    @torch.no_grad()
+    def nearest(self, features_BCZXY: Tensor) -> Tensor:
+        """Return the numbers (B, Z, X, Y), int64, of the codes nearest to features (B, D, Z, X, Y)."""
+        vectors_ND = self._vectors(features_BCZXY)
+        with torch.autocast(features_BCZXY.device.type, enabled=False):
+            squares_1K = self.embeddings.square().sum(1)[None]
+            codes_DK = _for_product(self.embeddings, left=False).T
+            # ‖x − e‖² = ‖x‖² − 2 x·e + ‖e‖², and ‖x‖² is the same for all codes.
+            found = [
+                torch.addmm(squares_1K, _for_product(part, left=True), codes_DK, alpha=-2).argmin(1)
+                for part in vectors_ND.split(self.search_chunk)
+            ]
+        batch, _, *size = features_BCZXY.shape
+        return torch.cat(found).view(batch, *size)
+
+    def lookup(self, indices_BZXY: Tensor) -> Tensor:
+        """Return the codes (B, D, Z, X, Y) with the given numbers (B, Z, X, Y)."""
+        return F.embedding(indices_BZXY, self.embeddings).movedim(-1, 1).contiguous()
+
+    def forward(self, features_BCZXY: Tensor) -> Quantized:
+        """Quantize features (B, D, Z, X, Y)."""
+        indices = self.nearest(features_BCZXY)
+        codes = self.lookup(indices)
+        # The sum is exactly the code; only the gradient is that of the features.
+        embeddings = codes + (features_BCZXY - features_BCZXY.detach()) if features_BCZXY.requires_grad else codes
+        frequencies = torch.bincount(indices.flatten(), minlength=self.codes) / indices.numel()
+        return Quantized(
+            embeddings=embeddings,
+            indices=indices,
+            commitment_loss=COMMITMENT_WEIGHT * F.mse_loss(features_BCZXY.float(), codes),
+            perplexity=torch.special.entr(frequencies).sum().exp(),
+        )
+
+    @torch.no_grad()
+    def initialize(self, features_BCZXY: Tensor, *, generator: torch.Generator) -> None:
+        """Place every code on a random vector of the batch (of all ranks' batches).
+
+        Args:
+            features_BCZXY: (B, D, Z, X, Y) encoder output.
+            generator: CPU generator.
+        """
+        self.embeddings.copy_(self._candidates(self._vectors(features_BCZXY), generator))
+        self.z_avg.copy_(self.embeddings)
+        self.N.fill_(1)
+
+    @torch.no_grad()
+    def update(self, features_BCZXY: Tensor, indices_BZXY: Tensor, *, generator: torch.Generator) -> None:
+        """Move the codes toward the vectors assigned to them and restart those that are hardly used.
+
+        Args:
+            features_BCZXY: (B, D, Z, X, Y) encoder output.
+            indices_BZXY: (B, Z, X, Y) what `nearest` gave for it.
+            generator: CPU generator for the restarts.
+
+        Raises:
+            TrainingError: The codebook has not been initialized.
+        """
+        if self.needs_init:
+            raise TrainingError("the codebook is empty; call initialize on the features of the first batch.")
+        vectors_ND, indices_N = self._vectors(features_BCZXY), indices_BZXY.flatten()
+        counts_K = torch.bincount(indices_N, minlength=self.codes).to(self.N)
+        sums_KD = torch.zeros_like(self.z_avg).index_add_(0, indices_N, vectors_ND)
+        _sum_over_ranks(counts_K, sums_KD)
+        self.N.lerp_(counts_K, 1 - self.decay)
+        self.z_avg.lerp_(sums_KD, 1 - self.decay)
+        # Additive smoothing of the counts that keeps their total.
+        total = self.N.sum()
+        smoothed_K = (self.N + COUNT_EPS) / (total + self.codes * COUNT_EPS) * total
+        self.embeddings.copy_(self.z_avg / smoothed_K[:, None])
+        if self.restart_below > 0:
+            self._restart(vectors_ND, generator)
+
+    def _restart(self, vectors_ND: Tensor, generator: torch.Generator) -> None:
+        """Give codes with low average counts a new place, and a count of 1 to live on, as after `initialize`."""
+        candidates_KD = self._candidates(vectors_ND, generator)
+        dead_K = self.N.lt(self.restart_below)
+        self.embeddings.copy_(torch.where(dead_K[:, None], candidates_KD, self.embeddings))
+        self.z_avg.copy_(torch.where(dead_K[:, None], candidates_KD, self.z_avg))
+        self.N.masked_fill_(dead_K, 1)
+
+    def _vectors(self, features_BCZXY: Tensor) -> Tensor:
+        """Return the features as (N, D) float32; a view where the memory format allows it."""
+        if features_BCZXY.ndim != 5 or features_BCZXY.shape[1] != self.dimensions:
+            raise ConfigError(
+                f"features of shape {tuple(features_BCZXY.shape)} don't fit the codebook; "
+                f"it takes (B, {self.dimensions}, Z, X, Y)."
+            )
+        return features_BCZXY.detach().movedim(1, -1).reshape(-1, self.dimensions).float()
+
+    def _candidates(self, vectors_ND: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (K, D) random vectors of the batch, the same on all ranks: each rank contributes every world-th."""
+        count = len(vectors_ND)
+        repeats = -(-self.codes // count)
+        order_K = torch.cat([torch.randperm(count, generator=generator) for _ in range(repeats)])[: self.codes]
+        candidates_KD = vectors_ND[order_K.to(vectors_ND.device)]
+        if repeats > 1:
+            noise = torch.randn(self.codes - count, self.dimensions, generator=generator).to(candidates_KD)
+            candidates_KD[count:] += JITTER * vectors_ND.std(0, correction=0) * noise
+        if _world_size() > 1:
+            mine_K = torch.arange(self.codes, device=candidates_KD.device) % _world_size() == dist.get_rank()
+            candidates_KD = torch.where(mine_K[:, None], candidates_KD, 0)
+            _sum_over_ranks(candidates_KD)
+        return candidates_KD
+
+
+def _for_product(x_ND: Tensor, *, left: bool) -> Tensor:
+    """Prepare a factor so that its product keeps float32 accuracy where the GPU rounds factors to TF32.
+
+    TF32 keeps 10 bits of the mantissa. With x = high + low, where high has no more bits than that,
+    x·e ≈ high·high + high·low + low·high, which one product of three times the inner size sums up. On the CPU the
+    factors are left alone.
+    """
+    if x_ND.device.type != "cuda":
+        return x_ND
+    high, low = split_mantissa(x_ND)
+    return torch.cat([high, high, low] if left else [high, low, high], dim=1)
+
+
+def split_mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split float32 numbers exactly into high + low, where high has only 10 bits of mantissa."""
+    high = (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+    return high, x - high
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _sum_over_ranks(*tensors: Tensor) -> None:
+    """Sum tensors over all ranks, in place; nothing outside a distributed run."""
+    if _world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)

@@ -1,0 +1,186 @@
+"""The segmenters, built by MONAI: U-Net, nnU-Net and Swin UNETR.
+
+All map (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z). State-dict names are MONAI's own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from inspect import signature
+from math import prod
+from types import MappingProxyType
+from typing import Any, Literal
+
+from monai.networks.nets import DynUNet, SwinUNETR, UNet
+from torch import Tensor, nn
+
+from difftumor.errors import ConfigError
+
+SegmenterName = Literal["unet", "nnunet", "swinunetr"]
+# Channels after the patch embedding.
+SWIN_FEATURE_SIZES: Mapping[str, int] = MappingProxyType({"tiny": 12, "small": 24, "base": 48})
+# Swin UNETR halves the size five times.
+SWIN_DIVISOR = 32
+
+
+def build_unet(
+    *,
+    in_channels: int = 1,
+    classes: int = 3,
+    channels: Sequence[int] = (16, 32, 64, 128, 256),
+    residual_units: int = 2,
+) -> nn.Module:
+    """Return MONAI's residual U-Net.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        channels: Channels of every level; each level after the first halves the size.
+        residual_units: Convolutions per residual block.
+
+    Raises:
+        ConfigError: Fewer than two levels, or a channel count that isn't positive.
+    """
+    _check_channels("unet", channels)
+    network = UNet(
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=classes,
+        channels=tuple(channels),
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=residual_units,
+    )
+    return _checking(network, name="unet", in_channels=in_channels, divisor=2 ** (len(channels) - 1))
+
+
+def build_nnunet(
+    *,
+    in_channels: int = 1,
+    classes: int = 3,
+    channels: Sequence[int] = (32, 64, 128, 256, 320),
+    strides: Sequence[int] = (1, 2, 2, 2, 2),
+    affine_norm: bool = False,
+) -> nn.Module:
+    """Return MONAI's DynUNet with 3³ kernels and instance norm, without deep supervision.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        channels: Channels of every level.
+        strides: Stride of every level, as many as channels.
+        affine_norm: Whether the instance norms have gains and offsets; the published ones have none.
+
+    Raises:
+        ConfigError: Fewer than three levels, strides that don't fit the channels, or numbers that aren't positive.
+    """
+    _check_channels("nnunet", channels, minimum=3)
+    if len(strides) != len(channels) or min(strides) < 1:
+        raise ConfigError(f"nnunet strides {list(strides)} must be {len(channels)} positive numbers, one per level.")
+    network = DynUNet(
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=classes,
+        kernel_size=[[3] * 3] * len(channels),
+        strides=[[stride] * 3 for stride in strides],
+        upsample_kernel_size=[[stride] * 3 for stride in strides[1:]],
+        filters=list(channels),
+        norm_name=("INSTANCE", {"affine": affine_norm}),
+        deep_supervision=False,
+    )
+    return _checking(network, name="nnunet", in_channels=in_channels, divisor=prod(strides))
+
+
+def build_swinunetr(
+    *,
+    in_channels: int = 1,
+    classes: int = 3,
+    size: Literal["tiny", "small", "base"] = "base",
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    gradient_checkpointing: bool = False,
+) -> nn.Module:
+    """Return MONAI's Swin UNETR.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        size: "tiny" (4.1 M parameters), "small" (15.7 M) or "base" (62.2 M).
+        depths: Transformer blocks of the four levels.
+        heads: Attention heads of the four levels; each must divide that level's channels.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+
+    Raises:
+        ConfigError: An unknown size, or depths and heads that don't fit.
+    """
+    if size not in SWIN_FEATURE_SIZES:
+        raise ConfigError(f"swinunetr size {size!r} is unknown; choose one of {', '.join(SWIN_FEATURE_SIZES)}.")
+    width = SWIN_FEATURE_SIZES[size]
+    if len(depths) != 4 or len(heads) != 4 or min(*depths, *heads) < 1:
+        raise ConfigError(
+            f"swinunetr depths {list(depths)} and heads {list(heads)} must be four positive numbers each."
+        )
+    if any((width * 2**level) % count for level, count in enumerate(heads)):
+        raise ConfigError(f"swinunetr heads {list(heads)} don't divide the channels {width}, doubled per level.")
+    network = SwinUNETR(
+        in_channels=in_channels,
+        out_channels=classes,
+        feature_size=width,
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        use_checkpoint=gradient_checkpointing,
+    )
+    return _checking(network, name="swinunetr", in_channels=in_channels, divisor=SWIN_DIVISOR)
+
+
+SEGMENTERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"unet": build_unet, "nnunet": build_nnunet, "swinunetr": build_swinunetr}
+)
+
+
+def build_segmenter(name: SegmenterName, **options: Any) -> nn.Module:
+    """Return the segmenter with the given name; the defaults are the published sizes.
+
+    Args:
+        name: One of `SEGMENTERS`.
+        **options: What that segmenter's builder takes.
+
+    Raises:
+        ConfigError: The name or an option is unknown, or an option is out of its range.
+    """
+    if name not in SEGMENTERS:
+        raise ConfigError(f"segmenter {name!r} is unknown; choose one of {', '.join(SEGMENTERS)}.")
+    known = signature(SEGMENTERS[name]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"segmenter {name} has no option {', '.join(unknown)}; it takes {', '.join(known)}.")
+    in_channels, classes = options.get("in_channels", 1), options.get("classes", 3)
+    if min(in_channels, classes) < 1:
+        raise ConfigError(f"segmenter {name}: in_channels {in_channels} and classes {classes} must be positive.")
+    return SEGMENTERS[name](**options)
+
+
+def _check_channels(name: str, channels: Sequence[int], minimum: int = 2) -> None:
+    if len(channels) < minimum or min(channels) < 1:
+        raise ConfigError(
+            f"{name} channels {list(channels)} must be at least {minimum} positive numbers, one per level."
+        )
+
+
+def _checking(network: nn.Module, *, name: str, in_channels: int, divisor: int) -> nn.Module:
+    """Have the network refuse inputs that it can't take, without a wrapper that would rename its weights."""
+    network.register_forward_pre_hook(partial(_check_input, name=name, in_channels=in_channels, divisor=divisor))
+    return network
+
+
+def _check_input(_: nn.Module, inputs: tuple[Tensor, ...], *, name: str, in_channels: int, divisor: int) -> None:
+    shape = tuple(inputs[0].shape)
+    if len(shape) != 5 or shape[1] != in_channels:
+        raise ConfigError(f"segmenter {name} takes (B, {in_channels}, X, Y, Z), not {shape}.")
+    if any(size < 1 or size % divisor for size in shape[2:]):
+        raise ConfigError(
+            f"segmenter {name} takes sizes that are multiples of {divisor}, not {shape[2:]}; crop or pad."
+        )
+    # Instance norm has nothing to normalize over in a single voxel.
+    if max(shape[2:]) == divisor:
+        raise ConfigError(
+            f"segmenter {name} needs more than {divisor} voxels along one axis at least, not {shape[2:]}."
+        )

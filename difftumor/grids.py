@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+
+from difftumor.errors import GridMismatchError
 
 Array = NDArray[Any]
 Triple = tuple[int, int, int]
@@ -152,3 +155,26 @@ class Grid:
     def __repr__(self) -> str:
         spacing = " x ".join(f"{value:.4g}" for value in self.spacing_mm)
         return f"Grid({' x '.join(map(str, self.shape))} voxels of {spacing} mm, {self.axcodes})"
+
+
+def compare_grids(a: Grid, b: Grid, path_a: Path, path_b: Path) -> None:
+    """Check that two files share a grid: one shape, and no voxel center more than 0.01 mm apart.
+
+    Raises:
+        GridMismatchError: They don't; the message names both files and what differs.
+    """
+    if a.shape != b.shape:
+        difference = f"shape {a.shape} against {b.shape}"
+    elif a.matches(b):
+        return
+    elif a.axcodes != b.axcodes:
+        difference = f"orientation {a.axcodes} against {b.axcodes}"
+    elif not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-4):
+        difference = f"spacing {_millimeters(a.spacing_mm)} against {_millimeters(b.spacing_mm)} mm"
+    else:
+        difference = f"affine, which puts voxels up to {a.displacement_mm(b):.3g} mm apart"
+    raise GridMismatchError(f"{path_a} and {path_b} differ in {difference}; resample one onto the grid of the other.")
+
+
+def _millimeters(spacing: tuple[float, float, float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in spacing)

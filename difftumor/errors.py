@@ -39,3 +39,7 @@ class SynthesisError(DiffTumorError):
 
 class TrainingError(DiffTumorError):
     """A training run cannot start or go on."""
+
+
+class ShapeError(DiffTumorError):
+    """A tensor's shape does not fit the network it is given to."""

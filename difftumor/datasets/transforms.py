@@ -1,0 +1,242 @@
+"""From a case on disk to a crop: loading into model space, seeded random transforms, seeded order.
+
+Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCropd
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from difftumor.datasets.cases import Case
+from difftumor.organs import OrganLabels
+from difftumor.seeding import derive_seed, torch_generator
+from difftumor.spaces import ModelSpace
+from difftumor.volume import check_same_grid, read_ct, read_labels
+
+AIR_HU = -1024.0
+# As many candidate centers per case are plenty for crops, and keep a cached case small.
+CENTERS = 65_536
+Item = dict[str, Any]
+
+
+def load_case(case: Case, labels: OrganLabels | None, *, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> Item:
+    """Read a case and bring it into model space.
+
+    Args:
+        case: What to read.
+        labels: Which label values are organ and tumor; None counts every label above 0 as organ.
+        spacing_mm: Voxel size of model space, along X, Y, Z.
+
+    Returns:
+        ``ct`` float32 HU (1, X, Y, Z); ``labels`` uint8 (1, X, Y, Z) of 0 background, 1 organ, 2 tumor, all 0 where the
+        case has none; ``case`` its id.
+
+    Raises:
+        VolumeError: A file cannot be used, or image and labels lie on different grids.
+    """
+    ct = read_ct(case.image)
+    space = ModelSpace(ct.grid, spacing_mm)
+    ct_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(ct.data, kind="image")))[None]
+    labels_CXYZ = torch.zeros(ct_CXYZ.shape, dtype=torch.uint8)
+    if case.labels is not None:
+        stored = read_labels(case.labels)
+        check_same_grid(ct, stored)
+        standard = (stored.data > 0).astype(np.uint8) if labels is None else labels.to_standard(stored.data)
+        labels_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(standard, kind="labels")))[None]
+    return {"ct": ct_CXYZ, "labels": labels_CXYZ, "case": case.id}
+
+
+def pad_to(item: Item, crop: Sequence[int]) -> Item:
+    """Surround a case that is smaller than the crop with air and background, evenly on both sides.
+
+    Args:
+        item: With ``ct`` in HU and ``labels``, (1, X, Y, Z).
+        crop: Voxels along X, Y, Z that the result has at least.
+
+    Returns:
+        A new item; the volumes are the same objects where nothing was missing.
+    """
+    missing = [max(0, wanted - size) for wanted, size in zip(crop, item["ct"].shape[1:], strict=True)]
+    if not any(missing):
+        return dict(item)
+    sides = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]
+    return {
+        **item,
+        "ct": torch.nn.functional.pad(item["ct"], sides, value=AIR_HU),
+        "labels": torch.nn.functional.pad(item["labels"], sides, value=0),
+    }
+
+
+def with_centers(item: Item, limit: int = CENTERS) -> Item:
+    """Add ``foreground`` and ``background``: flat indices of voxels that crops may be centered on.
+
+    Args:
+        item: With ``labels`` (1, X, Y, Z).
+        limit: At most so many of each, evenly spaced.
+
+    Returns:
+        A new item.
+    """
+    flat = item["labels"].numpy().ravel()
+    foreground = np.flatnonzero(flat)
+    anywhere = np.linspace(0, flat.size - 1, min(flat.size, 2 * limit)).astype(np.int64)
+    background = anywhere[flat[anywhere] == 0]
+    return {**item, "foreground": _thinned(foreground, limit), "background": _thinned(background, limit)}
+
+
+def _thinned(indices: np.ndarray, limit: int) -> np.ndarray:
+    if len(indices) <= limit:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, limit).astype(np.int64)]
+
+
+class RandomCrop(Randomizable):
+    """Cut a crop whose center is a labelled voxel in ``foreground_ratio`` of ``foreground_ratio + 1`` cases.
+
+    A case without labels is cut anywhere. The item passes through ``pad_to`` and ``with_centers`` first.
+
+    Args:
+        crop: Voxels along X, Y, Z.
+        foreground_ratio: Crops around labelled voxels per crop around another one.
+    """
+
+    def __init__(self, crop: Sequence[int], *, foreground_ratio: float) -> None:
+        keys = ("ct", "labels")
+        self.around = RandCropByPosNegLabeld(
+            keys,
+            label_key="labels",
+            spatial_size=tuple(crop),
+            pos=foreground_ratio,
+            neg=1.0,
+            fg_indices_key="foreground",
+            bg_indices_key="background",
+        )
+        self.anywhere = RandSpatialCropd(keys, roi_size=tuple(crop), random_size=False)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandomCrop:
+        """Seed both ways of cropping."""
+        self.around.set_random_state(seed, state)
+        self.anywhere.set_random_state(seed, state)
+        return self
+
+    def __call__(self, item: Mapping[str, Any]) -> Item:
+        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and what else the item holds but the centers."""
+        if len(item["foreground"]) and len(item["background"]):
+            cut = self.around(item)[0]
+        else:
+            cut = self.anywhere({k: v for k, v in item.items() if k not in ("foreground", "background")})
+        # MONAI returns tensors with metadata that view the cached volume.
+        return {k: v.as_tensor().clone() if hasattr(v, "as_tensor") else v for k, v in cut.items()}
+
+
+class SeededDataset(Dataset[Item]):
+    """Cases through deterministic loading, which is cached, and random transforms, which depend on the key alone.
+
+    A sample is the same whatever the worker, rank, batch size or number of interruptions.
+
+    Args:
+        cases: What to read.
+        load: Reads a case; everything deterministic belongs here.
+        transform: Applied last; seeded anew for every sample when it is a MONAI ``Randomizable``.
+        seed: Randomness derives from it.
+        cache_rate: Share of the loaded cases kept in memory, 0 to 1.
+        cache_workers: Threads that fill the cache.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        load: Callable[[Case], Item],
+        transform: Callable[[Item], Item],
+        seed: int,
+        cache_rate: float = 0.0,
+        cache_workers: int = 1,
+    ) -> None:
+        # The transform is the loader alone, and MONAI's cache hands its result out without a copy.
+        self.loaded = CacheDataset(
+            list(cases), load, cache_rate=cache_rate, num_workers=max(1, cache_workers), progress=False
+        )
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.loaded)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Item:
+        """Return the sample of ``(epoch, index)``; a plain index means epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if isinstance(self.transform, Randomizable):
+            seed = derive_seed(self.seed, "epoch", epoch, "sample", index)
+            self.transform.set_random_state(seed=seed % 2**32)
+        return self.transform(self.loaded[index])
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """An endless series of shuffled passes over the data set, of which an epoch is a window.
+
+    An epoch may so be longer or shorter than the data set; every pass sees every case once. Ranks take turns.
+
+    Args:
+        size: Number of cases.
+        samples_per_epoch: Length of the window, over all ranks; None means one pass.
+        seed: The order derives from it.
+        rank: This process.
+        world_size: Number of processes.
+        shuffle: False keeps the order of the cases.
+        fixed: True yields the first epoch again and again, as validation wants it.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        fixed: bool = False,
+    ) -> None:
+        if size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"a sampler needs cases and a rank below the world size, got {size}, {rank}, {world_size}")
+        self.size = size
+        self.samples_per_epoch = size if samples_per_epoch is None else samples_per_epoch
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.fixed = fixed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move the window; called by Lightning."""
+        if not self.fixed:
+            self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Samples of this rank per epoch."""
+        return len(range(self.rank, self.samples_per_epoch, self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (pass over the data set, index of the case)."""
+        start = self.epoch * self.samples_per_epoch
+        orders: dict[int, Tensor] = {}
+        for position in range(start + self.rank, start + self.samples_per_epoch, self.world_size):
+            number, place = divmod(position, self.size)
+            if number not in orders:
+                orders = {number: self._order(number)}
+            yield number, int(orders[number][place])
+
+    def _order(self, number: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.size)
+        return torch.randperm(self.size, generator=torch_generator(self.seed, "order", "pass", number))

@@ -1,0 +1,112 @@
+"""Checkpoint, best artifact so far, and a line per epoch for logs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
+
+from stages.module import StageModule
+
+LAST = "last.ckpt"
+
+
+class KeepLastAndBest(Checkpoint):
+    """At the end of epochs, write ``last.ckpt`` whole or not at all, and export the best network so far.
+
+    A Lightning ``ModelCheckpoint`` replaces its file in two steps when temporary files lie on another file system;
+    here the new file is a sibling that takes the old one's place.
+
+    Args:
+        folder: The run's folder.
+        every_n_epochs: How often ``last.ckpt`` is written; the last epoch always is.
+        best: Folder of the best artifact.
+        monitor: Validation metric that decides, or None.
+        mode: Whether less or more is better.
+        training: Provenance recorded in the best artifact.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_n_epochs: int,
+        best: Path,
+        monitor: str | None,
+        mode: Literal["min", "max"],
+        training: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.every_n_epochs = every_n_epochs
+        self.best = best
+        self.monitor = monitor
+        self.mode = mode
+        self.training = dict(training)
+        self.best_score: float | None = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep what this epoch has reached; validation has run before."""
+        assert isinstance(pl_module, StageModule)
+        self._keep_best(trainer, pl_module)
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.received_sigterm:
+            temporary = self.folder / f".{LAST}.new"
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.folder / LAST)
+            trainer.strategy.barrier("last.ckpt")
+
+    def _keep_best(self, trainer: pl.Trainer, module: StageModule) -> None:
+        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        if not better:
+            return
+        self.best_score = score
+        if trainer.is_global_zero:
+            training = {**self.training, **progress(trainer, module)}
+            module.export(self.best, complete=False, training=training, metrics=validation_metrics(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score, so that a resumed run does not take a worse network for the best."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score."""
+        self.best_score = state_dict["best_score"]
+
+
+class EpochLine(Callback):
+    """Print one line per epoch, for logs in which a progress bar is unreadable."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch and the metrics of the progress bar."""
+        assert isinstance(pl_module, StageModule)
+        shown = {k: v for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if trainer.is_global_zero:
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {pl_module.steps_done}  {metrics}")
+
+
+def progress_display(wanted: bool) -> list[Callback]:
+    """Return a rich progress bar on a terminal and one line per epoch elsewhere; nothing when not wanted."""
+    if not wanted:
+        return []
+    bar: ProgressBar = RichProgressBar(leave=True)
+    return [bar] if sys.stdout.isatty() else [EpochLine()]
+
+
+def progress(trainer: pl.Trainer, module: StageModule) -> dict[str, int]:
+    """How far the run is, for the provenance of artifacts."""
+    return {"steps": module.steps_done, "world_size": trainer.world_size}
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Return the metrics of the latest validation."""
+    return {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}

@@ -1,0 +1,187 @@
+"""Data modules' shared parts: the list of cases from ``data.root``, loaders in a seeded order, and random crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from difftumor.datasets.cases import Case, CaseList, read_cases
+from difftumor.datasets.integrity import check_cases
+from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
+from difftumor.errors import ConfigError
+from difftumor.seeding import derive_seed, torch_generator
+
+
+def read_root(root: Any) -> CaseList:
+    """Read the cases of ``data.root`` and check their headers, before anything is loaded.
+
+    Raises:
+        ConfigError: ``data.root`` is not set.
+        CaseListError: It is missing, malformed or empty, or files are missing or do not fit together.
+    """
+    if root is None:
+        raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
+    cases = read_cases(Path(str(root)))
+    check_cases(cases.cases)
+    return cases
+
+
+def check_sizes(data: Any, *, multiple: int) -> None:
+    """Check the options that all stages have under ``data``.
+
+    Args:
+        data: Settings with ``crop``, ``spacing_mm``, ``num_workers`` and ``cache_rate``.
+        multiple: Crops must be multiples of this, or the networks' down- and up-sampling would not meet.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    if len(data.crop) != 3 or any(not isinstance(n, int) or n < multiple or n % multiple for n in data.crop):
+        raise ConfigError(f"data.crop is {list(data.crop)}: give three multiples of {multiple}.")
+    if len(data.spacing_mm) != 3 or any(not n > 0 for n in data.spacing_mm):
+        raise ConfigError(f"data.spacing_mm is {list(data.spacing_mm)}: give three numbers of millimeters above 0.")
+    if not isinstance(data.num_workers, int) or data.num_workers < 0:
+        raise ConfigError(f"data.num_workers is {data.num_workers!r}: give 0 or more.")
+    if not 0 <= data.cache_rate <= 1:
+        raise ConfigError(f"data.cache_rate is {data.cache_rate!r}: give a share from 0 to 1.")
+
+
+def seeded_loader(
+    dataset: SeededDataset,
+    *,
+    trainer: pl.Trainer,
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    samples_per_epoch: int | None = None,
+    training: bool = True,
+    fixed: bool = False,
+) -> DataLoader[Item]:
+    """Make a loader whose order depends on seed and epoch alone.
+
+    Args:
+        dataset: What to draw from.
+        trainer: Knows rank, world size and, when resuming, the epoch to start with.
+        seed: The order derives from it.
+        batch_size: Samples per batch on this rank.
+        num_workers: Processes that load; 0 loads in this one.
+        samples_per_epoch: Over all ranks; None means every case once.
+        training: Shuffles, and drops an incomplete batch.
+        fixed: Repeats the first epoch for ever.
+    """
+    sampler = SeededSampler(
+        len(dataset),
+        samples_per_epoch=samples_per_epoch,
+        seed=seed,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        shuffle=training,
+        fixed=fixed or not training,
+    )
+    # Workers fetch their first batches before Lightning sets the epoch of a resumed run.
+    sampler.set_epoch(trainer.current_epoch)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=training,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        # Otherwise the loader would take its workers' seeds from the global generator.
+        generator=torch_generator(seed, "loader"),
+    )
+
+
+class CropData(pl.LightningDataModule):
+    """Random crops for training, a fixed set of crops for validation.
+
+    Args:
+        train: Cases to train on.
+        validation: Cases to validate on; may be empty.
+        load: Reads a case; see ``SeededDataset``.
+        transform: Random transforms; see ``SeededDataset``.
+        seed: Everything random derives from it.
+        batch_size: Crops per step on each rank.
+        steps_per_epoch: Length of an epoch.
+        validation_crops: Crops of a validation, over all ranks.
+        num_workers: Loading processes per rank.
+        cache_rate: Share of the cases kept in memory.
+        overfit: Repeats the crops of the first epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Sequence[Case],
+        validation: Sequence[Case],
+        load: Callable[[Case], Item],
+        transform: Callable[[Item], Item],
+        seed: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        validation_crops: int,
+        num_workers: int = 0,
+        cache_rate: float = 0.0,
+        overfit: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train = tuple(train)
+        self.validation = tuple(validation)
+        self.load = load
+        self.transform = transform
+        self.seed = seed
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.validation_crops = validation_crops
+        self.num_workers = num_workers
+        self.cache_rate = cache_rate
+        self.overfit = overfit
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fill the caches."""
+        self.train_set = self._dataset(self.train, "training")
+        self.validation_set = self._dataset(self.validation, "validation")
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Return the loader of random crops."""
+        assert self.trainer is not None
+        return seeded_loader(
+            self.train_set,
+            trainer=self.trainer,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            samples_per_epoch=self.steps_per_epoch * self.batch_size * self.trainer.world_size,
+            fixed=self.overfit,
+        )
+
+    def val_dataloader(self) -> DataLoader[Item] | list[Any]:
+        """Return the loader of the fixed crops; empty where no case is held out."""
+        assert self.trainer is not None
+        if not self.validation or not self.validation_crops:
+            return []
+        return seeded_loader(
+            self.validation_set,
+            trainer=self.trainer,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            samples_per_epoch=self.validation_crops,
+            training=False,
+        )
+
+    def _dataset(self, cases: Sequence[Case], part: str) -> SeededDataset:
+        return SeededDataset(
+            cases,
+            load=self.load,
+            transform=self.transform,
+            seed=derive_seed(self.seed, part),
+            cache_rate=self.cache_rate,
+            cache_workers=self.num_workers,
+        )

@@ -1,0 +1,86 @@
+"""What the LightningModules of all stages share: a count of steps, noise that resuming repeats, refusal of NaN."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from difftumor.errors import TrainingError
+from difftumor.seeding import Key, derive_seed, torch_generator
+
+
+class StageModule(pl.LightningModule, ABC):
+    """Base of the stages.
+
+    Subclasses that override ``on_train_batch_end``, ``on_save_checkpoint`` or ``on_load_checkpoint`` call ``super()``.
+
+    Args:
+        seed: Everything random in the run derives from it.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        # Lightning's global_step counts optimizers, not steps, under manual optimization; this one counts batches.
+        self.steps_done = 0
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The module whose weights the artifact holds."""
+
+    @abstractmethod
+    def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write the artifact.
+
+        Args:
+            path: Folder of the artifact.
+            complete: False for the best so far of a run that goes on.
+            training: Provenance to record.
+            metrics: Validation metrics to record.
+        """
+
+    def step_generator(self, *keys: Key) -> torch.Generator:
+        """Return a CPU generator for this step on this rank; it depends on (seed, step, rank, keys) alone."""
+        rank = self.global_rank if self._trainer is not None else 0
+        return torch_generator(self.seed, "step", self.steps_done, "rank", rank, *keys)
+
+    def check_finite(self, losses: Mapping[str, Tensor]) -> None:
+        """Stop the run before the optimizer takes a step on NaN or infinity.
+
+        Raises:
+            TrainingError: Names the loss, the step and the checkpoint that is still good.
+        """
+        for name, value in losses.items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"{name} is {value.detach().float().mean().item()} at step {self.steps_done}: lower optimizer.lr "
+                    f"and rerun to go on from {Path(self.trainer.default_root_dir) / 'last.ckpt'}, or set fresh=true."
+                )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step."""
+        self.steps_done += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the count of steps."""
+        checkpoint["steps_done"] = self.steps_done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the count of steps."""
+        self.steps_done = int(checkpoint["steps_done"])
+
+
+@contextmanager
+def initial_weights(seed: int, *keys: Key) -> Iterator[None]:
+    """Let modules that are built inside draw their weights from (seed, keys), and leave the global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights", *keys))
+        yield

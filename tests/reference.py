@@ -79,3 +79,16 @@ def load_reference(name: str) -> dict[str, np.ndarray]:
     """Return the arrays of ``tests/data/<name>.npz``."""
     with np.load(DATA / f"{name}.npz") as stored:
         return {key: stored[key] for key in stored.files}
+
+
+def published_keys(name: str, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Return names and shapes, in order, of the entries under ``prefix`` in ``tests/data/<name>_keys.tsv``.
+
+    The prefix is stripped from the names.
+    """
+    keys = {}
+    for line in (DATA / f"{name}_keys.tsv").read_text(encoding="utf-8").splitlines():
+        key, shape, _ = line.split("\t")
+        if key.startswith(prefix):
+            keys[key.removeprefix(prefix)] = () if shape == "scalar" else tuple(int(n) for n in shape.split("x"))
+    return keys

@@ -1,0 +1,279 @@
+"""The codebook: exact search, explicit updates, restarts, and agreement of ranks."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from difftumor.errors import ConfigError, TrainingError
+from difftumor.networks.codebook import Codebook, split_mantissa
+from tests.reference import load_reference, reference_state, relative_error
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def features(*shape, seed=0):
+    return torch.randn(*(shape or (2, 3, 4, 5, 6)), generator=generator(seed))
+
+
+def as_vectors(x):
+    """(B, D, Z, X, Y) to (N, D)."""
+    return x.permute(0, 2, 3, 4, 1).flatten(0, 3)
+
+
+def filled(codes=7, dimensions=3, seed=1, **options):
+    """A codebook with random codes that each had one vector."""
+    book = Codebook(codes=codes, dimensions=dimensions, **options)
+    book.embeddings.copy_(torch.randn(codes, dimensions, generator=generator(seed)))
+    book.z_avg.copy_(book.embeddings)
+    book.N.fill_(1)
+    return book
+
+
+def test_reference_codes_after_one_update():
+    stored = load_reference("autoencoder")
+    book = reference_state(Codebook(codes=16384, dimensions=8, restart_below=0), prefix="codebook.")
+    book.update(torch.from_numpy(stored["features"]), torch.from_numpy(stored["indices"]).long(), generator=generator())
+    ids = stored["ema_code_ids"]
+    assert relative_error(book.embeddings[ids], stored["ema_embeddings"]) < 1e-5
+    assert relative_error(book.N[ids], stored["ema_counts"]) < 1e-5
+
+
+def test_reference_quantization():
+    stored = load_reference("autoencoder")
+    book = reference_state(Codebook(codes=16384, dimensions=8), prefix="codebook.")
+    quantized = book(torch.from_numpy(stored["features"]))
+    assert (quantized.indices.numpy() == stored["indices"]).all()
+    assert relative_error(quantized.commitment_loss, stored["commitment_loss"]) < 1e-5
+    assert relative_error(quantized.perplexity, stored["perplexity"]) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100_000])
+def test_nearest_equals_all_distances(chunk):
+    book, x = filled(codes=50, search_chunk=chunk), features()
+    distances = torch.cdist(as_vectors(x).double(), book.embeddings.double())
+    assert torch.equal(book.nearest(x), distances.argmin(1).view(2, 4, 5, 6))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that an operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_search_memory_is_bounded_by_the_chunk():
+    book, x = filled(codes=64, search_chunk=8), features(1, 3, 8, 8, 8)
+    with LargestTensor() as largest:
+        book.nearest(x)
+    assert largest.elements == x.numel()
+    assert 8 * 64 < x.numel() < 512 * 64
+
+
+def test_search_is_exact_under_autocast():
+    book, x = filled(codes=50), features()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book.nearest(x), filled(codes=50).nearest(x))
+
+
+def test_split_mantissa_is_exact_and_short():
+    x = features(4096) * torch.logspace(-10, 10, 4096)
+    high, low = split_mantissa(x)
+    assert torch.equal(high + low, x)
+    assert not (high.view(torch.int32) & 0x1FFF).any()
+    # What a product of factors rounded to 10 bits would leave out is of the order of 2^-20.
+    assert (low.abs() <= high.abs() * 2**-10).all()
+
+
+def test_lookup_gives_the_codes():
+    book = filled()
+    indices = torch.randint(7, (2, 3, 4, 5), generator=generator())
+    assert torch.equal(as_vectors(book.lookup(indices)), book.embeddings[indices.flatten()])
+
+
+def test_forward_changes_no_state_and_draws_nothing():
+    book, x = filled(), features()
+    before = {key: value.clone() for key, value in book.state_dict().items()}
+    state = torch.get_rng_state()
+    book.train()(x)
+    assert all(torch.equal(value, before[key]) for key, value in book.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradient_passes_straight_through():
+    book, x = filled(), features().requires_grad_()
+    quantized = book(x)
+    weight = features(seed=5)
+    (quantized.embeddings * weight).sum().backward()
+    assert torch.equal(x.grad, weight)
+    assert torch.equal(quantized.embeddings, book.lookup(quantized.indices))
+
+
+def test_commitment_pulls_features_toward_their_codes():
+    book, x = filled(), features().requires_grad_()
+    quantized = book(x)
+    quantized.commitment_loss.backward()
+    offset = x.detach() - book.lookup(quantized.indices)
+    assert quantized.commitment_loss.item() == pytest.approx(0.25 * offset.square().mean().item())
+    assert torch.allclose(x.grad, 0.5 * offset / offset.numel())
+
+
+def test_perplexity_counts_codes_used_evenly():
+    book = filled(codes=8, dimensions=1)
+    book.embeddings.copy_(torch.arange(8.0)[:, None])
+    even = torch.tensor([0.0, 1, 2, 3] * 2).view(1, 1, 2, 2, 2)
+    assert book(even).perplexity.item() == pytest.approx(4)
+    assert book(torch.zeros(1, 1, 2, 2, 2)).perplexity.item() == pytest.approx(1)
+    uneven = torch.tensor([0.0] * 6 + [1] * 2).view(1, 1, 2, 2, 2)
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert book(uneven).perplexity.item() == pytest.approx(expected)
+
+
+def test_update_follows_the_moving_average():
+    book = filled(codes=2, dimensions=1, decay=0.75, restart_below=0)
+    book.embeddings.copy_(torch.tensor([[0.0], [10.0]]))
+    book.z_avg.copy_(book.embeddings)
+    x = torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 1, 2, 2)
+    book.update(x, book.nearest(x), generator=generator())
+    # Counts: 0.75 · 1 + 0.25 · (3, 1); sums: 0.75 · (0, 10) + 0.25 · (6, 8).
+    assert torch.allclose(book.N, torch.tensor([1.5, 1.0]))
+    assert torch.allclose(book.z_avg, torch.tensor([[1.5], [9.5]]))
+    assert torch.allclose(book.embeddings, torch.tensor([[1.0], [9.5]]))
+
+
+def test_update_without_memory_gives_the_means():
+    book, x = filled(decay=0.0, restart_below=0), features()
+    indices = book.nearest(x)
+    book.update(x, indices, generator=generator())
+    for code in indices.unique():
+        mean = as_vectors(x)[indices.flatten() == code].mean(0)
+        assert torch.allclose(book.embeddings[code], mean, atol=1e-5)
+
+
+def test_restart_moves_unused_codes_onto_vectors_of_the_batch():
+    book, x = filled(codes=5), features()
+    book.embeddings[3:] = 100  # too far to be nearest
+    moved = book.embeddings.clone()
+    indices = book.nearest(x)
+    book.update(x, indices, generator=generator())
+    assert (book.N >= 1).all()
+    distances = torch.cdist(book.embeddings, as_vectors(x), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (distances[3:] == 0).all()
+    assert not torch.equal(book.embeddings[3], book.embeddings[4])
+    assert torch.equal(book.z_avg[3:], book.embeddings[3:])
+    # Codes in use follow the average and don't jump.
+    assert (book.embeddings[:3] - moved[:3]).norm(dim=1).max() < 1
+    assert (book.N[3:] == 1).all()
+
+
+def test_no_restart_when_turned_off():
+    book, x = filled(codes=5, restart_below=0), features()
+    book.embeddings[4] = book.z_avg[4] = 100
+    book.update(x, book.nearest(x), generator=generator())
+    assert torch.allclose(book.embeddings[4], torch.tensor(100.0))
+    assert book.N[4].item() == pytest.approx(0.99)
+
+
+def test_same_generator_same_codes_and_global_state_untouched():
+    x = features()
+    state = torch.get_rng_state()
+    books = [Codebook(codes=200, dimensions=3) for _ in range(3)]
+    for book, seed in zip(books, (0, 0, 1), strict=True):
+        rng = generator(seed)
+        book.initialize(x, generator=rng)
+        book.update(x, book.nearest(x), generator=rng)
+    assert torch.equal(books[0].embeddings, books[1].embeddings)
+    assert not torch.equal(books[0].embeddings, books[2].embeddings)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_initialize_takes_different_vectors_of_the_batch():
+    book, x = Codebook(codes=50, dimensions=3), features()
+    book.initialize(x, generator=generator())
+    rows = {tuple(row) for row in as_vectors(x).tolist()}
+    codes = [tuple(row) for row in book.embeddings.tolist()]
+    assert set(codes) <= rows
+    assert len(set(codes)) == 50
+    assert torch.equal(book.z_avg, book.embeddings)
+    assert (book.N == 1).all()
+
+
+def test_initialize_with_fewer_vectors_than_codes_repeats_them_slightly_moved():
+    book, x = Codebook(codes=25, dimensions=3), features(1, 3, 1, 2, 5)
+    book.initialize(x, generator=generator())
+    assert len({tuple(row) for row in book.embeddings.tolist()}) == 25
+    distances = torch.cdist(book.embeddings, as_vectors(x), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (distances[:10] == 0).all()
+    assert 0 < distances[10:].min() <= distances.max() < 0.1 * x.std()
+
+
+def test_needs_init_is_part_of_the_state_without_a_name_of_its_own():
+    book = Codebook(codes=7, dimensions=3)
+    assert book.needs_init
+    assert list(book.state_dict()) == ["embeddings", "N", "z_avg"]
+    with pytest.raises(TrainingError, match="call initialize"):
+        book.update(features(), torch.zeros(2, 4, 5, 6, dtype=torch.long), generator=generator())
+    book.initialize(features(), generator=generator())
+    copy = Codebook(codes=7, dimensions=3)
+    copy.load_state_dict(book.state_dict())
+    assert not copy.needs_init
+    assert torch.equal(copy.nearest(features()), book.nearest(features()))
+
+
+@pytest.mark.parametrize(
+    "options", [{"codes": 0}, {"dimensions": 0}, {"decay": 1.0}, {"decay": -0.1}, {"search_chunk": 0}]
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(ConfigError):
+        Codebook(**{"codes": 4, "dimensions": 2, **options})
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 2, 2), (1, 3, 2, 2)])
+def test_wrong_features_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"takes \(B, 3, Z, X, Y\)"):
+        filled().nearest(torch.zeros(shape))
+
+
+def _train_rank(rank, world, folder):
+    """Two updates on this rank's half of the batch; each rank has a generator of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world)
+    try:
+        book, x = Codebook(codes=40, dimensions=3), features(4, 3, 2, 3, 4)[2 * rank : 2 * rank + 2]
+        rng = generator(rank)
+        book.initialize(x, generator=rng)
+        first = book.embeddings.clone()
+        for _ in range(2):
+            book.update(x, book.nearest(x), generator=rng)
+        still = filled(restart_below=0)
+        still.update(x, still.nearest(x), generator=rng)
+        torch.save({"first": first, "book": book.state_dict(), "still": still.state_dict()}, f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_ranks_agree(tmp_path):
+    torch.multiprocessing.spawn(_train_rank, args=(2, str(tmp_path)), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(one["first"], two["first"])
+    for part in ("book", "still"):
+        for key, value in one[part].items():
+            assert torch.equal(value, two[part][key]), (part, key)
+    x = features(4, 3, 2, 3, 4)
+    halves = [{tuple(row) for row in as_vectors(half).tolist()} for half in (x[:2], x[2:])]
+    codes = [tuple(row) for row in one["first"].tolist()]
+    assert set(codes[0::2]) <= halves[0]
+    assert set(codes[1::2]) <= halves[1]
+    # Without restarts, two halves give what the whole batch gives in one process.
+    whole = filled(restart_below=0)
+    whole.update(x, whole.nearest(x), generator=generator())
+    for key, value in whole.state_dict().items():
+        assert torch.allclose(value, one["still"][key], atol=1e-6)

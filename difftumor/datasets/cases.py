@@ -1,0 +1,206 @@
+"""Lists of cases, and folds by patient.
+
+Sources: an MSD or nnU-Net ``dataset.json``, a JSON, CSV or plain text list, a folder of NIfTI files, and AbdomenAtlas
+or TotalSegmentator folders with one label file per structure.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from difftumor.datasets.sources import Listing, RawCase, load_listing
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.seeding import numpy_generator
+from difftumor.volume import Volume, check_same_grid, is_nifti, read_labels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan.
+
+    Attributes:
+        id: Unique within its list.
+        image: The CT.
+        labels: Label map, or a folder with one NIfTI file per structure; None where there is none.
+        patient: Who was scanned; the id where the source does not say.
+        tumor_organs: Organs with tumors, empty for a healthy scan; None where the source does not say.
+    """
+
+    id: str
+    image: Path
+    labels: Path | None = None
+    patient: str = ""
+    tumor_organs: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.patient:
+            object.__setattr__(self, "patient", self.id)
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """The cases of one source.
+
+    Attributes:
+        cases: In the order of the source.
+        label_names: Name to number of the label maps; empty where the source does not say.
+        source: File or folder it was read from.
+        validation_ids: Cases that the source sets apart for validation; empty where it sets none apart.
+    """
+
+    cases: tuple[Case, ...]
+    label_names: Mapping[str, int]
+    source: Path
+    validation_ids: tuple[str, ...] = field(default=())
+
+
+def read_cases(source: Path, *, root: Path | None = None) -> CaseList:
+    """Read a list of cases and check that its files are there.
+
+    Args:
+        source: A ``dataset.json`` or a folder that holds one; a JSON, CSV or text list; a folder of NIfTI files; a
+            folder of case folders (``CASE/ct.nii.gz`` and ``CASE/segmentations/*.nii.gz``).
+        root: What relative paths in the list are relative to; the list's folder by default.
+
+    Raises:
+        CaseListError: The source is missing, malformed or empty, an id comes twice, or a file is missing.
+    """
+    source = Path(source)
+    listing = load_listing(source, root=root)
+    cases = tuple(_case(raw) for raw in listing.cases)
+    if not cases:
+        raise CaseListError(f"{source} lists no cases; give a list or folder with at least one CT.")
+    repeated = [case_id for case_id, count in Counter(case.id for case in cases).items() if count > 1]
+    if repeated:
+        raise CaseListError(f"{source} lists case id {repeated[0]!r} more than once; give each case an id of its own.")
+    _check_files(cases, source)
+    return CaseList(cases, _label_names(listing), source, tuple(raw.id for raw in listing.cases if raw.validation))
+
+
+def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collection[int] | None = None) -> Volume:
+    """Read a case's labels, joining one file per structure where its labels are a folder.
+
+    Args:
+        case: A case with labels.
+        label_names: The list's label names; they number the files of a folder.
+        only: Numbers wanted from a folder, all by default; files of others are not read.
+
+    Returns:
+        Labels on the case's grid; where structures overlap, the higher number wins.
+
+    Raises:
+        CaseListError: The case has no labels, or its folder none of the files wanted.
+        VolumeError: A file cannot be used.
+        GridMismatchError: Files of the folder differ in grid.
+    """
+    if case.labels is None:
+        raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels; give a list that names them.")
+    if not case.labels.is_dir():
+        return read_labels(case.labels)
+    joined: Volume | None = None
+    dtype = np.min_scalar_type(max(label_names.values(), default=0))
+    for name, number in sorted(label_names.items(), key=lambda item: item[1]):
+        file = _structure_file(case.labels, name)
+        if number == 0 or file is None or (only is not None and number not in only):
+            continue
+        part = read_labels(file)
+        if joined is None:
+            joined = Volume(np.zeros(part.grid.shape, dtype, order="F"), part.grid, case.labels, part.header)
+        check_same_grid(joined, part)
+        joined.data[part.data > 0] = number
+    if joined is None:
+        raise CaseListError(
+            f"{case.labels} holds no label file that is wanted; name its files as the list names labels."
+        )
+    return joined
+
+
+def folds(cases: Sequence[Case], *, count: int = 5, fold: int, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Split cases by patient into training and validation.
+
+    The split depends on the set of patients, the seed and ``count``, not on the order of the cases. Each patient is in
+    the validation part of exactly one fold; folds differ by at most one patient.
+
+    Args:
+        cases: The cases; kept in order.
+        count: Number of folds, at least 2.
+        fold: Which fold validates, from 0.
+        seed: Seed of the shuffle.
+
+    Returns:
+        Training and validation cases.
+
+    Raises:
+        ConfigError: ``count`` or ``fold`` is out of range.
+        CaseListError: There are fewer patients than folds.
+    """
+    if count < 2:
+        raise ConfigError(f"The number of folds is {count}; give 2 or more.")
+    if not 0 <= fold < count:
+        raise ConfigError(f"Fold {fold} does not exist; give one from 0 to {count - 1}.")
+    patients = sorted({case.patient for case in cases})
+    if len(patients) < count:
+        raise CaseListError(f"{len(patients)} patients cannot make {count} folds; give more cases or fewer folds.")
+    order = numpy_generator(seed, "folds").permutation(len(patients))
+    held_out = {patients[index] for index in order[fold::count]}
+    return (
+        tuple(case for case in cases if case.patient not in held_out),
+        tuple(case for case in cases if case.patient in held_out),
+    )
+
+
+def split_by_ids(cases: Sequence[Case], validation_ids: Collection[str]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Split cases into training and validation by an explicit list of ids.
+
+    Raises:
+        CaseListError: An id is unknown, a part is empty, or a patient is in both parts.
+    """
+    unknown = sorted(set(validation_ids) - {case.id for case in cases})
+    if unknown:
+        raise CaseListError(f"Validation case {unknown[0]!r} is not in the list; correct the id or add the case.")
+    training = tuple(case for case in cases if case.id not in set(validation_ids))
+    validation = tuple(case for case in cases if case.id in set(validation_ids))
+    if not training or not validation:
+        empty = "training" if not training else "validation"
+        raise CaseListError(f"The validation list leaves no case for {empty}; change the list.")
+    shared = sorted({case.patient for case in training} & {case.patient for case in validation})
+    if shared:
+        raise CaseListError(
+            f"Patient {shared[0]!r} is in training and validation; put all scans of a patient on one side."
+        )
+    return training, validation
+
+
+def _case(raw: RawCase) -> Case:
+    return Case(raw.id, raw.image, raw.labels, raw.patient, raw.tumor_organs)
+
+
+def _label_names(listing: Listing) -> Mapping[str, int]:
+    """Number the structures of one-file-per-structure folders by name where the source gives no numbers."""
+    if listing.label_names or not listing.structures:
+        return dict(listing.label_names)
+    # Tumors after organs, so that they win where both are marked.
+    tumors = ("tumor", "tumour", "lesion", "cancer", "pdac")
+    ordered = sorted(listing.structures, key=lambda name: (any(word in name for word in tumors), name))
+    return {"background": 0, **{name: number for number, name in enumerate(ordered, start=1)}}
+
+
+def _check_files(cases: Sequence[Case], source: Path) -> None:
+    missing = [case.image for case in cases if not case.image.is_file()]
+    missing += [case.labels for case in cases if case.labels is not None and not case.labels.exists()]
+    if missing:
+        more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        raise CaseListError(f"{source} lists {missing[0]}, which does not exist{more}; correct the path or the list.")
+    for case in cases:
+        if not is_nifti(case.image):
+            raise CaseListError(f"{source} lists {case.image}, which is no NIfTI file; convert it to .nii.gz.")
+
+
+def _structure_file(folder: Path, name: str) -> Path | None:
+    for suffix in (".nii.gz", ".nii"):
+        if (file := folder / f"{name}{suffix}").is_file():
+            return file
+    return None

@@ -1,0 +1,223 @@
+"""The formats that lists of cases come in, read into one plain form."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from difftumor.errors import CaseListError
+from difftumor.volume import is_nifti
+
+_CHANNEL = re.compile(r"_0000$")
+_HEALTHY = frozenset({"none", "healthy"})
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One entry of a list; see ``difftumor.datasets.cases.Case``. An empty patient was not stated."""
+
+    id: str
+    image: Path
+    labels: Path | None = None
+    patient: str = ""
+    tumor_organs: tuple[str, ...] | None = None
+    validation: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source says: cases, label names, and the structures that have a file of their own."""
+
+    cases: tuple[RawCase, ...]
+    label_names: Mapping[str, int] = field(default_factory=dict)
+    structures: tuple[str, ...] = ()
+
+
+def load_listing(source: Path, *, root: Path | None = None) -> Listing:
+    """Read a source in the format that its name and contents tell.
+
+    Raises:
+        CaseListError: The source is missing, of an unknown kind, or malformed.
+    """
+    if source.is_dir():
+        if (source / "dataset.json").is_file():
+            return load_listing(source / "dataset.json", root=root)
+        return _folder(source)
+    if not source.is_file():
+        raise CaseListError(f"{source} does not exist; give a dataset.json, a list (.json, .csv, .txt) or a folder.")
+    base = source.parent if root is None else root
+    suffix = source.suffix.lower()
+    if suffix == ".json":
+        return _json(source, base)
+    if suffix == ".csv":
+        return _csv(source, base)
+    if suffix == ".txt":
+        return _text(source, base)
+    raise CaseListError(f"{source} is no list of cases; give a dataset.json, a .json, .csv or .txt list or a folder.")
+
+
+def case_id(image: Path) -> str:
+    """Return a file's name without suffix and without nnU-Net's channel number ``_0000``."""
+    name = image.name
+    for suffix in (".nii.gz", ".nii"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return _CHANNEL.sub("", name)
+
+
+def _read_text(source: Path) -> str:
+    try:
+        # Spreadsheet programs put a byte order mark before UTF-8.
+        return source.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaseListError(f"{source} cannot be read ({error}); save it as UTF-8 text.") from error
+
+
+def _json(source: Path, base: Path) -> Listing:
+    try:
+        content = json.loads(_read_text(source))
+    except json.JSONDecodeError as error:
+        raise CaseListError(
+            f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct it there."
+        ) from error
+    if isinstance(content, list):
+        return Listing(_entries(content, source, base, "entry"))
+    if not isinstance(content, dict):
+        raise CaseListError(
+            f"{source} holds neither a list of cases nor a data set with 'training'; write one of them."
+        )
+    label_names = _label_names(content.get("labels", {}), source)
+    if "training" not in content:
+        if (base / "imagesTr").is_dir():
+            return Listing(_nnunet(base), label_names)
+        raise CaseListError(f"{source} has no 'training' list and no folder imagesTr beside it; add one of them.")
+    parts: list[RawCase] = []
+    for key in ("training", "validation"):
+        entries = content.get(key, [])
+        if not isinstance(entries, list):
+            raise CaseListError(f"{source} has no list under {key!r}; list its cases there.")
+        parts += _entries(entries, source, base, f"{key} entry", validation=key == "validation")
+    return Listing(tuple(parts), label_names)
+
+
+def _label_names(labels: Any, source: Path) -> dict[str, int]:
+    """Read label names as MSD writes them, ``{"1": "liver"}``, or as nnU-Net does, ``{"liver": 1}``."""
+    if not isinstance(labels, dict):
+        raise CaseListError(f'{source} has no mapping under \'labels\'; write it as {{"background": 0, "liver": 1}}.')
+    names: dict[str, int] = {}
+    for key, value in labels.items():
+        if isinstance(value, str) and re.fullmatch(r"\d+", key):
+            name, number = value, int(key)
+        elif isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+", value)):
+            name, number = key, int(value)
+        else:
+            raise CaseListError(f"{source} gives label {key!r} the value {value!r}; give one whole number per label.")
+        if name in names:
+            raise CaseListError(f"{source} names the label {name!r} twice; give each number a name of its own.")
+        names[name] = number
+    return names
+
+
+def _entries(
+    entries: Iterable[Any], source: Path, base: Path, what: str, *, validation: bool = False
+) -> tuple[RawCase, ...]:
+    return tuple(
+        _entry({"image": entry} if isinstance(entry, str) else entry, source, base, f"{what} {number}", validation)
+        for number, entry in enumerate(entries, start=1)
+    )
+
+
+def _entry(entry: Any, source: Path, base: Path, where: str, validation: bool = False) -> RawCase:
+    """Read one entry; ``where`` names it in messages."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise CaseListError(f"{source}, {where}, names no image; give the path of its CT under 'image'.")
+    labels = entry.get("label", entry.get("labels"))
+    if labels is not None and not isinstance(labels, str):
+        raise CaseListError(f"{source}, {where}, gives {labels!r} as labels; give the path of one label map.")
+    organs = entry.get("tumor_organs")
+    if organs is not None:
+        if not isinstance(organs, list) or not all(isinstance(organ, str) for organ in organs):
+            raise CaseListError(f"{source}, {where}, gives {organs!r} as tumor_organs; give a list of organ names.")
+        organs = tuple(organs)
+    image = base / entry["image"]
+    patient = entry.get("patient")
+    return RawCase(
+        id=str(entry.get("id") or case_id(image)),
+        image=image,
+        labels=base / labels if labels else None,
+        patient="" if patient is None else str(patient),
+        tumor_organs=organs,
+        validation=validation,
+    )
+
+
+def _csv(source: Path, base: Path) -> Listing:
+    """Read a table with a column image and optionally id, labels, patient, tumor_organs.
+
+    Several organs are separated by semicolons or spaces; "none" is a healthy scan, an empty cell says nothing.
+    """
+    rows = csv.DictReader(_read_text(source).splitlines())
+    columns = [name.strip().lower() for name in rows.fieldnames or []]
+    if "image" not in columns:
+        raise CaseListError(f"{source} has no column 'image'; its first line must name the columns, as image,labels.")
+    rows.fieldnames = columns
+    cases = []
+    for row in rows:
+        if None in row:
+            raise CaseListError(f"{source}, line {rows.line_num}, has more values than columns; quote commas in paths.")
+        entry: dict[str, Any] = {name: value.strip() for name, value in row.items() if value and value.strip()}
+        if not entry:
+            continue
+        if "tumor_organs" in entry:
+            words = re.split(r"[;\s]+", entry["tumor_organs"])
+            entry["tumor_organs"] = [word for word in words if word and word.lower() not in _HEALTHY]
+        cases.append(_entry(entry, source, base, f"line {rows.line_num}"))
+    return Listing(tuple(cases))
+
+
+def _text(source: Path, base: Path) -> Listing:
+    """Read lines of an image and optionally a label map, separated by a tab or spaces; "#" starts a comment."""
+    cases = []
+    for number, line in enumerate(_read_text(source).splitlines(), start=1):
+        text = line.split("#")[0].strip()
+        words = text.split("\t") if "\t" in text else text.split()
+        if len(words) > 2:
+            raise CaseListError(f"{source}, line {number}, has {len(words)} values; give an image and a label map.")
+        if words:
+            entry = dict(zip(("image", "label"), (word.strip() for word in words), strict=False))
+            cases.append(_entry(entry, source, base, f"line {number}"))
+    return Listing(tuple(cases))
+
+
+def _nnunet(base: Path) -> tuple[RawCase, ...]:
+    """List an nnU-Net data set, which names its cases only by their files."""
+    cases = []
+    for image in _nifti_files(base / "imagesTr"):
+        names = [base / "labelsTr" / f"{case_id(image)}{suffix}" for suffix in (".nii.gz", ".nii")]
+        labels = next((name for name in names if name.is_file()), None)
+        cases.append(RawCase(case_id(image), image, labels))
+    return tuple(cases)
+
+
+def _folder(source: Path) -> Listing:
+    """List a folder of case folders, or else a folder of NIfTI files without labels."""
+    cases: list[RawCase] = []
+    structures: set[str] = set()
+    for image in sorted((*source.glob("*/ct.nii.gz"), *source.glob("*/ct.nii"))):
+        parts = image.parent / "segmentations"
+        files = _nifti_files(parts) if parts.is_dir() else []
+        structures.update(case_id(file) for file in files)
+        cases.append(RawCase(image.parent.name, image, parts if files else None))
+    if not cases:
+        cases = [RawCase(case_id(image), image) for image in _nifti_files(source)]
+    if not cases:
+        raise CaseListError(f"{source} holds no CT; give a folder of .nii or .nii.gz files, or one folder per case.")
+    return Listing(tuple(cases), structures=tuple(sorted(structures)))
+
+
+def _nifti_files(folder: Path) -> Sequence[Path]:
+    return sorted(file for file in folder.iterdir() if is_nifti(file) and not file.name.startswith("."))

@@ -115,7 +115,7 @@ class Room:
         distance_mm = self._distance_mm(may_leave=may_leave)
         wanted = self.middle if centered else self._eroded & self._free[self._box.slices]
         for level in _FIT_LEVELS:
-            candidates = np.flatnonzero(wanted & (distance_mm >= level * reach_mm))
+            candidates = np.flatnonzero(wanted & (distance_mm > level * reach_mm))
             if len(candidates) == 0:
                 continue
             for index in generator.integers(len(candidates), size=_TRIES):

@@ -114,11 +114,10 @@ class TumorRecord:
     format_version: int = RECORD_FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        for name in ("half_axes_mm", "spacing_mm", "center_voxel", "center_mm"):
+            if len(getattr(self, name)) != 3:
+                raise SynthesisError(f"{name} needs three numbers, one per axis: correct the record.")
         lengths = (*self.half_axes_mm, *self.spacing_mm)
-        if len(self.half_axes_mm) != 3 or len(self.spacing_mm) != 3 or len(self.center_voxel) != 3:
-            raise SynthesisError(
-                "half_axes_mm, spacing_mm and center_voxel need three numbers each: correct the record."
-            )
         if not all(math.isfinite(length) and length > 0 for length in lengths):
             raise SynthesisError(f"half_axes_mm and spacing_mm must be positive, not {lengths}: correct the record.")
         for name in ("deformation_sigma_mm", "blur_sigma_voxels"):

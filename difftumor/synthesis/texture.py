@@ -1,0 +1,92 @@
+"""Diffusion texture: the healthy CT around a tumor and the tumor's mask in, the CT with a tumor out.
+
+Chen et al. 2024 (DiffTumor), section 3.2: the sampler starts from noise and is conditioned on the latent of the CT
+without the tumor voxels and on the mask.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.samplers import SamplerConfig, sample
+from difftumor.diffusion.schedule import NoiseSchedule
+from difftumor.errors import SynthesisError
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.denoiser import Denoiser
+from difftumor.seeding import torch_generator
+
+
+class DiffusionTexture:
+    """Makes tumor texture with a diffusion model.
+
+    Args:
+        codec: Between CT and latent.
+        denoiser: Trained on tumors of one organ and stage.
+        schedule: With the number of timesteps the denoiser was trained with.
+        sampler: How to sample.
+        window: HU that the networks see.
+        patches_at_once: Patches that go through the networks together; bounds the memory.
+    """
+
+    name = "diffusion"
+
+    def __init__(
+        self,
+        *,
+        codec: LatentCodec,
+        denoiser: Denoiser,
+        schedule: NoiseSchedule,
+        sampler: SamplerConfig | None = None,
+        window: IntensityWindow | None = None,
+        patches_at_once: int = 4,
+    ) -> None:
+        self.codec = codec
+        self.window = window or IntensityWindow()
+        self._denoiser = denoiser
+        self._schedule = schedule
+        self._sampler = sampler or SamplerConfig()
+        self._patches_at_once = patches_at_once
+
+    @torch.no_grad()
+    def make(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Make the CT with tumors, one per element.
+
+        Args:
+            ct_hu_B1XYZ: Healthy CT in HU; sizes are multiples of the codec's downsampling.
+            mask_B1XYZ: Tumor mask.
+            seeds: Seed of the noise of every element, so that a batch equals its elements one by one.
+
+        Returns:
+            CT in HU inside the window, (B, 1, X, Y, Z). Only the tumor and its rim are meant to be used.
+
+        Raises:
+            SynthesisError: The networks return values that are not finite.
+        """
+        parts = []
+        for start in range(0, len(seeds), self._patches_at_once):
+            part = slice(start, start + self._patches_at_once)
+            generators = [torch_generator(seed, "texture") for seed in seeds[part]]
+            condition = self._condition(ct_hu_B1XYZ[part], mask_B1XYZ[part])
+            latent = sample(self._denoiser, condition, self._schedule, self._sampler, generators=generators)
+            parts.append(self._decoded(latent))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def make_from_noise(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor, noise: Tensor) -> Tensor:
+        """Make the CT with tumors from given noise (steps + 1, B, C, z, x, y); otherwise as ``make``."""
+        condition = self._condition(ct_hu_B1XYZ, mask_B1XYZ)
+        return self._decoded(sample(self._denoiser, condition, self._schedule, self._sampler, noise=noise))
+
+    def _condition(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor) -> Tensor:
+        return self.codec.condition(self.window.to_signed(ct_hu_B1XYZ), mask_B1XYZ)
+
+    def _decoded(self, latent: Tensor) -> Tensor:
+        signed = self.codec.decode(latent)
+        if not signed.isfinite().all():
+            raise SynthesisError(
+                "The diffusion model returned values that are not finite: train or choose another one."
+            )
+        # The decoder may overshoot; the window's limits are all that the networks were shown.
+        return self.window.from_signed(signed.clamp(-1.0, 1.0)).float()

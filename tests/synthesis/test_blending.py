@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from difftumor.synthesis.blending import TRUNCATE, add_change, blend_change, blur_radius, blurred_weight
+from tests.reference import load_reference, relative_error
+from tests.synthesis.makers import ball
+
+
+def test_reference_blending():
+    stored = load_reference("early_tumor")
+    # The stored patch is as the decoder gives it, depth first.
+    decoded = torch.from_numpy(stored["decoded"][0, 0].transpose(1, 2, 0)).clamp(-1, 1)
+    healthy = torch.from_numpy(stored["ct"][0, 0])
+    weight = blurred_weight(torch.from_numpy(stored["tumor_mask"][0, 0]), float(stored["blur_sigma"]))
+    blended = healthy + blend_change(healthy, (decoded + 1) / 2, weight)
+    assert relative_error(blended, stored["synthetic_ct"][0, 0]) < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.12, 0.13, 0.5, 1.5, 4.0])
+@pytest.mark.parametrize(
+    "place", [(slice(12, 15), slice(10, 20), slice(9, 12)), (slice(0, 4), slice(26, 30), slice(0, 2))]
+)
+def test_weight_is_the_truncated_gaussian_and_exactly_zero_beyond(sigma, place):
+    mask = np.zeros((31, 30, 25))
+    mask[place] = 1
+    weight = blurred_weight(torch.from_numpy(mask), sigma).numpy()
+    expected = gaussian_filter(mask, sigma, truncate=TRUNCATE) if sigma else mask
+    np.testing.assert_allclose(weight, expected, atol=1e-6)
+    assert ((weight > 0) == (expected > 0)).all()
+    far = np.ones(mask.shape, bool)
+    far[tuple(slice(max(0, s.start - blur_radius(sigma)), s.stop + blur_radius(sigma)) for s in place)] = False
+    assert (weight[far] == 0).all()
+
+
+def test_weight_of_an_empty_mask_is_zero():
+    assert blurred_weight(torch.zeros(4, 5, 6), 2.0).abs().sum() == 0
+
+
+def test_a_full_mask_keeps_its_weight():
+    torch.testing.assert_close(blurred_weight(torch.ones(6, 6, 6), 3.0), torch.ones(6, 6, 6))
+
+
+def test_blending_leaves_everything_but_the_halo_bit_identical():
+    healthy = torch.linspace(-1000, 3000, 21**3).reshape(21, 21, 21)
+    healthy[0, 0, 0] = -0.0
+    inside = healthy.clamp(-175, 250)
+    weight = blurred_weight(torch.from_numpy(ball((21, 21, 21), 3)), 1.0)
+    blended = add_change(healthy, blend_change(inside, torch.full_like(healthy, 40.0), weight), weight > 0)
+    outside = weight == 0
+    assert outside.any()
+    assert blended[outside].view(torch.int32).equal(healthy[outside].view(torch.int32))
+
+
+def test_a_constant_tumor_is_reached_where_the_weight_is_one_and_bone_keeps_its_contrast():
+    healthy = torch.tensor([100.0, 1000.0, -900.0])
+    change = blend_change(healthy.clamp(-175, 250), torch.full((3,), 40.0), torch.ones(3))
+    # In the window the tumor replaces the tissue; outside, only the part within the window is moved.
+    assert add_change(healthy, change, torch.ones(3, dtype=torch.bool)).tolist() == [40.0, 790.0, -685.0]
+
+
+def test_unknown_texture_outside_the_weight_does_not_matter():
+    change = blend_change(torch.zeros(2), torch.tensor([torch.nan, 5.0]), torch.tensor([0.0, 0.5]))
+    assert change.tolist() == [0.0, 2.5]

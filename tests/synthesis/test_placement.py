@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difftumor.errors import SynthesisError
+from difftumor.grids import Box
+from difftumor.synthesis.placement import Room
+from difftumor.synthesis.shapes import tumor_shape
+from tests.synthesis.makers import ball, record
+
+SHAPE = tumor_shape(record())
+
+
+def place(room, generator, **rules):
+    center = room.find_center(SHAPE, 4.0, generator, **rules)
+    assert center is not None
+    box, mask = room.cut(SHAPE, center, may_leave=rules.get("may_leave", False))
+    room.take(box, mask)
+    return center, box, mask
+
+
+def test_where_there_is_room_a_tumor_is_whole_and_inside_the_organ():
+    organ = ball((40, 40, 40), 16)
+    for seed in range(20):
+        _, box, mask = place(Room(organ), np.random.default_rng(seed))
+        assert mask.sum() == SHAPE.sum()
+        assert organ[box.slices][mask].all()
+
+
+def test_every_voxel_where_it_fits_is_equally_likely():
+    organ = np.zeros((30, 20, 20), bool)
+    organ[4:26, 5:15, 5:15] = True
+    centers = [Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(seed)) for seed in range(600)]
+    x, y, z = np.array(centers).T
+    # More than 4 mm from the next background voxel on each side: 14 x 2 x 2 voxels are allowed.
+    assert (x.min(), x.max(), y.min(), y.max(), z.min(), z.max()) == (8, 21, 9, 10, 9, 10)
+    assert len({*centers}) == 14 * 2 * 2
+    counts = np.bincount(x - 8)  # 43 expected, standard deviation 6
+    assert 20 < counts.min() <= counts.max() < 66
+
+
+def test_tumors_neither_overlap_nor_touch():
+    room, lesions = Room(ball((48, 48, 48), 22)), np.zeros((48, 48, 48), int)
+    generator = np.random.default_rng(0)
+    for number in range(1, 6):
+        _, box, mask = place(room, generator)
+        around = box.padded(1)
+        neighbors = lesions[around.slices][np.pad(mask, 1)]
+        assert (neighbors == 0).all()
+        lesions[box.slices][mask] = number
+    from cc3d import connected_components
+
+    assert connected_components(lesions > 0, connectivity=26).max() == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.tuples(*[st.integers(1, 14)] * 3), st.floats(0, 1), st.booleans(), st.booleans())
+def test_any_organ_gives_a_center_inside_it_or_none(seed, size, share, may_leave, open_border):
+    generator = np.random.default_rng(seed)
+    organ = generator.random(size) < share
+    if not organ.any():
+        with pytest.raises(SynthesisError, match="no organ voxel"):
+            Room(organ)
+        return
+    room = Room(organ, erosion_voxels=5, open_border=open_border)
+    center = room.find_center(SHAPE, 4.0, generator, may_leave=may_leave)
+    if center is not None:
+        assert organ[center]
+        _, mask = room.cut(SHAPE, center, may_leave=may_leave)
+        assert mask.sum() >= 0.25 * SHAPE.sum()
+
+
+def test_an_organ_of_one_voxel_has_no_room_but_may_be_left():
+    organ = np.zeros((21, 21, 21), bool)
+    organ[10, 10, 10] = True
+    assert Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(0)) is None
+    assert Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(0), may_leave=True) == (10, 10, 10)
+    voxel = np.ones((1, 1, 1), bool)
+    assert Room(organ).find_center(voxel, 0.5, np.random.default_rng(0)) == (10, 10, 10)
+
+
+def test_a_full_organ_takes_no_more():
+    organ = ball((21, 21, 21), 5)
+    room = Room(organ)
+    room.take(Box.whole(organ.shape), organ)
+    assert room.find_center(SHAPE, 4.0, np.random.default_rng(0)) is None
+
+
+def test_a_tumor_too_large_to_fit_is_cut_by_the_organ():
+    organ = ball((31, 31, 31), 5)
+    large = tumor_shape(record(half_axes_mm=(6.0, 6.0, 6.0)))
+    room = Room(organ)
+    center = room.find_center(large, 6.0, np.random.default_rng(0))
+    box, mask = room.cut(large, center, may_leave=False)
+    assert 0.25 * large.sum() <= mask.sum() < large.sum()
+    assert organ[box.slices][mask].all()
+
+
+def test_cutting_keeps_one_component():
+    organ = np.zeros((21, 21, 21), bool)
+    organ[:9], organ[12:] = True, True  # a fissure through the tumor
+    _, mask = Room(organ).cut(SHAPE, (9, 10, 10), may_leave=False)
+    assert mask.any()
+    columns = np.flatnonzero(mask.any(axis=(1, 2)))
+    assert columns.max() - columns.min() + 1 == len(columns)
+
+
+def test_erosion_acts_in_axial_slices_only_and_gives_way_when_nothing_is_left():
+    voxel = np.ones((1, 1, 1), bool)
+    organ = np.zeros((20, 20, 6), bool)
+    organ[5:15, 5:15, 2:4] = True
+
+    def centers(mask):
+        return np.array(
+            [Room(mask, erosion_voxels=5).find_center(voxel, 0.5, np.random.default_rng(s)) for s in range(99)]
+        )
+
+    found = centers(organ)
+    assert found.min(axis=0).tolist() == [7, 7, 2]
+    assert found.max(axis=0).tolist() == [12, 12, 3]
+    thin = np.zeros((20, 20, 6), bool)
+    thin[5:15, 5:7] = True
+    assert set(centers(thin)[:, 1]) == {5, 6}
+
+
+def test_a_closed_border_is_kept_away_from_and_an_open_one_is_not():
+    organ = np.ones((20, 20, 20), bool)
+    for open_border, expected in ((True, (0, 19)), (False, (4, 15))):
+        rooms = [Room(organ, open_border=open_border) for _ in range(150)]
+        found = np.array([room.find_center(SHAPE, 4.0, np.random.default_rng(s)) for s, room in enumerate(rooms)])
+        low, high = found.min(), found.max()
+        assert (low, high) == expected or (open_border and low <= 1 and high >= 18)
+
+
+def test_centered_takes_the_organ_voxel_nearest_to_the_centroid():
+    organ = np.zeros((30, 30, 10), bool)
+    organ[2:28, 2:8], organ[2:8, 2:28] = True, True  # an L: its centroid lies outside
+    center = Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(0), centered=True)
+    voxels = np.argwhere(organ)
+    distances = np.linalg.norm(voxels - voxels.mean(0), axis=1)
+    assert np.linalg.norm(np.array(center) - voxels.mean(0)) == distances.min()
+
+
+def test_the_same_generator_gives_the_same_center():
+    organ = ball((40, 40, 40), 16)
+    first, second = (Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(5)) for _ in range(2))
+    assert first == second

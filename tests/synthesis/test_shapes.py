@@ -1,0 +1,89 @@
+import math
+
+import cc3d
+import numpy as np
+import pytest
+
+from difftumor.synthesis.records import SIZES
+from difftumor.synthesis.shapes import largest_component, tumor_shape
+from tests.synthesis.makers import ball, record
+
+
+def drawn(size: str, seed: int, **changes):
+    generator = np.random.default_rng(seed)
+    rules = SIZES[size]
+    axes = tuple(float(a) for a in rules.radius_mm * generator.uniform(*rules.half_axes, 3))
+    sigma = rules.draw_deformation(generator)
+    return record(half_axes_mm=axes, deformation_sigma_mm=sigma, shape_seed=seed, **changes)
+
+
+def middle(mask):
+    return tuple(n // 2 for n in mask.shape)
+
+
+def test_without_deformation_it_is_the_ellipsoid():
+    mask = tumor_shape(record(half_axes_mm=(10.3, 6.2, 8.4)))
+    x, y, z = np.meshgrid(*[np.arange(n) - n // 2 for n in mask.shape], indexing="ij")
+    inside = (x / 10.3) ** 2 + (y / 6.2) ** 2 + (z / 8.4) ** 2
+    # Voxel counting and the analytic volume differ by a thin shell at most.
+    assert mask[inside < 0.97].all()
+    assert not mask[inside > 1.03].any()
+    np.testing.assert_array_equal(mask, mask[::-1, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+@pytest.mark.parametrize("seed", range(8))
+def test_one_component_around_its_center_with_the_ellipsoids_volume(size, seed):
+    tumor = drawn(size, seed)
+    mask = tumor_shape(tumor)
+    assert cc3d.connected_components(mask, connectivity=26).max() == 1
+    assert all(n % 2 == 1 for n in mask.shape)
+    assert mask[middle(mask)]
+    assert mask.sum() == pytest.approx(4 / 3 * math.pi * math.prod(tumor.half_axes_mm), rel=0.05)
+
+
+def test_deformation_depends_on_its_seed_alone_and_changes_the_shape():
+    a = tumor_shape(drawn("small", 3))
+    b = tumor_shape(drawn("small", 3, texture_seed=99, center_voxel=(7, 7, 7), blur_sigma_voxels=3.0))
+    np.testing.assert_array_equal(a, b)
+    plain = tumor_shape(record(half_axes_mm=(8.0, 8.0, 8.0)))
+    bent = tumor_shape(record(half_axes_mm=(8.0, 8.0, 8.0), deformation_sigma_mm=2.0))
+    other = tumor_shape(record(half_axes_mm=(8.0, 8.0, 8.0), deformation_sigma_mm=2.0, shape_seed=5))
+    assert plain.shape != bent.shape or (plain != bent).any()
+    assert other.shape != bent.shape or (other != bent).any()
+
+
+def test_stronger_deformation_departs_further_from_the_ball():
+    def asymmetry(sigma):
+        shares = []
+        for seed in range(10):
+            mask = tumor_shape(record(half_axes_mm=(8.0,) * 3, deformation_sigma_mm=sigma, shape_seed=seed))
+            shares.append((mask & ~mask[::-1, ::-1, ::-1]).sum() / mask.sum())
+        return np.mean(shares)
+
+    assert asymmetry(0.0) == 0 < asymmetry(0.5) < asymmetry(1.0) < asymmetry(2.0)
+
+
+def test_size_in_mm_is_kept_at_any_spacing():
+    tumor = drawn("small", 1)
+    fine, coarse = tumor_shape(tumor), tumor_shape(drawn("small", 1, spacing_mm=(0.5, 1.0, 3.0)))
+    assert coarse.sum() * 1.5 == pytest.approx(fine.sum(), rel=0.05)
+    # The same tumor: every second voxel along x, every third along z.
+    extent_fine = [np.ptp(axis) + 1 for axis in fine.nonzero()]
+    extent_coarse = [(np.ptp(axis) + 1) * step for axis, step in zip(coarse.nonzero(), (0.5, 1, 3), strict=True)]
+    np.testing.assert_allclose(extent_coarse, extent_fine, atol=4)
+
+
+def test_smaller_than_a_voxel_is_one_voxel():
+    assert tumor_shape(record(spacing_mm=(20.0, 20.0, 20.0))).tolist() == [[[True]]]
+
+
+def test_largest_component_drops_the_smaller_and_joins_diagonals():
+    mask = np.zeros((9, 5, 5), bool)
+    mask[0:2, 0, 0] = True
+    mask[4, 1, 1] = mask[5, 2, 2] = mask[6, 3, 3] = True
+    expected = mask.copy()
+    expected[0:2] = False
+    np.testing.assert_array_equal(largest_component(mask), expected)
+    assert not largest_component(np.zeros((2, 2, 2), bool)).any()
+    np.testing.assert_array_equal(largest_component(ball((9, 9, 9), 3)), ball((9, 9, 9), 3))

@@ -27,7 +27,7 @@ def read_root(root: Any) -> CaseList:
     if root is None:
         raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
     cases = read_cases(Path(str(root)))
-    check_cases(cases.cases)
+    check_cases(cases).raise_if_any()
     return cases
 
 

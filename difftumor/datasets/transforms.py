@@ -15,11 +15,11 @@ from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCr
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from difftumor.datasets.cases import Case
+from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.organs import OrganLabels
 from difftumor.seeding import derive_seed, torch_generator
 from difftumor.spaces import ModelSpace
-from difftumor.volume import check_same_grid, read_ct, read_labels
+from difftumor.volume import check_same_grid, read_ct
 
 AIR_HU = -1024.0
 # As many candidate centers per case are plenty for crops, and keep a cached case small.
@@ -27,13 +27,22 @@ CENTERS = 65_536
 Item = dict[str, Any]
 
 
-def load_case(case: Case, labels: OrganLabels | None, *, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> Item:
+def load_case(
+    case: Case,
+    labels: OrganLabels | None,
+    *,
+    label_names: Mapping[str, int] | None = None,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    require_organ: bool = True,
+) -> Item:
     """Read a case and bring it into model space.
 
     Args:
         case: What to read.
         labels: Which label values are organ and tumor; None counts every label above 0 as organ.
+        label_names: Names of the case list; needed where labels are a folder with one file per structure.
         spacing_mm: Voxel size of model space, along X, Y, Z.
+        require_organ: Refuse a label map without the organ.
 
     Returns:
         ``ct`` float32 HU (1, X, Y, Z); ``labels`` uint8 (1, X, Y, Z) of 0 background, 1 organ, 2 tumor, all 0 where the
@@ -41,15 +50,20 @@ def load_case(case: Case, labels: OrganLabels | None, *, spacing_mm: Sequence[fl
 
     Raises:
         VolumeError: A file cannot be used, or image and labels lie on different grids.
+        OrganError: The labels hold no organ, and ``require_organ`` is set.
     """
     ct = read_ct(case.image)
     space = ModelSpace(ct.grid, spacing_mm)
     ct_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(ct.data, kind="image")))[None]
     labels_CXYZ = torch.zeros(ct_CXYZ.shape, dtype=torch.uint8)
     if case.labels is not None:
-        stored = read_labels(case.labels)
+        only = None if labels is None else (*labels.organ, *labels.tumor)
+        stored = read_case_labels(case, label_names or {}, only=only)
         check_same_grid(ct, stored)
-        standard = (stored.data > 0).astype(np.uint8) if labels is None else labels.to_standard(stored.data)
+        if labels is None:
+            standard = (stored.data > 0).astype(np.uint8)
+        else:
+            standard = labels.to_standard(stored.data, source=case.labels, require_organ=require_organ)
         labels_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(standard, kind="labels")))[None]
     return {"ct": ct_CXYZ, "labels": labels_CXYZ, "case": case.id}
 

@@ -1,0 +1,130 @@
+"""Stage 1: the autoencoder, from its config.
+
+``python -m stages.autoencoder data.root=PATH``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from difftumor.datasets.cases import Case, folds
+from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
+from difftumor.errors import ConfigError
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.autoencoder import Autoencoder
+from stages.autoencoder_module import AutoencoderModule
+from stages.data import CropData, check_sizes, read_root
+from stages.entry import command_line
+from stages.losses import PerceptualLoss
+from stages.run import Stage
+from stages.settings import Settings, check_positive, construct
+
+LOSSES = ("l1", "slice_adversarial", "volume_adversarial", "feature_matching")
+
+
+def build(settings: Settings) -> Stage:
+    """Make module and data of stage 1 from its config.
+
+    Raises:
+        DiffTumorError: An option is wrong, data are missing, or the perceptual loss has no weights.
+    """
+    data, training = settings.data, settings.training
+    check_positive(
+        training__steps=training.steps,
+        training__steps_per_epoch=training.steps_per_epoch,
+        data__batch_size=data.batch_size,
+        data__foreground_ratio=data.foreground_ratio,
+        optimizer__lr=settings.optimizer.lr,
+    )
+    if training.steps % training.steps_per_epoch:
+        raise ConfigError(
+            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
+            f"which is {training.steps_per_epoch}."
+        )
+    if settings.discriminators.loss not in ("hinge", "vanilla"):
+        raise ConfigError(f"discriminators.loss is {settings.discriminators.loss!r}: choose hinge or vanilla.")
+    if settings.trainer.precision in (16, "16", "16-mixed"):
+        raise ConfigError("trainer.precision=16-mixed needs loss scaling, which stage 1 has not: choose bf16-mixed.")
+    check_sizes(data, multiple=construct(Autoencoder, settings.network).downsampling)
+    crops = _data(settings)  # before the module, whose perceptual loss may download
+    return Stage(
+        module=_module(settings),
+        data=crops,
+        epochs=training.steps // training.steps_per_epoch,
+        monitor="validation/l1" if data.validation_share else None,
+        neutral=("training.steps",),  # nothing depends on how long the run will be
+    )
+
+
+def _module(settings: Settings) -> AutoencoderModule:
+    perceptual, critics = settings.perceptual, settings.discriminators
+    weight, backbone, weights = perceptual.weight, perceptual.backbone, perceptual.weights
+    return AutoencoderModule(
+        seed=settings.seed,
+        network=dict(settings.network),
+        discriminator_channels=critics.base_channels,
+        start_step=critics.start_step,
+        adversarial=critics.loss,
+        weights={
+            k: settings.loss_weights[k] for k in ("l1", "slice_adversarial", "volume_adversarial", "feature_matching")
+        },
+        perceptual=PerceptualLoss(backbone=backbone, weights=Path(weights) if weights else None) if weight else None,
+        perceptual_weight=weight,
+        lr=settings.optimizer.lr,
+        betas=settings.optimizer.betas,
+        window=IntensityWindow(*settings.data.window_hu),
+        spacing_mm=settings.data.spacing_mm,
+        crop=settings.data.crop,
+        pictures_every_n_epochs=settings.pictures_every_n_epochs,
+    )
+
+
+def _data(settings: Settings) -> CropData:
+    data = settings.data
+    cases = read_root(data.root)
+    train, validation = split(cases.cases, share=data.validation_share, seed=settings.seed)
+    return CropData(
+        train=train,
+        validation=validation,
+        load=partial(load_for_crops, crop=data.crop, spacing_mm=data.spacing_mm, label_names=cases.label_names),
+        transform=RandomCrop(data.crop, foreground_ratio=data.foreground_ratio),
+        seed=settings.seed,
+        batch_size=data.batch_size,
+        steps_per_epoch=settings.training.steps_per_epoch,
+        validation_crops=data.validation_crops,
+        num_workers=data.num_workers,
+        cache_rate=data.cache_rate,
+        overfit=data.overfit,
+    )
+
+
+def load_for_crops(
+    case: Case, *, crop: Sequence[int], spacing_mm: Sequence[float], label_names: Mapping[str, int]
+) -> Item:
+    """Load a case, any label counting as foreground, ready for ``RandomCrop``."""
+    return with_centers(pad_to(load_case(case, None, label_names=label_names, spacing_mm=spacing_mm), crop))
+
+
+def split(cases: Sequence[Case], *, share: float, seed: int) -> tuple[Sequence[Case], Sequence[Case]]:
+    """Hold out a share of the patients.
+
+    Raises:
+        ConfigError: The share is out of range or leaves no case to train on.
+    """
+    if not 0 <= share <= 0.5:
+        raise ConfigError(f"data.validation_share is {share!r}: give a share from 0 to 0.5.")
+    patients = len({case.patient for case in cases})
+    if not share or patients < 2:
+        return cases, ()
+    return folds(cases, count=min(patients, round(1 / share)), fold=0, seed=seed)
+
+
+def main() -> None:
+    """Run the command line."""
+    command_line("autoencoder", build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Samplers: from noise to the latent of a CT with a tumor, by DDPM (Ho et al. 2020) or DDIM (Song et al. 2021).
+
+Every element of a batch has noise of its own, so that a batch gives what its elements give one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from difftumor.diffusion.schedule import NoiseSchedule
+from difftumor.errors import ConfigError, ShapeError
+
+
+class NoisePredictor(Protocol):
+    """What a sampler needs of a denoiser."""
+
+    latent_channels: int
+
+    def __call__(self, noisy_BCZXY: Tensor, time_B: Tensor, condition_BCZXY: Tensor) -> Tensor:
+        """Return the predicted noise, of the shape of ``noisy_BCZXY``."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How to sample.
+
+    Attributes:
+        kind: "ddpm" goes through all time steps and adds noise in each; "ddim" may skip steps.
+        steps: Number of calls of the denoiser; None for all time steps of the schedule, the only choice with DDPM.
+        eta: DDIM's noise in [0, 1]: 0 none, 1 as much as DDPM with its posterior variance.
+
+    Raises:
+        ConfigError: A value is unknown or out of range.
+    """
+
+    kind: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int | None = None
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ddpm", "ddim"):
+            raise ConfigError(f"the sampler's kind must be 'ddpm' or 'ddim', not {self.kind!r}")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"the sampler's steps must be at least 1, not {self.steps}")
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"the sampler's eta must be in [0, 1], not {self.eta}")
+        if self.kind == "ddpm" and self.eta != 0:
+            raise ConfigError(f"the sampler's eta {self.eta} has no meaning for 'ddpm'; leave it at 0 or use 'ddim'")
+
+    def time_steps(self, total: int) -> tuple[int, ...]:
+        """Return the visited time steps of a schedule with ``total`` ones, ascending.
+
+        DDIM visits 1 + i·T/S, rounded down: 1, 5, …, 197 for S = 50 of T = 200. With fewer than two time steps per
+        visited one there is no room for the 1, and the visited ones start at 0.
+
+        Raises:
+            ConfigError: ``steps`` doesn't fit the schedule.
+        """
+        steps = total if self.steps is None else self.steps
+        if steps > total or (self.kind == "ddpm" and steps != total):
+            allowed = f"all {total}" if self.kind == "ddpm" else f"at most {total}"
+            raise ConfigError(f"the sampler's steps must be {allowed} of the schedule with {self.kind!r}, not {steps}")
+        offset = 1 if self.kind == "ddim" and total >= 2 * steps else 0
+        return tuple(offset + i * total // steps for i in range(steps))
+
+    def draws(self, total: int) -> int:
+        """Return how many noise tensors a sample takes: the one it starts from, and those added on the way."""
+        steps = len(self.time_steps(total))
+        if self.kind == "ddpm":
+            return steps  # The last step, to t = 0, adds none.
+        return 1 + steps if self.eta > 0 else 1
+
+
+@torch.no_grad()
+def sample(
+    denoiser: NoisePredictor,
+    condition: Tensor,
+    schedule: NoiseSchedule,
+    config: SamplerConfig,
+    *,
+    noise: Tensor | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """Draw latents z_0 given conditions, by the reverse process of DiffTumor's section 3.2.
+
+    Exactly one of ``noise`` and ``generators`` is given. The result has no autograd history, yet may enter graphs.
+
+    Args:
+        denoiser: Predicts the noise ε_θ.
+        condition: (B, C, Z, X, Y) healthy latent and mask; its device is where sampling runs.
+        schedule: The schedule that the denoiser was trained with.
+        config: Sampler, steps and eta.
+        noise: (N, B, latent_channels, Z, X, Y) float: the start, then what is added step after step. N is at least
+            ``config.draws(T)``; N = steps + 1 always serves. What isn't needed is left unused.
+        generators: One CPU generator per element, from which the same noise is drawn in the same order.
+
+    Returns:
+        Latents (B, latent_channels, Z, X, Y), float32.
+
+    Raises:
+        ConfigError: Neither or both sources of noise are given, or the steps don't fit the schedule.
+        ShapeError: The noise or the number of generators doesn't fit the condition.
+    """
+    shape = (condition.shape[0], denoiser.latent_channels, *condition.shape[2:])
+    needed = config.draws(schedule.timesteps)
+    if (noise is None) == (generators is None):
+        raise ConfigError("give sample() exactly one of noise and generators")
+    if noise is not None:
+        source = _given(noise, needed, shape, condition.device)
+    else:
+        source = _drawn(generators or (), shape, condition.device)
+    if config.kind == "ddpm":
+        return _ddpm(denoiser, condition, schedule, source)
+    return _ddim(denoiser, condition, schedule, config, source)
+
+
+def _ddpm(denoiser: NoisePredictor, condition: Tensor, schedule: NoiseSchedule, source: Iterator[Tensor]) -> Tensor:
+    """Ancestral sampling (DDPM, algorithm 2) with x_0 clamped to the range of scaled latents."""
+    x = next(source)
+    for t in reversed(range(schedule.timesteps)):
+        time_B = torch.full((len(x),), t, device=x.device)
+        epsilon = denoiser(x, time_B, condition).float()
+        x0 = schedule.predict_x0(x, epsilon, time_B).clamp(-1, 1)
+        x, log_variance = schedule.posterior(x0, x, time_B)
+        if t > 0:
+            x = x + (0.5 * log_variance).exp() * next(source)
+    return x
+
+
+def _ddim(
+    denoiser: NoisePredictor,
+    condition: Tensor,
+    schedule: NoiseSchedule,
+    config: SamplerConfig,
+    source: Iterator[Tensor],
+) -> Tensor:
+    """DDIM over a part of the time steps, x_0 not clamped."""
+    steps = config.time_steps(schedule.timesteps)
+    alpha_bars = [float(schedule.alphas_cumprod[t]) for t in steps]
+    # Below the first visited step lies step 0, whose ᾱ is not quite 1; below step 0 itself there is no noise.
+    lowest = float(schedule.alphas_cumprod[0]) if steps[0] > 0 else 1.0
+
+    x = next(source)
+    for t, alpha_bar, previous in reversed(list(zip(steps, alpha_bars, [lowest, *alpha_bars[:-1]], strict=True))):
+        time_B = torch.full((len(x),), t, device=x.device)
+        epsilon = denoiser(x, time_B, condition).float()
+        x0 = schedule.predict_x0(x, epsilon, time_B)
+        # σ² = η² (1 - ᾱ_prev) / (1 - ᾱ_t) (1 - ᾱ_t / ᾱ_prev)   (DDIM, eq. 16)
+        variance = config.eta**2 * (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)
+        # x_prev = √ᾱ_prev x_0 + √(1 - ᾱ_prev - σ²) ε + σ z   (DDIM, eq. 12)
+        x = previous**0.5 * x0 + max(1 - previous - variance, 0.0) ** 0.5 * epsilon
+        if config.eta > 0:
+            x = x + variance**0.5 * next(source)
+    return x
+
+
+def _given(noise: Tensor, needed: int, shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
+    if noise.shape[1:] != shape or len(noise) < needed:
+        raise ShapeError(f"the noise must be {(needed, *shape)} or longer, not {tuple(noise.shape)}")
+    return (step.to(device, torch.float32) for step in noise)
+
+
+def _drawn(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
+    if len(generators) != shape[0]:
+        raise ShapeError(f"a batch of {shape[0]} needs as many generators, not {len(generators)}")
+
+    def draw() -> Iterator[Tensor]:
+        while True:
+            # Drawn on the CPU, so that CPU and CUDA runs see the same numbers.
+            yield torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators]).to(device)
+
+    return draw()

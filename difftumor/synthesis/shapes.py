@@ -49,16 +49,22 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
     voxels = min(max(voxels, 1), level.numel())
     # The c that gives the ellipsoid's volume is the volume-th smallest value; 1 without deformation and rounding.
     threshold = level.flatten().kthvalue(voxels).values
-    return _cropped_about_middle(largest_component((level <= threshold).numpy()))
+    without, mask = level < threshold, level <= threshold
+    # Without deformation many voxels share a value, by symmetry: take them all or none, whichever is closer.
+    if without.any() and voxels - int(without.sum()) < int(mask.sum()) - voxels:
+        mask = without
+    return _cropped_about_middle(largest_component(mask.numpy()))
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """Keep the largest 26-connected component of a boolean array; an empty mask stays empty."""
     if not mask.any():
         return mask
-    components, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
+    # Padded, because cc3d 4.1 fails on some arrays of a few voxels.
+    padded, count = cc3d.connected_components(np.pad(mask, 1), connectivity=26, return_N=True)
     if count == 1:
         return mask
+    components = padded[1:-1, 1:-1, 1:-1]
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     kept: np.ndarray = components == sizes.argmax()

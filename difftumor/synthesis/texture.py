@@ -84,7 +84,8 @@ class DiffusionTexture:
 
     def _decoded(self, latent: Tensor) -> Tensor:
         signed = self.codec.decode(latent)
-        if not signed.isfinite().all():
+        # The latent too: the codebook turns any latent into codes, and so hides what is not finite.
+        if not (latent.isfinite().all() and signed.isfinite().all()):
             raise SynthesisError(
                 "The diffusion model returned values that are not finite: train or choose another one."
             )

@@ -1,10 +1,19 @@
 """Small things that the synthesis tests share."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from difftumor.artifacts import save_artifact
+from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.schedule import NoiseSchedule
+from difftumor.networks.autoencoder import Autoencoder
+from difftumor.networks.denoiser import Denoiser
+from difftumor.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
 def record(**changes: Any) -> TumorRecord:
@@ -32,3 +41,54 @@ def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
     x, y, z = np.meshgrid(*offsets, indexing="ij")
     mask: np.ndarray = x**2 + y**2 + z**2 <= radius**2
     return mask
+
+
+def tiny_autoencoder() -> Autoencoder:
+    """Return an untrained autoencoder with random codes; the same each time."""
+    torch.manual_seed(0)
+    network = Autoencoder(base_channels=4, latent_channels=4, codes=32, norm_groups=4)
+    # Untrained features are small; codes of their size make textures differ from place to place.
+    network.codebook.embeddings.copy_(0.3 * torch.randn(32, 4))
+    return network.eval().requires_grad_(False)
+
+
+def tiny_denoiser() -> Denoiser:
+    """Return an untrained denoiser that fits ``tiny_autoencoder``."""
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"latent_channels": 4, "condition_channels": 5, "width": 8, "multipliers": (1, 2)}
+    return Denoiser(**sizes, heads=2, head_dim=8, norm_groups=4).eval().requires_grad_(False)
+
+
+def tiny_synthesizer(organ: str = "liver", **changes: Any) -> TumorSynthesizer:
+    """Return a synthesizer with untrained networks, T = 4, patches of 32 voxels."""
+    values: dict[str, Any] = {
+        "organ": get_organ(organ),
+        "codec": LatentCodec(tiny_autoencoder()),
+        "denoiser": tiny_denoiser(),
+        "schedule": NoiseSchedule(4),
+        "patch": 32,
+    }
+    return TumorSynthesizer(**{**values, **changes})
+
+
+def save_tiny_artifacts(folder: Path, *, crop: int = 32, organ: str = "liver") -> Path:
+    """Save both networks as artifacts and return the diffusion model's folder."""
+    preprocessing = {"spacing_mm": [1.0, 1.0, 1.0], "window_hu": [-175.0, 250.0], "crop": [crop] * 3}
+    autoencoder = save_artifact(
+        folder / "autoencoder",
+        kind="autoencoder",
+        architecture={"name": "vqgan3d", "base_channels": 4, "latent_channels": 4, "codes": 32, "norm_groups": 4},
+        network=tiny_autoencoder(),
+        preprocessing=preprocessing,
+    )
+    sizes = {"latent_channels": 4, "condition_channels": 5, "width": 8, "multipliers": [1, 2]}
+    return save_artifact(
+        folder / f"diffusion_{organ}_early",
+        kind="diffusion",
+        architecture={"name": "factorized_unet", **sizes, "heads": 2, "head_dim": 8, "norm_groups": 4},
+        network=tiny_denoiser(),
+        preprocessing=preprocessing,
+        organ=organ,
+        parents={"autoencoder": autoencoder},
+        settings={"timesteps": 4, "sampler": {"kind": "ddpm", "steps": None, "eta": 0.0}},
+    )

@@ -1,0 +1,263 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from difftumor.errors import ArtifactError, ConfigError, SynthesisError
+from difftumor.organs import get_organ
+from difftumor.synthesis.loading import artifact_identities, load_synthesizer
+from difftumor.synthesis.records import TumorRecord
+from tests.synthesis.makers import ball, save_tiny_artifacts, tiny_synthesizer
+
+SHAPE = (44, 40, 36)
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    return tiny_synthesizer()
+
+
+def scan(shape=SHAPE, radius=15):
+    generator = torch.Generator().manual_seed(0)
+    ct = 60 + 15 * torch.randn(1, 1, *shape, generator=generator)
+    ct[..., :3] = -900.0
+    ct[..., -3:] = 1200.0
+    return ct, torch.from_numpy(ball(shape, radius))[None, None]
+
+
+def draw(synthesizer, organ, count=2, size="tiny", seed=0, **others):
+    return synthesizer.draw(organ[0, 0], size=size, count=count, seed=seed, **others)
+
+
+def test_draw_depends_on_seed_and_keys_alone(synthesizer):
+    _, organ = scan()
+    first = draw(synthesizer, organ)
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 - global state must not matter
+    assert draw(synthesizer, organ) == first
+    assert draw(synthesizer, organ, count=1) == first[:1]
+    assert draw(synthesizer, organ, seed=1) != first
+    assert draw(synthesizer, organ, keys=("epoch", 1)) != first
+    assert draw(synthesizer, organ[0, 0].numpy()[None, None]) == first
+
+
+def test_drawn_numbers_are_in_their_ranges(synthesizer):
+    organ = torch.from_numpy(ball((60, 60, 60), 28))
+    records = [r for seed in range(30) for r in synthesizer.draw(organ, size="early", count=2, seed=seed)]
+    assert {record.size for record in records} == {"tiny", "small"}
+    for record in records:
+        shares = np.array(record.half_axes_mm) / record.radius_mm
+        assert ((shares >= 0.75) & (shares <= 1.25)).all()
+        assert 0 <= record.blur_sigma_voxels <= 4
+        assert organ[record.center_voxel]
+    assert len({record.shape_seed for record in records} | {record.texture_seed for record in records}) == 120
+
+
+def test_center_in_mm_follows_the_affine(synthesizer):
+    affine = np.array([[1, 0, 0, -100], [0, 1, 0, 20], [0, 0, 1, 7], [0, 0, 0, 1.0]])
+    (record,) = draw(synthesizer, scan()[1], count=1, affine=affine)
+    np.testing.assert_allclose(record.center_mm, np.add(record.center_voxel, (-100, 20, 7)))
+
+
+def test_apply_changes_the_halo_and_nothing_else(synthesizer):
+    ct, organ = scan()
+    before = ct.clone()
+    records = draw(synthesizer, organ)
+    made = synthesizer.apply(ct, organ, [records])
+    assert ct.equal(before)
+    assert made.halo.any()
+    assert not made.halo.all()
+    assert made.ct_hu[~made.halo].view(torch.int32).equal(ct[~made.halo].view(torch.int32))
+    assert (made.change_hu[~made.halo] == 0).all()
+    assert (made.change_hu[made.labels == 2] != 0).float().mean() > 0.9
+    assert made.records == (records,)
+
+
+def test_labels_and_lesions_agree(synthesizer):
+    ct, organ = scan()
+    made = synthesizer.apply(ct, organ, [draw(synthesizer, organ)])
+    assert made.labels.dtype == torch.uint8
+    assert made.lesions.unique().tolist() == [0, 1, 2]
+    assert ((made.labels == 2) == (made.lesions > 0)).all()
+    assert ((made.labels > 0) == organ).all()
+    assert made.halo[made.lesions > 0].all()
+
+
+def test_replaying_a_stored_record_is_bit_identical(synthesizer):
+    ct, organ = scan()
+    records = draw(synthesizer, organ)
+    again = tuple(TumorRecord.from_json(record.to_json()) for record in records)
+    first, second = synthesizer.apply(ct, organ, [records]), synthesizer.apply(ct, organ, [again])
+    assert first.ct_hu.equal(second.ct_hu)
+    assert first.lesions.equal(second.lesions)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (32, 32, 32)])
+def test_a_batch_equals_its_elements(synthesizer, shape):
+    cases = [scan(shape, radius) for radius in (11, 12, 13)]
+    drawn = [
+        draw(synthesizer, organ, count=n, seed=n) if n else () for n, (_, organ) in zip((2, 0, 1), cases, strict=True)
+    ]
+    ct, organ = (torch.cat(parts) for parts in zip(*cases, strict=True))
+    together = synthesizer.apply(ct, organ, drawn)
+    for i, (one_ct, one_organ) in enumerate(cases):
+        alone = synthesizer.apply(one_ct, one_organ, drawn[i : i + 1])
+        assert together.lesions[i : i + 1].equal(alone.lesions)
+        assert together.halo[i : i + 1].equal(alone.halo)
+        torch.testing.assert_close(together.ct_hu[i : i + 1], alone.ct_hu, atol=1e-2, rtol=0)
+    assert together.ct_hu[1].equal(ct[1])
+    assert not together.halo[1].any()
+
+
+def test_a_crop_of_the_patch_size_is_one_patch_and_larger_arrays_have_one_per_tumor(synthesizer, monkeypatch):
+    seen = []
+    make = synthesizer._texture.make
+
+    def spy(ct, mask, seeds):
+        seen.append((tuple(ct.shape), mask.flatten(1).sum(1).tolist()))
+        return make(ct, mask, seeds)
+
+    monkeypatch.setattr(synthesizer._texture, "make", spy)
+    for shape in ((32, 32, 32), SHAPE):
+        ct, organ = scan(shape, 13)
+        # Little blur, so that tumor and halo fit the patch.
+        records = [replace(record, blur_sigma_voxels=0.5) for record in draw(synthesizer, organ)]
+        made = synthesizer.apply(ct, organ, [records])
+        volumes = [int((made.lesions == n).sum()) for n in (1, 2)]
+        batch, masks = seen.pop()
+        if shape == SHAPE:
+            assert batch == (2, 1, 32, 32, 32)
+            assert masks == volumes
+        else:
+            assert batch == (1, 1, 32, 32, 32)
+            assert masks == [sum(volumes)]
+
+
+def test_a_tumor_larger_than_the_patch_gets_a_larger_one(synthesizer):
+    ct, organ = scan((80, 76, 72), 34)
+    records = draw(synthesizer, organ, count=1, size="medium")
+    made = synthesizer.apply(ct, organ, [records])
+    assert (made.lesions == 1).sum() > 5000
+    assert (made.change_hu[made.lesions == 1] != 0).float().mean() > 0.9
+
+
+def test_arrays_smaller_than_the_patch_are_padded(synthesizer):
+    ct, organ = scan((21, 23, 17), 8)
+    made = synthesizer.apply(ct, organ, [draw(synthesizer, organ, count=1)])
+    assert made.ct_hu.shape == ct.shape
+    assert (made.lesions == 1).any()
+
+
+def test_the_place_of_the_array_does_not_matter(synthesizer):
+    """A tumor depends on the CT around it, not on how much of the scan is given."""
+    ct, organ = scan((100, 96, 80), 15)
+    records = draw(synthesizer, organ, count=1)
+    whole = synthesizer.apply(ct, organ, [records])
+    part = (..., slice(10, 90), slice(8, 88), slice(5, 75))
+    moved = [record.moved((-10, -8, -5)) for record in records]
+    cut = synthesizer.apply(ct[part], organ[part], [moved])
+    assert cut.ct_hu.equal(whole.ct_hu[part])
+
+
+def test_pancreas_takes_the_decoded_patch(synthesizer):
+    pancreas = tiny_synthesizer("pancreas")
+    ct, organ = scan((32, 32, 32), 10)
+    made = pancreas.apply(ct, organ, [pancreas.draw(organ[0, 0], size="tiny", count=1, seed=0)])
+    assert made.halo.all()
+    inside = (ct > -175) & (ct < 250)
+    assert made.ct_hu[inside].min() >= -175.01
+    # In a scan only tumor and rim are replaced.
+    ct, organ = scan(SHAPE, 10)
+    made = pancreas.apply(ct, organ, [pancreas.draw(organ[0, 0], size="tiny", count=1, seed=0)])
+    assert 0 < made.halo.sum() < made.halo.numel()
+
+
+def test_large_pancreas_tumors_are_centered_and_kidney_tumors_may_leave():
+    pancreas, kidney = tiny_synthesizer("pancreas"), tiny_synthesizer("kidney")
+    organ = ball((50, 50, 50), 9)
+    (record,) = pancreas.draw(organ, size="large", count=1, seed=0)
+    assert record.center_voxel == (25, 25, 25)
+    drawn = [kidney.draw(ball((60, 60, 60), 14), size="medium", count=1, seed=seed)[0] for seed in range(30)]
+    assert 5 < sum(record.may_leave_organ for record in drawn) < 25
+    assert not any(r.may_leave_organ for s in range(10) for r in kidney.draw(organ, size="tiny", count=1, seed=s))
+
+
+def test_a_tumor_that_may_leave_is_labeled_outside_the_organ(synthesizer):
+    ct, organ = scan(SHAPE, 14)
+    kidney = tiny_synthesizer("kidney")
+    records = [
+        r for s in range(20) for r in kidney.draw(organ[0, 0], size="medium", count=1, seed=s) if r.may_leave_organ
+    ]
+    made = kidney.apply(ct, organ, [records[:1]])
+    assert (made.labels[~organ] == 2).any()
+
+
+def test_little_room_gives_fewer_tumors_or_an_error(synthesizer):
+    organ = ball((30, 30, 30), 6)
+    records = synthesizer.draw(organ, size="tiny", count=50, seed=0)
+    assert 1 <= len(records) < 50
+    voxel = np.zeros((30, 30, 30), bool)
+    voxel[3, 3, 3] = True
+    with pytest.raises(SynthesisError, match="liver has no room for a tumor of size 'tiny'"):
+        synthesizer.draw(voxel, size="tiny", count=1, seed=0)
+    with pytest.raises(SynthesisError, match="no organ voxel"):
+        synthesizer.draw(np.zeros((5, 5, 5)), size="tiny", count=1, seed=0)
+    with pytest.raises(ConfigError, match="'giant' is unknown"):
+        synthesizer.draw(organ, size="giant", count=1, seed=0)
+    assert synthesizer.draw(organ, size="tiny", count=0, seed=0) == ()
+
+
+def test_records_that_do_not_belong_are_refused(synthesizer):
+    ct, organ = scan()
+    (record,) = draw(synthesizer, organ, count=1)
+    for moved, message in (((900, 0, 0), "outside the CT"), ((-20, -20, -16), "no room|outside")):
+        with pytest.raises(SynthesisError, match=message):
+            synthesizer.apply(ct, organ, [[record.moved(moved)]])
+    with pytest.raises(SynthesisError, match="cannot be applied"):
+        synthesizer.apply(ct, organ, [[TumorRecord(**{**record.to_dict(), "generator": "other"})]])
+    with pytest.raises(SynthesisError, match="belong together"):
+        synthesizer.apply(ct, organ, [])
+    with pytest.raises(SynthesisError, match="multiple of"):
+        tiny_synthesizer(patch=30)
+
+
+def test_artifacts_give_the_same_synthesizer(synthesizer, tmp_path):
+    path = save_tiny_artifacts(tmp_path)
+    loaded = load_synthesizer(path, organ="liver", device="cpu")
+    assert loaded.organ is get_organ("liver")
+    ct, organ = scan()
+    records = draw(loaded, organ)
+    assert records == draw(synthesizer, organ)
+    assert loaded.apply(ct, organ, [records]).ct_hu.equal(synthesizer.apply(ct, organ, [records]).ct_hu)
+    assert set(artifact_identities(path)) == {"diffusion", "autoencoder"}
+
+
+def test_wrong_artifacts_are_refused(tmp_path):
+    path = save_tiny_artifacts(tmp_path)
+    with pytest.raises(ArtifactError, match="not 'diffusion'"):
+        load_synthesizer(tmp_path / "autoencoder", organ="liver")
+    text = (path / "config.json").read_text()
+    (path / "config.json").write_text(text.replace('"timesteps": 4', '"steps": 4'))
+    with pytest.raises(ArtifactError, match="timesteps"):
+        load_synthesizer(path, organ="liver")
+    (path / "config.json").write_text(text.replace('"ddpm"', '"dream"'))
+    with pytest.raises(ArtifactError, match="dream"):
+        load_synthesizer(path, organ="liver")
+
+
+@pytest.mark.gpu
+def test_gpu_makes_the_same_tumors(synthesizer):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    # The module's own networks stay on the CPU; moving shared ones would change other tests.
+    from difftumor.diffusion.latent import LatentCodec
+    from tests.synthesis.makers import tiny_autoencoder, tiny_denoiser
+
+    gpu = tiny_synthesizer(codec=LatentCodec(tiny_autoencoder().cuda()), denoiser=tiny_denoiser().cuda())
+    ct, organ = scan()
+    records = draw(synthesizer, organ)
+    on_cpu, on_gpu = synthesizer.apply(ct, organ, [records]), gpu.apply(ct.cuda(), organ.cuda(), [records])
+    assert on_gpu.lesions.cpu().equal(on_cpu.lesions)
+    assert on_gpu.halo.cpu().equal(on_cpu.halo)
+    assert on_gpu.ct_hu.equal(gpu.apply(ct.cuda(), organ.cuda(), [records]).ct_hu)

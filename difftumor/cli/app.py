@@ -6,10 +6,16 @@ from typing import Annotated
 import typer
 
 from difftumor import __version__
+from difftumor.cli.evaluate import evaluate
 from difftumor.cli.info import info
+from difftumor.cli.phantom import phantom
+from difftumor.cli.predict import predict
 
 # Name on the command line -> function, in the order of `difftumor --help`. How to add one: difftumor/cli/__init__.py.
 COMMANDS: Mapping[str, Callable[..., None]] = {
+    "phantom": phantom,
+    "predict": predict,
+    "evaluate": evaluate,
     "info": info,
 }
 

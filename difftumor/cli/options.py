@@ -53,5 +53,5 @@ def parse_numbers(text: str, kind: Callable[[str], T], *, option: str, counts: S
         numbers = ()
     if len(numbers) not in counts:
         many = " or ".join(str(count) for count in counts)
-        raise ConfigError(f"{option} {text!r} is not understood: give {many} number(s).")
+        raise ConfigError(f"{option} {text!r} is not understood: give {many} number(s) with commas between.")
     return numbers

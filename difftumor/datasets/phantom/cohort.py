@@ -1,0 +1,150 @@
+"""A cohort of phantoms on disk: NIfTI files and the ``dataset.json`` of the Medical Segmentation Decathlon."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from difftumor import __version__
+from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, check_organs, make_case
+from difftumor.datasets.phantom.labels import LABEL_NAMES
+from difftumor.errors import ConfigError
+
+DATASET_FILE = "dataset.json"
+
+
+def write_cohort(
+    out: Path | str,
+    *,
+    cases: int,
+    organs: Sequence[str],
+    seed: int,
+    config: PhantomConfig | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write a cohort; it appears whole or not at all.
+
+    Args:
+        out: Folder to make: ``imagesTr/``, ``labelsTr/`` and ``dataset.json``.
+        cases: How many cases.
+        organs: Organs that get tumors.
+        seed: Case i depends on (seed, i) alone: a larger cohort begins with the smaller one.
+        config: Grid, noise and tumors; the defaults if None.
+        overwrite: Replace an older phantom cohort at ``out``.
+        progress: Show a progress bar on the terminal.
+
+    Returns:
+        The path of ``dataset.json``.
+
+    Raises:
+        ConfigError: A value is out of range, or ``out`` holds something already.
+        SynthesisError: An organ is not in the field of view.
+    """
+    config = config or PhantomConfig()
+    folder = Path(out)
+    if cases < 1:
+        raise ConfigError(f"cases is {cases}: give 1 or more.")
+    if not organs:
+        raise ConfigError("organs is empty: name at least one organ.")
+    check_organs(organs)
+    _check_free(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        staging.chmod(0o755)  # mkdtemp makes it private; cohorts are shared
+        entries = _write_cases(staging, cases, organs, seed, config, progress)
+        content = _description(entries, organs, seed, config)
+        (staging / DATASET_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder / DATASET_FILE
+
+
+def _write_cases(
+    staging: Path, cases: int, organs: Sequence[str], seed: int, config: PhantomConfig, progress: bool
+) -> list[dict[str, Any]]:
+    for name in ("imagesTr", "labelsTr"):
+        (staging / name).mkdir()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task("Making phantoms", total=cases)
+        entries = []
+        for index in range(cases):
+            case = make_case(seed=seed, index=index, config=config, organs=organs)
+            entries.append(_write_case(staging, f"phantom_{index:04d}", case))
+            bar.advance(task)
+    return entries
+
+
+def _write_case(folder: Path, name: str, case: PhantomCase) -> dict[str, Any]:
+    entry = {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+    for kind, data in (("image", case.ct_hu), ("label", case.labels)):
+        image = nibabel.Nifti1Image(np.asfortranarray(data), case.affine)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / entry[kind])
+    return {
+        **entry,
+        "patient": name,
+        "tumor_organs": list(case.tumor_organs),
+        "tumors": [asdict(tumor) for tumor in case.tumors],
+    }
+
+
+def _description(
+    entries: list[dict[str, Any]], organs: Sequence[str], seed: int, config: PhantomConfig
+) -> dict[str, Any]:
+    return {
+        "name": "difftumor phantom",
+        "description": "Synthetic abdominal CT in the portal venous phase, with tumors; no patient data.",
+        "reference": "difftumor",
+        "licence": "CC0-1.0",
+        "release": __version__,
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {str(value): name for name, value in LABEL_NAMES.items()},
+        "numTraining": len(entries),
+        "numTest": 0,
+        "training": entries,
+        "test": [],
+        "phantom": {"seed": seed, "organs": list(organs), **asdict(config), "spacing_mm": config.voxel_mm},
+    }
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a place that holds something; with ``overwrite``, still refuse what is not a phantom cohort."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} is not a folder: give the path of a new folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"{folder} is not empty: give another folder, or --overwrite to replace an older cohort.")
+    if not _is_cohort(folder):
+        raise ConfigError(f"{folder} holds something other than a phantom cohort: remove it yourself first.")
+
+
+def _is_cohort(folder: Path) -> bool:
+    try:
+        return "phantom" in json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    """Put ``new`` where ``target`` is; folders cannot be exchanged in one step, so an old one steps aside first."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, aside / target.name)
+    os.replace(new, target)
+    shutil.rmtree(aside)

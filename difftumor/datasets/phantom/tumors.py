@@ -1,0 +1,191 @@
+"""Tumors of a phantom: how many, how large, where, how dark; each is painted and labeled on the canvas."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, distance_transform_edt, label, map_coordinates
+
+from difftumor.datasets.phantom.canvas import Canvas
+from difftumor.datasets.phantom.fields import Array
+from difftumor.datasets.phantom.growth import LATTICE_REACH, Growth, grow
+from difftumor.datasets.phantom.labels import TUMOR_ORGANS, tumor_label
+from difftumor.datasets.phantom.person import Person
+from difftumor.datasets.phantom.solids import Box
+from difftumor.errors import SynthesisError
+
+# Chance of one, two, three tumors.
+_COUNTS = {"liver": (0.6, 0.25, 0.15), "pancreas": (1.0,), "kidney": (1.0,)}
+# A larger tumor would be more of the organ than the organ itself.
+_LARGEST_MM = {"liver": 40.0, "pancreas": 12.0, "kidney": 20.0}
+# The exponent favors small radii: of 4 to 20 mm, two thirds stay below 10 mm.
+_EARLY_BIAS = 1.5
+
+
+@dataclass(frozen=True)
+class PhantomTumor:
+    """What one tumor of a phantom was meant to be.
+
+    Args:
+        organ: Organ that it grows in.
+        lesion: Its number in the map of lesions, from 1.
+        radius_mm: Radius of the ball of the same volume.
+        contrast_hu: How far its mean lies below the parenchyma.
+        center_mm: Where it started to grow, RAS world coordinates.
+    """
+
+    organ: str
+    lesion: int
+    radius_mm: float
+    contrast_hu: float
+    center_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """An organ to grow in: its part of the grid, and how deep inside (positive) or outside each voxel lies, mm."""
+
+    box: Box
+    depth_mm: Array
+    parenchyma_hu: float
+
+
+def paint_tumors(
+    canvas: Canvas,
+    lesions: NDArray[np.uint16],
+    person: Person,
+    *,
+    organ: str,
+    radius_mm: tuple[float, float],
+    contrast_hu: tuple[float, float],
+) -> list[PhantomTumor]:
+    """Grow the tumors of one organ.
+
+    Args:
+        canvas: Anatomy to paint on.
+        lesions: (X, Y, Z) map of lesion instances, written in place.
+        person: Whose tumors; each organ has a random stream of its own.
+        organ: Key of ``TUMOR_ORGANS``.
+        radius_mm: Smallest and largest radius.
+        contrast_hu: Smallest and largest contrast.
+
+    Raises:
+        SynthesisError: The organ is not in the field of view.
+    """
+    draw = person.generator("tumors", organ)
+    organ_label = int(draw.choice(TUMOR_ORGANS[organ]))
+    site = _site(canvas, organ, organ_label)
+    chances = _COUNTS[organ]
+    tumors: list[PhantomTumor] = []
+    for _ in range(1 + int(draw.choice(len(chances), p=chances))):
+        radius = _draw_radius(draw, radius_mm, min(_LARGEST_MM[organ], 1.25 * float(site.depth_mm.max())))
+        contrast = float(draw.uniform(*contrast_hu))
+        center = _draw_center(canvas, site, radius, tumors, draw)
+        if center is None:
+            break
+        growth = grow(radius_mm=radius, outside_mm=partial(_outside, canvas, site, center), generator=draw)
+        tumor = PhantomTumor(organ, int(lesions.max()) + 1, radius, contrast, center)
+        softness_mm = float(draw.uniform(0.0, 0.2)) * radius
+        _paint(canvas, lesions, growth, tumor, organ_label, site.parenchyma_hu, softness_mm)
+        tumors.append(tumor)
+    return tumors
+
+
+def _site(canvas: Canvas, organ: str, organ_label: int) -> _Site:
+    where = canvas.labels == organ_label
+    if not where.any():
+        raise SynthesisError(f"The {organ} is not in the phantom's field of view: raise the shape or the spacing.")
+    bounds = []
+    for axis, spacing in enumerate(canvas.space.spacing_mm):
+        used = np.flatnonzero(where.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = int(np.ceil(10.0 / spacing)) + 1
+        bounds.append(slice(max(int(used[0]) - margin, 0), int(used[-1]) + margin + 1))
+    box = (bounds[0], bounds[1], bounds[2])
+    mask = where[box]
+    # Beyond the border of the scan there is no organ, so that tumors stay in view.
+    inside = distance_transform_edt(np.pad(mask, 1), sampling=canvas.space.spacing_mm)[1:-1, 1:-1, 1:-1]
+    outside = distance_transform_edt(~mask, sampling=canvas.space.spacing_mm)
+    half_voxel = 0.5 * float(np.mean(canvas.space.spacing_mm))
+    depth = np.where(mask, inside - half_voxel, half_voxel - outside).astype(np.float32)
+    return _Site(box, depth, float(np.median(canvas.hu[box][mask])))
+
+
+def _draw_radius(draw: np.random.Generator, radius_mm: tuple[float, float], largest_mm: float) -> float:
+    low, high = radius_mm
+    radius = low * (high / low) ** (float(draw.random()) ** _EARLY_BIAS)
+    return max(low, min(radius, largest_mm))
+
+
+def _draw_center(
+    canvas: Canvas, site: _Site, radius: float, others: list[PhantomTumor], draw: np.random.Generator
+) -> tuple[float, float, float] | None:
+    """Return a place deep enough for the radius and away from other tumors, or None if there is none."""
+    enough = min(0.8 * radius, 0.8 * float(site.depth_mm.max()))
+    places = np.argwhere(site.depth_mm >= enough)
+    axes = [axis[part] for axis, part in zip(canvas.space.axes_mm, site.box, strict=True)]
+    points = np.stack([axis[places[:, i]] for i, axis in enumerate(axes)], axis=1)
+    free = np.ones(len(points), dtype=bool)
+    for other in others:
+        apart = np.linalg.norm(points - np.asarray(other.center_mm, dtype=np.float32), axis=1)
+        free &= apart > 1.5 * (radius + other.radius_mm) + 2 * max(canvas.space.spacing_mm)
+    points = points[free]
+    # Drawn in any case, so that the stream does not depend on the outcome.
+    pick, jitter = draw.random(), draw.uniform(-0.5, 0.5, size=3)
+    if not len(points):
+        return None
+    x, y, z = points[int(pick * len(points))] + jitter * np.asarray(canvas.space.spacing_mm)
+    return float(x), float(y), float(z)
+
+
+def _outside(canvas: Canvas, site: _Site, center: tuple[float, float, float], offsets: Array) -> Array:
+    """Return how far outside the organ the lattice around a center lies."""
+    axes = []
+    for axis, part, middle, spacing in zip(
+        canvas.space.axes_mm, site.box, center, canvas.space.spacing_mm, strict=True
+    ):
+        axes.append((middle + offsets - axis[part][0]) / spacing)
+    return -map_coordinates(site.depth_mm, np.stack(np.meshgrid(*axes, indexing="ij")), order=1, mode="nearest")
+
+
+def _paint(
+    canvas: Canvas,
+    lesions: NDArray[np.uint16],
+    growth: Growth,
+    tumor: PhantomTumor,
+    organ_label: int,
+    parenchyma_hu: float,
+    softness_mm: float,
+) -> None:
+    reach = LATTICE_REACH * tumor.radius_mm + max(canvas.space.spacing_mm)
+    slices = []
+    for axis, middle in zip(canvas.space.axes_mm, tumor.center_mm, strict=True):
+        start, stop = np.searchsorted(axis, (middle - reach, middle + reach))
+        slices.append(slice(int(start), int(stop)))
+    box = (slices[0], slices[1], slices[2])
+    x, y, z = (a[s] - np.float32(m) for a, s, m in zip(canvas.space.axes_mm, box, tumor.center_mm, strict=True))
+    distance, strength = growth.sample((x, y, z))
+    # Other organs and lesions keep their voxels, and a gap of one voxel keeps lesions apart.
+    near_lesions = binary_dilation(lesions[box] > 0, np.ones((3, 3, 3), dtype=bool))
+    room = np.isin(canvas.labels[box], (0, organ_label)) & ~near_lesions
+    width = np.float32(np.mean(canvas.space.spacing_mm) + softness_mm)
+    coverage = np.where(room, np.clip(np.float32(0.5) - distance / width, 0.0, 1.0), 0.0).astype(np.float32)
+    mask = _largest_part((distance < 0) & room, (x, y, z))
+    coverage[mask] = np.maximum(coverage[mask], np.float32(0.5))
+    # Voxels at the edge show the tumor in part: deepen all, so that the labeled mean has the drawn contrast.
+    strength = strength / np.clip((coverage * strength)[mask].mean(), 0.5, 1.5)
+    view = canvas.hu[box]
+    view += coverage * (np.float32(parenchyma_hu) - np.float32(tumor.contrast_hu) * strength - view)
+    canvas.labels[box][mask] = tumor_label(tumor.organ)
+    lesions[box][mask] = tumor.lesion
+
+
+def _largest_part(mask: NDArray[np.bool_], offsets_mm: tuple[Array, Array, Array]) -> NDArray[np.bool_]:
+    """Return the largest 26-connected part; of nothing, the voxel nearest to the center."""
+    parts, count = label(mask, np.ones((3, 3, 3)))
+    if count:
+        return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    nearest = tuple(int(np.abs(offsets).argmin()) for offsets in offsets_mm)
+    mask = np.zeros_like(mask)
+    mask[nearest] = True
+    return mask

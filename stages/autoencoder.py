@@ -12,12 +12,12 @@ from pathlib import Path
 from difftumor.datasets.cases import Case, folds
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
 from difftumor.errors import ConfigError
-from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from stages.autoencoder_module import AutoencoderModule
-from stages.data import CropData, check_sizes, read_root
+from stages.data import CropData, check_sizes, read_root, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
+from stages.module import initial_weights
 from stages.run import Stage
 from stages.settings import Settings, check_positive, construct
 
@@ -47,7 +47,8 @@ def build(settings: Settings) -> Stage:
         raise ConfigError(f"discriminators.loss is {settings.discriminators.loss!r}: choose hinge or vanilla.")
     if settings.trainer.precision in (16, "16", "16-mixed"):
         raise ConfigError("trainer.precision=16-mixed needs loss scaling, which stage 1 has not: choose bf16-mixed.")
-    check_sizes(data, multiple=construct(Autoencoder, settings.network).downsampling)
+    with initial_weights(settings.seed):
+        check_sizes(data, multiple=construct(Autoencoder, settings.network).downsampling)
     crops = _data(settings)  # before the module, whose perceptual loss may download
     return Stage(
         module=_module(settings),
@@ -74,7 +75,7 @@ def _module(settings: Settings) -> AutoencoderModule:
         perceptual_weight=weight,
         lr=settings.optimizer.lr,
         betas=settings.optimizer.betas,
-        window=IntensityWindow(*settings.data.window_hu),
+        window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
         pictures_every_n_epochs=settings.pictures_every_n_epochs,

@@ -53,10 +53,10 @@ class KeepLastAndBest(Checkpoint):
         """Keep what this epoch has reached; validation has run before."""
         assert isinstance(pl_module, StageModule)
         self._keep_best(trainer, pl_module)
-        epoch = trainer.current_epoch + 1
+        epoch = pl_module.epochs_done = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.received_sigterm:
             temporary = self.folder / f".{LAST}.new"
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
             if trainer.is_global_zero:
                 os.replace(temporary, self.folder / LAST)
             trainer.strategy.barrier("last.ckpt")

@@ -14,7 +14,9 @@ from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.integrity import check_cases
 from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
 from difftumor.errors import ConfigError
+from difftumor.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
+from stages.module import StageModule
 
 
 def read_root(root: Any) -> CaseList:
@@ -51,6 +53,19 @@ def check_sizes(data: Any, *, multiple: int) -> None:
         raise ConfigError(f"data.cache_rate is {data.cache_rate!r}: give a share from 0 to 1.")
 
 
+def window_of(data: Any) -> IntensityWindow:
+    """Return the window of ``data.window_hu``.
+
+    Raises:
+        ConfigError: It is not two numbers in rising order.
+    """
+    try:
+        low_hu, high_hu = data.window_hu
+        return IntensityWindow(float(low_hu), float(high_hu))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data.window_hu is {data.window_hu!r}: give two HU values, the lower one first.") from error
+
+
 def seeded_loader(
     dataset: SeededDataset,
     *,
@@ -84,7 +99,8 @@ def seeded_loader(
         fixed=fixed or not training,
     )
     # Workers fetch their first batches before Lightning sets the epoch of a resumed run.
-    sampler.set_epoch(trainer.current_epoch)
+    if isinstance(module := trainer.lightning_module, StageModule):
+        sampler.set_epoch(module.epochs_done)
     return DataLoader(
         dataset,
         batch_size=batch_size,

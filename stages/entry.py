@@ -37,7 +37,7 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
             # A search path of the user's own replaces ours, as on the command line.
             mine = [] if any(item.startswith("hydra.searchpath=") for item in overrides) else [own]
             return compose(stage, overrides=[*mine, *overrides])
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # Hydra refuses some group choices with the latter
             raise ConfigError(_explain(error, stage)) from error
 
 
@@ -73,7 +73,7 @@ def _fail(error: DiffTumorError) -> None:
     sys.exit(1)
 
 
-def _explain(error: HydraException, stage: str) -> str:
+def _explain(error: Exception, stage: str) -> str:
     """One sentence from Hydra's several lines."""
     text = str(error)
     listing = f"`python -m stages.{stage} --cfg job` lists the options"

@@ -30,6 +30,8 @@ class StageModule(pl.LightningModule, ABC):
         self.seed = seed
         # Lightning's global_step counts optimizers, not steps, under manual optimization; this one counts batches.
         self.steps_done = 0
+        # Kept by KeepLastAndBest: while a run is being restored, Lightning's current_epoch still is one behind.
+        self.epochs_done = 0
 
     @property
     @abstractmethod
@@ -70,12 +72,14 @@ class StageModule(pl.LightningModule, ABC):
         self.steps_done += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of steps."""
+        """Keep the counts."""
         checkpoint["steps_done"] = self.steps_done
+        checkpoint["epochs_done"] = self.epochs_done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the count of steps."""
+        """Restore the counts."""
         self.steps_done = int(checkpoint["steps_done"])
+        self.epochs_done = int(checkpoint["epochs_done"])
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""A cohort small enough to train on within a second, and options that shrink stage 1 to it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from omegaconf import DictConfig
+
+from stages.entry import compose_config
+
+TINY = (
+    "trainer=cpu", "trainer.log_every_n_steps=1", "trainer.progress_bar=false", "pictures_every_n_epochs=0",
+    "data.spacing_mm=[3,3,3]", "data.crop=[16,16,16]", "data.batch_size=2", "data.num_workers=0",
+    "data.cache_rate=1.0", "data.validation_share=0.25", "data.validation_crops=2",
+    "network.base_channels=2", "network.norm_groups=2", "network.codes=16",
+    "discriminators.base_channels=2", "discriminators.start_step=3", "perceptual.weight=0.0",
+    "training.steps=8", "training.steps_per_epoch=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cases of about 20³ voxels of 3 mm with a box for a liver; the third is smaller than the tiny crop."""
+    folder = tmp_path_factory.mktemp("cohort")
+    entries = []
+    for number in range(4):
+        shape = (20, 18, 22) if number != 2 else (12, 14, 10)
+        random = np.random.default_rng(number)
+        labels = np.zeros(shape, np.uint8)
+        labels[4:10, 5:10, 3:8] = 1
+        ct = (random.normal(40, 15, shape) + 80 * labels - 1000 * (np.indices(shape)[0] < 2)).astype(np.int16)
+        for part, data in (("imagesTr", ct), ("labelsTr", labels)):
+            (folder / part).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(data, np.diag([3.0, 3.0, 3.0, 1.0])), folder / part / f"case{number}.nii.gz")
+        entries.append({"image": f"./imagesTr/case{number}.nii.gz", "label": f"./labelsTr/case{number}.nii.gz"})
+    listing = {"name": "boxes", "labels": {"background": 0, "liver": 1}, "training": entries, "test": []}
+    (folder / "dataset.json").write_text(json.dumps(listing))
+    return folder
+
+
+@pytest.fixture
+def tiny_config(cohort: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose stage 1's config, shrunk, with everything it writes under ``tmp_path``."""
+
+    def compose(*overrides: str) -> DictConfig:
+        places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+        return compose_config("autoencoder", [*TINY, *places, *overrides])
+
+    return compose

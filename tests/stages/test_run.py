@@ -1,0 +1,243 @@
+"""Running stage 1: resuming, refusing, finishing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from difftumor.artifacts import load_artifact, read_config
+from difftumor.errors import ConfigError, DeviceError, TrainingError
+from stages.autoencoder import build
+from stages.run import run_stage
+from tests.conftest import REPOSITORY
+
+
+class Crash(Exception):  # noqa: N818
+    pass
+
+
+def run(config, build=build):
+    return run_stage(stage="autoencoder", config=config, build=build)
+
+
+def crashing_at(step):
+    """A build whose module fails at a step, as if the process had died there."""
+
+    def crashing_build(settings):
+        built = build(settings)
+        inner = built.module.training_step
+
+        def training_step(batch, batch_idx):
+            if built.module.steps_done == step:
+                raise Crash
+            return inner(batch, batch_idx)
+
+        built.module.training_step = training_step
+        return built
+
+    return crashing_build
+
+
+def weights(path: Path) -> bytes:
+    return (path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("step", "options"), [(5, ()), (6, ("trainer.checkpoint_every_n_epochs=2",))])
+def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_config, tmp_path, step, options):
+    whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole", *options))
+    parted_config = tiny_config("name=parted", f"artifact={tmp_path}/parted", *options)
+    with pytest.raises(Crash):
+        run(parted_config, crashing_at(step))
+    assert not (tmp_path / "parted").exists()
+    parted = run(parted_config)
+    assert weights(parted) == weights(whole)
+    assert weights(tmp_path / "parted_best") == weights(tmp_path / "whole_best")
+    assert read_config(parted).metrics == read_config(whole).metrics
+    assert read_config(parted).training["steps"] == 8
+
+
+def test_resuming_with_loading_processes_sees_the_same_crops(tiny_config, tmp_path):
+    whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole"))
+    parted_config = tiny_config("name=parted", f"artifact={tmp_path}/parted", "data.num_workers=1")
+    with pytest.raises(Crash):
+        run(parted_config, crashing_at(5))
+    assert weights(run(parted_config)) == weights(whole)
+
+
+def test_a_run_leaves_the_global_generators_alone(tiny_config):
+    torch_before = torch.random.get_rng_state()
+    run(tiny_config())
+    assert torch.equal(torch_before, torch.random.get_rng_state())
+
+
+def test_the_folder_holds_what_it_should_and_the_artifact_loads(tiny_config, tmp_path):
+    artifact = run(tiny_config("pictures_every_n_epochs=4"))
+    folder = tmp_path / "runs" / "autoencoder" / "default"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["network"]["codes"] == 16
+    assert list((folder / "tensorboard").glob("events*"))
+    assert len(list((folder / "pictures").glob("*.png"))) == 1
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["steps_done"] == checkpoint["global_step"] == 8
+    loaded = load_artifact(artifact, kind="autoencoder")
+    assert loaded.config.preprocessing["crop"] == [16, 16, 16]
+    assert set(loaded.config.metrics) == {"validation/l1", "validation/psnr", "validation/perplexity"}
+    best = read_config(tmp_path / "checkpoints" / "autoencoder_best")
+    assert best.complete
+    assert best.metrics["validation/l1"] <= loaded.config.metrics["validation/l1"]
+
+
+def test_a_finished_run_is_left_alone_until_its_artifact_goes(tiny_config, capsys):
+    artifact = run(tiny_config())
+    first = weights(artifact)
+
+    def no_build(settings):
+        raise AssertionError("must not be built")
+
+    assert run(tiny_config("trainer.log_every_n_steps=2"), no_build) == artifact
+    assert "has finished" in capsys.readouterr().out
+    for file in artifact.iterdir():
+        file.unlink()
+    artifact.rmdir()
+    assert weights(run(tiny_config())) == first
+
+
+def test_more_steps_go_on_from_a_finished_run(tiny_config, tmp_path):
+    run(tiny_config("training.steps=4"))
+    longer = run(tiny_config())
+    assert weights(longer) == weights(run(tiny_config("name=whole", f"artifact={tmp_path}/whole")))
+
+
+def test_a_changed_option_is_refused_by_name_and_fresh_starts_over(tiny_config, tmp_path):
+    artifact = run(tiny_config("training.steps=2"))
+    stray = tmp_path / "runs" / "autoencoder" / "default" / "note.txt"
+    stray.write_text("of the old run")
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.0003, not 0\.01: .*name=….*fresh=true"):
+        run(tiny_config("training.steps=2", "optimizer.lr=0.01"))
+    assert read_config(artifact).training["config"]["optimizer"]["lr"] == 3e-4
+    run(tiny_config("training.steps=2", "optimizer.lr=0.01", "fresh=true"))
+    assert read_config(artifact).training["config"]["optimizer"]["lr"] == 0.01
+    assert not stray.exists()
+
+
+@pytest.mark.parametrize("override", ["fresh=true", "fresh=false"])
+def test_somebody_elses_folder_is_never_touched(tiny_config, tmp_path, override):
+    folder = tmp_path / "runs" / "autoencoder" / "default"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("precious: true")
+    with pytest.raises(ConfigError, match="is not a run"):
+        run(tiny_config(override))
+    assert (folder / "config.yaml").read_text() == "precious: true"
+
+
+def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tiny_config, tmp_path):
+    def poisoned(settings):
+        built = build(settings)
+        inner = built.module._signed
+        built.module._signed = lambda batch: inner(batch) * (float("nan") if built.module.steps_done == 4 else 1)
+        return built
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 4: .*last\.ckpt"):
+        run(tiny_config(), poisoned)
+    state = torch.load(tmp_path / "runs/autoencoder/default/last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
+    with pytest.raises(Crash):
+        run(tiny_config(), crashing_at(5))
+    last = tmp_path / "runs/autoencoder/default/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"last\.ckpt cannot be resumed .*fresh=true"):
+        run(tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("data.root=null", ConfigError, r"data\.root is not set: give data\.root=PATH"),
+        ("name=a/b", ConfigError, r"name is 'a/b'"),
+        ("data.crop=[16,16,18]", ConfigError, r"data\.crop is \[16, 16, 18\]: give three multiples of 4"),
+        ("training.steps=7", ConfigError, r"training\.steps is 7: give a multiple"),
+        ("optimizer.lr=-1", ConfigError, r"optimizer\.lr is -1"),
+        ("network.layers=3", ConfigError, r"network\.layers"),
+        ("data.window_hu=[250,-175]", ConfigError, r"data\.window_hu"),
+        ("data.validation_share=0.9", ConfigError, r"data\.validation_share is 0\.9"),
+        ("discriminators.loss=wgan", ConfigError, r"discriminators\.loss is 'wgan'"),
+        ("trainer.precision=16-mixed", ConfigError, r"bf16-mixed"),
+        ("trainer.precision=7", ConfigError, r"under 'trainer' do not work"),
+        ("network.norm_groups=3", ConfigError, r"groups"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_leave_nothing_behind(tiny_config, tmp_path, override, error, message):
+    with pytest.raises(error, match=message) as caught:
+        run(tiny_config("+" + override if override.startswith("network.layers") else override))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_missing_gpu_is_named(tiny_config, tmp_path):
+    with pytest.raises(DeviceError, match=r"trainer\.accelerator=gpu .* trainer\.accelerator=cpu"):
+        run(tiny_config("trainer=gpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def command(cohort, tmp_path, *overrides):
+    from tests.stages.conftest import TINY
+
+    places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+    arguments = [sys.executable, "-m", "stages.autoencoder", *TINY, *places, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return {"args": arguments, "cwd": tmp_path, "env": environment, "text": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_resumes_to_the_same_weights(cohort, tmp_path, how):
+    steps = "training.steps=60"
+    process = subprocess.Popen(**command(cohort, tmp_path, steps, "name=parted", f"artifact={tmp_path}/parted"))
+    last = tmp_path / "runs" / "autoencoder" / "parted" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(how)
+    assert process.wait(timeout=60) == (-9 if how is signal.SIGKILL else 143)
+    assert torch.load(last, weights_only=True)["steps_done"] < 60
+    assert not (tmp_path / "parted").exists()
+    for name in ("parted", "whole"):
+        subprocess.run(**command(cohort, tmp_path, steps, f"name={name}", f"artifact={tmp_path}/{name}"), check=True)
+    assert weights(tmp_path / "parted") == weights(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parted", "parted_best", "runs", "whole", "whole_best"]
+
+
+@pytest.mark.slow
+def test_the_command_line_fails_with_one_sentence(cohort, tmp_path):
+    for override, sentence in [
+        ("data.rot=x", "Error: Unknown option 'data.rot'"),
+        ("data.root=null", "Error: data.root is not set"),
+        ("+bogus=1", "Error: Unknown option 'bogus'"),
+    ]:
+        done = subprocess.run(**command(cohort, tmp_path, override), capture_output=True, check=False)
+        assert done.returncode == 1
+        assert [line for line in done.stderr.splitlines() if line][-1].startswith(sentence)
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("debug", ["one_batch", "overfit", "profile"])
+def test_debug_configs_run(tiny_config, tmp_path, debug):
+    config = tiny_config(f"+debug={debug}", "trainer.max_epochs=1")
+    artifact = run(config)
+    assert read_config(artifact).complete
+    assert not (tmp_path / "checkpoints").exists()
+    folder = tmp_path / "runs" / "autoencoder" / f"debug_{debug}"
+    assert json.loads((folder / "finished.json").read_text())["artifact"] == str(artifact)
+    assert bool(list(folder.glob("*profile*.txt"))) == (debug == "profile")

@@ -1,0 +1,168 @@
+"""Crops for segmentation: around a class for scans with tumors, with enough organ for healthy ones.
+
+Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import RandCropByLabelClassesd, Randomizable, RandRotate90d
+
+from difftumor.datasets.transforms import CENTERS, Item
+from difftumor.errors import ConfigError
+from difftumor.organs import ORGAN
+
+VOLUMES = ("ct", "labels")
+CLASSES = 3
+# A healthy crop is tried so often before half of the organ is enough, and so on; the best of all is taken at last.
+_TRIES_PER_LEVEL = 4
+_LEVELS = 5
+
+
+def with_class_centers(item: Item, limit: int = CENTERS) -> Item:
+    """Add ``centers``: flat indices of voxels of each class, at most ``limit`` of each, evenly spaced.
+
+    Args:
+        item: With ``labels`` (1, X, Y, Z) of 0 background, 1 organ, 2 tumor.
+        limit: Keeps a cached case small; so many centers are plenty.
+
+    Returns:
+        A new item.
+    """
+    flat = item["labels"].numpy().ravel()
+    centers = []
+    for label in range(CLASSES):
+        indices = np.flatnonzero(flat == label)
+        if len(indices) > limit:
+            indices = indices[np.linspace(0, len(indices) - 1, limit).astype(np.int64)]
+        centers.append(indices)
+    return {**item, "centers": centers}
+
+
+class OrganCrop(Randomizable):
+    """Cut a crop around a random organ voxel that holds at least a given volume of organ.
+
+    The demand is halved after every few tries; where even that is not met, the crop with the most organ is taken.
+
+    Args:
+        crop: Voxels along X, Y, Z.
+        minimum_volume_mm3: Organ that a crop must hold.
+        spacing_mm: Voxel size.
+    """
+
+    def __init__(self, crop: Sequence[int], *, minimum_volume_mm3: float, spacing_mm: Sequence[float]) -> None:
+        self.crop = tuple(crop)
+        self.minimum_voxels = minimum_volume_mm3 / math.prod(spacing_mm)
+
+    def __call__(self, item: Mapping[str, Any]) -> Item:
+        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and what else the item holds but the centers."""
+        centers = item["centers"][ORGAN]
+        shape = item["labels"].shape[1:]
+        best: tuple[int, tuple[slice, ...]] | None = None
+        for attempt in range(_TRIES_PER_LEVEL * _LEVELS):
+            center = np.unravel_index(centers[self.R.randint(len(centers))], shape)
+            starts = [
+                min(max(int(c) - n // 2, 0), size - n) for c, n, size in zip(center, self.crop, shape, strict=True)
+            ]
+            box = (slice(None), *(slice(a, a + n) for a, n in zip(starts, self.crop, strict=True)))
+            voxels = int((item["labels"][box] > 0).sum())
+            if best is None or voxels > best[0]:
+                best = voxels, box
+            if voxels >= self.minimum_voxels / 2 ** (attempt // _TRIES_PER_LEVEL):
+                break
+        assert best is not None
+        cut = {key: item[key][best[1]] for key in VOLUMES}
+        return {**{key: value for key, value in item.items() if key != "centers"}, **cut}
+
+
+class SegmentationCrop(Randomizable):
+    """A crop with its augmentation, and what is to be done to it later, on the device.
+
+    The intensity shift and the seed of tumors made on the fly are only drawn here: tumors come first, so that they
+    are shifted along with their surroundings.
+
+    Args:
+        crop: Voxels along X, Y, Z; X and Y equal if crops are rotated.
+        spacing_mm: Voxel size.
+        class_ratios: Crops centered on background, organ and tumor, relative to each other, in scans with tumors.
+        minimum_organ_mm3: Organ that a healthy crop must hold.
+        rotation_probability: Chance of a rotation by 90, 180 or 270 degrees in the axial plane.
+        shift: Largest intensity shift, as a share of the window.
+        shift_probability: Chance of a shift.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        crop: Sequence[int],
+        *,
+        spacing_mm: Sequence[float],
+        class_ratios: Sequence[float],
+        minimum_organ_mm3: float,
+        rotation_probability: float,
+        shift: float,
+        shift_probability: float,
+    ) -> None:
+        if len(class_ratios) != CLASSES or min(class_ratios) < 0 or not sum(class_ratios) > 0:
+            raise ConfigError(f"data.class_ratios is {list(class_ratios)}: give three numbers from 0, not all 0.")
+        for name, chance in (("rotation", rotation_probability), ("shift", shift_probability)):
+            if not 0 <= chance <= 1:
+                raise ConfigError(f"augmentation.{name}_probability is {chance!r}: give a number from 0 to 1.")
+        if rotation_probability and (crop[0] != crop[1] or spacing_mm[0] != spacing_mm[1]):
+            raise ConfigError(
+                f"Rotation in the axial plane needs crops and spacing alike along X and Y, not {list(crop)} and "
+                f"{list(spacing_mm)}: change data.crop, or set augmentation.rotation_probability=0."
+            )
+        if not shift >= 0:
+            raise ConfigError(f"augmentation.shift is {shift!r}: give 0 or more.")
+        self.around = RandCropByLabelClassesd(
+            VOLUMES,
+            label_key="labels",
+            spatial_size=tuple(crop),
+            ratios=list(class_ratios),
+            num_classes=CLASSES,
+            indices_key="centers",
+            warn=False,
+        )
+        self.healthy = OrganCrop(crop, minimum_volume_mm3=minimum_organ_mm3, spacing_mm=spacing_mm)
+        self.rotate = RandRotate90d(VOLUMES, prob=rotation_probability, max_k=3, spatial_axes=(0, 1))
+        self.shift = shift
+        self.shift_probability = shift_probability
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SegmentationCrop:
+        """Seed every part with a stream of its own."""
+        super().set_random_state(seed, state)
+        for part in (self.around, self.healthy, self.rotate):
+            part.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, item: Mapping[str, Any]) -> Item:
+        """Return a sample.
+
+        Args:
+            item: ``ct``, ``labels`` (1, X, Y, Z) at least as large as the crop, ``centers``, ``healthy``, ``case``.
+
+        Returns:
+            ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``case``, ``shift`` as a share of the
+            window, and ``tumor_seed``, from 0 to 2⁶².
+        """
+        cut = self.healthy(item) if item["healthy"] else self.around(dict(item))[0]
+        cut = self.rotate({key: cut[key] for key in VOLUMES})
+        shifted = self.R.random_sample() < self.shift_probability
+        amount = float(self.R.uniform(-self.shift, self.shift))
+        high, low = (int(part) for part in self.R.randint(2**31, size=2))
+        # MONAI returns tensors with metadata that view the cached volume.
+        volumes = {k: (v.as_tensor() if hasattr(v, "as_tensor") else v).clone() for k, v in cut.items()}
+        return {
+            **volumes,
+            "healthy": item["healthy"],
+            "case": item["case"],
+            "shift": amount if shifted else 0.0,
+            "tumor_seed": high << 31 | low,
+        }

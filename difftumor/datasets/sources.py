@@ -87,9 +87,7 @@ def _json(source: Path, base: Path) -> Listing:
     if isinstance(content, list):
         return Listing(_entries(content, source, base, "entry"))
     if not isinstance(content, dict):
-        raise CaseListError(
-            f"{source} holds neither a list of cases nor a data set with 'training'; write one of them."
-        )
+        raise CaseListError(f"{source} holds neither a list of cases nor a mapping with 'training'; write one.")
     label_names = _label_names(content.get("labels", {}), source)
     if "training" not in content:
         if (base / "imagesTr").is_dir():

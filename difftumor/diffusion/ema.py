@@ -45,9 +45,9 @@ class ExponentialMovingAverage(Generic[ModuleT]):
             weight = 1 - self.decay if self.step >= self.start else 1.0
             for average, current in zip(self.module.parameters(), network.parameters(), strict=True):
                 # lerp with weight 1 is an exact copy.
-                average.data.lerp_(current.data.to(average.data), weight)
-            for mine, theirs in zip(self.module.buffers(), network.buffers(), strict=True):
-                mine.copy_(theirs)
+                average.lerp_(current.to(average), weight)
+            for kept, buffer in zip(self.module.buffers(), network.buffers(), strict=True):
+                kept.copy_(buffer)
         self.step += 1
 
     def to(self, device: torch.device | str) -> "ExponentialMovingAverage[ModuleT]":

@@ -140,9 +140,10 @@ def _ddim(
 ) -> Tensor:
     """DDIM over a part of the time steps, x_0 not clamped."""
     steps = config.time_steps(schedule.timesteps)
-    alpha_bars = [float(schedule.alphas_cumprod[t]) for t in steps]
+    table = schedule.alphas_cumprod.tolist()
+    alpha_bars = [table[t] for t in steps]
     # Below the first visited step lies step 0, whose ᾱ is not quite 1; below step 0 itself there is no noise.
-    lowest = float(schedule.alphas_cumprod[0]) if steps[0] > 0 else 1.0
+    lowest = table[0] if steps[0] > 0 else 1.0
 
     x = next(source)
     for t, alpha_bar, previous in reversed(list(zip(steps, alpha_bars, [lowest, *alpha_bars[:-1]], strict=True))):

@@ -192,7 +192,9 @@ class Denoiser(nn.Module):
         steps = list(zip([self.width, *widths[:-1]], widths, strict=True))
         last = len(steps) - 1
 
+        # Registered in the order of the published checkpoints.
         self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
         for index, (outer, inner) in enumerate(steps):
             down = nn.Conv3d(inner, inner, **RESAMPLE) if index < last else nn.Identity()
             self.downs.append(Level(outer, inner, resample=down, **sizes, **self.attention_sizes))
@@ -203,7 +205,6 @@ class Denoiser(nn.Module):
         self.mid_temporal_attn = depth_attention(deepest, **self.attention_sizes)
         self.mid_block2 = ResnetBlock(deepest, deepest, **sizes)
 
-        self.ups = nn.ModuleList()
         for index, (outer, inner) in enumerate(reversed(steps)):
             up = nn.ConvTranspose3d(outer, outer, **RESAMPLE) if index < last else nn.Identity()
             self.ups.append(Level(2 * inner, outer, resample=up, **sizes, **self.attention_sizes))

@@ -1,0 +1,165 @@
+"""Attention against explicit formulas, and what each kind may and may not see."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from difftumor.networks.attention import (
+    Attention,
+    ChannelNorm,
+    LinearAttention,
+    RelativePositionBias,
+    RotaryEmbedding,
+    depth_attention,
+    linear_slice_attention,
+    slice_attention,
+)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shuffled(module, seed=0):
+    """Give every parameter a random value, gains included."""
+    for index, parameter in enumerate(module.parameters()):
+        parameter.data = 0.5 * randn(*parameter.shape, seed=seed + index)
+    return module
+
+
+def test_channel_norm_is_layer_norm_over_channels():
+    norm = shuffled(ChannelNorm(6))
+    x = randn(2, 6, 3, 4, 5)
+    expected = F.layer_norm(x.movedim(1, -1), (6,), weight=norm.gamma.flatten(), eps=1e-5).movedim(-1, 1)
+    torch.testing.assert_close(norm(x), expected)
+
+
+# Worked out by hand: 8 exact distances, then 8 + ⌊8 · log(d/8) / log 4⌋, at most 15; 16 more for keys after the query.
+@pytest.mark.parametrize(
+    ("offset", "bucket"),
+    [
+        (0, 0), (-1, 1), (-7, 7), (-8, 8), (-9, 8), (-10, 9), (-16, 12), (-22, 13), (-31, 15), (-32, 15), (-500, 15),
+        (1, 17), (7, 23), (8, 24), (10, 25), (16, 28), (500, 31),
+    ],
+)  # fmt: skip
+def test_position_buckets(offset, bucket):
+    assert RelativePositionBias(heads=1).bucket(offset) == bucket
+
+
+def test_position_bias_belongs_to_query_and_key():
+    bias = RelativePositionBias(heads=2)
+    with torch.no_grad():
+        bias.relative_attention_bias.weight.copy_(torch.arange(64).reshape(32, 2))
+    table = bias(4)
+    assert table.shape == (2, 4, 4)
+    assert table[0, 3, 1] == 2 * 2  # The key lies 2 before the query.
+    assert table[1, 1, 3] == 2 * 18 + 1  # The key lies 2 after it.
+
+
+def test_rotary_turns_neighboring_pairs():
+    rotary = RotaryEmbedding(4)
+    torch.testing.assert_close(rotary.freqs, torch.tensor([1.0, 0.01]))
+    x = torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(3, 4)
+    expected = [[math.cos(n), math.sin(n), -math.sin(n / 100), math.cos(n / 100)] for n in range(3)]
+    torch.testing.assert_close(rotary(x, *rotary.angles(3)), torch.tensor(expected))
+
+
+def test_rotary_products_depend_on_distance_only():
+    rotary = RotaryEmbedding(8)
+    query, key = randn(8, seed=1).expand(6, 8), randn(8, seed=2).expand(6, 8)
+    products = rotary(query, *rotary.angles(6)) @ rotary(key, *rotary.angles(6)).T
+    for distance in range(-5, 6):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    assert products[0].std() > 0.1
+
+
+def test_rotary_leaves_features_beyond_its_own():
+    rotary, x = RotaryEmbedding(4), randn(5, 10)
+    turned = rotary(x, *rotary.angles(5))
+    assert torch.equal(turned[:, 4:], x[:, 4:])
+    assert not torch.equal(turned[1:, :4], x[1:, :4])
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_attention_is_its_formula(rotary):
+    heads, D, N = 2, 4, 5
+    attention = shuffled(Attention(6, heads=heads, head_dim=D, rotary=rotary))
+    x, bias = randn(3, N, 6), randn(heads, N, N, seed=9)
+
+    query, key, value = attention.to_qkv(x).chunk(3, dim=-1)
+    outputs = []
+    for head in range(heads):
+        q, k, v = (part[..., head * D : (head + 1) * D] for part in (query, key, value))
+        if rotary:
+            q, k = (attention.rotary_emb(part, *attention.rotary_emb.angles(N)) for part in (q, k))
+        outputs.append(((q / D**0.5) @ k.transpose(1, 2) + bias[head]).softmax(-1) @ v)
+    torch.testing.assert_close(attention(x, bias), torch.cat(outputs, dim=-1) @ attention.to_out.weight.T)
+
+
+def test_linear_attention_is_its_formula():
+    heads, D, X, Y = 2, 4, 3, 5
+    attention = shuffled(LinearAttention(6, heads=heads, head_dim=D))
+    x = randn(1, 6, 2, X, Y)
+    y = attention(x)
+    weights = attention.to_qkv.weight.flatten(1), attention.to_out.weight.flatten(1)
+    for z in range(2):
+        query, key, value = (weights[0] @ x[0, :, z].flatten(1)).chunk(3)
+        outputs = []
+        for head in range(heads):
+            q, k, v = (part[head * D : (head + 1) * D] for part in (query, key, value))
+            similarity = q.softmax(0).T @ k.softmax(1) / D**0.5  # (query position, key position)
+            outputs.append(v @ similarity.T)
+        expected = weights[1] @ torch.cat(outputs) + attention.to_out.bias[:, None]
+        torch.testing.assert_close(y[0, :, z].flatten(1), expected)
+
+
+def test_linear_attention_refuses_a_bias():
+    with pytest.raises(ValueError, match="no position bias"):
+        LinearAttention(4, heads=1, head_dim=2)(randn(1, 4, 2, 2, 2), randn(1, 2, 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [depth_attention, slice_attention, linear_slice_attention])
+def test_attention_sees_its_axis_and_nothing_else(build):
+    block = shuffled(build(6, heads=2, head_dim=4))
+    x = randn(2, 6, 3, 4, 5)
+    touched = x.clone()
+    touched[0, :, 1, 2, 3] += randn(6, seed=5)
+    changed = (block(touched) - block(x)).abs().amax(dim=1) > 1e-6
+
+    seen = torch.zeros_like(changed)
+    if build is depth_attention:
+        seen[0, :, 2, 3] = True
+    else:
+        seen[0, 1] = True
+    assert torch.equal(changed, seen)
+
+
+@torch.no_grad()
+def test_depth_attention_knows_order_and_slice_attention_does_not():
+    x = randn(1, 6, 4, 2, 2)
+    along = shuffled(depth_attention(6, heads=2, head_dim=4))
+    assert (along(x.flip(2)).flip(2) - along(x)).abs().max() > 1e-3
+    within = shuffled(slice_attention(6, heads=2, head_dim=4))
+    torch.testing.assert_close(within(x.flip(3)).flip(3), within(x))
+
+
+def test_residual_without_output_weights_is_identity():
+    block = depth_attention(6, heads=2, head_dim=4)
+    block.fn.fn.fn.to_out.weight.data.zero_()
+    x = randn(1, 6, 3, 2, 2)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_more_sequences_than_a_cuda_grid_holds():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    attention = Attention(4, heads=8, head_dim=32, rotary=True).cuda()
+    x, bias = randn(70_000, 3, 4).cuda(), randn(8, 3, 3).cuda()
+    y = attention(x, bias)
+    torch.testing.assert_close(y[-4:], attention(x[-4:], bias), rtol=1e-3, atol=1e-4)

@@ -10,10 +10,12 @@ from difftumor.cli.evaluate import evaluate
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
+from difftumor.cli.synthesize import synthesize
 
 # Name on the command line -> function, in the order of `difftumor --help`. How to add one: difftumor/cli/__init__.py.
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "phantom": phantom,
+    "synthesize": synthesize,
     "predict": predict,
     "evaluate": evaluate,
     "info": info,

@@ -11,6 +11,7 @@ from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import Organ, get_organ
+from difftumor.synthesis.records import sizes_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -61,6 +62,35 @@ def load_synthesizer(
         patch=patch,
         spacing_mm=spacing_mm,
     )
+
+
+def find_artifact(
+    path: Path | str | None, *, organ: Organ | str, size: str, folder: Path | str = "checkpoints"
+) -> Path:
+    """Return the folder of the diffusion model to use.
+
+    Args:
+        path: Where the user says it is; None for the usual place, ``<folder>/diffusion_<organ>_<early or late>``.
+        organ: Where tumors are to grow.
+        size: Size class or group; tiny and small tumors are early ones.
+        folder: Where the stages put their artifacts.
+
+    Raises:
+        ArtifactError: There is nothing in the usual place.
+        OrganError: The organ is unknown.
+        ConfigError: The size is unknown.
+    """
+    name = (get_organ(organ) if isinstance(organ, str) else organ).name
+    stage = "early" if set(sizes_of(size)) <= set(sizes_of("early")) else "late"
+    if path is not None:
+        return Path(path)
+    usual = Path(folder) / f"diffusion_{name}_{stage}"
+    if not usual.is_dir():
+        raise ArtifactError(
+            f"There is no diffusion model at {usual}: make one with python -m stages.diffusion organ={name} "
+            "or give the folder of one with --model."
+        )
+    return usual
 
 
 def artifact_identities(diffusion_artifact: Path | str) -> dict[str, str]:

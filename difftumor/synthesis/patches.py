@@ -40,11 +40,13 @@ class Patch:
         element: Index in the batch.
         box: Where it lies in the array; it reaches beyond an array that is smaller than the patch.
         tumors: Tumors that get their texture from it.
+        whole: Whether it is a training crop, one patch as a whole.
     """
 
     element: int
     box: Box
     tumors: tuple[PlacedTumor, ...]
+    whole: bool = False
 
     @property
     def seed(self) -> int:
@@ -52,23 +54,26 @@ class Patch:
         return self.tumors[0].record.texture_seed
 
 
-def plan_patches(tumors: list[PlacedTumor], array: Voxel, patch: Voxel, multiple: Voxel) -> list[Patch]:
+def plan_patches(
+    tumors: list[PlacedTumor], array: Voxel, patch: Voxel, multiple: Voxel, *, together: bool
+) -> list[Patch]:
     """Decide which patches are needed.
 
-    An array of the patch's size is a training crop: it is one patch, with all its tumors together, as in the published
-    recipe. Elsewhere every tumor gets a patch of its own, centered on it but kept inside the array where the array is
-    large enough, and larger than ``patch`` where tumor and halo need it.
+    A training crop is one patch, with all its tumors together, as in the published recipe. Elsewhere every tumor gets a
+    patch of its own, centered on it but kept inside the array where the array is large enough, and larger than
+    ``patch`` where tumor and halo need it.
 
     Args:
         tumors: All tumors of the batch, in order.
         array: Size of the arrays.
         patch: Wanted size of a patch.
         multiple: The networks take multiples of this.
+        together: Whether each array, which then has the patch's size, is one patch.
     """
-    if array == patch:
+    if together:
         elements = dict.fromkeys(tumor.element for tumor in tumors)
         own = {element: tuple(tumor for tumor in tumors if tumor.element == element) for element in elements}
-        return [Patch(element, Box.whole(array), members) for element, members in own.items()]
+        return [Patch(element, Box.whole(array), members, whole=True) for element, members in own.items()]
     return [Patch(tumor.element, _patch_box(tumor, array, patch, multiple), (tumor,)) for tumor in tumors]
 
 

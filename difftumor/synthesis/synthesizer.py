@@ -96,6 +96,11 @@ class TumorSynthesizer:
             raise SynthesisError(f"Patch {self.patch} must be a multiple of {self._multiple}: choose another size.")
 
     @property
+    def device(self) -> torch.device:
+        """Where the networks are; CT for ``apply`` belongs there too."""
+        return self._texture.device
+
+    @property
     def window(self) -> IntensityWindow:
         """HU that the networks see; tumors take values inside it."""
         return self._texture.window
@@ -158,7 +163,12 @@ class TumorSynthesizer:
 
     @torch.no_grad()
     def apply(
-        self, ct_hu_B1XYZ: Tensor, organ_mask_B1XYZ: Tensor, records: Sequence[Sequence[TumorRecord]]
+        self,
+        ct_hu_B1XYZ: Tensor,
+        organ_mask_B1XYZ: Tensor,
+        records: Sequence[Sequence[TumorRecord]],
+        *,
+        patch_per_tumor: bool = False,
     ) -> Synthesis:
         """Apply records to a batch of CT; the same arguments give the same tumors.
 
@@ -166,6 +176,7 @@ class TumorSynthesizer:
             ct_hu_B1XYZ: CT in HU, model space; not modified.
             organ_mask_B1XYZ: Organ on the same device; any nonzero voxel counts.
             records: Tumors of every element, possibly none, as ``draw`` returned them for its organ mask.
+            patch_per_tumor: Give every tumor a patch of its own, also where the CT has the size of one patch.
 
         Raises:
             SynthesisError: Shapes differ, or a record does not fit: drawn for another generator, spacing or mask.
@@ -184,7 +195,9 @@ class TumorSynthesizer:
             tumors += self._place(element, organ[element, 0].cpu().numpy(), drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
         change, weight = torch.zeros_like(ct), torch.zeros_like(ct)
-        patches = plan_patches(tumors, shape, self.patch, self._multiple)
+        patches = plan_patches(
+            tumors, shape, self.patch, self._multiple, together=shape == self.patch and not patch_per_tumor
+        )
         for patch, texture_hu in self._textures(patches, ct, lesions):
             self._blend(patch, texture_hu, ct, lesions, change, weight)
         # Where halos of several tumors overlap, their weights may sum to more than one.
@@ -251,7 +264,7 @@ class TumorSynthesizer:
         window = self.window
         shape = triple(ct.shape[2:])
         decoded = self.organ.blend == "decoded"
-        if decoded and patch.box == Box.whole(shape):
+        if decoded and patch.whole:
             # The published recipe for training crops: the decoded patch as it is.
             healthy = ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
             change[patch.element, 0] = texture_hu - healthy

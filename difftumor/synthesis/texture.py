@@ -49,6 +49,11 @@ class DiffusionTexture:
         self._sampler = sampler or SamplerConfig()
         self._patches_at_once = patches_at_once
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self._denoiser.parameters()).device
+
     @torch.no_grad()
     def make(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor, seeds: Sequence[int]) -> Tensor:
         """Make the CT with tumors, one per element.

@@ -112,9 +112,7 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         check_same_grid(joined, part)
         joined.data[part.data > 0] = number
     if joined is None:
-        raise CaseListError(
-            f"{case.labels} holds no label file that is wanted; name its files as the list names labels."
-        )
+        raise CaseListError(f"{case.labels} holds none of the label files wanted; name them as the list names labels.")
     return joined
 
 
@@ -192,7 +190,7 @@ def _check_files(cases: Sequence[Case], source: Path) -> None:
     missing = [case.image for case in cases if not case.image.is_file()]
     missing += [case.labels for case in cases if case.labels is not None and not case.labels.exists()]
     if missing:
-        more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CaseListError(f"{source} lists {missing[0]}, which does not exist{more}; correct the path or the list.")
     for case in cases:
         if not is_nifti(case.image):

@@ -1,0 +1,78 @@
+"""The check of a list of cases before it is used."""
+
+import json
+
+import numpy as np
+import pytest
+
+from difftumor.datasets.cases import read_cases
+from difftumor.datasets.integrity import check_cases
+from difftumor.errors import CaseListError
+from difftumor.organs import ORGANS, resolve_labels
+from tests.nifti import LPS, ct_values, write_nifti
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    entries = []
+    for name in ("good", "damaged", "turned", "windowed", "empty"):
+        values = ct_values().clip(0, 255) if name == "windowed" else ct_values()
+        labels = np.zeros((5, 6, 4), "uint8")
+        labels[2] = name != "empty"
+        write_nifti(tmp_path / f"images/{name}.nii.gz", values)
+        write_nifti(tmp_path / f"labels/{name}.nii.gz", labels, LPS if name == "turned" else None)
+        entries.append({"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"})
+    (tmp_path / "images/damaged.nii.gz").write_bytes(b"no volume")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "liver"}, "training": entries}))
+    return read_cases(tmp_path)
+
+
+def test_headers_tell_damage_and_grids(cohort):
+    report = check_cases(cohort)
+    assert report.checked == 5
+    assert not report.ok
+    assert [problem.case_id for problem in report.problems] == ["damaged", "turned"]
+    assert "damaged or not NIfTI" in report.problems[0].message
+    assert "orientation RAS against LPS" in report.problems[1].message
+    assert [case.id for case in report.sound(cohort.cases)] == ["good", "windowed", "empty"]
+
+
+def test_voxels_tell_the_rest(cohort):
+    labels = resolve_labels(cohort.label_names, ORGANS["liver"])
+    report = check_cases(cohort, labels=labels, voxels=True)
+    assert [problem.case_id for problem in report.problems] == ["damaged", "turned", "windowed", "empty"]
+    assert "Hounsfield" in report.problems[2].message
+    assert "holds no liver" in report.problems[3].message
+
+
+def test_one_error_tells_every_problem(cohort):
+    with pytest.raises(CaseListError, match="2 of 5 cases cannot be used") as caught:
+        check_cases(cohort).raise_if_any()
+    assert "damaged: " in str(caught.value)
+    assert "turned: " in str(caught.value)
+
+
+def test_a_sound_list_passes(cohort):
+    (case,) = (case for case in cohort.cases if case.id == "good")
+    report = check_cases(type(cohort)((case,), cohort.label_names, cohort.source), voxels=True)
+    assert report.ok
+    report.raise_if_any()
+
+
+def test_every_file_of_a_folder_is_checked(tmp_path):
+    write_nifti(tmp_path / "c1" / "ct.nii.gz", ct_values())
+    write_nifti(tmp_path / "c1" / "segmentations" / "liver.nii.gz", np.ones((5, 6, 4), "uint8"))
+    write_nifti(tmp_path / "c1" / "segmentations" / "spleen.nii.gz", np.ones((5, 6, 3), "uint8"))
+    (problem,) = check_cases(read_cases(tmp_path)).problems
+    assert "spleen.nii.gz" in problem.message
+    assert "shape" in problem.message
+
+
+@pytest.mark.data
+def test_real_scans_are_sound(real_data, tmp_path):
+    entries = [
+        {"id": folder.name, "image": str(folder / "ct.nii.gz"), "labels": str(folder / "tumor.nii.gz")}
+        for folder in sorted((real_data / "sarcoma").iterdir())
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    assert check_cases(read_cases(tmp_path / "list.json")).ok

@@ -121,7 +121,7 @@ def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Sta
     settings = Settings(values)
     run = _prepare(stage, values, settings)
     if not run.fresh and run.folder.is_finished(run.artifact) and not run.folder.changed(values):
-        _say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
+        say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
         return run.artifact
     built = build(settings)
     settings.check_all_read()
@@ -134,7 +134,7 @@ def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Sta
         if not resuming:
             run.folder.remove()
         run.folder.write_config(values)
-    _say(f"{'Going on with' if resuming else 'Starting'} {run.folder.path}")
+    say(f"{'Going on with' if resuming else 'Starting'} {run.folder.path}")
     _fit(run, built, trainer, run.folder.last if resuming else None)
     if trainer.is_global_zero:
         _export(run, built, trainer)
@@ -207,7 +207,7 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
         # Lightning ends with 0 on SIGTERM, which a scheduler would take for success.
         last = run.folder.last
         kept = f"rerun the same command to go on from {last}" if last.is_file() else "no checkpoint was written yet"
-        _say(f"Interrupted at step {built.module.steps_done}: {kept}.")
+        say(f"Interrupted at step {built.module.steps_done}: {kept}.")
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
     except (RuntimeError, EOFError, KeyError) as error:
         if checkpoint is not None and built.module.steps_done == 0:
@@ -225,11 +225,12 @@ def _export(run: _Run, built: Stage, trainer: pl.Trainer) -> None:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
         module.export(run.best, complete=True, training=config.training, metrics=config.metrics)
     run.folder.mark_finished(run.artifact)
-    _say(f"Finished: {run.artifact}")
+    say(f"Finished: {run.artifact}")
 
 
 @rank_zero_only
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
+    """Print a sentence, once for all ranks."""
     print(sentence, flush=True)
 
 

@@ -1,0 +1,154 @@
+"""Stage 2: the diffusion model of one organ and tumor stage, from its config.
+
+``python -m stages.diffusion organ=liver tumor_stage=early data.root=PATH``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from difftumor.artifacts import load_artifact
+from difftumor.datasets.tumor_cases import sort_cases
+from difftumor.datasets.tumor_stages import TUMOR_STAGES
+from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.samplers import SamplerConfig
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.autoencoder import Autoencoder
+from difftumor.networks.denoiser import Denoiser
+from difftumor.organs import Organ
+from stages.data import check_sizes, read_root
+from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
+from stages.diffusion_module import DiffusionModule
+from stages.entry import command_line
+from stages.run import Stage, say
+from stages.settings import Settings, check_positive, construct
+
+
+@dataclass(frozen=True)
+class _Crops:
+    data: TumorCrops
+    lesions: dict[str, int]  # of every training case
+
+
+def build(settings: Settings) -> Stage:
+    """Make module and data of stage 2 from its config.
+
+    Raises:
+        DiffTumorError: An option is wrong, the autoencoder is missing, or there are no tumors to learn.
+    """
+    data, training = settings.data, settings.training
+    check_positive(
+        training__steps=training.steps,
+        training__steps_per_epoch=training.steps_per_epoch,
+        data__batch_size=data.batch_size,
+        data__foreground_ratio=data.foreground_ratio,
+        optimizer__lr=settings.optimizer.lr,
+    )
+    if training.steps % training.steps_per_epoch:
+        raise ConfigError(
+            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
+            f"which is {training.steps_per_epoch}."
+        )
+    organ = construct(Organ, settings.organ)
+    codec = _codec(settings)
+    crops = _crops(settings, organ)
+    return Stage(
+        module=_module(settings, organ, codec, crops),
+        data=crops.data,
+        epochs=training.steps // training.steps_per_epoch,
+        monitor="validation/loss" if crops.data.validation else None,
+        neutral=("training.steps",),  # nothing depends on how long the run will be
+    )
+
+
+def _codec(settings: Settings) -> LatentCodec:
+    """Load the frozen autoencoder, and check that crops suit it and the denoiser."""
+    data = settings.data
+    artifact = load_artifact(
+        settings.autoencoder.path, kind="autoencoder", allow_incomplete=settings.autoencoder.allow_incomplete
+    )
+    for name in ("spacing_mm", "window_hu"):
+        trained = [float(value) for value in artifact.config.preprocessing[name]]
+        if trained != [float(value) for value in data[name]]:
+            raise ConfigError(
+                f"data.{name} is {list(data[name])}, but {artifact.path} was trained with {trained}: set them alike."
+            )
+    assert isinstance(artifact.network, Autoencoder)
+    codec = LatentCodec(artifact.network)
+    check_sizes(data, multiple=codec.downsampling)
+    divisor = codec.downsampling * construct(Denoiser, settings.network).in_slice_divisor
+    if data.crop[0] % divisor or data.crop[1] % divisor:
+        raise ConfigError(f"data.crop is {list(data.crop)}: give multiples of {divisor} along X and Y.")
+    return codec
+
+
+def _crops(settings: Settings, organ: Organ) -> _Crops:
+    data = settings.data
+    rules = construct(LesionRules, settings.lesions)
+    if rules.stage not in TUMOR_STAGES:
+        raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
+    cases = read_root(data.root)
+    reader = TumorReader(
+        cases=cases, organ=organ, rules=rules, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
+    )
+    sorted_cases = sort_cases(cases, organ, workers=data.num_workers)
+    folds = settings.folds
+    train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed)
+    counts = reader.count((*train.tumor, *validation), workers=data.num_workers)
+    say(describe(counts, rules, cases.source))
+    chosen = tuple(case for case in train.tumor if counts[case.id])
+    if not chosen:
+        raise CaseListError(
+            f"{cases.source} has no {rules.stage} {organ.name} tumor to train on: give other data, another organ, "
+            "or another tumor_stage."
+        )
+    crops = TumorCrops(
+        reader=reader,
+        foreground_ratio=data.foreground_ratio,
+        train=chosen,
+        validation=tuple(case for case in validation if counts[case.id]),
+        seed=settings.seed,
+        batch_size=data.batch_size,
+        steps_per_epoch=settings.training.steps_per_epoch,
+        validation_crops=data.validation_crops,
+        num_workers=data.num_workers,
+        cache_rate=data.cache_rate,
+        overfit=data.overfit,
+    )
+    return _Crops(crops, {case.id: counts[case.id] for case in chosen})
+
+
+def _module(settings: Settings, organ: Organ, codec: LatentCodec, crops: _Crops) -> DiffusionModule:
+    return DiffusionModule(
+        seed=settings.seed,
+        network=dict(settings.network),
+        codec=codec,
+        autoencoder=Path(settings.autoencoder.path),
+        tumor_stage=settings.lesions.stage,
+        timesteps=settings.diffusion.timesteps,
+        sampler=construct(SamplerConfig, settings.diffusion.sampler),
+        masked=settings.diffusion.masked,
+        loss=settings.diffusion.loss,
+        ema=dict(settings.ema),
+        lr=settings.optimizer.lr,
+        betas=settings.optimizer.betas,
+        organ=organ.name,
+        window=IntensityWindow(*settings.data.window_hu),
+        spacing_mm=settings.data.spacing_mm,
+        crop=settings.data.crop,
+        cases={
+            "training": crops.lesions,
+            "validation": [case.id for case in crops.data.validation],
+        },
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    command_line("diffusion", build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What stage 2 computes: noise prediction in the latent space of a frozen autoencoder (paper, eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from difftumor.artifacts import save_artifact
+from difftumor.datasets.transforms import Item
+from difftumor.datasets.tumor_stages import TUMOR_LABEL, TumorStage
+from difftumor.diffusion.ema import ExponentialMovingAverage
+from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.samplers import SamplerConfig
+from difftumor.diffusion.schedule import NoiseSchedule
+from difftumor.errors import ConfigError
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.denoiser import Denoiser
+from difftumor.seeding import torch_generator
+from stages.module import StageModule, initial_weights
+
+NoiseLoss = Literal["l1", "l2"]
+Masked = Literal["image", "latent"]
+# Held-out crops are judged at so many timesteps, evenly spread, or at all where there are fewer.
+VALIDATION_TIMES = 8
+
+
+class DiffusionModule(StageModule):
+    """Train a denoiser; its moving average is what the artifact holds.
+
+    Args:
+        seed: Everything random derives from it.
+        network: Constructor arguments of ``Denoiser``, without the channels, which follow from the codec.
+        codec: Around the frozen autoencoder; neither trained nor saved here.
+        autoencoder: Folder of the autoencoder's artifact, recorded as parent.
+        tumor_stage: Which tumors the model learns.
+        timesteps: T of the noise schedule.
+        sampler: How the model is to be sampled.
+        masked: Where the tumor is taken out of the condition.
+        loss: Distance between noise and prediction.
+        ema: ``decay``, ``start`` and ``every`` of the moving average.
+        lr: Learning rate of Adam.
+        betas: Its momentum coefficients.
+        organ: Recorded in the artifact.
+        window: HU that the networks see.
+        spacing_mm: Voxel size, recorded in the artifact.
+        crop: Voxels along X, Y, Z, recorded in the artifact.
+        cases: What is trained on, recorded in the artifact.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        network: Mapping[str, Any],
+        codec: LatentCodec,
+        autoencoder: Path,
+        tumor_stage: TumorStage,
+        timesteps: int,
+        sampler: SamplerConfig,
+        masked: Masked,
+        loss: NoiseLoss,
+        ema: Mapping[str, Any],
+        lr: float,
+        betas: Sequence[float],
+        organ: str,
+        window: IntensityWindow,
+        spacing_mm: Sequence[float],
+        crop: Sequence[int],
+        cases: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(seed=seed)
+        if loss not in get_args(NoiseLoss):
+            raise ConfigError(f"loss is {loss!r}: choose l1, as published, or l2, as in the paper's eq. 6.")
+        if masked not in get_args(Masked):
+            raise ConfigError(f"masked is {masked!r}: choose image, as published, or latent, as in the paper.")
+        channels: dict[str, Any] = {
+            "latent_channels": codec.latent_channels,
+            "condition_channels": codec.latent_channels + 1,
+        }
+        self.architecture = {"name": "factorized_unet", **channels, **network}
+        with initial_weights(seed, "denoiser"):
+            self.denoiser = Denoiser(**channels, **network)
+        # Neither is a submodule: the average has an entry of its own in checkpoints, the autoencoder none.
+        self.ema = ExponentialMovingAverage(self.denoiser, **ema)
+        self.codec = codec
+        self.schedule = NoiseSchedule(timesteps)
+        self.sampler = sampler
+        sampler.time_steps(timesteps)
+        self.autoencoder = Path(autoencoder)
+        self.tumor_stage = tumor_stage
+        self.masked: Masked = masked
+        self.loss: NoiseLoss = loss
+        self.lr = lr
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.organ = organ
+        self.window = window
+        self.preprocessing = {
+            "spacing_mm": tuple(spacing_mm),
+            "window_hu": (window.low_hu, window.high_hu),
+            "crop": tuple(crop),
+        }
+        self.cases = dict(cases or {})
+
+    @property
+    def network(self) -> nn.Module:
+        """The average of the denoiser's weights."""
+        return self.ema.module
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam on the denoiser alone."""
+        return Adam(self.denoiser.parameters(), lr=self.lr, betas=self.betas)
+
+    def on_fit_start(self) -> None:
+        """Bring along what is no submodule."""
+        self.codec.autoencoder.to(self.device)
+        self.ema.to(self.device)
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Predict the noise in the latents of a batch of crops."""
+        latent_BCZXY, condition_BCZXY = self.encoded(batch)
+        time_B, noise_BCZXY = self._drawn(latent_BCZXY)
+        loss_B = self.losses(self.denoiser, latent_BCZXY, condition_BCZXY, time_B, noise_BCZXY)
+        loss = loss_B.mean()
+        self.check_finite({"loss": loss})
+        self.log("training/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the average follow."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.ema.update(self.denoiser)
+
+    def validation_step(self, batch: Item, batch_idx: int) -> None:
+        """Judge the average on held-out tumors, with noise that belongs to tumor and timestep."""
+        latent_BCZXY, condition_BCZXY = self.encoded(batch)
+        losses = []
+        for time in self._validation_times():
+            generators = [torch_generator(self.seed, "validation", key, "time", time) for key in batch["key"]]
+            noise = torch.stack([torch.randn(latent_BCZXY.shape[1:], generator=each) for each in generators])
+            time_B = torch.full((len(noise),), time, device=latent_BCZXY.device)
+            noise = noise.to(latent_BCZXY.device)
+            losses.append(self.losses(self.ema.module, latent_BCZXY, condition_BCZXY, time_B, noise))
+        loss = torch.stack(losses).mean()
+        self.log("validation/loss", loss, batch_size=len(latent_BCZXY), sync_dist=True, prog_bar=True)
+
+    @torch.no_grad()
+    def encoded(self, batch: Item) -> tuple[Tensor, Tensor]:
+        """Return z₀ and the condition of a batch with ``ct`` in HU and ``labels``, (B, 1, X, Y, Z)."""
+        with torch.autocast(batch["ct"].device.type, enabled=False):
+            signed_B1XYZ = self.window.to_signed(batch["ct"].float())
+            tumor_B1XYZ = batch["labels"] == TUMOR_LABEL
+            condition = self.codec.condition(signed_B1XYZ, tumor_B1XYZ, masked=self.masked)
+            return self.codec.encode(signed_B1XYZ), condition
+
+    def losses(self, denoiser: nn.Module, latent: Tensor, condition: Tensor, time_B: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of every element, (B,)."""
+        # eq. 6: ‖ε - ε_θ(z_t, z_healthy, m, t)‖₂², or its published variant with L1.
+        predicted = denoiser(self.schedule.add_noise(latent, noise, time_B), time_B, condition).float()
+        distance = F.l1_loss if self.loss == "l1" else F.mse_loss
+        return distance(predicted, noise, reduction="none").flatten(1).mean(1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the average."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the average."""
+        super().on_load_checkpoint(checkpoint)
+        self.ema.load_state_dict(checkpoint["ema"])
+
+    def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write the artifact of the average."""
+        return save_artifact(
+            path,
+            kind="diffusion",
+            architecture=self.architecture,
+            network=self.network,
+            preprocessing=self.preprocessing,
+            organ=self.organ,
+            parents={"autoencoder": self.autoencoder},
+            settings={
+                "timesteps": self.schedule.timesteps,
+                "sampler": asdict(self.sampler),
+                "masked": self.masked,
+                "tumor_stage": self.tumor_stage,
+            },
+            training={**training, "cases": self.cases},
+            metrics=metrics,
+            complete=complete,
+        )
+
+    def _drawn(self, latent_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw t and ε of every element from (seed, step, element)."""
+        times, noises = [], []
+        for element in range(len(latent_BCZXY)):
+            generator = self.step_generator("element", element)
+            times.append(torch.randint(self.schedule.timesteps, (), generator=generator))
+            noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))
+        device = latent_BCZXY.device
+        return torch.stack(times).to(device), torch.stack(noises).to(device)
+
+    def _validation_times(self) -> list[int]:
+        last = self.schedule.timesteps - 1
+        count = min(VALIDATION_TIMES, self.schedule.timesteps)
+        return sorted({round(index * last / max(1, count - 1)) for index in range(count)})

@@ -27,7 +27,7 @@ def parse_names(text: str, *, option: str, known: Sequence[str]) -> tuple[str, .
     if unknown or not names:
         got = f"unknown name {unknown[0]!r}" if unknown else "no name"
         raise ConfigError(
-            f"{option} {text!r} holds {got}: give, with commas, one or more of {', '.join(known)}, separated by commas."
+            f"{option} {text!r} holds {got}: give one or more of {', '.join(known)}, separated by commas."
         )
     return names
 

@@ -81,20 +81,25 @@ def _write_cases(
         entries = []
         for index in range(cases):
             case = make_case(seed=seed, index=index, config=config, organs=organs)
-            entries.append(_write_case(staging, f"phantom_{index:04d}", case))
+            entries.append(_write_case(staging, seed, index, case))
             bar.advance(task)
     return entries
 
 
-def _write_case(folder: Path, name: str, case: PhantomCase) -> dict[str, Any]:
+def _write_case(folder: Path, seed: int, index: int, case: PhantomCase) -> dict[str, Any]:
+    name = f"phantom_{index:04d}"
     entry = {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
     for kind, data in (("image", case.ct_hu), ("label", case.labels)):
         image = nibabel.Nifti1Image(np.asfortranarray(data), case.affine)
         image.header.set_xyzt_units("mm")
+        # Some readers look at the qform only.
+        image.set_sform(case.affine, code=1)
+        image.set_qform(case.affine, code=1)
         nibabel.save(image, folder / entry[kind])
     return {
         **entry,
-        "patient": name,
+        # The seed is part of the patient, so that cohorts can be joined without mixing up people.
+        "patient": f"phantom_{seed}_{index:04d}",
         "tumor_organs": list(case.tumor_organs),
         "tumors": [asdict(tumor) for tumor in case.tumors],
     }

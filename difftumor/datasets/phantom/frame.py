@@ -10,7 +10,7 @@ from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.solids import Solid, Space, ellipsoid, ellipsoid_distance, smooth_minimum
 
 # Reference anatomy: origin in the middle of the trunk at the level of L1, x to the right, y forward, z up, mm.
-BODY_HALF_MM = (150.0, 106.0)
+BODY_HALF_MM = (146.0, 105.0)
 WALL_MM = 11.0
 SPINE_Y_MM = -40.0
 VERTEBRA_MM = 34.0

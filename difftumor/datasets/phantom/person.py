@@ -87,7 +87,7 @@ class Person:
 
     def space(self, axes_mm: Axes, spacing_mm: tuple[float, float, float]) -> Space:
         """Lay the reference anatomy, scaled and warped to this person, over a voxel grid."""
-        wide, deep, tall = np.exp(np.clip(self.generator("scale").normal(size=3), -1.8, 1.8) * (0.035, 0.05, 0.03))
+        wide, deep, tall = np.exp(np.clip(self.generator("scale").normal(size=3), -1.8, 1.8) * (0.028, 0.045, 0.03))
         scale = (float(wide), float(deep), float(tall))
         grid = np.meshgrid(*(axis / np.float32(s) for axis, s in zip(axes_mm, scale, strict=True)), indexing="ij")
         warped = []

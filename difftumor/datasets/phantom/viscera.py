@@ -74,7 +74,7 @@ def paint_kidneys(canvas: Canvas, person: Person) -> tuple[Solid, Solid]:
         points = canvas.space.at(kidney.box)
         hilum = center - np.asarray((side * 23.0, -4.0, 0.0))
         sinus = Solid(kidney.box, ellipsoid_distance(points, hilum, (17.0, 12.0, 21.0), axes))
-        kidney = kidney.without(sinus, smooth_mm=5.0)
+        kidney = kidney.without(sinus, smooth_mm=5.0).main_part()
         # Pyramids: the inner part, where a field that varies around the sinus is high.
         columns = canvas.space.field(kidney.box, person.bumps(f"{name} medulla", wavelength_mm=11.0))
         medulla = np.maximum(kidney.distance + 6.5, (np.float32(-0.1) - columns) * 7.0)

@@ -61,6 +61,7 @@ def load_synthesizer(
         window=window,
         patch=patch,
         spacing_mm=spacing_mm,
+        masked=settings.get("masked", "image"),
     )
 
 

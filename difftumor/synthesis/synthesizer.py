@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ class TumorSynthesizer:
         patch: Size of what the networks see at once, one number or one per axis.
         spacing_mm: Voxel size of model space.
         patches_at_once: Patches that go through the networks together; bounds the memory.
+        masked: Where the tumor is taken out of the condition, as in the denoiser's training.
 
     Raises:
         SynthesisError: The patch is no multiple of what codec and denoiser halve.
@@ -77,6 +79,7 @@ class TumorSynthesizer:
         patch: int | Sequence[int] = 96,
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         patches_at_once: int = 4,
+        masked: Literal["image", "latent"] = "image",
     ) -> None:
         self.organ = organ
         self.patch = triple([patch] * 3 if isinstance(patch, int) else patch)
@@ -89,6 +92,7 @@ class TumorSynthesizer:
             sampler=sampler,
             window=window,
             patches_at_once=patches_at_once,
+            masked=masked,
         )
         in_slice = codec.downsampling * denoiser.in_slice_divisor
         self._multiple = (in_slice, in_slice, codec.downsampling)

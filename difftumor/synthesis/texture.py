@@ -5,6 +5,7 @@ without the tumor voxels and on the mask.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class DiffusionTexture:
         sampler: How to sample.
         window: HU that the networks see.
         patches_at_once: Patches that go through the networks together; bounds the memory.
+        masked: Where the tumor is taken out of the condition, as in the denoiser's training; see ``LatentCodec``.
     """
 
     name = "diffusion"
@@ -41,6 +43,7 @@ class DiffusionTexture:
         sampler: SamplerConfig | None = None,
         window: IntensityWindow | None = None,
         patches_at_once: int = 4,
+        masked: Literal["image", "latent"] = "image",
     ) -> None:
         self.codec = codec
         self.window = window or IntensityWindow()
@@ -48,6 +51,7 @@ class DiffusionTexture:
         self._schedule = schedule
         self._sampler = sampler or SamplerConfig()
         self._patches_at_once = patches_at_once
+        self._masked = masked
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +89,7 @@ class DiffusionTexture:
         return self._decoded(sample(self._denoiser, condition, self._schedule, self._sampler, noise=noise))
 
     def _condition(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor) -> Tensor:
-        return self.codec.condition(self.window.to_signed(ct_hu_B1XYZ), mask_B1XYZ)
+        return self.codec.condition(self.window.to_signed(ct_hu_B1XYZ), mask_B1XYZ, masked=self._masked)
 
     def _decoded(self, latent: Tensor) -> Tensor:
         signed = self.codec.decode(latent)

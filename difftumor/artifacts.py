@@ -224,6 +224,8 @@ def load_artifact(
     Raises:
         ArtifactError: It is missing, damaged, unfinished, or of another kind.
     """
+    import torch
+
     folder = Path(path)
     config = read_config(folder)
     if kind is not None and config.kind != kind:
@@ -239,7 +241,9 @@ def load_artifact(
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or _sha256(weights) != config.weights_sha256:
         raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
-    network = build_network(config.architecture)
+    # The first weights are drawn only to be replaced; the caller's random numbers must not notice.
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(config.architecture)
     _load_weights(network, weights)
     return Artifact(path=folder, config=config, network=network.to(device).eval().requires_grad_(False))
 

@@ -209,6 +209,11 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
         kept = f"rerun the same command to go on from {last}" if last.is_file() else "no checkpoint was written yet"
         say(f"Interrupted at step {built.module.steps_done}: {kept}.")
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+    except MisconfigurationException as error:
+        reason = str(error).splitlines()[0].strip().rstrip(".")
+        raise ConfigError(
+            f"{run.folder.path} cannot be trained so ({reason}): correct that or set fresh=true."
+        ) from error
     except (RuntimeError, EOFError, KeyError) as error:
         if checkpoint is not None and built.module.steps_done == 0:
             raise TrainingError(

@@ -114,6 +114,12 @@ def test_more_steps_go_on_from_a_finished_run(tiny_config, tmp_path):
     assert weights(longer) == weights(run(tiny_config("name=whole", f"artifact={tmp_path}/whole")))
 
 
+def test_fewer_steps_than_done_are_refused(tiny_config):
+    run(tiny_config())
+    with pytest.raises(ConfigError, match=r"cannot be trained so .*fresh=true"):
+        run(tiny_config("training.steps=4"))
+
+
 def test_a_changed_option_is_refused_by_name_and_fresh_starts_over(tiny_config, tmp_path):
     artifact = run(tiny_config("training.steps=2"))
     stray = tmp_path / "runs" / "autoencoder" / "default" / "note.txt"

@@ -1,0 +1,192 @@
+"""Loading into model space, crops and order: what depends on seed, epoch and index, and on nothing else."""
+
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from difftumor.datasets.cases import Case
+from difftumor.datasets.transforms import (
+    AIR_HU,
+    RandomCrop,
+    SeededDataset,
+    SeededSampler,
+    load_case,
+    pad_to,
+    with_centers,
+)
+from difftumor.errors import GridMismatchError, OrganError
+from difftumor.organs import OrganLabels
+
+LIVER = OrganLabels(organ=(1, 4), tumor=(3,))
+
+
+def _save(path: Path, data, affine=None):
+    nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine), path)
+    return path
+
+
+@pytest.fixture
+def case(tmp_path) -> Case:
+    random = np.random.default_rng(0)
+    ct = random.integers(-900, 300, (12, 10, 8)).astype(np.int16)
+    labels = np.zeros(ct.shape, np.uint8)
+    labels[2:6, 3:7, 2:5] = 1
+    labels[3, 4, 3], labels[9, 8, 6], labels[5, 5, 4] = 3, 2, 4
+    return Case("a", _save(tmp_path / "ct.nii.gz", ct), _save(tmp_path / "labels.nii.gz", labels))
+
+
+def _voxels(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_a_case_in_model_space_already_keeps_its_voxels(case):
+    item = load_case(case, LIVER, spacing_mm=(2, 2, 2))
+    labels = _voxels(case.labels)
+    assert item["case"] == "a"
+    assert item["ct"].dtype == torch.float32
+    assert np.array_equal(item["ct"][0].numpy(), _voxels(case.image))
+    assert np.array_equal(item["labels"][0].numpy(), np.select([labels == 3, np.isin(labels, (1, 4))], [2, 1], 0))
+
+
+def test_without_organ_labels_everything_labelled_is_foreground(case):
+    assert np.array_equal(load_case(case, None, spacing_mm=(2, 2, 2))["labels"][0].numpy(), _voxels(case.labels) > 0)
+    bare = load_case(Case("b", case.image), None, spacing_mm=(2, 2, 2))
+    assert bare["labels"].shape == bare["ct"].shape
+    assert not bare["labels"].any()
+
+
+def test_orientation_becomes_ras_and_spacing_as_asked(tmp_path, case):
+    flipped = _save(tmp_path / "lps.nii.gz", _voxels(case.image)[::-1, ::-1], np.diag([-2.0, -2.0, 2.0, 1.0]))
+    assert np.array_equal(load_case(Case("l", flipped), None, spacing_mm=(2, 2, 2))["ct"][0], _voxels(case.image))
+    finer = load_case(case, LIVER, spacing_mm=(1, 1, 4))
+    assert finer["labels"].shape == finer["ct"].shape
+    assert all(abs(found - exact) <= 1 for found, exact in zip(finer["ct"].shape, (1, 24, 20, 4), strict=True))
+
+
+def test_bad_cases_are_refused(tmp_path, case):
+    other = _save(tmp_path / "other.nii.gz", np.ones((3, 3, 3), np.uint8))
+    with pytest.raises(GridMismatchError, match=r"other\.nii\.gz"):
+        load_case(Case("x", case.image, other), LIVER)
+    with pytest.raises(OrganError, match=r"labels\.nii\.gz"):
+        load_case(case, OrganLabels(organ=(77,)))
+    assert not load_case(case, OrganLabels(organ=(77,)), require_organ=False)["labels"].any()
+
+
+def test_padding_adds_air_evenly_and_only_where_missing(case):
+    item = load_case(case, LIVER, spacing_mm=(2, 2, 2))
+    padded = pad_to(item, (12, 15, 8))
+    assert padded["ct"].shape == padded["labels"].shape == (1, 12, 15, 8)
+    assert torch.equal(padded["ct"][:, :, 2:12], item["ct"])
+    assert (padded["ct"][:, :, :2] == AIR_HU).all()
+    assert padded["labels"].sum() == item["labels"].sum()
+    assert pad_to(item, (4, 4, 4))["ct"] is item["ct"]
+
+
+def test_centers_are_labelled_and_unlabelled_voxels():
+    labels = torch.zeros(1, 10, 10, 10, dtype=torch.uint8)
+    labels[:, 2:8, 2:8, 2:8] = 1
+    item = with_centers({"labels": labels}, limit=50)
+    flat = labels.numpy().ravel()
+    assert len(item["foreground"]) == 50
+    assert flat[item["foreground"]].all()
+    assert not flat[item["background"]].any()
+    assert 0 < len(item["background"]) <= 50
+
+
+def _crops(ratio, count=300):
+    labels = torch.zeros(1, 40, 12, 12, dtype=torch.uint8)
+    labels[:, 4:6, 5:7, 5:7] = 1
+    item = with_centers({"ct": torch.arange(labels.numel()).reshape(labels.shape).float(), "labels": labels})
+    crop = RandomCrop((4, 4, 4), foreground_ratio=ratio)
+    for seed in range(count):
+        crop.set_random_state(seed=seed)
+        yield item, crop(item)
+
+
+def test_crops_follow_the_ratio_and_keep_image_and_labels_together():
+    hits = []
+    for item, cut in _crops(ratio=3.0):
+        assert cut["ct"].shape == cut["labels"].shape == (1, 4, 4, 4)
+        assert type(cut["ct"]) is torch.Tensor
+        assert torch.equal(item["labels"].flatten()[cut["ct"].flatten().long()], cut["labels"].flatten())
+        hits.append(bool(cut["labels"].any()))
+    # Three in four are centered on the organ; of the others few touch it.
+    assert 0.72 < np.mean(hits) < 0.88
+
+
+def test_an_unlabelled_case_is_cut_anywhere():
+    item = with_centers({"ct": torch.rand(1, 9, 9, 9), "labels": torch.zeros(1, 9, 9, 9, dtype=torch.uint8)})
+    crop = RandomCrop((4, 4, 4), foreground_ratio=20)
+    seen = {float(crop.set_random_state(seed=seed)(item)["ct"][0, 0, 0, 0]) for seed in range(20)}
+    assert len(seen) > 10
+
+
+@pytest.fixture
+def dataset(case):
+    def load(case):
+        return with_centers(pad_to(load_case(case, LIVER, spacing_mm=(2, 2, 2)), (4, 4, 4)))
+
+    return partial(
+        SeededDataset, [case, Case("b", case.image)], load=load, transform=RandomCrop((4, 4, 4), foreground_ratio=1.0)
+    )
+
+
+@pytest.mark.parametrize("cache_rate", [0.0, 0.5, 1.0])
+def test_samples_depend_on_their_key_alone(dataset, cache_rate):
+    first, second = dataset(seed=1, cache_rate=cache_rate), dataset(seed=1)
+    keys = [(epoch, index) for epoch in range(4) for index in range(2)]
+    before = {key: first[key]["ct"] for key in keys}
+    after = {key: second[key]["ct"] for key in reversed(keys)}
+    assert all(torch.equal(before[key], after[key]) for key in keys)
+    assert len({before[key].sum().item() for key in keys}) > 4
+    assert torch.equal(first[1]["ct"], first[(0, 1)]["ct"])
+    assert any(not torch.equal(dataset(seed=2)[key]["ct"], before[key]) for key in keys)
+
+
+def test_a_sample_is_not_a_view_of_the_cache(dataset):
+    data = dataset(seed=0, cache_rate=1.0)
+    before = data[(0, 0)]["ct"].clone()
+    data[(0, 0)]["ct"].zero_()
+    assert torch.equal(data[(0, 0)]["ct"], before)
+
+
+@pytest.mark.parametrize("per_epoch", [2, 5, 13, None])
+def test_every_pass_sees_every_case_once(per_epoch):
+    sampler = SeededSampler(5, samples_per_epoch=per_epoch, seed=3)
+    keys = []
+    for epoch in range(30):
+        sampler.set_epoch(epoch)
+        keys += list(sampler)
+    assert len(keys) == 30 * len(sampler)
+    assert len(set(keys)) == len(keys)
+    for number in range(keys[-1][0]):
+        assert sorted(index for pass_, index in keys if pass_ == number) == list(range(5))
+    orders = {tuple(index for pass_, index in keys if pass_ == number) for number in range(keys[-1][0])}
+    assert len(orders) > 1
+
+
+def test_ranks_share_what_one_process_sees():
+    alone = SeededSampler(7, samples_per_epoch=10, seed=1)
+    ranks = [SeededSampler(7, samples_per_epoch=10, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    for sampler in (alone, *ranks):
+        sampler.set_epoch(4)
+    assert [key for pair in zip(*ranks, strict=True) for key in pair] == list(alone)
+
+
+def test_order_depends_on_seed_and_epoch_and_may_be_fixed():
+    def order(epoch, **options):
+        sampler = SeededSampler(20, **options)
+        sampler.set_epoch(epoch)
+        return [index for _, index in sampler]
+
+    assert order(0, seed=1) == order(0, seed=1)
+    assert order(0, seed=1) != order(1, seed=1)
+    assert order(0, seed=1) != order(0, seed=2)
+    assert order(3, seed=1, fixed=True) == order(0, seed=1)
+    assert order(3, shuffle=False) == list(range(20))
+    with pytest.raises(ValueError, match="needs cases"):
+        SeededSampler(0)

@@ -5,7 +5,10 @@ import pytest
 from scipy.ndimage import binary_dilation, label
 
 from difftumor.datasets.phantom import LABEL_NAMES, TUMOR_ORGANS, PhantomConfig, make_case
+from difftumor.datasets.phantom.canvas import Canvas
 from difftumor.datasets.phantom.case import is_healthy
+from difftumor.datasets.phantom.person import Person
+from difftumor.datasets.phantom.tumors import paint_tumors
 from difftumor.errors import ConfigError, SynthesisError
 
 ORGANS = ("liver", "pancreas", "kidney")
@@ -47,6 +50,8 @@ def test_order_of_organs_changes_nothing_and_anatomy_is_the_same_without_tumors(
     both = make_case(seed=0, index=0, config=SMALL, organs=("liver", "kidney"))
     swapped = make_case(seed=0, index=0, config=SMALL, organs=("kidney", "liver"))
     assert (both.ct_hu == swapped.ct_hu).all()
+    assert (both.lesions == swapped.lesions).all()
+    assert both.tumors == swapped.tumors
     one = make_case(seed=0, index=0, config=SMALL, organs=("kidney",))
     assert [t.center_mm for t in one.tumors] == [t.center_mm for t in both.tumors if t.organ == "kidney"]
     none = make_case(seed=0, index=0, config=PhantomConfig(shape=(48, 48, 48), healthy=1.0), organs=ORGANS)
@@ -162,6 +167,24 @@ def test_tumors_lie_in_their_organ(fine_cases):
             assert inside > (0.15 if tumor.organ == "pancreas" else 0.5)
             voxel = (np.asarray(tumor.center_mm) - case.affine[:3, 3]) / 4.0
             assert (np.abs(np.argwhere(mask) - voxel).max(axis=1) <= 1.0).any()
+
+
+def test_tumors_leave_other_organs_and_earlier_lesions_alone():
+    """A slab of liver, thinner than the tumors, between spleen and an older lesion."""
+    person, axis = Person(0, 0), (np.arange(40, dtype=np.float32) - 19.5) * 2
+    canvas = Canvas(person.space((axis, axis, axis), (2.0, 2.0, 2.0)))
+    canvas.hu[:] = 100.0
+    canvas.labels[16:24] = LABEL_NAMES["liver"]
+    canvas.labels[24:] = LABEL_NAMES["spleen"]
+    before, lesions = canvas.labels.copy(), np.zeros(canvas.labels.shape, dtype=np.uint16)
+    lesions[:15] = 1
+    tumors = paint_tumors(canvas, lesions, person, organ="liver", radius_mm=(12.0, 12.0), contrast_hu=(40.0, 40.0))
+    assert tumors[0].lesion == 2
+    assert (lesions == 2).sum() > 100
+    assert (canvas.labels[before == LABEL_NAMES["spleen"]] == LABEL_NAMES["spleen"]).all()
+    assert (canvas.hu[before == LABEL_NAMES["spleen"]] == 100.0).all()
+    assert (lesions[:15] == 1).all()
+    assert (lesions[15] == 0).all()
 
 
 def test_tumors_are_darker_by_the_drawn_contrast(fine_cases):

@@ -49,7 +49,7 @@ def test_files_hold_the_cases(written):
 
 def test_a_larger_cohort_begins_with_the_smaller_one(written, tmp_path):
     small = write_cohort(tmp_path / "small", cases=2, **ARGUMENTS)
-    for name in ("imagesTr/phantom_0000.nii.gz", "imagesTr/phantom_0001.nii.gz", "labelsTr/phantom_0001.nii.gz"):
+    for name in ("imagesTr/phantom_000.nii.gz", "imagesTr/phantom_001.nii.gz", "labelsTr/phantom_001.nii.gz"):
         assert (small.parent / name).read_bytes() == (written.parent / name).read_bytes()
     entries = [json.loads(path.read_text())["training"] for path in (small, written)]
     assert entries[0] == entries[1][:2]
@@ -84,7 +84,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_overwrite_replaces_an_older_cohort(tmp_path):
     write_cohort(tmp_path / "out", cases=2, **ARGUMENTS)
     write_cohort(tmp_path / "out", cases=1, overwrite=True, **ARGUMENTS)
-    assert [path.name for path in (tmp_path / "out" / "imagesTr").iterdir()] == ["phantom_0000.nii.gz"]
+    assert [path.name for path in (tmp_path / "out" / "imagesTr").iterdir()] == ["phantom_000.nii.gz"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -87,7 +87,8 @@ def _write_cases(
 
 
 def _write_case(folder: Path, seed: int, index: int, case: PhantomCase) -> dict[str, Any]:
-    name = f"phantom_{index:04d}"
+    # Not four digits: nnU-Net takes `_0000` at the end of a name for the channel.
+    name = f"phantom_{index:03d}"
     entry = {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
     for kind, data in (("image", case.ct_hu), ("label", case.labels)):
         image = nibabel.Nifti1Image(np.asfortranarray(data), case.affine)
@@ -99,7 +100,7 @@ def _write_case(folder: Path, seed: int, index: int, case: PhantomCase) -> dict[
     return {
         **entry,
         # The seed is part of the patient, so that cohorts can be joined without mixing up people.
-        "patient": f"phantom_{seed}_{index:04d}",
+        "patient": f"phantom_{seed}_{index:03d}",
         "tumor_organs": list(case.tumor_organs),
         "tumors": [asdict(tumor) for tumor in case.tumors],
     }

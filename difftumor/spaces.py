@@ -215,9 +215,12 @@ def _resample(
     window = _window(source, source_box, Box(start, stop))
     if kind == "image":
         window = window.astype(np.float32)
+    # NIfTI stores the first axis fastest; run along memory, and turn only the result.
+    reverse = abs(window.strides[0]) < abs(window.strides[2])
+    window = window.T if reverse else window
     for axis in order:
-        window = _interpolated(window, axis, lower[axis] - start[axis], weights[axis])
-    return np.ascontiguousarray(window)
+        window = _interpolated(window, 2 - axis if reverse else axis, lower[axis] - start[axis], weights[axis])
+    return np.ascontiguousarray(window.T if reverse else window)
 
 
 def _window(source: Array, source_box: Box, needed: Box) -> Array:

@@ -14,10 +14,10 @@ from difftumor.artifacts import Artifact
 from difftumor.errors import ConfigError, DeviceError
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
+from difftumor.organs import BACKGROUND, TUMOR
 from difftumor.spaces import ModelSpace
 from difftumor.volume import Volume
 
-ORGAN_LABEL, TUMOR_LABEL = 1, 2
 # Windows that overlap by three quarters, as published: each voxel is seen 64 times.
 OVERLAP = 0.75
 # Gaps in organ masks where tumors were left out are filled, and tumors may bulge out of the organ a little.
@@ -180,7 +180,7 @@ def keep_inside_organ(
         closed = _eroded(_dilated(organ, closing_mm, spacing_mm), closing_mm, spacing_mm)
         # Erosion by rounding must not lose what was there.
         allowed[box.slices] = _dilated(closed | organ, dilation_mm, spacing_mm)
-    return np.where((labels == TUMOR_LABEL) & ~allowed, 0, labels).astype(np.uint8)
+    return np.where((labels == TUMOR) & ~allowed, BACKGROUND, labels).astype(np.uint8)
 
 
 def _check_organ_mask(organ_mask: NDArray[Any], ct: Volume) -> None:

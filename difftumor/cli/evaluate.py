@@ -27,17 +27,17 @@ def evaluate(
     Writes cases.csv, lesions.csv, summary.json and summary.md. Scores are fractions; in cases without tumor, truth and
     prediction that are both empty score 1, and one that is empty scores 0.
     """
-    from rich.progress import track
-
+    from difftumor.cli.progress import progress_bar
     from difftumor.evaluation.cohort import evaluate_pair, find_pairs
     from difftumor.evaluation.tables import write_results
     from difftumor.organs import get_organ
 
     cohort = find_pairs(predictions, labels, get_organ(organ), subset=subset)
-    results = [
-        evaluate_pair(pair, cohort, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou)
-        for pair in track(cohort.pairs, description="Evaluating", transient=True)
-    ]
+    results = []
+    with progress_bar("Evaluating", len(cohort.pairs)) as advance:
+        for pair in cohort.pairs:
+            results.append(evaluate_pair(pair, cohort, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou))
+            advance()
     settings: dict[str, str | int | float | None] = {
         "organ": organ,
         "tolerance_mm": tolerance_mm,

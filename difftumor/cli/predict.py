@@ -41,9 +41,8 @@ def predict(
     Writes for every CT a label map on its own grid (0 background, 1 organ, 2 tumor) and a JSON file with the volume,
     equivalent diameter and center of each lesion.
     """
-    from rich.progress import track
-
     from difftumor.artifacts import load_artifact
+    from difftumor.cli.progress import progress_bar
     from difftumor.evaluation.tables import prediction_record, write_json
     from difftumor.inference import pick_device, predict_volume
     from difftumor.volume import read_ct, write_labels
@@ -51,16 +50,20 @@ def predict(
     cases = _cases(ct)
     masks = _masks(organ_mask, cases)
     artifact = load_artifact(model, kind="segmenter", device=pick_device(device), allow_incomplete=allow_incomplete)
-    for case in track(cases, description="Predicting", transient=True):
-        volume = read_ct(case.image)
-        mask = _read_mask(masks[case.id], volume) if case.id in masks else None
-        labels = predict_volume(volume, artifact, organ_mask=mask, overlap=overlap, windows_per_batch=windows_per_batch)
-        write_labels(out / f"{case.id}.nii.gz", labels, volume)
-        record = prediction_record(labels, volume.grid)
-        origin = {"ct": str(case.image), "model": str(model), "model_identity": artifact.config.identity}
-        write_json(out / f"{case.id}.json", {"case": case.id, **origin, **record})
-        lesions = len(record["lesions"])
-        typer.echo(f"{case.id}: {lesions} lesion{'' if lesions == 1 else 's'}")
+    with progress_bar("Predicting", len(cases)) as advance:
+        for case in cases:
+            volume = read_ct(case.image)
+            mask = _read_mask(masks[case.id], volume) if case.id in masks else None
+            labels = predict_volume(
+                volume, artifact, organ_mask=mask, overlap=overlap, windows_per_batch=windows_per_batch
+            )
+            record = prediction_record(labels, volume.grid)
+            origin = {"ct": str(case.image), "model": str(model), "model_identity": artifact.config.identity}
+            write_labels(out / f"{case.id}.nii.gz", labels, volume)
+            write_json(out / f"{case.id}.json", {"case": case.id, **origin, **record})
+            lesions = len(record["lesions"])
+            typer.echo(f"{case.id}: {lesions} lesion{'' if lesions == 1 else 's'}")
+            advance()
     typer.echo(f"Label maps are in {out}.")
 
 

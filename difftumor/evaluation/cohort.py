@@ -1,0 +1,181 @@
+"""Evaluation of a folder of predicted label maps against true ones, case by case."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor.datasets.cases import Case, read_case_labels, read_cases
+from difftumor.datasets.sources import case_id
+from difftumor.errors import CaseListError, VolumeError
+from difftumor.evaluation.detection import CaseDetection, match_lesions
+from difftumor.evaluation.lesions import find_lesions
+from difftumor.evaluation.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
+from difftumor.grids import Grid
+from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
+from difftumor.volume import Volume, check_same_grid, is_nifti, read_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """Scores of one case.
+
+    Attributes:
+        case: Its id.
+        organ: Overlap of the organ with its tumors, so that a missed tumor is not counted twice.
+        tumor: Overlap of the tumors.
+        detection: Lesions found, missed and false.
+    """
+
+    case: str
+    organ: OverlapScores
+    tumor: OverlapScores
+    detection: CaseDetection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A prediction and what it is compared with.
+
+    Attributes:
+        case: Id of the case.
+        prediction: Label map, 0 background, 1 organ, 2 tumor.
+        truth: Case with labels.
+    """
+
+    case: str
+    prediction: Path
+    truth: Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """What is to be evaluated.
+
+    Attributes:
+        pairs: In order of their ids.
+        label_names: Label names of the truth, as its source says; empty where it does not.
+        labels: How the truth numbers the organ and its tumors.
+    """
+
+    pairs: tuple[Pair, ...]
+    label_names: Mapping[str, int]
+    labels: OrganLabels
+
+
+def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = False) -> Cohort:
+    """Pair the files of two folders by name.
+
+    Args:
+        predictions: Folder of label maps named ``<case>.nii.gz`` or ``.nii``.
+        labels: A list of cases with labels, such as a ``dataset.json`` or its folder; or a folder of label maps with
+            the names of the predictions, numbered as a ``dataset.json`` beside the folder says, else 0/1/2.
+        organ: Organ whose labels are wanted.
+        subset: Let cases without a prediction be.
+
+    Raises:
+        CaseListError: A folder is missing or empty, or a case has no partner; the message names the first ones.
+        OrganError: The organ is not among the label names.
+    """
+    predicted = _label_maps(predictions)
+    truth, names = _truth(labels)
+    resolved = resolve_labels(names or get_convention("standard"), organ, source=labels)
+    _check_partners(predicted.keys() - truth.keys(), f"{labels} holds no labels of", "leave out their predictions")
+    if not subset:
+        remedy = "predict them too, or evaluate a subset (--subset)"
+        _check_partners(truth.keys() - predicted.keys(), f"{predictions} holds no prediction of", remedy)
+    pairs = tuple(Pair(case=case, prediction=predicted[case], truth=truth[case]) for case in sorted(predicted))
+    return Cohort(pairs=pairs, label_names=names, labels=resolved)
+
+
+def evaluate_pair(
+    pair: Pair, cohort: Cohort, *, tolerance_mm: float = TOLERANCE_MM, minimum_iou: float = 0.0
+) -> CaseResult:
+    """Read and evaluate one case.
+
+    Raises:
+        VolumeError: A file cannot be used, or holds labels other than 0, 1 and 2.
+        GridMismatchError: Prediction and truth differ in grid.
+    """
+    prediction = read_labels(pair.prediction)
+    truth = read_case_labels(pair.truth, cohort.label_names)
+    check_same_grid(prediction, truth)
+    _check_standard(prediction)
+    if not cohort.label_names:
+        _check_standard(truth)
+    standard = cohort.labels.to_standard(truth.data, source=truth.path, require_organ=False)
+    return evaluate_case(
+        pair.case, prediction.data, standard, truth.grid, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou
+    )
+
+
+def evaluate_case(
+    case: str,
+    prediction: NDArray[Any],
+    truth: NDArray[Any],
+    grid: Grid,
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    minimum_iou: float = 0.0,
+) -> CaseResult:
+    """Evaluate one pair of label maps (X, Y, Z): 0 background, 1 organ, 2 tumor.
+
+    Args:
+        case: Its id.
+        prediction: Predicted labels.
+        truth: True labels.
+        grid: Where the voxels of both lie.
+        tolerance_mm: Tolerance of the normalized surface distance.
+        minimum_iou: Least overlap of matched lesions, see `match_lesions`.
+    """
+    scores = {
+        name: overlap_scores(prediction >= least, truth >= least, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
+        for name, least in (("organ", 1), ("tumor", TUMOR))
+    }
+    true_lesions, predicted_lesions = find_lesions(truth == TUMOR, grid), find_lesions(prediction == TUMOR, grid)
+    detection = match_lesions(case, true_lesions, predicted_lesions, minimum_iou=minimum_iou)
+    return CaseResult(case=case, organ=scores["organ"], tumor=scores["tumor"], detection=detection)
+
+
+def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:
+    """Return cases with labels by id, and label names, empty where the source gives none."""
+    if labels.is_file() or (labels / "dataset.json").is_file():
+        listing = read_cases(labels)
+        return {case.id: case for case in listing.cases if case.labels is not None}, listing.label_names
+    maps = {case: Case(case, path, path) for case, path in _label_maps(labels).items()}
+    beside = labels.parent / "dataset.json"
+    return maps, read_cases(beside).label_names if beside.is_file() else {}
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise CaseListError(f"There is no folder {folder}: give a folder of label maps (.nii.gz or .nii).")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_nifti(path) or path.name.startswith("."):
+            continue
+        case = case_id(path)
+        if case in found:
+            raise CaseListError(f"{folder} holds {found[case].name} and {path.name}: keep one of them.")
+        found[case] = path
+    if not found:
+        raise CaseListError(f"{folder} holds no label maps: give a folder of .nii.gz or .nii files.")
+    return found
+
+
+def _check_partners(missing: set[str], what: str, remedy: str) -> None:
+    if missing:
+        names = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise CaseListError(f"{what} {names}: {remedy}.")
+
+
+def _check_standard(labels: Volume) -> None:
+    highest = int(np.max(labels.data))
+    if highest > TUMOR:
+        raise VolumeError(
+            f"{labels.path} holds label {highest}: give label maps of 0 background, 1 organ, 2 tumor, "
+            "or for the truth a dataset.json that names its labels."
+        )

@@ -1,0 +1,83 @@
+"""Lesions of a label map: 26-connected components of tumor voxels, with their size and place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor.datasets.tumor_stages import equivalent_radius_mm
+from difftumor.errors import VolumeError
+from difftumor.grids import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """One connected component of tumor voxels.
+
+    Attributes:
+        index: Value of its voxels in ``LesionMap.indices``, from 1.
+        voxels: Number of voxels.
+        volume_mm3: Volume.
+        diameter_mm: Diameter of the ball of the same volume.
+        center_mm: Center of mass in the patient's space: right, anterior and superior of the scan's origin.
+    """
+
+    index: int
+    voxels: int
+    volume_mm3: float
+    diameter_mm: float
+    center_mm: tuple[float, float, float]
+
+    @property
+    def radius_mm(self) -> float:
+        """Radius of the ball of the same volume."""
+        return self.diameter_mm / 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LesionMap:
+    """All lesions of one label map.
+
+    Attributes:
+        indices: uint16 map (X, Y, Z), 0 where there is no tumor.
+        lesions: In order of their index.
+    """
+
+    indices: NDArray[np.uint16]
+    lesions: tuple[Lesion, ...]
+
+
+def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
+    """Find the lesions of a tumor mask.
+
+    Args:
+        tumor_XYZ: Nonzero in tumors.
+        grid: Where its voxels lie.
+
+    Raises:
+        VolumeError: There are more components than uint16 can number.
+        ValueError: The mask is not on the grid.
+    """
+    if tumor_XYZ.shape != grid.shape:
+        raise ValueError(f"mask {tumor_XYZ.shape} is not on the grid {grid.shape}")
+    components, count = cc3d.connected_components(np.ascontiguousarray(tumor_XYZ != 0), connectivity=26, return_N=True)
+    if count > np.iinfo(np.uint16).max:
+        raise VolumeError(f"A label map holds {count} separate tumors; check that its tumor label is not noise.")
+    statistics = cc3d.statistics(components)
+    voxel_mm3 = float(abs(np.linalg.det(grid.affine[:3, :3])))
+    lesions = []
+    for index in range(1, count + 1):
+        voxels = int(statistics["voxel_counts"][index])
+        centroid = np.asarray(statistics["centroids"][index], np.float64)
+        x, y, z = (float(value) for value in grid.affine[:3, :3] @ centroid + grid.affine[:3, 3])
+        lesion = Lesion(
+            index=index,
+            voxels=voxels,
+            volume_mm3=voxels * voxel_mm3,
+            diameter_mm=2 * equivalent_radius_mm(voxels, grid.spacing_mm),
+            center_mm=(x, y, z),
+        )
+        lesions.append(lesion)
+    return LesionMap(indices=components.astype(np.uint16), lesions=tuple(lesions))

@@ -1,0 +1,116 @@
+"""Tables say what the results say, and JSON is JSON."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from difftumor.evaluation.cohort import evaluate_case
+from difftumor.evaluation.tables import (
+    CASE_COLUMNS,
+    LESION_COLUMNS,
+    lesion_rows,
+    markdown_table,
+    prediction_record,
+    summarize,
+    write_json,
+    write_results,
+)
+from difftumor.grids import Grid
+
+GRID = Grid((16, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+def label_map(*tumors: int) -> np.ndarray:
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[2:14, 2:14, 2:14] = 1
+    for x in tumors:
+        labels[x : x + 2, 4:6, 4:6] = 2
+    return labels
+
+
+@pytest.fixture
+def results():
+    return [
+        evaluate_case("ill", label_map(3), label_map(3, 9), GRID),  # one of two found
+        evaluate_case("healthy", label_map(), label_map(), GRID),
+        evaluate_case("false", label_map(6), label_map(), GRID),
+    ]
+
+
+def test_organ_includes_its_tumors(results):
+    assert [result.organ.dsc for result in results] == [1.0, 1.0, 1.0]
+    assert [result.tumor.dsc for result in results] == [pytest.approx(2 / 3), 1.0, 0.0]
+
+
+def test_files(results, tmp_path):
+    text = write_results(tmp_path / "out", results, title="Liver", settings={"organ": "liver"})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "cases.csv", "lesions.csv", "summary.json", "summary.md",
+    }  # fmt: skip
+    with (tmp_path / "out" / "cases.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == CASE_COLUMNS == ("case", "organ_dsc", "organ_nsd", "tumor_dsc", "tumor_nsd")
+    assert [row["case"] for row in rows] == ["ill", "healthy", "false"]
+    assert float(rows[0]["tumor_dsc"]) == results[0].tumor.dsc
+    assert (tmp_path / "out" / "summary.md").read_text() == text
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"] == {"organ": "liver"}
+    assert summary["detection"]["sensitivity"] == {"value": 0.5, "hits": 1, "total": 2}
+
+
+def test_lesions_name_their_fate(results):
+    rows = lesion_rows(results)
+    assert [(row["case"], row["kind"]) for row in rows] == [("ill", "found"), ("ill", "missed"), ("false", "false")]
+    assert all(tuple(row) == LESION_COLUMNS for row in rows)
+    assert rows[0]["volume_mm3"] == pytest.approx(16)
+    assert (rows[0]["right_mm"], rows[0]["superior_mm"]) == (3.5, 9.0)
+    assert rows[0]["overlap_voxels"] == 8
+    assert rows[1]["found_diameter_mm"] is None
+
+
+def test_means_over_all_cases_and_over_those_with_tumor(results):
+    scores = summarize(results)["scores"]
+    assert scores["all_cases"]["tumor_dsc"]["mean"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scores["all_cases"]["tumor_dsc"]["median"] == pytest.approx(2 / 3)
+    assert scores["cases_with_tumor"]["tumor_dsc"]["mean"] == pytest.approx(2 / 3)
+    assert scores["cases_with_tumor"]["tumor_dsc"]["sd"] is None
+    assert scores["cases_with_tumor"]["tumor_dsc"]["count"] == 1
+
+
+def test_markdown_shows_percent_and_counts(results, tmp_path):
+    text = write_results(tmp_path, results, title="Liver", settings={})
+    lines = text.splitlines()
+    assert lines[0] == "# Liver"
+    assert "3 cases, 1 with tumor." in lines
+    assert "| Tumor DSC | cases with tumor | 66.7 | – | 66.7 | 1 |" in lines
+    assert "| Tumor-wise sensitivity | 50.0 | 1 / 2 |" in lines
+    assert "| Patient-wise specificity | 50.0 | 1 / 2 |" in lines
+    assert "| – radius over 10 mm | – | 0 / 0 |" in lines
+    assert "| False positives per scan | 0.33 |  |" in lines
+
+
+def test_bars_in_cells_are_escaped():
+    assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
+
+
+def test_nothing_to_evaluate_is_still_a_summary(tmp_path):
+    assert "0 cases" in write_results(tmp_path, [], title="None", settings={})
+
+
+def test_json_refuses_what_is_not_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prediction_record_lists_the_largest_lesion_first():
+    labels = label_map(3)
+    labels[8:12, 8:12, 8:12] = 2
+    record = prediction_record(labels, GRID)
+    assert record["organ_mm3"] == pytest.approx(12**3 * 2)
+    assert record["tumor_mm3"] == pytest.approx((64 + 8) * 2)
+    assert [lesion["voxels"] for lesion in record["lesions"]] == [64, 8]
+    assert record["lesions"][0]["center_mm"] == pytest.approx([9.5, 9.5, 19.0])
+    json.dumps(record)

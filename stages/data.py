@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from difftumor.artifacts import read_config
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.integrity import check_cases
 from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
@@ -64,6 +65,24 @@ def window_of(data: Any) -> IntensityWindow:
         return IntensityWindow(float(low_hu), float(high_hu))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data.window_hu is {data.window_hu!r}: give two HU values, the lower one first.") from error
+
+
+def check_same_preprocessing(data: Any, artifact: Path) -> None:
+    """Check that an earlier stage saw CT at the same spacing and window.
+
+    Args:
+        data: Settings with ``spacing_mm`` and ``window_hu``.
+        artifact: Folder of the earlier stage's artifact.
+
+    Raises:
+        ConfigError: Names the option that differs.
+        ArtifactError: There is no artifact.
+    """
+    preprocessing = read_config(artifact).preprocessing
+    for name in ("spacing_mm", "window_hu"):
+        trained, wanted = ([float(value) for value in values[name]] for values in (preprocessing, data))
+        if trained != wanted:
+            raise ConfigError(f"data.{name} is {wanted}, but {artifact} was trained with {trained}: set them alike.")
 
 
 def seeded_loader(

@@ -18,7 +18,7 @@ from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
-from stages.data import check_sizes, read_root
+from stages.data import check_same_preprocessing, check_sizes, read_root
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
@@ -67,14 +67,9 @@ def _codec(settings: Settings) -> LatentCodec:
     """Load the frozen autoencoder, and check that crops suit it and the denoiser."""
     data = settings.data
     artifact = load_artifact(
-        settings.autoencoder.path, kind="autoencoder", allow_incomplete=settings.autoencoder.allow_incomplete
+        settings.autoencoder.artifact, kind="autoencoder", allow_incomplete=settings.autoencoder.allow_incomplete
     )
-    for name in ("spacing_mm", "window_hu"):
-        trained = [float(value) for value in artifact.config.preprocessing[name]]
-        if trained != [float(value) for value in data[name]]:
-            raise ConfigError(
-                f"data.{name} is {list(data[name])}, but {artifact.path} was trained with {trained}: set them alike."
-            )
+    check_same_preprocessing(data, artifact.path)
     assert isinstance(artifact.network, Autoencoder)
     codec = LatentCodec(artifact.network)
     check_sizes(data, multiple=codec.downsampling)
@@ -125,7 +120,7 @@ def _module(settings: Settings, organ: Organ, codec: LatentCodec, crops: _Crops)
         seed=settings.seed,
         network=dict(settings.network),
         codec=codec,
-        autoencoder=Path(settings.autoencoder.path),
+        autoencoder=Path(settings.autoencoder.artifact),
         tumor_stage=settings.lesions.stage,
         timesteps=settings.diffusion.timesteps,
         sampler=construct(SamplerConfig, settings.diffusion.sampler),

@@ -104,6 +104,11 @@ class TumorSynthesizer:
         """Where the networks are; CT for ``apply`` belongs there too."""
         return self._texture.device
 
+    def to(self, device: torch.device | str) -> "TumorSynthesizer":
+        """Move the networks to a device and return self."""
+        self._texture.to(device)
+        return self
+
     @property
     def window(self) -> IntensityWindow:
         """HU that the networks see; tumors take values inside it."""

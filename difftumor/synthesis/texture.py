@@ -53,6 +53,12 @@ class DiffusionTexture:
         self._patches_at_once = patches_at_once
         self._masked = masked
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the networks to a device."""
+        self.codec.autoencoder.to(device)
+        self._denoiser.to(device)
+        self._schedule.to(device)
+
     @property
     def device(self) -> torch.device:
         """Where the networks are."""

@@ -1,0 +1,212 @@
+"""Stage 3: the segmenter of an organ and its tumors, from its config.
+
+``python -m stages.segmentation organ=liver backbone=unet fold=0 data.root=PATH``
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from difftumor.artifacts import read_config
+from difftumor.datasets.cases import Case
+from difftumor.datasets.crops import SegmentationCrop
+from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.intensity import IntensityWindow
+from difftumor.organs import Organ
+from difftumor.synthesis.loading import load_synthesizer
+from stages.data import check_same_preprocessing, check_sizes, read_root
+from stages.entry import command_line
+from stages.run import Stage, say
+from stages.segmentation_data import Origin, SegmentationData, SegmentationReader
+from stages.segmentation_module import SegmentationModule
+from stages.settings import Settings, check_positive, construct
+from stages.tumors_on_the_fly import TumorMix, TumorsOnTheFly
+
+# Which tumors are trained on: annotated ones, made ones in healthy scans, or both.
+Tumors = Literal["real", "diffusion", "mixed"]
+
+
+def build(settings: Settings) -> Stage:
+    """Make module and data of stage 3 from its config.
+
+    Raises:
+        DiffTumorError: An option is wrong, an artifact is missing, or there are no cases to train on.
+    """
+    data, training = settings.data, settings.training
+    check_positive(
+        training__epochs=training.epochs,
+        data__batch_size=data.batch_size,
+        optimizer__lr=settings.optimizer.lr,
+        validation__windows_per_batch=settings.validation.windows_per_batch,
+    )
+    if settings.tumors not in get_args(Tumors):
+        raise ConfigError(f"tumors is {settings.tumors!r}: choose {', '.join(get_args(Tumors))}.")
+    if not isinstance(training.warmup_epochs, int) or not 0 <= training.warmup_epochs <= training.epochs:
+        raise ConfigError(f"training.warmup_epochs is {training.warmup_epochs!r}: give 0 to training.epochs.")
+    if not 0 <= settings.validation.overlap < 1:
+        raise ConfigError(f"validation.overlap is {settings.validation.overlap!r}: give a number from 0, below 1.")
+    check_sizes(data, multiple=4)
+    organ = construct(Organ, settings.organ)
+    mix = _mix(settings)
+    models = _models(settings, mix)
+    tumors = _tumors(settings, organ, mix, models)
+    crops = _data(settings, organ)
+    _warn_of_leaks(models, crops.validation)
+    return Stage(
+        module=_module(settings, organ, tumors, models, crops),
+        data=crops,
+        epochs=training.epochs,
+        monitor="validation/tumor_dsc" if crops.validation else None,
+        mode="max",
+        neutral=("validation.windows_per_batch",),
+    )
+
+
+def _mix(settings: Settings) -> TumorMix:
+    options = settings.synthesis
+    return TumorMix(probability=options.probability, sizes=dict(options.sizes), most_early=options.most_early)
+
+
+def _models(settings: Settings, mix: TumorMix) -> dict[str, Path]:
+    """Return the diffusion artifacts that are given and needed."""
+    given = {"early": settings.synthesis.early_model, "late": settings.synthesis.late_model}
+    if settings.tumors == "real":
+        return {}
+    models = {name: Path(path) for name, path in given.items() if path is not None and name in mix.models}
+    if not models:
+        raise ConfigError(
+            f"tumors={settings.tumors} needs a diffusion model for its sizes: give synthesis.early_model=PATH, "
+            "or tumors=real."
+        )
+    return models
+
+
+def _tumors(settings: Settings, organ: Organ, mix: TumorMix, models: dict[str, Path]) -> TumorsOnTheFly | None:
+    allow_incomplete = settings.synthesis.allow_incomplete
+    if not models:
+        return None
+    mix, gone = mix.only(tuple(models))
+    if gone:
+        say(f"No tumors of size {', '.join(gone)} are made, because their diffusion model is not given.")
+    synthesizers = {}
+    for name, path in models.items():
+        check_same_preprocessing(settings.data, path)
+        synthesizers[name] = load_synthesizer(path, organ=organ, allow_incomplete=allow_incomplete)
+    return TumorsOnTheFly(synthesizers=synthesizers, mix=mix)
+
+
+def _data(settings: Settings, organ: Organ) -> SegmentationData:
+    data, augmentation = settings.data, settings.augmentation
+    transform = SegmentationCrop(
+        data.crop,
+        spacing_mm=data.spacing_mm,
+        class_ratios=data.class_ratios,
+        minimum_organ_mm3=organ.minimum_volume_mm3,
+        rotation_probability=augmentation.rotation_probability,
+        shift=augmentation.shift,
+        shift_probability=augmentation.shift_probability,
+    )
+    origins, train, validation = _cases(settings, organ)
+    return SegmentationData(
+        reader=SegmentationReader(
+            origins=origins, organ=organ, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
+        ),
+        crops=transform,
+        train=train,
+        validation=validation,
+        seed=settings.seed,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        cache_rate=data.cache_rate,
+        overfit=data.overfit,
+    )
+
+
+def _cases(settings: Settings, organ: Organ) -> tuple[dict[Case, Origin], tuple[Case, ...], tuple[Case, ...]]:
+    """Return the origin of every case, the training cases, and the validation cases."""
+    data, tumors = settings.data, settings.tumors
+    listed = read_root(data.root)
+    found = sort_cases(listed, organ, workers=data.num_workers)
+    origins = {case: Origin(listed, healthy=False) for case in found.tumor}
+    origins |= {case: Origin(listed, healthy=True) for case in found.healthy}
+    if data.healthy_root is not None:
+        healthy = read_root(data.healthy_root)
+        more = sort_cases(healthy, organ, assume_healthy=True, workers=data.num_workers)
+        unfit = tuple(LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor)
+        origins |= {case: Origin(healthy, healthy=True) for case in more.healthy}
+        found = replace(found, healthy=found.healthy + more.healthy, left_out=found.left_out + more.left_out + unfit)
+    # Without annotated tumors there is nothing to validate on.
+    fold = settings.fold if found.tumor or tumors != "diffusion" else None
+    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed)
+    real = train.tumor if tumors != "diffusion" else ()
+    healthy_cases = train.healthy if tumors != "real" else ()
+    _report(found, len(real), len(healthy_cases), len(validation))
+    if tumors != "diffusion" and not real:
+        raise CaseListError(f"{listed.source} has no case with a {organ.name} tumor: give other data or organ.")
+    if tumors != "real" and not healthy_cases:
+        raise CaseListError(
+            f"There is no scan with a healthy {organ.name} to make tumors in: give data.healthy_root=PATH, "
+            "or tumors=real."
+        )
+    return origins, (*real, *healthy_cases), validation
+
+
+def _report(found: SortedCases, real: int, healthy: int, validation: int) -> None:
+    say(f"Training on {real} cases with tumors and {healthy} healthy ones, validating on {validation}.")
+    for left_out in found.left_out[:5]:
+        say(f"Left out: {left_out.case.id} {left_out.reason}.")
+    if len(found.left_out) > 5:
+        say(f"Left out as well: {len(found.left_out) - 5} more cases.")
+
+
+def _warn_of_leaks(models: dict[str, Path], validation: tuple[Case, ...]) -> None:
+    """Say where a diffusion model has seen scans that are to judge the segmenter."""
+    for path in models.values():
+        seen = set(read_config(path).training.get("cases", {}).get("training", ()))
+        shared = [case.id for case in validation if case.id in seen]
+        if shared:
+            say(
+                f"Note: {path} was trained on {len(shared)} of the {len(validation)} validation cases; "
+                "train it with the same fold=… to keep them unseen."
+            )
+
+
+def _module(
+    settings: Settings,
+    organ: Organ,
+    tumors: TumorsOnTheFly | None,
+    models: dict[str, Path],
+    crops: SegmentationData,
+) -> SegmentationModule:
+    return SegmentationModule(
+        seed=settings.seed,
+        backbone=dict(settings.backbone),
+        tumors=tumors,
+        lr=settings.optimizer.lr,
+        weight_decay=settings.optimizer.weight_decay,
+        warmup_epochs=settings.training.warmup_epochs,
+        epochs=settings.training.epochs,
+        overlap=settings.validation.overlap,
+        windows_per_batch=settings.validation.windows_per_batch,
+        organ=organ.name,
+        window=IntensityWindow(*settings.data.window_hu),
+        spacing_mm=settings.data.spacing_mm,
+        crop=settings.data.crop,
+        parents={f"diffusion_{name}": path for name, path in models.items()},
+        cases={
+            "training": [case.id for case in crops.train],
+            "validation": [case.id for case in crops.validation],
+        },
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    command_line("segmentation", build)
+
+
+if __name__ == "__main__":
+    main()

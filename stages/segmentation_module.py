@@ -1,0 +1,176 @@
+"""What stage 3 computes: a segmenter of organ and tumor, on real tumors and on tumors made on the fly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from difftumor.artifacts import save_artifact
+from difftumor.datasets.transforms import Item
+from difftumor.evaluation.overlap import dice
+from difftumor.inference import predict_probabilities
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.segmenters import build_segmenter
+from difftumor.organs import BACKGROUND, TUMOR
+from stages.module import StageModule, initial_weights
+from stages.tumors_on_the_fly import Made, TumorsOnTheFly
+
+
+class SegmentationModule(StageModule):
+    """Train a segmenter with Dice and cross-entropy.
+
+    Args:
+        seed: Everything random derives from it.
+        backbone: ``name`` and options of ``build_segmenter``.
+        tumors: Makes tumors in healthy crops; None trains on real tumors alone. Neither trained nor saved here.
+        lr: Learning rate of AdamW after the warm-up.
+        weight_decay: Its weight decay.
+        warmup_epochs: The learning rate rises linearly for so many epochs, then falls along a cosine.
+        epochs: Length of the run.
+        overlap: Of the windows in validation, in [0, 1).
+        windows_per_batch: Windows that go through the network together in validation.
+        organ: Recorded in the artifact.
+        window: HU that the network sees.
+        spacing_mm: Voxel size, recorded in the artifact.
+        crop: Voxels along X, Y, Z; the size of the windows.
+        parents: Diffusion artifacts by role, recorded in the artifact.
+        cases: What is trained on, recorded in the artifact.
+
+    Raises:
+        ConfigError: The backbone or one of its options is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        backbone: Mapping[str, Any],
+        tumors: TumorsOnTheFly | None,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        epochs: int,
+        overlap: float,
+        windows_per_batch: int,
+        organ: str,
+        window: IntensityWindow,
+        spacing_mm: Sequence[float],
+        crop: Sequence[int],
+        parents: Mapping[str, Path] | None = None,
+        cases: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.architecture = dict(backbone)
+        with initial_weights(seed, "segmenter"):
+            self.segmenter = build_segmenter(**self.architecture)
+        # Its networks are no submodules: frozen, and not in checkpoints.
+        self.tumors = tumors
+        self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.overlap = overlap
+        self.windows_per_batch = windows_per_batch
+        self.organ = organ
+        self.window = window
+        self.preprocessing = {
+            "spacing_mm": tuple(spacing_mm),
+            "window_hu": (window.low_hu, window.high_hu),
+            "crop": tuple(crop),
+        }
+        self.crop = tuple(crop)
+        self.parents = dict(parents or {})
+        self.cases = dict(cases or {})
+
+    @property
+    def network(self) -> nn.Module:
+        """The segmenter."""
+        return self.segmenter
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW on the segmenter alone."""
+        return AdamW(self.segmenter.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def on_fit_start(self) -> None:
+        """Bring along what is no submodule."""
+        if self.tumors is not None:
+            self.tumors.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rate, from the epoch alone."""
+        lr = self.lr * learning_rate_factor(self.current_epoch, warmup=self.warmup_epochs, total=self.epochs)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.log("training/lr", lr)
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Make tumors in healthy crops, then segment the batch."""
+        made = self.with_tumors(batch)
+        shift_B = batch["shift"].to(made.ct_hu)
+        unit_B1XYZ = self.window.to_unit(made.ct_hu) + shift_B[:, None, None, None, None]
+        logits = self.segmenter(unit_B1XYZ)
+        loss = self.criterion(logits.float(), made.labels.long())
+        self.check_finite({"loss": loss})
+        self.log("training/loss", loss.detach(), prog_bar=True)
+        counts = {"training/synthetic_crops": made.wanted - made.rejected, "training/rejected_crops": made.rejected}
+        self.log_dict({k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum")
+        return loss
+
+    def with_tumors(self, batch: Item) -> Made:
+        """Return the batch with tumors in its healthy crops; what a crop gets depends on its own seed alone."""
+        if self.tumors is None:
+            return Made(batch["ct"], batch["labels"])
+        # In full precision, as the tumors of inference are made.
+        with torch.autocast(batch["ct"].device.type, enabled=False):
+            return self.tumors(
+                batch["ct"], batch["labels"], seeds=batch["tumor_seed"].tolist(), healthy=batch["healthy"].tolist()
+            )
+
+    def validation_step(self, batch: Item, batch_idx: int) -> None:
+        """Segment one held-out scan with overlapping windows."""
+        probabilities = predict_probabilities(
+            self.segmenter,
+            self.window.to_unit(batch["ct"]),
+            roi=self.crop,
+            overlap=self.overlap,
+            windows_per_batch=self.windows_per_batch,
+        )
+        predicted = probabilities.argmax(1, keepdim=True).cpu().numpy()
+        truth = batch["labels"].cpu().numpy()
+        metrics = {
+            "validation/tumor_dsc": dice(predicted == TUMOR, truth == TUMOR),
+            "validation/organ_dsc": dice(predicted != BACKGROUND, truth != BACKGROUND),
+        }
+        self.log_dict(metrics, batch_size=1, sync_dist=True, prog_bar=True)
+
+    def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write the segmenter's artifact."""
+        return save_artifact(
+            path,
+            kind="segmenter",
+            architecture=self.architecture,
+            network=self.segmenter,
+            preprocessing=self.preprocessing,
+            organ=self.organ,
+            parents=self.parents,
+            training={**training, "cases": self.cases},
+            metrics=metrics,
+            complete=complete,
+        )
+
+
+def learning_rate_factor(epoch: int, *, warmup: int, total: int) -> float:
+    """Return the learning rate's factor: rising linearly to 1 in ``warmup`` epochs, then half a cosine to 0."""
+    if epoch < warmup:
+        return (epoch + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, total - warmup)))

@@ -21,9 +21,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 install: $(INSTALLED) ## Make .venv and install difftumor in place, with test and lint tools
 
-demo: $(INSTALLED) ## Train all stages on a phantom, make tumors, write runs/demo/report.html [CT= ORGANS= ORGAN= LABEL=]
+demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= ORGANS= ORGAN= LABEL= FRESH=1]
 	$(BIN)/python -m stages.demo $(if $(CT),--ct '$(CT)') $(if $(ORGANS),--organs '$(ORGANS)') \
-	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)')
+	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)') $(if $(FRESH),--fresh)
 
 test: $(INSTALLED) ## Run all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -93,6 +93,9 @@ def test_zoom_shows_the_box_around_the_center():
     share = {column: (picture(figure, f"Axial {column}").mean(-1) > 0.5).mean() for column in (0, 1)}
     assert share[0] == pytest.approx(25 / 1600, abs=0.01)
     assert share[1] == pytest.approx(25 / 100, abs=0.08)
+    bright = picture(figure, "Axial 1").mean(-1) > 0.5
+    for indices, size in zip(np.nonzero(bright), bright.shape, strict=True):
+        assert indices.mean() / size == pytest.approx(0.5, abs=0.08)
 
 
 def test_zoom_near_a_border_stays_inside():

@@ -87,7 +87,7 @@ def dice(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
     predicted, true = prediction != 0, truth != 0
     total = np.count_nonzero(predicted) + np.count_nonzero(true)
-    return 2 * np.count_nonzero(predicted & true) / total if total else 1.0
+    return float(2 * np.count_nonzero(predicted & true) / total) if total else 1.0
 
 
 def surface_distances(

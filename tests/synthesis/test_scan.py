@@ -12,10 +12,12 @@ from difftumor.synthesis.scan_files import FILES, read_records, synthesize_scan
 from difftumor.synthesis.scan_report import find_warnings, report_tumors
 from difftumor.volume import read_ct
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, tiny_synthesizer
+from tests.synthesis.makers import ball, record, tiny_synthesizer
 
 SHAPE = (40, 36, 30)
 THICK = np.array([[-1.1, 0, 0, 30], [0, -0.9, 0, 12], [0, 0, 2.5, -70], [0, 0, 0, 1.0]])
+# In an organ of 6 mm, so that tumors reach its surface.
+FINE = np.diag([0.45, 0.45, 0.45, 1.0])
 OBLIQUE = np.array([[0, 0, 1.5, 3], [0.995, 0.1, 0, -9], [-0.1, 0.995, 0, 4], [0, 0, 0, 1.0]])
 
 
@@ -43,11 +45,11 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("affine", [np.eye(4), THICK, OBLIQUE], ids=["RAS", "LPS thick", "oblique"])
+@pytest.mark.parametrize("affine", [np.eye(4), THICK, OBLIQUE, FINE], ids=["RAS", "LPS thick", "oblique", "fine"])
 def test_files_and_what_they_promise(synthesizer, tmp_path, affine):
-    case, out = write_case(tmp_path, affine), tmp_path / "out"
+    case, out, count = write_case(tmp_path, affine), tmp_path / "out", 1 if affine is FINE else 2
     before = files_of(tmp_path / "in")
-    report = synthesize_scan(synthesizer, **case, organ_label=5, count=2, seed=1, size="tiny", out=out)
+    report = synthesize_scan(synthesizer, **case, organ_label=5, count=count, seed=1, size="tiny", out=out)
     assert files_of(tmp_path / "in") == before
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -64,7 +66,7 @@ def test_files_and_what_they_promise(synthesizer, tmp_path, affine):
     world = np.argwhere(changed) @ affine[:3, :3].T + affine[:3, 3]
     assert np.linalg.norm(world[:, None] - centers, axis=2).min(axis=1).max() < 30
     np.testing.assert_array_equal(labels, np.where(lesions > 0, 2, organ))
-    assert set(np.unique(lesions)) == {0, 1, 2}
+    assert set(np.unique(lesions)) == set(range(count + 1))
     assert (labels[organ] > 0).all()
     assert organ[lesions > 0].all()
 
@@ -164,6 +166,17 @@ def test_warnings_name_what_fell_short(synthesizer, tmp_path):
     assert "Tumor 1 was cut to 30%" in cut
     assert "Tumor 2" in lost
     assert "no label" in lost
+
+
+def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
+    values = np.full((30, 28, 26), 60, np.int16)
+    values[0, 0, 0] = -1000
+    ct = write_nifti(tmp_path / "ct.nii.gz", values)
+    scan = read_scan(ct, write_nifti(tmp_path / "all.nii.gz", np.ones_like(values, np.uint8)), organ="liver")
+    for seed in range(20):
+        (drawn,) = draw_in_scan(synthesizer, scan, size="tiny", count=1, seed=seed)
+        room = np.minimum(drawn.center_voxel, np.array(values.shape) - 1 - drawn.center_voxel)
+        assert (room + 1 > max(drawn.half_axes_mm)).all()
 
 
 def test_bad_input_is_named_and_nothing_is_left(synthesizer, tmp_path):
@@ -280,3 +293,12 @@ def test_real_liver(real_data, synthesizer, tmp_path, turned):
     records = read_records(tmp_path / "out" / "record.json")
     synthesize_scan(synthesizer, **rules, out=tmp_path / "again", records=records)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
+
+
+def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesizer, tmp_path):
+    case = write_case(tmp_path, FINE)
+    scan = read_scan(case["ct"], case["organ_mask"], organ="liver", organ_label=5)
+    filling = record(center_voxel=(9, 8, 7), half_axes_mm=(9.0, 9.0, 9.0))
+    inside = apply_to_scan(synthesizer, scan, [filling]).lesions > 0
+    assert inside.sum() > 0.9 * scan.organ.sum()
+    assert not (inside & ~scan.organ).any()

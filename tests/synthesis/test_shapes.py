@@ -87,3 +87,9 @@ def test_largest_component_drops_the_smaller_and_joins_diagonals():
     np.testing.assert_array_equal(largest_component(mask), expected)
     assert not largest_component(np.zeros((2, 2, 2), bool)).any()
     np.testing.assert_array_equal(largest_component(ball((9, 9, 9), 3)), ball((9, 9, 9), 3))
+
+
+def test_even_strong_deformation_leaves_the_tumor_at_its_place():
+    for seed in range(20):
+        mask = tumor_shape(record(half_axes_mm=(12.0,) * 3, deformation_sigma_mm=6.0, shape_seed=seed))
+        assert mask[middle(mask)]

@@ -8,7 +8,7 @@ from difftumor.errors import ArtifactError, ConfigError, SynthesisError
 from difftumor.organs import get_organ
 from difftumor.synthesis.loading import artifact_identities, load_synthesizer
 from difftumor.synthesis.records import TumorRecord
-from tests.synthesis.makers import ball, save_tiny_artifacts, tiny_synthesizer
+from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer
 
 SHAPE = (44, 40, 36)
 
@@ -45,13 +45,13 @@ def test_draw_depends_on_seed_and_keys_alone(synthesizer):
 def test_drawn_numbers_are_in_their_ranges(synthesizer):
     organ = torch.from_numpy(ball((60, 60, 60), 28))
     records = [r for seed in range(30) for r in synthesizer.draw(organ, size="early", count=2, seed=seed)]
-    assert {record.size for record in records} == {"tiny", "small"}
-    for record in records:
-        shares = np.array(record.half_axes_mm) / record.radius_mm
+    assert {drawn.size for drawn in records} == {"tiny", "small"}
+    for drawn in records:
+        shares = np.array(drawn.half_axes_mm) / drawn.radius_mm
         assert ((shares >= 0.75) & (shares <= 1.25)).all()
-        assert 0 <= record.blur_sigma_voxels <= 4
-        assert organ[record.center_voxel]
-    assert len({record.shape_seed for record in records} | {record.texture_seed for record in records}) == 120
+        assert 0 <= drawn.blur_sigma_voxels <= 4
+        assert organ[drawn.center_voxel]
+    assert len({drawn.shape_seed for drawn in records} | {drawn.texture_seed for drawn in records}) == 120
 
 
 def test_center_in_mm_follows_the_affine(synthesizer):
@@ -261,3 +261,21 @@ def test_gpu_makes_the_same_tumors(synthesizer):
     assert on_gpu.lesions.cpu().equal(on_cpu.lesions)
     assert on_gpu.halo.cpu().equal(on_cpu.halo)
     assert on_gpu.ct_hu.equal(gpu.apply(ct.cuda(), organ.cuda(), [records]).ct_hu)
+
+
+def test_values_lie_between_ct_and_texture_where_halos_overlap_and_bone_keeps_its_contrast(monkeypatch):
+    synthesizer = tiny_synthesizer()
+    monkeypatch.setattr(synthesizer._texture, "make", lambda ct, mask, seeds: torch.full_like(ct, 40.0))
+    ct, organ = torch.full((1, 1, *SHAPE), 100.0), torch.ones(1, 1, *SHAPE, dtype=torch.bool)
+    ct[0, 0, 14, 20, 18] = 1200.0
+    records = [
+        record(center_voxel=(14, 20, 18), blur_sigma_voxels=0.0),
+        record(center_voxel=(25, 20, 18), blur_sigma_voxels=4.0),
+    ]
+    made = synthesizer.apply(ct, organ, [records]).ct_hu[0, 0]
+    # The window ends at 250 HU: what bone has beyond stays.
+    assert made[14, 20, 18] == 1200 - (250 - 40)
+    made[14, 20, 18] = 40.0
+    assert made.min() >= 40 - 1e-3
+    assert made.max() <= 100
+    assert made[13, 20, 18] == pytest.approx(40)

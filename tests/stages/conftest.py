@@ -10,6 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from stages.entry import compose_config
+from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, write_autoencoder, write_cohort, write_diffusion
 
 TINY = (
     "trainer=cpu", "trainer.log_every_n_steps=1", "trainer.progress_bar=false", "pictures_every_n_epochs=0",
@@ -48,5 +49,45 @@ def tiny_config(cohort: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     def compose(*overrides: str) -> DictConfig:
         places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
         return compose_config("autoencoder", [*TINY, *places, *overrides])
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def tumor_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven cases: three with an early tumor, one with a late one, three healthy, of which one states nothing."""
+    return write_cohort(tmp_path_factory.mktemp("tumor_cohort"))
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of artifacts: an autoencoder, and diffusion models of early and late liver tumors, all untrained."""
+    folder = tmp_path_factory.mktemp("untrained")
+    write_autoencoder(folder)
+    write_diffusion(folder, "early")
+    write_diffusion(folder, "late")
+    return folder
+
+
+@pytest.fixture
+def tiny_diffusion(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose stage 2's config, shrunk, with everything it writes under ``tmp_path``."""
+
+    def compose(*overrides: str) -> DictConfig:
+        places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+        parent = f"autoencoder.artifact={untrained}/autoencoder"
+        return compose_config("diffusion", [*DIFFUSION, *places, parent, *overrides])
+
+    return compose
+
+
+@pytest.fixture
+def tiny_segmentation(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose stage 3's config, shrunk, with everything it writes under ``tmp_path``."""
+
+    def compose(*overrides: str) -> DictConfig:
+        places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+        parents = [f"synthesis.{stage}_model={untrained}/diffusion_liver_{stage}" for stage in ("early", "late")]
+        return compose_config("segmentation", [*SEGMENTATION, *places, *parents, *overrides])
 
     return compose

@@ -1,0 +1,290 @@
+"""Stage 2: what it trains, what it leaves alone, and what resuming repeats."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from difftumor.artifacts import load_artifact, read_config
+from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.samplers import SamplerConfig
+from difftumor.errors import ArtifactError, CaseListError, ConfigError
+from difftumor.intensity import IntensityWindow
+from difftumor.synthesis.loading import load_synthesizer
+from stages.diffusion import build
+from stages.diffusion_module import DiffusionModule
+from stages.entry import CONFIGS, compose_config
+from stages.run import run_stage
+from stages.settings import Settings
+from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder
+
+
+class Crash(Exception):  # noqa: N818
+    pass
+
+
+def run(config: DictConfig, build=build):
+    return run_stage(stage="diffusion", config=config, build=build)
+
+
+def module(**changes) -> DiffusionModule:
+    options = {
+        "seed": 1,
+        "network": SMALL_DENOISER,
+        "codec": LatentCodec(small_autoencoder()),
+        "autoencoder": "unused",
+        "tumor_stage": "early",
+        "timesteps": 4,
+        "sampler": SamplerConfig(),
+        "masked": "image",
+        "loss": "l1",
+        "ema": {"start": 0, "every": 1, "decay": 0.9},
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "organ": "liver",
+        "window": IntensityWindow(),
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "crop": (16, 16, 16),
+    }
+    made = DiffusionModule(**{**options, **changes})
+    made.log = lambda *_, **__: None
+    return made
+
+
+def batch(size=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.ones(size, 1, 16, 16, 16, dtype=torch.uint8)
+    labels[:, :, 4:9, 5:10, 6:11] = 2
+    return {"ct": 60 + 40 * torch.randn(labels.shape, generator=generator), "labels": labels}
+
+
+def test_a_step_trains_the_denoiser_and_never_the_autoencoder():
+    ours = module()
+    autoencoder = ours.codec.autoencoder
+    before = {k: v.clone() for k, v in autoencoder.state_dict().items()}
+    weights = [p.detach().clone() for p in ours.denoiser.parameters()]
+    optimizer = ours.configure_optimizers()
+    losses = []
+    for _ in range(30):
+        ours.steps_done = 0  # the same noise each time
+        loss = ours.training_step(batch(), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert any(not torch.equal(a, b) for a, b in zip(weights, ours.denoiser.parameters(), strict=True))
+    assert all(torch.equal(before[k], v) for k, v in autoencoder.state_dict().items())
+    assert all(p.grad is None for p in autoencoder.parameters())
+
+
+def test_the_autoencoder_is_neither_counted_nor_saved():
+    ours = module()
+    denoiser = {f"denoiser.{name}" for name in ours.denoiser.state_dict()}
+    assert set(ours.state_dict()) == denoiser
+    assert {id(p) for p in ours.parameters()} == {id(p) for p in ours.denoiser.parameters()}
+    checkpoint: dict = {}
+    ours.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["ema"]["module"]) == set(ours.denoiser.state_dict())
+
+
+def test_the_loss_is_the_distance_between_noise_and_prediction():
+    latent = torch.randn(2, 8, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(4))
+    seen = {}
+
+    def denoiser(noisy, time, condition):
+        seen["noisy"] = noisy
+        return noise + torch.tensor([1.0, -3.0])[:, None, None, None, None]
+
+    for kind, expected in (("l1", [1.0, 3.0]), ("l2", [1.0, 9.0])):
+        ours = module(loss=kind)
+        time_B = torch.tensor([0, 2])
+        loss_B = ours.losses(denoiser, latent, None, time_B, noise)
+        assert loss_B.tolist() == pytest.approx(expected, rel=1e-5)
+        # z_t = √ᾱ_t z_0 + √(1 - ᾱ_t) ε, from the cosine schedule by hand
+        f = np.cos((np.arange(5) / 4 + 0.008) / 1.008 * np.pi / 2) ** 2
+        bars = torch.tensor(f[1:] / f[0], dtype=torch.float32)[time_B][:, None, None, None, None]
+        assert torch.allclose(seen["noisy"], bars.sqrt() * latent + (1 - bars).sqrt() * noise, atol=1e-5)
+
+
+def test_masking_in_the_latent_differs_from_masking_in_the_image():
+    image, latent = (module(masked=masked).encoded(batch())[1] for masked in ("image", "latent"))
+    assert torch.equal(image[:, -1], latent[:, -1])
+    inside = image[:, -1:] > 0
+    assert (latent[:, :-1] * inside).abs().max() == 0
+    assert (image[:, :-1] * inside).abs().max() > 0
+
+
+def test_noise_depends_on_step_and_element_but_not_on_batch_size():
+    ours = module()
+    latent = torch.zeros(3, 8, 4, 4, 4)
+    time_B, noise = ours._drawn(latent)
+    fewer_time_B, fewer = ours._drawn(latent[:2])
+    assert torch.equal(time_B[:2], fewer_time_B)
+    assert torch.equal(noise[:2], fewer)
+    assert not torch.equal(noise[0], noise[1])
+    ours.steps_done = 1
+    assert not torch.equal(ours._drawn(latent)[1], noise)
+    assert noise.mean().abs() < 0.1
+    assert noise.std() == pytest.approx(1, abs=0.1)
+
+
+def test_validation_noise_belongs_to_the_tumor_not_to_its_place_in_the_batch():
+    logged = []
+    ours = module()
+    ours.log = lambda name, value, **_: logged.append(value.item())
+    whole = {**batch(3), "key": ["a/1", "a/2", "b/1"]}
+    ours.validation_step(whole, 0)
+    order = [2, 0, 1]
+    turned = {k: v[order] if torch.is_tensor(v) else [v[i] for i in order] for k, v in whole.items()}
+    ours.steps_done = 5
+    ours.validation_step(turned, 1)
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "times"), [(1, [0]), (4, [0, 1, 2, 3]), (200, [0, 28, 57, 85, 114, 142, 171, 199])]
+)
+def test_validation_visits_early_and_late_timesteps(timesteps, times):
+    assert module(timesteps=timesteps)._validation_times() == times
+
+
+def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_diffusion, tmp_path):
+    def crashing_build(settings):
+        built = build(settings)
+        inner = built.module.training_step
+
+        def training_step(batch, batch_idx):
+            if built.module.steps_done == 4:
+                raise Crash
+            return inner(batch, batch_idx)
+
+        built.module.training_step = training_step
+        return built
+
+    folds = ("fold=0", "folds.count=2")
+    whole = run(tiny_diffusion("name=whole", f"artifact={tmp_path}/whole", *folds))
+    parted_config = tiny_diffusion("name=parted", f"artifact={tmp_path}/parted", *folds)
+    with pytest.raises(Crash):
+        run(parted_config, crashing_build)
+    parted = run(parted_config)
+    assert (parted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert read_config(parted).metrics == read_config(whole).metrics
+    checkpoint = torch.load(tmp_path / "runs/diffusion/whole/last.ckpt", weights_only=True)
+    assert checkpoint["ema"]["step"] == checkpoint["steps_done"] == 6
+    assert not any("autoencoder" in name or "codebook" in name for name in checkpoint["state_dict"])
+
+
+def test_the_artifact_holds_the_average_and_makes_tumors(tiny_diffusion, tmp_path, untrained):
+    artifact = run(tiny_diffusion("ema.start=0", "ema.decay=0.99"))
+    assert artifact == tmp_path / "checkpoints" / "diffusion_liver_early"
+    loaded = load_artifact(artifact, kind="diffusion")
+    assert loaded.config.settings["timesteps"] == 4
+    assert loaded.config.settings["masked"] == "image"
+    assert loaded.config.settings["tumor_stage"] == "early"
+    assert loaded.config.organ == "liver"
+    assert loaded.config.parents["autoencoder"].identity == read_config(untrained / "autoencoder").identity
+    assert loaded.config.training["cases"]["training"] == {"early0": 1, "early1": 1, "early2": 1}
+    state = torch.load(tmp_path / "runs/diffusion/liver_early/last.ckpt", weights_only=True)
+    average = state["ema"]["module"]
+    assert all(torch.equal(average[name], value) for name, value in loaded.network.state_dict().items())
+    assert any(not torch.equal(average[name], state["state_dict"][f"denoiser.{name}"]) for name in average)
+    synthesizer = load_synthesizer(artifact, organ="liver")
+    organ = torch.ones(16, 16, 16, dtype=torch.uint8)
+    records = synthesizer.draw(organ, size="tiny", count=1, seed=1)
+    made = synthesizer.apply(torch.zeros(1, 1, 16, 16, 16), organ[None, None], [records])
+    assert (made.labels == 2).any()
+
+
+def test_late_tumors_are_chosen_with_their_own_timesteps(tiny_diffusion, tmp_path, capsys):
+    config = tiny_diffusion("tumor_stage=late", "training.steps=2")
+    assert config.artifact.endswith("diffusion_liver_late")
+    assert (config.diffusion.timesteps, config.diffusion.sampler.kind, config.diffusion.sampler.steps) == (
+        200,
+        "ddim",
+        50,
+    )
+    stored = read_config(run(config))
+    assert stored.training["cases"]["training"] == {"late0": 1}
+    assert "1 late tumors in 1 cases" in (said := capsys.readouterr().out)
+    assert "left out for having none: 3 (early0, early1, early2)" in said
+
+
+def test_early_training_crops_show_late_tumors_as_organ(tiny_diffusion):
+    reader = build(Settings.from_config(tiny_diffusion())).data.reader
+    cases = {case.id: case for case in reader.cases.cases}
+    assert (reader(cases["early0"])["labels"] == 2).sum() == 27
+    late = reader(cases["late0"])["labels"]
+    assert not (late == 2).any()
+    assert (late == 1).sum() == 16 * 13 * 16
+
+
+def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
+    data = build(Settings.from_config(tiny_diffusion("fold=0", "folds.count=2"))).data
+    data.setup()
+    keys = [item["key"] for item in data.fixed]
+    assert len(keys) == len(set(keys)) <= 2
+    held_out = {case.id for case in data.validation}
+    assert not held_out & {case.id for case in data.train}
+    for item in data.fixed:
+        assert item["case"] in held_out
+        assert item["ct"].shape == (1, 16, 16, 16)
+        assert (item["labels"] == 2).sum() == 27
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("diffusion.loss=huber", ConfigError, r"loss is 'huber'"),
+        ("diffusion.masked=both", ConfigError, r"masked is 'both'"),
+        ("data.spacing_mm=[2,2,2]", ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\], but .* was trained with"),
+        ("data.crop=[20,20,16]", ConfigError, r"multiples of 8 along X and Y"),
+        ("training.steps=7", ConfigError, r"training\.steps is 7"),
+        ("diffusion.sampler.steps=9", ConfigError, r"steps"),
+        ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
+        ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),
+        ("fold=7", ConfigError, r"Fold 7 does not exist"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_leave_nothing_behind(tiny_diffusion, tmp_path, override, error, message):
+    with pytest.raises(error, match=message) as caught:
+        run(tiny_diffusion(override))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+CHOICES = [
+    "seed=0",
+    "tumor_stage=late",
+    *(f"experiment={file.stem}" for file in (CONFIGS / "diffusion" / "experiment").glob("*.yaml")),
+    *(f"+debug={file.stem}" for file in (CONFIGS / "debug").glob("*.yaml")),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_key_is_read(tiny_diffusion, choice):
+    read = []
+
+    def build_and_stop(settings):
+        build(settings)
+        read.append(settings)
+        raise Crash
+
+    with pytest.raises(Crash):
+        run(tiny_diffusion(choice), build_and_stop)
+    assert read[0].unread() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("debug", ["one_batch", "overfit", "profile"])
+def test_debug_configs_run(tiny_diffusion, debug):
+    assert read_config(run(tiny_diffusion(f"+debug={debug}", "trainer.max_epochs=1"))).complete
+
+
+def test_the_defaults_are_the_published_ones():
+    config = compose_config("diffusion", ["organ=liver"])
+    assert (config.diffusion.timesteps, config.diffusion.loss, config.diffusion.masked) == (4, "l1", "image")
+    assert (config.training.steps, config.data.batch_size, config.optimizer.lr) == (60000, 10, 1e-4)
+    assert (config.ema.decay, config.ema.start, config.ema.every) == (0.995, 2000, 10)
+    assert list(config.data.crop) == [96, 96, 96]

@@ -1,0 +1,117 @@
+"""The three entry points in sequence, through their artifacts, on the phantom: the demo with a few steps each."""
+
+import csv
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from difftumor.artifacts import read_config
+from difftumor.errors import ConfigError
+from stages.demo import main, own_scan
+from stages.demo_folder import DemoFolder
+
+FEW_STEPS = {
+    "autoencoder": ["training.steps=2", "training.steps_per_epoch=1", "discriminators.start_step=1"],
+}
+# The smallest that still passes through everything: two epochs, discriminators joining in the second.
+TINY = ["trainer.limit_train_batches=2", "trainer.max_epochs=1", "data.crop=[32,32,32]", "seed=1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, capfd_module=None):
+    folder = DemoFolder(tmp_path_factory.mktemp("demo") / "out")
+    words = [word for override in TINY for word in ("--override", override)]
+    assert main(["--out", str(folder.path), *words]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_every_stage_names_its_parent(finished):
+    autoencoder, diffusion = read_config(finished.autoencoder), read_config(finished.diffusion)
+    segmenter = read_config(finished.segmenter)
+    assert autoencoder.complete
+    assert diffusion.complete
+    assert segmenter.complete
+    assert diffusion.parents["autoencoder"].identity == autoencoder.identity
+    assert diffusion.identity in {parent.identity for parent in segmenter.parents.values()}
+
+
+@pytest.mark.slow
+def test_synthesis_changes_the_scan_only_near_its_tumors(finished):
+    record = json.loads((finished.synthesis / "record.json").read_text())
+    assert len(record["tumors"]) == 2
+    lesions = np.asarray(nib.load(finished.synthesis / "lesions.nii.gz").dataobj)
+    labels = np.asarray(nib.load(finished.synthesis / "labels.nii.gz").dataobj)
+    assert set(np.unique(lesions)) == {0, 1, 2}
+    assert np.array_equal(labels == 2, lesions > 0)
+    after = nib.load(finished.synthesis / "ct.nii.gz")
+    before = nib.load(record["ct"] if isinstance(record.get("ct"), str) else record["input"]["ct"])
+    changed = np.asarray(after.dataobj) != np.asarray(before.dataobj)
+    assert 0 < changed.mean() < 0.05
+    assert after.header["datatype"] == before.header["datatype"]
+    assert np.array_equal(after.affine, before.affine)
+
+
+@pytest.mark.slow
+def test_every_test_case_is_scored(finished):
+    with (finished.evaluation / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert all(0 <= float(row["organ_dsc"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_report_is_one_file_without_requests(finished):
+    page = finished.report.read_text()
+    assert page.count("data:image/png;base64,") >= 9
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    for title in ("Stage 1", "Stage 2", "Stage 3", "Tumors in a healthy phantom", "What it took"):
+        assert title in page
+
+
+@pytest.mark.slow
+def test_second_call_trains_nothing(finished, capfd):
+    before = {path: path.stat().st_mtime_ns for path in finished.checkpoints.rglob("*.safetensors")}
+    assert main(["--out", str(finished.path)]) == 0
+    assert capfd.readouterr().out.count("Done before") == 5
+    assert before == {path: path.stat().st_mtime_ns for path in finished.checkpoints.rglob("*.safetensors")}
+
+
+def _scan(tmp_path, labels):
+    rng = np.random.default_rng(0)
+    ct = rng.normal(-200, 300, labels.shape).clip(-1000, 1000).astype(np.int16)
+    for name, data in (("ct", ct), ("organs", labels)):
+        nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    return tmp_path / "ct.nii.gz", tmp_path / "organs.nii.gz"
+
+
+def test_own_scan_knows_masks_and_totalsegmentator(tmp_path):
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels[1:3] = 1
+    assert own_scan(*_scan(tmp_path, labels), "liver", None).label is None
+    labels[4] = 5
+    assert own_scan(*_scan(tmp_path, labels), "liver", None).label == 5
+    assert own_scan(*_scan(tmp_path, labels), "liver", 1).label == 1
+
+
+def test_own_scan_refuses_before_anything_is_trained(tmp_path):
+    labels = np.zeros((6, 6, 6), np.uint8)
+    labels[1:3], labels[4] = 8, 9
+    ct, organs = _scan(tmp_path, labels)
+    with pytest.raises(ConfigError, match=r"has the labels \[8, 9\]: say which one is the liver with LABEL=N"):
+        own_scan(ct, organs, "liver", None)
+    with pytest.raises(ConfigError, match="no voxel of the liver"):
+        own_scan(ct, organs, "liver", 5)
+    with pytest.raises(ConfigError, match="give both"):
+        own_scan(ct, None, "liver", None)
+    assert main(["--out", str(tmp_path / "out"), "--ct", str(ct)]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fresh_never_removes_a_folder_of_somebody_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert main(["--out", str(tmp_path), "--fresh"]) == 1
+    assert (tmp_path / "thesis.tex").read_text() == "precious"

@@ -296,7 +296,9 @@ def save_artifact(
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         staging.chmod(0o755)  # mkdtemp makes it private; artifacts are shared on cluster file systems
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, staging / WEIGHTS_FILE)
+        # Cloned, because safetensors refuses the shared tensors of networks that list a module under two names.
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+        save_file(weights, staging / WEIGHTS_FILE)
         config = ArtifactConfig(
             kind=kind,
             architecture=dict(architecture),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -42,7 +42,7 @@ class SegmentationReader:
         spacing_mm: Voxel size of model space.
     """
 
-    origins: Mapping[Case, Origin]
+    origins: Mapping[Case, Origin] = field(repr=False)
     organ: Organ
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]

@@ -121,14 +121,18 @@ class SegmentationCrop(Randomizable):
             )
         if not shift >= 0:
             raise ConfigError(f"augmentation.shift is {shift!r}: give 0 or more.")
-        self.around = RandCropByLabelClassesd(
-            VOLUMES,
-            label_key="labels",
-            spatial_size=tuple(crop),
-            ratios=list(class_ratios),
-            num_classes=CLASSES,
-            indices_key="centers",
-            warn=False,
+        self.class_ratios = tuple(class_ratios)
+        self.around, self.anywhere = (
+            RandCropByLabelClassesd(
+                VOLUMES,
+                label_key="labels",
+                spatial_size=tuple(crop),
+                ratios=list(ratios),
+                num_classes=CLASSES,
+                indices_key="centers",
+                warn=False,
+            )
+            for ratios in (class_ratios, (1.0,) * CLASSES)
         )
         self.healthy = OrganCrop(crop, minimum_volume_mm3=minimum_organ_mm3, spacing_mm=spacing_mm)
         self.rotate = RandRotate90d(VOLUMES, prob=rotation_probability, max_k=3, spatial_axes=(0, 1))
@@ -138,7 +142,7 @@ class SegmentationCrop(Randomizable):
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SegmentationCrop:
         """Seed every part with a stream of its own."""
         super().set_random_state(seed, state)
-        for part in (self.around, self.healthy, self.rotate):
+        for part in (self.around, self.anywhere, self.healthy, self.rotate):
             part.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
@@ -152,7 +156,7 @@ class SegmentationCrop(Randomizable):
             ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``case``, ``shift`` as a share of the
             window, and ``tumor_seed``, from 0 to 2⁶².
         """
-        cut = self.healthy(item) if item["healthy"] else self.around(dict(item))[0]
+        cut = self.healthy(item) if item["healthy"] else self._around_class(item)
         cut = self.rotate({key: cut[key] for key in VOLUMES})
         shifted = self.R.random_sample() < self.shift_probability
         amount = float(self.R.uniform(-self.shift, self.shift))
@@ -166,3 +170,9 @@ class SegmentationCrop(Randomizable):
             "shift": amount if shifted else 0.0,
             "tumor_seed": high << 31 | low,
         }
+
+    def _around_class(self, item: Mapping[str, Any]) -> Item:
+        # Small tumors may be lost in resampling; MONAI leaves absent classes out, and fails where none remains.
+        wanted = any(r > 0 and len(c) for r, c in zip(self.class_ratios, item["centers"], strict=True))
+        cut: Item = (self.around if wanted else self.anywhere)(dict(item))[0]
+        return cut

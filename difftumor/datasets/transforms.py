@@ -6,6 +6,7 @@ Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from difftumor.datasets.cases import Case, read_case_labels
+from difftumor.errors import DiffTumorError
 from difftumor.organs import OrganLabels
 from difftumor.seeding import derive_seed, torch_generator
 from difftumor.spaces import ModelSpace
@@ -176,9 +178,10 @@ class SeededDataset(Dataset[Item]):
         cache_workers: int = 1,
     ) -> None:
         # The transform is the loader alone, and MONAI's cache hands its result out without a copy.
-        self.loaded = CacheDataset(
-            list(cases), load, cache_rate=cache_rate, num_workers=max(1, cache_workers), progress=False
-        )
+        with _our_errors():
+            self.loaded = CacheDataset(
+                list(cases), load, cache_rate=cache_rate, num_workers=max(1, cache_workers), progress=False
+            )
         self.transform = transform
         self.seed = seed
 
@@ -191,7 +194,20 @@ class SeededDataset(Dataset[Item]):
         if isinstance(self.transform, Randomizable):
             seed = derive_seed(self.seed, "epoch", epoch, "sample", index)
             self.transform.set_random_state(seed=seed % 2**32)
-        return self.transform(self.loaded[index])
+        with _our_errors():
+            item = self.loaded[index]
+        return self.transform(item)
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Undo MONAI's wrapping of errors that name a file and a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, DiffTumorError):
+            raise error.__cause__ from None
+        raise
 
 
 class SeededSampler(Sampler[tuple[int, int]]):

@@ -1,7 +1,7 @@
 """A cohort small enough to train on within a second, and options that shrink stage 1 to it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from stages.entry import compose_config
-from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, write_autoencoder, write_cohort, write_diffusion
+from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, UNET, write_autoencoder, write_cohort, write_diffusion
 
 TINY = (
     "trainer=cpu", "trainer.log_every_n_steps=1", "trainer.progress_bar=false", "pictures_every_n_epochs=0",
@@ -85,9 +85,9 @@ def tiny_diffusion(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Calla
 def tiny_segmentation(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     """Compose stage 3's config, shrunk, with everything it writes under ``tmp_path``."""
 
-    def compose(*overrides: str) -> DictConfig:
+    def compose(*overrides: str, backbone: Sequence[str] = UNET) -> DictConfig:
         places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
         parents = [f"synthesis.{stage}_model={untrained}/diffusion_liver_{stage}" for stage in ("early", "late")]
-        return compose_config("segmentation", [*SEGMENTATION, *places, *parents, *overrides])
+        return compose_config("segmentation", [*SEGMENTATION, *backbone, *places, *parents, *overrides])
 
     return compose

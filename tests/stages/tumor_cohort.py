@@ -26,8 +26,10 @@ DIFFUSION = (
     "network.norm_groups=4", "training.steps=6", "training.steps_per_epoch=2", "ema.start=2", "ema.every=1",
     "data.validation_crops=2", "optimizer.lr=0.001",
 )  # fmt: skip
+UNET = ("backbone=unet", "backbone.channels=[4,8]", "backbone.residual_units=1")
+NNUNET = ("backbone=nnunet", "backbone.channels=[4,8,8]", "backbone.strides=[1,2,2]")
 SEGMENTATION = (
-    *COMMON, "backbone=unet", "backbone.channels=[4,8]", "backbone.residual_units=1", "training.epochs=3",
+    *COMMON, "training.epochs=3",
     "training.warmup_epochs=1", "folds.count=2", "validation.overlap=0.25", "trainer.validate_every_n_epochs=1",
     "trainer.checkpoint_every_n_epochs=1",
 )  # fmt: skip

@@ -1,0 +1,153 @@
+"""Crops for segmentation: their centers, their organ, their augmentation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from difftumor.datasets.crops import OrganCrop, SegmentationCrop, with_class_centers
+from difftumor.errors import ConfigError
+
+SHAPE = (40, 40, 40)
+
+
+def item(*, healthy, tumor=True):
+    labels = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    labels[:, 4:24, 4:24, 4:24] = 1
+    if tumor:
+        labels[:, 8:11, 8:11, 8:11] = 2
+    ct = torch.arange(labels.numel(), dtype=torch.float32).reshape(labels.shape)
+    return with_class_centers({"ct": ct, "labels": labels, "case": "a", "healthy": healthy})
+
+
+def crop(size=(9, 9, 9), **changes):
+    options = {
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "class_ratios": (0, 0, 1),
+        "minimum_organ_mm3": 300.0,
+        "rotation_probability": 0.0,
+        "shift": 0.1,
+        "shift_probability": 0.0,
+    }
+    return SegmentationCrop(size, **{**options, **changes})
+
+
+def seeded(transform, seed):
+    return transform.set_random_state(seed=seed)
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_crops_of_tumor_scans_are_centered_on_the_wanted_class(label):
+    ratios = [0, 0, 0]
+    ratios[label] = 1
+    ours = crop(class_ratios=ratios)
+    for seed in range(20):
+        cut = seeded(ours, seed)(item(healthy=False))
+        if label or 0 in cut["labels"]:
+            # Centers are moved inward near the border, so background crops only must hold background.
+            assert (cut["labels"] == label).any()
+        if label == 2:
+            assert cut["labels"][0, 4, 4, 4] == 2
+        assert cut["ct"].shape == cut["labels"].shape == (1, 9, 9, 9)
+
+
+def test_ratios_are_met():
+    ours = crop(class_ratios=(1, 1, 2))
+    centers = [int(seeded(ours, seed)(item(healthy=False))["labels"][0, 4, 4, 4]) for seed in range(400)]
+    assert np.bincount(centers, minlength=3)[2] / 400 == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_missing_class_is_no_problem():
+    assert crop()(item(healthy=False, tumor=False))["labels"].shape == (1, 9, 9, 9)
+
+
+def test_healthy_crops_hold_enough_organ():
+    ours = OrganCrop((10, 10, 10), minimum_volume_mm3=8 * 999, spacing_mm=(2.0, 2.0, 2.0))
+    full = [int((seeded(ours, seed)(item(healthy=True))["labels"] > 0).sum()) >= 999 for seed in range(60)]
+    plain = OrganCrop((10, 10, 10), minimum_volume_mm3=1.0, spacing_mm=(2.0, 2.0, 2.0))
+    by_chance = [int((seeded(plain, seed)(item(healthy=True))["labels"] > 0).sum()) >= 999 for seed in range(60)]
+    assert sum(full) > sum(by_chance) + 15
+    assert min(int((seeded(ours, seed)(item(healthy=True))["labels"] > 0).sum()) for seed in range(60)) >= 500
+
+
+def test_an_impossible_demand_still_gives_a_crop_with_organ():
+    ours = OrganCrop((10, 10, 10), minimum_volume_mm3=1e9, spacing_mm=(1.0, 1.0, 1.0))
+    for seed in range(10):
+        assert (seeded(ours, seed)(item(healthy=True))["labels"] > 0).sum() >= 500
+
+
+def test_the_seed_decides_everything():
+    ours = crop(class_ratios=(1, 1, 1), rotation_probability=0.5, shift_probability=0.5)
+    for healthy in (False, True):
+        first = seeded(ours, 3)(item(healthy=healthy))
+        seeded(ours, 4)(item(healthy=healthy))
+        again = seeded(ours, 3)(item(healthy=healthy))
+        other = seeded(ours, 5)(item(healthy=healthy))
+        assert torch.equal(first["ct"], again["ct"])
+        assert (first["shift"], first["tumor_seed"]) == (again["shift"], again["tumor_seed"])
+        assert not torch.equal(first["ct"], other["ct"])
+        assert first["tumor_seed"] != other["tumor_seed"]
+        assert 0 <= first["tumor_seed"] < 2**62
+
+
+def test_rotation_turns_about_z_by_right_angles_and_never_mirrors():
+    plain, turned = crop(), crop(rotation_probability=1.0)
+    seen = set()
+    for seed in range(30):
+        before, after = (seeded(each, seed)(item(healthy=False)) for each in (plain, turned))
+        turns = [k for k in range(4) if torch.equal(torch.rot90(before["ct"], k, (1, 2)), after["ct"])]
+        assert len(turns) == 1
+        assert torch.equal(torch.rot90(before["labels"], turns[0], (1, 2)), after["labels"])
+        seen |= set(turns)
+    assert seen == {1, 2, 3}
+
+
+def test_probabilities_of_the_augmentation_are_met():
+    ours = crop(rotation_probability=0.1, shift_probability=0.2)
+    plain = crop()
+    shifts, turned = [], 0
+    for seed in range(1000):
+        cut = seeded(ours, seed)(item(healthy=True))
+        shifts.append(cut["shift"])
+        turned += not torch.equal(cut["ct"], seeded(plain, seed)(item(healthy=True))["ct"])
+    moved = [shift for shift in shifts if shift]
+    assert turned / 1000 == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 1000))
+    assert len(moved) / 1000 == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 1000))
+    assert max(map(abs, moved)) <= 0.1
+    assert min(moved) < -0.08
+    assert max(moved) > 0.08
+
+
+def test_samples_own_their_memory():
+    source = item(healthy=True)
+    before = source["ct"].clone()
+    for healthy in (True, False):
+        cut = crop()({**source, "healthy": healthy})
+        cut["ct"].zero_()
+        assert torch.equal(source["ct"], before)
+        assert type(cut["ct"]) is torch.Tensor
+        assert "centers" not in cut
+
+
+def test_centers_are_thinned_evenly():
+    thin = with_class_centers(item(healthy=True), limit=10)["centers"]
+    assert [len(each) for each in thin] == [10, 10, 10]
+    whole = item(healthy=True)["centers"]
+    assert len(whole[2]) == 27
+    assert (thin[1][0], thin[1][-1]) == (whole[1][0], whole[1][-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_ratios": (1, 1)}, r"class_ratios"),
+        ({"class_ratios": (1, -1, 1)}, r"class_ratios"),
+        ({"rotation_probability": -0.1}, r"rotation_probability"),
+        ({"shift": -0.1}, r"augmentation\.shift is"),
+        ({"rotation_probability": 0.1, "spacing_mm": (1.0, 2.0, 1.0)}, r"alike along X and Y"),
+    ],
+)
+def test_bad_options_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        crop(**change)

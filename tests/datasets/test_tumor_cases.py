@@ -1,0 +1,101 @@
+"""Which cases have tumors, which are healthy: from the list, else from the label map, never from names."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.tumor_cases import SortedCases, sort_cases
+from difftumor.errors import CaseListError
+from difftumor.organs import get_organ
+
+NAMES = {"background": 0, "liver": 1, "liver_tumor": 2, "spleen": 3}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a case whose label map holds the given values."""
+
+    def case(name, values, *, stated=None, patient="", labelled=True):
+        data = np.zeros((4, 4, 4), np.uint8)
+        data.flat[: len(values)] = values
+        files = []
+        for part in ("ct", "labels"):
+            files.append(tmp_path / f"{name}_{part}.nii.gz")
+            nib.save(nib.Nifti1Image(data, np.eye(4)), files[-1])
+        return Case(name, files[0], files[1] if labelled else None, patient, stated)
+
+    return case
+
+
+def listed(*cases, names=NAMES):
+    from pathlib import Path
+
+    return CaseList(cases, names, Path("list.json"))
+
+
+def ids(cases):
+    return [case.id for case in cases]
+
+
+def test_what_is_stated_decides_and_else_the_label_map(make):
+    found = sort_cases(
+        listed(
+            make("a", [1, 2], stated=None),
+            make("b", [1], stated=None),
+            make("c", [1], stated=("Liver",)),
+            make("d", [1, 2], stated=("spleen",)),
+            make("e", [3], stated=None),
+            make("f", [1], stated=("liver",), labelled=False),
+        ),
+        get_organ("liver"),
+        workers=2,
+    )
+    assert ids(found.tumor) == ["a", "c"]
+    assert ids(found.healthy) == ["b", "d"]
+    assert [(left.case.id, left.reason) for left in found.left_out] == [
+        ("e", "holds no liver"),
+        ("f", "has no label map"),
+    ]
+
+
+def test_names_of_files_never_matter(make):
+    found = sort_cases(listed(make("healthy_liver", [1, 2]), make("liver_tumor_case", [1])), get_organ("liver"))
+    assert ids(found.tumor) == ["healthy_liver"]
+    assert ids(found.healthy) == ["liver_tumor_case"]
+
+
+def test_without_tumor_labels_only_an_assumption_makes_a_case_healthy(make):
+    cases = listed(make("a", [1]), names={"background": 0, "liver": 1})
+    (left,) = sort_cases(cases, get_organ("liver")).left_out
+    assert "neither the list states" in left.reason
+    assert ids(sort_cases(cases, get_organ("liver"), assume_healthy=True).healthy) == ["a"]
+
+
+def test_a_stated_tumor_without_a_tumor_label_is_an_error(make):
+    cases = listed(make("a", [1], stated=("liver",)), names={"background": 0, "liver": 1})
+    with pytest.raises(CaseListError, match=r"'a', but none of its label names"):
+        sort_cases(cases, get_organ("liver"))
+
+
+def test_no_scan_of_a_held_out_patient_is_trained_on(make):
+    tumor = tuple(make(f"t{number}", [1, 2], patient=f"p{number}") for number in range(5))
+    healthy = tuple(make(f"h{number}", [1], patient=f"p{number}") for number in range(5))
+    cases = SortedCases(tumor, healthy)
+    held_out = []
+    for fold in range(5):
+        train, validation = cases.split(fold=fold, count=5, seed=0)
+        patients = {case.patient for case in validation}
+        held_out += ids(validation)
+        assert not patients & {case.patient for case in (*train.tumor, *train.healthy)}
+        assert len(train.tumor) == len(train.healthy) == 4
+    assert sorted(held_out) == ids(tumor)
+    assert cases.split(fold=None, count=5, seed=0) == (cases, ())
+
+
+def test_other_healthy_scans_do_not_change_the_folds(make):
+    tumor = tuple(make(f"t{number}", [1, 2]) for number in range(6))
+    more = SortedCases(tumor, (make("h", [1]),))
+    for fold in range(3):
+        first = SortedCases(tumor, ()).split(fold=fold, count=3, seed=1)[1]
+        assert first == more.split(fold=fold, count=3, seed=1)[1]

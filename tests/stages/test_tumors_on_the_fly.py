@@ -1,0 +1,154 @@
+"""Tumors made during training: who gets which, and that nothing but a crop's own seed decides."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from difftumor.errors import ConfigError, SynthesisError
+from difftumor.synthesis.loading import load_synthesizer
+from stages.tumors_on_the_fly import TumorMix, TumorsOnTheFly, model_of
+
+PUBLISHED = {"early": 0.8, "medium": 0.1, "large": 0.1}
+
+
+def mix(**changes) -> TumorMix:
+    return TumorMix(**{"probability": 0.5, "sizes": PUBLISHED, "most_early": 3, **changes})
+
+
+@pytest.fixture(scope="module")
+def synthesizers(untrained):
+    return {
+        stage: load_synthesizer(untrained / f"diffusion_liver_{stage}", organ="liver") for stage in ("early", "late")
+    }
+
+
+@pytest.fixture
+def always(synthesizers) -> TumorsOnTheFly:
+    return TumorsOnTheFly(synthesizers=synthesizers, mix=mix(probability=1.0, sizes={"tiny": 0.6, "medium": 0.4}))
+
+
+def crops(size):
+    ct = 60 + 10 * torch.randn(size, 1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(ct.shape, dtype=torch.uint8)
+    labels[:, :, 2:14, 2:14, 2:14] = 1
+    return ct, labels
+
+
+def test_the_published_mix_is_met():
+    draws = [mix().draw(seed) for seed in range(8000)]
+    made = [draw for draw in draws if draw is not None]
+    assert len(made) / 8000 == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 8000))
+    share = {size: count / len(made) for size, count in Counter(size for size, _ in made).items()}
+    assert share == pytest.approx(PUBLISHED, abs=0.03)
+    assert {count for size, count in made if size != "early"} == {1}
+    early = Counter(count for size, count in made if size == "early")
+    assert set(early) == {1, 2, 3}
+    assert max(early.values()) / min(early.values()) < 1.2
+
+
+def test_sizes_without_their_model_are_left_out_and_named():
+    only_early, gone = mix().only(("early",))
+    assert gone == ["medium", "large"]
+    assert only_early.models == {"early"}
+    assert {draw[0] for seed in range(200) if (draw := only_early.draw(seed))} == {"early"}
+    assert mix().only(("early", "late"))[1] == []
+    with pytest.raises(ConfigError, match="no weight above 0"):
+        mix(sizes={"early": 1.0}).only(("late",))
+
+
+def test_sizes_belong_to_the_model_of_their_stage():
+    assert [model_of(size) for size in ("early", "tiny", "small", "medium", "large")] == ["early"] * 3 + ["late"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probability": 1.5}, r"synthesis\.probability"),
+        ({"sizes": {"huge": 1.0}}, r"'huge' is unknown"),
+        ({"sizes": {"early": -1.0}}, r"synthesis\.sizes\.early"),
+        ({"sizes": {"early": 0.0}}, r"no weight above 0"),
+        ({"most_early": 0}, r"synthesis\.most_early"),
+    ],
+)
+def test_a_wrong_mix_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        mix(**change)
+
+
+def test_a_missing_model_is_refused(synthesizers):
+    with pytest.raises(ConfigError, match="late model"):
+        TumorsOnTheFly(synthesizers={"early": synthesizers["early"]}, mix=mix())
+
+
+def test_healthy_crops_get_tumors_in_the_organ_and_others_stay_as_they_are(always):
+    ct, labels = crops(4)
+    labels[1, 0, 5:7, 5:7, 5:7] = 2  # a real tumor
+    before = ct.clone(), labels.clone()
+    made = always(ct, labels, seeds=[11, 12, 13, 14], healthy=[True, False, True, True])
+    assert torch.equal(ct, before[0])
+    assert torch.equal(labels, before[1])
+    assert torch.equal(made.ct_hu[1], ct[1])
+    assert torch.equal(made.labels[1], labels[1])
+    assert made.records[1] == ()
+    assert (made.wanted, made.rejected) == (3, 0)
+    for element in (0, 2, 3):
+        tumor = made.labels[element] == 2
+        assert tumor.any()
+        assert (labels[element][tumor] == 1).all()
+        assert torch.equal(made.labels[element] > 0, labels[element] > 0)
+        assert not torch.equal(made.ct_hu[element], ct[element])
+    assert made.labels.dtype == torch.uint8
+    assert not made.ct_hu.requires_grad
+
+
+def test_without_a_draw_the_crop_is_bit_identical(synthesizers):
+    ct, labels = crops(3)
+    never = TumorsOnTheFly(synthesizers=synthesizers, mix=mix(probability=0.0))
+    made = never(ct, labels, seeds=[1, 2, 3], healthy=[True] * 3)
+    assert torch.equal(made.ct_hu, ct)
+    assert torch.equal(made.labels, labels)
+    assert (made.wanted, made.rejected) == (0, 0)
+
+
+def test_a_batch_equals_its_elements_in_any_order(always):
+    ct, labels = crops(5)
+    seeds = [21, 22, 23, 24, 25]
+    together = always(ct, labels, seeds=seeds, healthy=[True] * 5)
+    assert {record.size for records in together.records for record in records} == {"tiny", "medium"}
+    for element in (4, 0, 3, 1, 2):
+        alone = always(ct[[element]], labels[[element]], seeds=[seeds[element]], healthy=[True])
+        assert alone.records[0] == together.records[element]
+        assert torch.equal(alone.labels[0], together.labels[element])
+        assert torch.allclose(alone.ct_hu[0], together.ct_hu[element], atol=1e-2)
+        assert torch.equal(alone.ct_hu[0] == ct[element], together.ct_hu[element] == ct[element])
+
+
+def test_the_same_seeds_repeat_and_others_differ(always):
+    ct, labels = crops(2)
+    first, again = (always(ct, labels, seeds=[31, 32], healthy=[True] * 2) for _ in range(2))
+    assert torch.equal(first.ct_hu, again.ct_hu)
+    assert torch.equal(first.labels, again.labels)
+    other = always(ct, labels, seeds=[33, 34], healthy=[True] * 2)
+    assert not torch.equal(first.labels, other.labels)
+
+
+def test_rejected_draws_leave_the_crop_healthy_and_are_counted(always):
+    ct, labels = crops(3)
+    labels[0] = 0  # no organ at all
+    made = always(ct, labels, seeds=[41, 42, 43], healthy=[True] * 3)
+    assert (made.wanted, made.rejected) == (3, 1)
+    assert torch.equal(made.ct_hu[0], ct[0])
+    assert torch.equal(made.labels[0], labels[0])
+    assert (made.labels[1] == 2).any()
+
+
+def test_a_broken_model_is_not_taken_for_lack_of_room(always, monkeypatch):
+    def broken(*_, **__):
+        raise SynthesisError("not finite")
+
+    for synthesizer in always.synthesizers.values():
+        monkeypatch.setattr(synthesizer, "apply", broken)
+    with pytest.raises(SynthesisError, match="not finite"):
+        always(*crops(1), seeds=[1], healthy=[True])

@@ -1,0 +1,156 @@
+"""Artifacts round-trip exactly, and refuse what they cannot vouch for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from difftumor.artifacts import build_network, load_artifact, read_config, save_artifact
+from difftumor.errors import ArtifactError
+
+AUTOENCODER = {"name": "vqgan3d", "base_channels": 4, "latent_channels": 2, "codes": 8, "norm_groups": 2}
+DENOISER = {
+    "name": "factorized_unet",
+    "latent_channels": 2,
+    "condition_channels": 3,
+    "width": 8,
+    "multipliers": [1, 2],
+    "heads": 2,
+    "head_dim": 32,
+    "norm_groups": 4,
+}
+PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "window_hu": [-175.0, 250.0], "crop": [16, 16, 16]}
+
+
+def _save_autoencoder(path: Path, **kwargs) -> Path:
+    network = build_network(AUTOENCODER)
+    return save_artifact(
+        path, kind="autoencoder", architecture=AUTOENCODER, network=network, preprocessing=PREPROCESSING, **kwargs
+    )
+
+
+def test_weights_and_description_survive_the_round_trip(tmp_path):
+    network = build_network(AUTOENCODER)
+    path = save_artifact(
+        tmp_path / "ae",
+        kind="autoencoder",
+        architecture=AUTOENCODER,
+        network=network,
+        preprocessing=PREPROCESSING,
+        organ="liver",
+        training={"steps": 3},
+        metrics={"psnr_db": 21.5},
+    )
+    loaded = load_artifact(path, kind="autoencoder")
+    assert loaded.config.organ == "liver"
+    assert loaded.config.metrics == {"psnr_db": 21.5}
+    expected = network.state_dict()
+    assert set(expected) == set(loaded.network.state_dict())
+    for name, value in loaded.network.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_parent_is_found_after_both_move_together(tmp_path):
+    parent = _save_autoencoder(tmp_path / "a" / "ae")
+    save_artifact(
+        tmp_path / "a" / "diffusion",
+        kind="diffusion",
+        architecture=DENOISER,
+        network=build_network(DENOISER),
+        preprocessing=PREPROCESSING,
+        parents={"autoencoder": parent},
+    )
+    (tmp_path / "a").rename(tmp_path / "b")
+    child = load_artifact(tmp_path / "b" / "diffusion")
+    assert child.parent("autoencoder").config.kind == "autoencoder"
+
+
+def test_changed_parent_is_refused(tmp_path):
+    parent = _save_autoencoder(tmp_path / "ae")
+    child = save_artifact(
+        tmp_path / "diffusion",
+        kind="diffusion",
+        architecture=DENOISER,
+        network=build_network(DENOISER),
+        preprocessing=PREPROCESSING,
+        parents={"autoencoder": parent},
+    )
+    _save_autoencoder(parent)  # other random weights
+    with pytest.raises(ArtifactError, match=r"ae is not the autoencoder .* trained with"):
+        load_artifact(child).parent("autoencoder")
+
+
+def test_identity_ignores_provenance_but_not_preprocessing(tmp_path):
+    network = build_network(AUTOENCODER)
+    arguments = {"kind": "autoencoder", "architecture": AUTOENCODER, "network": network}
+    first = save_artifact(tmp_path / "1", preprocessing=PREPROCESSING, metrics={"psnr_db": 1.0}, **arguments)
+    second = save_artifact(tmp_path / "2", preprocessing=PREPROCESSING, metrics={"psnr_db": 2.0}, **arguments)
+    third = save_artifact(tmp_path / "3", preprocessing={**PREPROCESSING, "window_hu": [-21, 189]}, **arguments)
+    assert read_config(first).identity == read_config(second).identity != read_config(third).identity
+
+
+def test_refuses_wrong_kind_unfinished_missing_and_foreign(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae", complete=False)
+    with pytest.raises(ArtifactError, match=r"kind 'autoencoder', not 'diffusion': give one made by python -m stages"):
+        load_artifact(path, kind="diffusion")
+    with pytest.raises(ArtifactError, match="not finished"):
+        load_artifact(path)
+    assert load_artifact(path, allow_incomplete=True).config.complete is False
+    with pytest.raises(ArtifactError, match="no artifact folder at"):
+        load_artifact(tmp_path / "nothing")
+    with pytest.raises(ArtifactError, match=r"holds no config\.json"):
+        load_artifact(tmp_path)
+
+
+def test_one_flipped_byte_is_noticed(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    weights = path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged"):
+        load_artifact(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        ({"architecture": {"name": "os.system"}}, "'os.system'"),
+        ({"surprise": 1}, r"unknown fields \['surprise'\]"),
+        ({"architecture": {**AUTOENCODER, "surprise": 1}}, "does not take these arguments"),
+        ({"architecture": {**AUTOENCODER, "codes": 9}}, "does not fit"),
+    ],
+)
+def test_edited_description_is_refused(tmp_path, change, message):
+    path = _save_autoencoder(tmp_path / "ae")
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(path)
+
+
+def test_replacing_leaves_nothing_else_behind_and_foreign_folders_alone(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    before = read_config(path).weights_sha256
+    _save_autoencoder(path)
+    assert read_config(path).weights_sha256 != before
+    assert [p.name for p in tmp_path.iterdir()] == ["ae"]
+
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        _save_autoencoder(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
+
+
+def test_failure_while_saving_keeps_the_old_artifact(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    before = read_config(path)
+    with pytest.raises(TypeError):
+        _save_autoencoder(path, metrics={"bad": object()})
+    assert read_config(path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["ae"]

@@ -212,8 +212,8 @@ def _evaluation(report: Report, folder: DemoFolder, reader: _Reader) -> None:
 
 def _costs(report: Report, costs: Mapping[str, StepCost]) -> None:
     report.heading("What it took")
-    rows = [[name, round(cost.wall_s, 1), round(cost.peak_memory_gib, 2)] for name, cost in costs.items()]
-    rows.append(["all", round(sum(c.wall_s for c in costs.values()), 1), max(r[2] for r in rows)])  # type: ignore[type-var]
+    rows: list[tuple[str, float, float]] = [(name, cost.wall_s, cost.peak_memory_gib) for name, cost in costs.items()]
+    rows.append(("all", sum(wall for _, wall, _ in rows), max(memory for _, _, memory in rows)))
     report.table(["step", "wall time, s", "peak memory, GiB"], rows)
     report.heading("Commands", level=3)
     report.code("\n".join(cost.command for cost in costs.values()))

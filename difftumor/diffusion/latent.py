@@ -70,7 +70,8 @@ class LatentCodec:
         The latent is replaced with the nearest codes of the codebook.
 
         Raises:
-            ConfigError: The autoencoder is not trained, or the latent doesn't fit it.
+            ShapeError: The latent doesn't fit the autoencoder.
+            ConfigError: The autoencoder is not trained.
         """
         codebook = self.autoencoder.codebook
         codes_BCZXY = codebook.lookup(codebook.nearest(self._unscale(latent_BCZXY.float())))

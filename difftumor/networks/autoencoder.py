@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 from difftumor.networks.codebook import Codebook, Quantized
 from difftumor.networks.layers import ResidualBlock, SameConv3d, SameConvTranspose3d, group_norm
 
@@ -154,13 +154,13 @@ class Autoencoder(nn.Module):
         """Return features (B, latent_channels, z, x, y), not quantized, of a CT (B, 1, Z, X, Y) in [-1, 1].
 
         Raises:
-            ConfigError: The shape is another, or a size is not a multiple of `downsampling`.
+            ShapeError: The shape is another, or a size is not a multiple of `downsampling`.
         """
         shape = tuple(ct_BCZXY.shape)
         if len(shape) != 5 or shape[1] != 1:
-            raise ConfigError(f"the autoencoder takes a CT of shape (B, 1, Z, X, Y), not {shape}.")
+            raise ShapeError(f"the autoencoder takes a CT of shape (B, 1, Z, X, Y), not {shape}.")
         if any(size < 1 or size % self.downsampling for size in shape[2:]):
-            raise ConfigError(
+            raise ShapeError(
                 f"the CT's size {shape[2:]} must be a multiple of {self.downsampling} along every axis; "
                 "crop or pad it first."
             )
@@ -170,11 +170,11 @@ class Autoencoder(nn.Module):
         """Return the CT (B, 1, Z, X, Y), about [-1, 1], of codes (B, latent_channels, z, x, y).
 
         Raises:
-            ConfigError: The shape is another.
+            ShapeError: The shape is another.
         """
         shape = tuple(embeddings_BCZXY.shape)
         if len(shape) != 5 or shape[1] != self.latent_channels:
-            raise ConfigError(f"the decoder takes codes of shape (B, {self.latent_channels}, z, x, y), not {shape}.")
+            raise ShapeError(f"the decoder takes codes of shape (B, {self.latent_channels}, z, x, y), not {shape}.")
         return self.decoder(self.post_vq_conv(embeddings_BCZXY))
 
     def forward(self, ct_BCZXY: Tensor) -> AutoencoderOutput:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError, TrainingError
+from difftumor.errors import ConfigError, ShapeError, TrainingError
 
 # Weight of the commitment loss in the published training.
 COMMITMENT_WEIGHT = 0.25
@@ -179,7 +179,7 @@ class Codebook(nn.Module):
     def _vectors(self, features_BCZXY: Tensor) -> Tensor:
         """Return the features as (N, D) float32; a view where the memory format allows it."""
         if features_BCZXY.ndim != 5 or features_BCZXY.shape[1] != self.dimensions:
-            raise ConfigError(
+            raise ShapeError(
                 f"features of shape {tuple(features_BCZXY.shape)} don't fit the codebook; "
                 f"it takes (B, {self.dimensions}, Z, X, Y)."
             )

@@ -245,9 +245,10 @@ class Denoiser(nn.Module):
         return self.final_conv(torch.cat((x_BCZXY, stem_BCZXY), dim=1))
 
     def _check_shapes(self, noisy: Tensor, time: Tensor, condition: Tensor) -> None:
-        B, *_, X, Y = shape = tuple(noisy.shape)
-        if noisy.ndim != 5 or shape[1] != self.latent_channels:
+        shape = tuple(noisy.shape)
+        if len(shape) != 5 or shape[1] != self.latent_channels:
             raise ShapeError(f"the noisy latent must be (B, {self.latent_channels}, Z, X, Y), not {shape}")
+        B, _, _, X, Y = shape
         expected = (B, self.condition_channels, *shape[2:])
         if tuple(condition.shape) != expected:
             raise ShapeError(f"the condition of a latent {shape} must be {expected}, not {tuple(condition.shape)}")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 
 KERNEL_SIZE = 4
 PADDING = 2
@@ -50,10 +50,10 @@ class _PatchDiscriminator(nn.Module):
         """Return the outputs of the five blocks; the last are the logits, one per patch.
 
         Raises:
-            ConfigError: The input has another number of axes or channels.
+            ShapeError: The input has another number of axes or channels.
         """
         if x.ndim != 2 + len(self.spatial.split(", ")) or x.shape[1] != self.in_channels:
-            raise ConfigError(
+            raise ShapeError(
                 f"{type(self).__name__} takes (B, {self.in_channels}, {self.spatial}), not {tuple(x.shape)}."
             )
         features = []

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from monai.networks.nets import DynUNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 
 SegmenterName = Literal["unet", "nnunet", "swinunetr"]
 # Channels after the patch embedding.
@@ -174,13 +174,9 @@ def _checking(network: nn.Module, *, name: str, in_channels: int, divisor: int) 
 def _check_input(_: nn.Module, inputs: tuple[Tensor, ...], *, name: str, in_channels: int, divisor: int) -> None:
     shape = tuple(inputs[0].shape)
     if len(shape) != 5 or shape[1] != in_channels:
-        raise ConfigError(f"segmenter {name} takes (B, {in_channels}, X, Y, Z), not {shape}.")
+        raise ShapeError(f"segmenter {name} takes (B, {in_channels}, X, Y, Z), not {shape}.")
     if any(size < 1 or size % divisor for size in shape[2:]):
-        raise ConfigError(
-            f"segmenter {name} takes sizes that are multiples of {divisor}, not {shape[2:]}; crop or pad."
-        )
+        raise ShapeError(f"segmenter {name} takes sizes that are multiples of {divisor}, not {shape[2:]}; crop or pad.")
     # Instance norm has nothing to normalize over in a single voxel.
     if max(shape[2:]) == divisor:
-        raise ConfigError(
-            f"segmenter {name} needs more than {divisor} voxels along one axis at least, not {shape[2:]}."
-        )
+        raise ShapeError(f"segmenter {name} needs more than {divisor} voxels along one axis at least, not {shape[2:]}.")

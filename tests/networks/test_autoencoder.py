@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 from difftumor.networks.autoencoder import Autoencoder
 from tests.reference import load_reference, published_keys, reference_state, relative_error
 
@@ -119,14 +119,14 @@ def test_forward_leaves_the_state_alone(small):
 
 @pytest.mark.parametrize("size", [(8, 8, 6), (9, 8, 8), (0, 8, 8)])
 def test_sizes_that_do_not_halve_are_refused(small, size):
-    with pytest.raises(ConfigError, match="multiple of 4"):
+    with pytest.raises(ShapeError, match="multiple of 4"):
         small.encode(torch.zeros(1, 1, *size))
 
 
 def test_wrong_shapes_are_refused(small):
-    with pytest.raises(ConfigError, match=r"\(B, 1, Z, X, Y\)"):
+    with pytest.raises(ShapeError, match=r"\(B, 1, Z, X, Y\)"):
         small.encode(torch.zeros(1, 2, 8, 8, 8))
-    with pytest.raises(ConfigError, match=r"\(B, 8, z, x, y\)"):
+    with pytest.raises(ShapeError, match=r"\(B, 8, z, x, y\)"):
         small.decode(torch.zeros(1, 7, 2, 2, 2))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from difftumor.errors import ConfigError, TrainingError
+from difftumor.errors import ConfigError, ShapeError, TrainingError
 from difftumor.networks.codebook import Codebook, split_mantissa
 from tests.reference import load_reference, reference_state, relative_error
 
@@ -238,7 +238,7 @@ def test_wrong_options_are_refused(options):
 
 @pytest.mark.parametrize("shape", [(1, 4, 2, 2, 2), (1, 3, 2, 2)])
 def test_wrong_features_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"takes \(B, 3, Z, X, Y\)"):
+    with pytest.raises(ShapeError, match=r"takes \(B, 3, Z, X, Y\)"):
         filled().nearest(torch.zeros(shape))
 
 

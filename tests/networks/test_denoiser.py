@@ -93,6 +93,8 @@ def test_other_misfits_are_refused(small):
     noisy, time, condition = inputs(2, 4, 4, batch=2)
     with pytest.raises(ShapeError, match=r"noisy latent must be \(B, 4"):
         small(condition, time, condition)
+    with pytest.raises(ShapeError, match=r"noisy latent must be \(B, 4"):
+        small(torch.zeros(4, 5), time, condition)
     with pytest.raises(ShapeError, match="condition of a latent"):
         small(noisy, time, condition[:, :, :1])
     with pytest.raises(ShapeError, match="time steps of a batch of 2"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 from difftumor.networks.discriminators import SliceDiscriminator, VolumeDiscriminator
 from tests.reference import load_reference, published_keys, reference_state, relative_error
 
@@ -58,9 +58,9 @@ def test_slices_of_a_batch_are_judged_alone_in_eval_mode():
 def test_wrong_inputs_are_refused(kind, prefix, name):
     network = kind(base_channels=2)
     dimensions = 2 if name == "slice" else 3
-    with pytest.raises(ConfigError, match=kind.__name__):
+    with pytest.raises(ShapeError, match=kind.__name__):
         network(torch.zeros(1, 2, *[8] * dimensions))
-    with pytest.raises(ConfigError, match=kind.__name__):
+    with pytest.raises(ShapeError, match=kind.__name__):
         network(torch.zeros(1, 1, *[8] * (5 - dimensions)))
     with pytest.raises(ConfigError, match="positive"):
         kind(base_channels=0)

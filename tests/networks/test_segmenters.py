@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, ShapeError
 from difftumor.networks.segmenters import SEGMENTERS, build_segmenter
 
 SMALL = {
@@ -54,11 +54,11 @@ def test_gradient_reaches_all_parameters(name):
 @pytest.mark.parametrize(("name", "divisor"), [("unet", 4), ("nnunet", 4), ("swinunetr", 32)])
 def test_wrong_inputs_are_refused(name, divisor):
     network = build_segmenter(name, **SMALL[name])
-    with pytest.raises(ConfigError, match=f"{name} takes sizes that are multiples of {divisor}"):
+    with pytest.raises(ShapeError, match=f"{name} takes sizes that are multiples of {divisor}"):
         network(torch.zeros(1, 1, divisor, divisor, divisor + 2))
-    with pytest.raises(ConfigError, match=f"more than {divisor} voxels"):
+    with pytest.raises(ShapeError, match=f"more than {divisor} voxels"):
         network(torch.zeros(1, 1, divisor, divisor, divisor))
-    with pytest.raises(ConfigError, match=r"takes \(B, 1, X, Y, Z\)"):
+    with pytest.raises(ShapeError, match=r"takes \(B, 1, X, Y, Z\)"):
         network(torch.zeros(1, 2, divisor, divisor, divisor))
 
 

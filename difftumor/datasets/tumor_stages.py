@@ -1,25 +1,23 @@
 """Early and late tumors: which lesions of a label map a diffusion model is trained on.
 
-A lesion is a 26-connected component of tumor voxels. Its equivalent radius is that of a ball of the same volume,
-
-    V = 4/3 π r³   ⇒   r = (3 V / 4π)^⅓.
-
+A lesion is a 26-connected component of tumor voxels; its equivalent radius is that of a ball of the same volume.
 Early lesions have a radius of at most 10 mm (a diameter of 2 cm); late ones (mid and late stage) are larger.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import cc3d
 import numpy as np
 
+from difftumor.components import Component, equivalent_radius_mm, find_components
 from difftumor.errors import ConfigError
+from difftumor.grids import triple
+from difftumor.organs import ORGAN, TUMOR
 
 TumorStage = Literal["early", "late"]
 TUMOR_STAGES: tuple[TumorStage, ...] = get_args(TumorStage)
 
-ORGAN_LABEL, TUMOR_LABEL = 1, 2
+TUMOR_LABEL = TUMOR
 EARLY_RADIUS_MM = 10.0
 # Components below this are stray voxels of the annotation, not lesions that a texture can be learned from.
 MINIMUM_VOXELS = 8
@@ -61,11 +59,6 @@ class TumorSplit:
         return tuple(lesion for lesion in self.found if lesion.stage == stage)
 
 
-def equivalent_radius_mm(voxels: int, spacing_mm: tuple[float, float, float]) -> float:
-    """Return the radius in mm of the ball that has the volume of ``voxels`` voxels."""
-    return (3 * voxels * math.prod(spacing_mm) / (4 * math.pi)) ** (1 / 3)
-
-
 def split_tumors(
     labels_XYZ: np.ndarray,
     spacing_mm: tuple[float, float, float],
@@ -82,28 +75,24 @@ def split_tumors(
         minimum_voxels: Smaller components belong to no stage.
 
     Raises:
-        ConfigError: A size is not positive, or there are more components than uint16 can number.
+        ConfigError: A size is not positive.
+        VolumeError: There are more components than uint16 can number.
     """
     if early_radius_mm <= 0 or min(spacing_mm) <= 0:
         raise ConfigError(
             f"early_radius_mm ({early_radius_mm}) and spacing_mm ({tuple(spacing_mm)}) must be positive; correct them."
         )
-    tumor = np.ascontiguousarray(labels_XYZ == TUMOR_LABEL)
-    components, count = cc3d.connected_components(tumor, connectivity=26, return_N=True)
-    if count > np.iinfo(np.uint16).max:
-        raise ConfigError(f"The label map holds {count} tumors, more than 65 535; check that label 2 is tumor.")
+    components = find_components(labels_XYZ == TUMOR)
     found = []
-    statistics = cc3d.statistics(components)
-    for index in range(1, count + 1):
-        voxels = int(statistics["voxel_counts"][index])
-        radius_mm = equivalent_radius_mm(voxels, spacing_mm)
+    for component in components.found:
+        radius_mm = equivalent_radius_mm(component.voxels, spacing_mm)
         stage: TumorStage | None = "early" if radius_mm <= early_radius_mm else "late"
-        if voxels < minimum_voxels:
+        if component.voxels < minimum_voxels:
             stage = None
-        box = statistics["bounding_boxes"][index]
-        center = _nearest_voxel(components[box] == index, statistics["centroids"][index], box, spacing_mm)
-        found.append(Lesion(index=index, stage=stage, voxels=voxels, radius_mm=radius_mm, center=center))
-    return TumorSplit(lesions=components.astype(np.uint16), found=tuple(found))
+        center = _nearest_voxel(components.indices, component, spacing_mm)
+        lesion = Lesion(index=component.index, stage=stage, voxels=component.voxels, radius_mm=radius_mm, center=center)
+        found.append(lesion)
+    return TumorSplit(lesions=components.indices, found=tuple(found))
 
 
 def keep_stage(labels_XYZ: np.ndarray, split: TumorSplit, stage: TumorStage) -> np.ndarray:
@@ -111,15 +100,14 @@ def keep_stage(labels_XYZ: np.ndarray, split: TumorSplit, stage: TumorStage) -> 
     kept = np.zeros(len(split.found) + 1, dtype=bool)
     kept[[lesion.index for lesion in split.of_stage(stage)]] = True
     labels = labels_XYZ.copy()
-    labels[(split.lesions > 0) & ~kept[split.lesions]] = ORGAN_LABEL
+    labels[(split.lesions > 0) & ~kept[split.lesions]] = ORGAN
     return labels
 
 
 def _nearest_voxel(
-    component: np.ndarray, centroid: np.ndarray, box: tuple[slice, ...], spacing_mm: tuple[float, float, float]
+    indices: np.ndarray, component: Component, spacing_mm: tuple[float, float, float]
 ) -> tuple[int, int, int]:
-    """Return the voxel of a component (given in its box) nearest to the centroid, which may itself lie outside."""
-    voxels = np.argwhere(component) + [part.start for part in box]
-    distances_mm = np.linalg.norm((voxels - centroid) * np.asarray(spacing_mm), axis=1)
-    x, y, z = (int(value) for value in voxels[int(np.argmin(distances_mm))])
-    return x, y, z
+    """Return the voxel of a component nearest to its centroid, which may itself lie outside."""
+    voxels = np.argwhere(indices[component.box.slices] == component.index) + component.box.start
+    distances_mm = np.linalg.norm((voxels - component.centroid) * np.asarray(spacing_mm), axis=1)
+    return triple(voxels[int(np.argmin(distances_mm))])

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.tumor_stages import equivalent_radius_mm
-from difftumor.errors import VolumeError
+from difftumor.components import equivalent_radius_mm, find_components
 from difftumor.grids import Grid
 
 
@@ -62,22 +60,17 @@ def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
     """
     if tumor_XYZ.shape != grid.shape:
         raise ValueError(f"mask {tumor_XYZ.shape} is not on the grid {grid.shape}")
-    components, count = cc3d.connected_components(np.ascontiguousarray(tumor_XYZ != 0), connectivity=26, return_N=True)
-    if count > np.iinfo(np.uint16).max:
-        raise VolumeError(f"A label map holds {count} separate tumors; check that its tumor label is not noise.")
-    statistics = cc3d.statistics(components)
+    components = find_components(tumor_XYZ)
     voxel_mm3 = float(abs(np.linalg.det(grid.affine[:3, :3])))
     lesions = []
-    for index in range(1, count + 1):
-        voxels = int(statistics["voxel_counts"][index])
-        centroid = np.asarray(statistics["centroids"][index], np.float64)
-        x, y, z = (float(value) for value in grid.affine[:3, :3] @ centroid + grid.affine[:3, 3])
+    for component in components.found:
+        x, y, z = (float(value) for value in grid.affine[:3, :3] @ component.centroid + grid.affine[:3, 3])
         lesion = Lesion(
-            index=index,
-            voxels=voxels,
-            volume_mm3=voxels * voxel_mm3,
-            diameter_mm=2 * equivalent_radius_mm(voxels, grid.spacing_mm),
+            index=component.index,
+            voxels=component.voxels,
+            volume_mm3=component.voxels * voxel_mm3,
+            diameter_mm=2 * equivalent_radius_mm(component.voxels, grid.spacing_mm),
             center_mm=(x, y, z),
         )
         lesions.append(lesion)
-    return LesionMap(indices=components.astype(np.uint16), lesions=tuple(lesions))
+    return LesionMap(indices=components.indices, lesions=tuple(lesions))

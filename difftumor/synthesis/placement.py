@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from difftumor.components import largest_component
 from difftumor.errors import SynthesisError
 from difftumor.grids import Box, triple
 from difftumor.synthesis.records import Triple, Voxel
-from difftumor.synthesis.shapes import largest_component
 
 Mask = NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from difftumor.datasets.tumor_stages import equivalent_radius_mm
+from difftumor.components import equivalent_radius_mm
 from difftumor.grids import Box
 from difftumor.organs import ORGAN
 from difftumor.pictures import Panel, mask_center, three_planes

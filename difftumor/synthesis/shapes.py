@@ -7,10 +7,10 @@ that labels are the same on every machine.
 
 import math
 
-import cc3d
 import numpy as np
 import torch
 
+from difftumor.components import largest_component
 from difftumor.seeding import torch_generator
 from difftumor.synthesis.records import TumorRecord
 
@@ -54,21 +54,6 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
     if without.any() and voxels - int(without.sum()) < int(mask.sum()) - voxels:
         mask = without
     return _cropped_about_middle(largest_component(mask.numpy()))
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keep the largest 26-connected component of a boolean array; an empty mask stays empty."""
-    if not mask.any():
-        return mask
-    # Padded, because cc3d 4.1 fails on some arrays of a few voxels.
-    padded, count = cc3d.connected_components(np.pad(mask, 1), connectivity=26, return_N=True)
-    if count == 1:
-        return mask
-    components = padded[1:-1, 1:-1, 1:-1]
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    kept: np.ndarray = components == sizes.argmax()
-    return kept
 
 
 def _displacement_mm(record: TumorRecord, positions_mm: list[torch.Tensor]) -> torch.Tensor | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from difftumor.datasets.tumor_stages import equivalent_radius_mm, keep_stage, split_tumors
+from difftumor.datasets.tumor_stages import keep_stage, split_tumors
 from difftumor.errors import ConfigError
 
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -30,13 +30,6 @@ def test_no_tumor_no_lesion():
     assert split.found == ()
     assert split.lesions.shape == (4, 5, 6)
     assert not split.lesions.any()
-
-
-def test_radius_of_one_voxel_by_hand():
-    # 4/3 π r³ = 1 mm³
-    assert equivalent_radius_mm(1, ISOTROPIC) == pytest.approx(0.6203504908994)
-    assert equivalent_radius_mm(8, ISOTROPIC) == pytest.approx(2 * 0.6203504908994)
-    assert equivalent_radius_mm(1, (2.0, 2.0, 2.0)) == pytest.approx(2 * 0.6203504908994)
 
 
 def test_balls_on_either_side_of_ten_millimeters():

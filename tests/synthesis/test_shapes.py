@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from difftumor.synthesis.records import SIZES
-from difftumor.synthesis.shapes import largest_component, tumor_shape
-from tests.synthesis.makers import ball, record
+from difftumor.synthesis.shapes import tumor_shape
+from tests.synthesis.makers import record
 
 
 def drawn(size: str, seed: int, **changes):
@@ -76,17 +76,6 @@ def test_size_in_mm_is_kept_at_any_spacing():
 
 def test_smaller_than_a_voxel_is_one_voxel():
     assert tumor_shape(record(spacing_mm=(20.0, 20.0, 20.0))).tolist() == [[[True]]]
-
-
-def test_largest_component_drops_the_smaller_and_joins_diagonals():
-    mask = np.zeros((9, 5, 5), bool)
-    mask[0:2, 0, 0] = True
-    mask[4, 1, 1] = mask[5, 2, 2] = mask[6, 3, 3] = True
-    expected = mask.copy()
-    expected[0:2] = False
-    np.testing.assert_array_equal(largest_component(mask), expected)
-    assert not largest_component(np.zeros((2, 2, 2), bool)).any()
-    np.testing.assert_array_equal(largest_component(ball((9, 9, 9), 3)), ball((9, 9, 9), 3))
 
 
 def test_even_strong_deformation_leaves_the_tumor_at_its_place():

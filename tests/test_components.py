@@ -1,0 +1,71 @@
+"""Connected components against hand-made masks and SciPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from difftumor.components import equivalent_radius_mm, find_components, largest_component
+from difftumor.errors import VolumeError
+from difftumor.grids import Box
+
+SHAPES = st.tuples(*[st.integers(1, 6)] * 3)
+MASKS = SHAPES.flatmap(lambda shape: arrays(bool, shape))
+
+
+@settings(max_examples=150, deadline=None)
+@given(MASKS)
+def test_agrees_with_scipy_on_any_mask(mask):
+    theirs, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    ours = find_components(mask)
+    assert ours.indices.dtype == np.uint16
+    np.testing.assert_array_equal(ours.indices, theirs)
+    assert [component.index for component in ours.found] == list(range(1, count + 1))
+    for component in ours.found:
+        own = ours.indices == component.index
+        assert component.voxels == own.sum()
+        assert component.box == Box.around(own)
+        np.testing.assert_allclose(component.centroid, np.argwhere(own).mean(axis=0), atol=1e-5)
+
+
+def test_order_in_memory_does_not_matter():
+    mask = np.random.default_rng(0).random((7, 8, 9)) > 0.9
+    np.testing.assert_array_equal(
+        find_components(np.asfortranarray(mask)).indices, find_components(mask[:, ::-1][:, ::-1]).indices
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 3, 1), (3, 1, 1)])
+def test_arrays_of_a_few_voxels(shape):
+    assert len(find_components(np.array([1, 0, 1]).reshape(shape)).found) == 2
+
+
+def test_more_components_than_numbers():
+    mask = np.zeros((82, 82, 82), bool)
+    mask[::2, ::2, ::2] = True  # 41³ = 68 921 single voxels
+    with pytest.raises(VolumeError, match="68921 separate tumors"):
+        find_components(mask)
+
+
+def test_largest_component_drops_the_smaller_and_joins_diagonals():
+    mask = np.zeros((9, 5, 5), bool)
+    mask[0:2, 0, 0] = True
+    mask[4, 1, 1] = mask[5, 2, 2] = mask[6, 3, 3] = True
+    expected = mask.copy()
+    expected[0:2] = False
+    np.testing.assert_array_equal(largest_component(mask), expected)
+    np.testing.assert_array_equal(largest_component(expected), expected)
+    assert not largest_component(np.zeros((2, 2, 2), bool)).any()
+
+
+def test_first_of_equals_is_the_largest():
+    np.testing.assert_array_equal(largest_component(np.array([[[True, False, True]]])), [[[True, False, False]]])
+
+
+def test_radius_of_one_voxel_by_hand():
+    # 4/3 π r³ = 1 mm³
+    assert equivalent_radius_mm(1, (1.0, 1.0, 1.0)) == pytest.approx(0.6203504908994)
+    assert equivalent_radius_mm(8, (1.0, 1.0, 1.0)) == pytest.approx(2 * 0.6203504908994)
+    assert equivalent_radius_mm(1, (1.0, 2.0, 4.0)) == pytest.approx(2 * 0.6203504908994)

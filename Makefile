@@ -26,10 +26,10 @@ demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= O
 	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)') $(if $(FRESH),--fresh)
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-fast: $(INSTALLED) ## Run the tests that are not marked slow
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

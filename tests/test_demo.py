@@ -3,29 +3,41 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from difftumor.artifacts import read_config
+from difftumor.datasets.cases import read_cases
 from difftumor.errors import ConfigError
 from stages.demo import main, own_scan
 from stages.demo_folder import DemoFolder
+from tests.conftest import REPOSITORY
+from tests.documentation import commands
 
-FEW_STEPS = {
-    "autoencoder": ["training.steps=2", "training.steps_per_epoch=1", "discriminators.start_step=1"],
-}
-# The smallest that still passes through everything: two epochs, discriminators joining in the second.
-TINY = ["trainer.limit_train_batches=2", "trainer.max_epochs=1", "data.crop=[32,32,32]", "seed=1"]
+# One process trains for all tests of this file.
+pytestmark = pytest.mark.xdist_group("demo")
+TINY = [
+    "trainer.limit_train_batches=2",
+    "trainer.max_epochs=1",
+    "trainer.log_every_n_steps=1",
+    "data.crop=[32,32,32]",
+    "seed=1",
+]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, capfd_module=None):
+def finished(tmp_path_factory):
     folder = DemoFolder(tmp_path_factory.mktemp("demo") / "out")
     words = [word for override in TINY for word in ("--override", override)]
-    assert main(["--out", str(folder.path), *words]) == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # of the commands: other tests run beside them
+        assert main(["--out", str(folder.path), *words]) == 0
+        yield folder
 
 
 @pytest.mark.slow
@@ -48,7 +60,7 @@ def test_synthesis_changes_the_scan_only_near_its_tumors(finished):
     assert set(np.unique(lesions)) == {0, 1, 2}
     assert np.array_equal(labels == 2, lesions > 0)
     after = nib.load(finished.synthesis / "ct.nii.gz")
-    before = nib.load(record["ct"] if isinstance(record.get("ct"), str) else record["input"]["ct"])
+    before = nib.load(record["inputs"]["ct"]["path"])
     changed = np.asarray(after.dataobj) != np.asarray(before.dataobj)
     assert 0 < changed.mean() < 0.05
     assert after.header["datatype"] == before.header["datatype"]
@@ -115,3 +127,30 @@ def test_fresh_never_removes_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     assert main(["--out", str(tmp_path), "--fresh"]) == 1
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_readme_commands_run(finished, tmp_path):
+    """The commands as they stand, on a phantom: files of the same names, and stages at demo size."""
+    healthy = next(case for case in read_cases(finished.test).cases if not case.tumor_organs)
+    shutil.copy(healthy.image, tmp_path / "ct.nii.gz")
+    labels = nib.load(healthy.labels)
+    liver = (np.asarray(labels.dataobj) == 1).astype(np.uint8)
+    nib.save(nib.Nifti1Image(liver, labels.affine), tmp_path / "liver.nii.gz")
+    shutil.copytree(finished.checkpoints, tmp_path / "checkpoints")
+    ran = 0
+    for words in commands(REPOSITORY / "README.md"):
+        if words[0] == "make":
+            continue  # .ci/run runs these
+        words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
+        if words[:2] == ["python", "-m"]:
+            words = [word for word in words if not word.startswith("data.root=")]
+            words += ["experiment=demo", f"data.root={finished.training}", "trainer=cpu", "name=readme", "fresh=true"]
+            words += TINY
+        program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "difftumor"]
+        done = subprocess.run([*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
+        ran += 1
+    assert ran >= 5
+    assert (tmp_path / "out" / "preview.png").is_file()
+    assert (tmp_path / "phantom" / "dataset.json").is_file()

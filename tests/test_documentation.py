@@ -1,0 +1,59 @@
+"""Every command in the documentation exists and is spelled right; tests/test_demo.py runs those of the README."""
+
+import re
+import subprocess
+
+import pytest
+import typer
+
+from difftumor.cli.app import build_app
+from stages.entry import compose_config
+from tests.conftest import REPOSITORY
+from tests.documentation import commands
+
+PAGES = sorted(
+    [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")],
+    key=lambda page: page.name,
+)
+COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_command_is_understood(words):
+    program, *rest = words
+    if program == "make":
+        target = next(word for word in rest if "=" not in word)
+        assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+    elif program == "difftumor":
+        group = typer.main.get_command(build_app())
+        command = group.commands[rest[0]]  # type: ignore[attr-defined]
+        command.make_context(rest[0], rest[1:])  # parses and checks the options, runs nothing
+    elif program == "python" and rest[1].startswith("stages."):
+        compose_config(rest[1].removeprefix("stages."), rest[2:])
+    elif program == "python":
+        assert (REPOSITORY / rest[0]).is_file()
+    else:
+        assert program.startswith(".venv/bin/")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_changelog_names_the_version():
+    version = re.search(r'^version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert version
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert "## Unreleased" in text or f"## {version[1]}" in text
+
+
+def test_no_path_of_one_machine_is_tracked():
+    listing = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(?<![\w./])/(home|root|work|Users)/")
+    for name in listing.stdout.splitlines():
+        if name.endswith((".py", ".md", ".toml", ".yaml", "Makefile", "run")) and "test_documentation" not in name:
+            assert not pattern.search((REPOSITORY / name).read_text(encoding="utf-8")), name

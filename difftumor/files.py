@@ -1,9 +1,13 @@
-"""Writing files so that a reader finds them whole or not at all."""
+"""Writing files and folders so that a reader finds them whole or not at all, and a failure leaves nothing behind."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from difftumor.errors import ConfigError
 
 
 @contextmanager
@@ -12,10 +16,81 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     The sibling keeps the file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    with _parents_made(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: Path, *, keep_others: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to write to, and put it in the place of `folder` when the block ends without error.
+
+    Args:
+        folder: Replaced as a whole where it exists and is not empty. Where it is empty it stays, and is filled: it may
+            be the current folder, or a mounted one.
+        keep_others: Where the folder exists, only replace the files that are written, not the folder.
+
+    Raises:
+        ConfigError: The place cannot be written to.
+    """
+    folder = folder.resolve()
+    filled = folder.is_dir() and (keep_others or not any(folder.iterdir()))
+    with _parents_made(folder):
+        try:
+            # Beside the final place, or inside, so that moving never crosses file systems.
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if filled else folder.parent))
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        try:
+            staging.chmod(0o755)  # mkdtemp makes it private; results are shared
+            yield staging
+            if filled:
+                for path in staging.iterdir():
+                    os.replace(path, folder / path.name)
+            elif folder.exists():
+                _exchange(staging, folder)
+            else:
+                os.replace(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Put ``new`` where ``target`` is; folders cannot be exchanged in one step, so the old one steps aside first."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
-        yield temporary
-        os.replace(temporary, path)
+        os.replace(target, aside / target.name)
+        try:
+            os.replace(new, target)
+        except OSError:
+            os.replace(aside / target.name, target)
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _parents_made(path: Path) -> Iterator[None]:
+    """Make the folders above a path; those that were missing go again if the block fails."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield
+    except BaseException:
+        # Innermost first; one that has been filled by others stays, and so do those above it.
+        with suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    reason = (error.strerror or type(error).__name__).lower()
+    return ConfigError(f"{path} cannot be written ({reason}): give a place where you may write.")

@@ -46,6 +46,7 @@ def phantom(
 
     Example: difftumor phantom data/phantom --cases 8 --organs liver,kidney --shape 96 --seed 1
     """
+    from difftumor.cli.progress import progress_bar
     from difftumor.datasets.phantom import TUMOR_ORGANS, PhantomConfig, write_cohort
 
     voxel = () if spacing is None else parse_numbers(spacing, float, option="--spacing", counts=(1, 3))
@@ -56,7 +57,10 @@ def phantom(
         tumor_radius_mm=_two(parse_numbers(tumor_radius, float, option="--tumor-radius", counts=(1, 2))),
     )
     names = parse_names(organs, option="--organs", known=tuple(TUMOR_ORGANS))
-    path = write_cohort(out, cases=cases, organs=names, seed=seed, config=config, overwrite=overwrite)
+    with progress_bar("Making phantoms", cases) as advance:
+        path = write_cohort(
+            out, cases=cases, organs=names, seed=seed, config=config, overwrite=overwrite, advance=advance
+        )
     typer.echo(f"Wrote {cases} case{'' if cases == 1 else 's'}: {path}")
 
 

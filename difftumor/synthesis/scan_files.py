@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
+from difftumor.files import folder_written_whole
 from difftumor.plots import save_png
 from difftumor.synthesis.records import TumorRecord, sizes_of
 from difftumor.synthesis.scan import ScanSynthesis, apply_to_scan, draw_in_scan, read_scan
@@ -97,7 +94,7 @@ def synthesize_scan(
         "warnings": list(warnings),
         "tumors": [tumor.to_dict() for tumor in tumors],
     }
-    with _staged(out) as staging:
+    with folder_written_whole(out, keep_others=True) as staging:
         _write_volumes(result, staging)
         (staging / RECORD_FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         save_png(draw_preview(result, organ=organ), staging / PREVIEW_FILE)
@@ -138,23 +135,6 @@ def check_output(out: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:
         raise ConfigError(f"--out {out} would replace the input {taken.pop().name}: give another folder.")
     if present and not overwrite:
         raise ConfigError(f"--out {out} already holds {present[0]}: give another folder or --overwrite.")
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of a folder, and move what was written there into the folder at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private
-        yield staging
-        if out.exists():
-            for file in staging.iterdir():
-                os.replace(file, out / file.name)
-        else:
-            os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_volumes(result: ScanSynthesis, folder: Path) -> None:

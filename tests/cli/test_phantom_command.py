@@ -46,3 +46,17 @@ def test_wrong_values_are_one_sentence_and_leave_nothing(tmp_path, capsys, words
     assert hint in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_not_even_parents_and_stdout_is_for_the_result(tmp_path, capsys):
+    arguments = ["--cases", "1", "--shape", "32"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["phantom", str(tmp_path / "a" / "b"), *arguments, "--spacing", "1"])
+    assert exit_info.value.code == 1
+    assert "field of view" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit):
+        main(["phantom", str(tmp_path / "a" / "b"), *arguments])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"Wrote 1 case: {tmp_path / 'a' / 'b' / 'dataset.json'}"]
+    assert printed.err == ""

@@ -10,7 +10,7 @@ from difftumor.datasets.phantom import LABEL_NAMES, PhantomConfig, cohort, make_
 from difftumor.errors import ConfigError, SynthesisError
 
 TINY = PhantomConfig(shape=(32, 32, 32))
-ARGUMENTS = {"organs": ("liver", "kidney"), "seed": 4, "config": TINY, "progress": False}
+ARGUMENTS = {"organs": ("liver", "kidney"), "seed": 4, "config": TINY}
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,19 @@
 """A cohort of phantoms on disk: NIfTI files and the ``dataset.json`` of the Medical Segmentation Decathlon."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from difftumor import __version__
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, check_organs, make_case
 from difftumor.datasets.phantom.labels import LABEL_NAMES
 from difftumor.errors import ConfigError
+from difftumor.files import folder_written_whole
 
 DATASET_FILE = "dataset.json"
 
@@ -29,7 +26,7 @@ def write_cohort(
     seed: int,
     config: PhantomConfig | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    advance: Callable[[], None] | None = None,
 ) -> Path:
     """Write a cohort; it appears whole or not at all.
 
@@ -40,7 +37,7 @@ def write_cohort(
         seed: Case i depends on (seed, i) alone: a larger cohort begins with the smaller one.
         config: Grid, noise and tumors; the defaults if None.
         overwrite: Replace an older phantom cohort at ``out``.
-        progress: Show a progress bar on the terminal.
+        advance: Called after each case, for a progress bar.
 
     Returns:
         The path of ``dataset.json``.
@@ -57,32 +54,29 @@ def write_cohort(
         raise ConfigError("organs is empty: name at least one organ.")
     check_organs(organs)
     _check_free(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private; cohorts are shared
-        entries = _write_cases(staging, cases, organs, seed, config, progress)
+    with folder_written_whole(folder) as staging:
+        entries = _write_cases(staging, cases, organs, seed, config, advance)
         content = _description(entries, organs, seed, config)
         (staging / DATASET_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder / DATASET_FILE
 
 
 def _write_cases(
-    staging: Path, cases: int, organs: Sequence[str], seed: int, config: PhantomConfig, progress: bool
+    staging: Path,
+    cases: int,
+    organs: Sequence[str],
+    seed: int,
+    config: PhantomConfig,
+    advance: Callable[[], None] | None,
 ) -> list[dict[str, Any]]:
     for name in ("imagesTr", "labelsTr"):
         (staging / name).mkdir()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
-        task = bar.add_task("Making phantoms", total=cases)
-        entries = []
-        for index in range(cases):
-            case = make_case(seed=seed, index=index, config=config, organs=organs)
-            entries.append(_write_case(staging, seed, index, case))
-            bar.advance(task)
+    entries = []
+    for index in range(cases):
+        case = make_case(seed=seed, index=index, config=config, organs=organs)
+        entries.append(_write_case(staging, seed, index, case))
+        if advance is not None:
+            advance()
     return entries
 
 
@@ -143,14 +137,3 @@ def _is_cohort(folder: Path) -> bool:
         return "phantom" in json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-
-
-def _put_in_place(new: Path, target: Path) -> None:
-    """Put ``new`` where ``target`` is; folders cannot be exchanged in one step, so an old one steps aside first."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, aside / target.name)
-    os.replace(new, target)
-    shutil.rmtree(aside)

@@ -1,0 +1,100 @@
+"""Files and folders appear whole or not at all."""
+
+import os
+
+import pytest
+
+from difftumor.errors import ConfigError
+from difftumor.files import folder_written_whole, written_whole
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write_folder(folder, text="new", **options):
+    with folder_written_whole(folder, **options) as staging:
+        (staging / "a").write_text(text)
+
+
+def fail_in(context, name=None):
+    """Write half of something inside a context manager, then fail."""
+    with context as place:
+        (place if name is None else place / name).write_text("half")
+        raise KeyError
+
+
+def test_a_file_replaces_another_only_when_whole(tmp_path):
+    path = tmp_path / "deep" / "er" / "file.nii.gz"
+    with pytest.raises(KeyError):
+        fail_in(written_whole(path))
+    assert list(tmp_path.iterdir()) == []
+    for text in ("one", "two"):
+        with written_whole(path) as temporary:
+            assert temporary.name.endswith(".file.nii.gz")
+            temporary.write_text(text)
+        assert tree(tmp_path) == {"deep/er/file.nii.gz": text}
+
+
+def test_a_failure_leaves_no_folder_and_no_parents(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyError):
+        fail_in(folder_written_whole(tmp_path / "mine" / "deep" / "out"), "a")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_parents_that_others_use_stay_after_a_failure(tmp_path):
+    with pytest.raises(KeyError):
+        fail_in(folder_written_whole(tmp_path / "shared" / "deep" / "out"), "../../theirs")
+    assert tree(tmp_path) == {"shared/theirs": "half"}
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["theirs"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    write_folder(tmp_path / "out")
+    assert tree(tmp_path) == {"out/a": "new"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_others_are_kept_on_request(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    write_folder(tmp_path, keep_others=True)
+    assert tree(tmp_path) == {"a": "new", "b": "old"}
+
+
+@pytest.mark.parametrize("folder", [".", "link"])
+def test_an_empty_folder_is_filled_not_replaced(tmp_path, monkeypatch, folder):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path if folder == "link" else tmp_path / "real")
+    inode = (tmp_path / "real").stat().st_ino
+    write_folder(type(tmp_path)(folder))
+    assert (tmp_path / "real").stat().st_ino == inode
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path / "real") == {"a": "new"}
+
+
+def test_an_old_folder_comes_back_when_it_cannot_be_replaced(tmp_path, monkeypatch):
+    write_folder(tmp_path / "out", "old")
+    replace, calls = os.replace, []
+
+    def fails_once(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "out")
+    assert tree(tmp_path) == {"out/a": "old"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/out cannot be written \(.*\): give a place"):
+        write_folder(tmp_path / "file" / "out")

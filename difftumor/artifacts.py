@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor import __version__
 from difftumor.errors import ArtifactError
+from difftumor.files import folder_written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +100,8 @@ class ArtifactConfig:
         """Parse ``config.json``; ``path`` is named in errors."""
         try:
             content = json.loads(text)
+            if not isinstance(content, dict):
+                raise TypeError("it is no mapping")
             content.pop("identity", None)
             version = content.get("format_version")
             if version != FORMAT_VERSION:
@@ -112,6 +113,9 @@ class ArtifactConfig:
                 raise ArtifactError(f"{path} has unknown fields {sorted(unknown)}: it was not written by difftumor.")
             content["parents"] = {role: ParentReference(**ref) for role, ref in content.get("parents", {}).items()}
             config = cls(**content)
+            for name in ("architecture", "preprocessing", "settings", "training", "metrics"):
+                if not isinstance(getattr(config, name), dict):
+                    raise TypeError(f"{name} is no mapping")
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} is not a readable artifact description ({error}): make the artifact again."
@@ -179,7 +183,8 @@ def read_config(path: Path | str) -> ArtifactConfig:
         raise ArtifactError(
             f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
         )
-    return ArtifactConfig.from_json(file.read_text(encoding="utf-8"), file)
+    # Bytes that are no text become marks that are no JSON.
+    return ArtifactConfig.from_json(file.read_text(encoding="utf-8", errors="replace"), file)
 
 
 def build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -288,14 +293,11 @@ def save_artifact(
     folder = Path(path)
     if folder.exists() and not (folder / CONFIG_FILE).is_file():
         raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     references = {
         role: ParentReference(Path(os.path.relpath(parent, folder)).as_posix(), read_config(parent).identity)
         for role, parent in (parents or {}).items()
     }
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private; artifacts are shared on cluster file systems
+    with folder_written_whole(folder) as staging:
         # Cloned, because safetensors refuses the shared tensors of networks that list a module under two names.
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
         save_file(weights, staging / WEIGHTS_FILE)
@@ -314,21 +316,7 @@ def save_artifact(
         # Parsed back before anything is replaced, so that what is written is what can be read.
         ArtifactConfig.from_json(config.to_json(), folder / CONFIG_FILE)
         (staging / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        _replace_folder(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put ``new`` where ``target`` is; folders cannot be replaced atomically, so the old one steps aside first."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, aside / target.name)
-    os.replace(new, target)
-    shutil.rmtree(aside)
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

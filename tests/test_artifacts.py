@@ -133,6 +133,24 @@ def test_edited_description_is_refused(tmp_path, change, message):
         load_artifact(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 1}', b'{"format_version": 1, "parents": 3}'],
+)
+def test_description_that_is_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"config\.json is not a readable artifact description"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["architecture", "preprocessing", "settings", "training", "metrics"])
+def test_description_with_a_number_for_a_mapping_is_refused(tmp_path, field):
+    file = _save_autoencoder(tmp_path / "ae") / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: 3}))
+    with pytest.raises(ArtifactError, match=f"{field} is no mapping"):
+        read_config(tmp_path / "ae")
+
+
 def test_replacing_leaves_nothing_else_behind_and_foreign_folders_alone(tmp_path):
     path = _save_autoencoder(tmp_path / "ae")
     before = read_config(path).weights_sha256

@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from difftumor.artifacts import Artifact
-from difftumor.errors import ConfigError, DeviceError
+from difftumor.errors import ArtifactError, ConfigError, DeviceError
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import BACKGROUND, TUMOR
@@ -122,6 +122,7 @@ def predict_volume(
 
     Raises:
         ConfigError: The organ mask is empty or on another grid, or the overlap is out of range.
+        ArtifactError: The network gives values that are no numbers.
     """
     if organ_mask is not None:
         _check_organ_mask(organ_mask, ct)
@@ -136,6 +137,9 @@ def predict_volume(
         overlap=overlap,
         windows_per_batch=windows_per_batch,
     )
+    # Compared with NaN every class loses, and the scan would silently hold nothing.
+    if not torch.isfinite(probabilities).all():
+        raise ArtifactError(f"The segmenter {artifact.path} gives no numbers for {ct.path}: train it anew.")
     labels = _likeliest_on_native(probabilities[0].numpy(), space)
     if organ_mask is None:
         return labels

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from difftumor.artifacts import Artifact, ArtifactConfig
-from difftumor.errors import ConfigError, DeviceError
+from difftumor.errors import ArtifactError, ConfigError, DeviceError
 from difftumor.inference import keep_inside_organ, pick_device, predict_probabilities, predict_volume
 from difftumor.volume import Volume, read_ct
 
@@ -99,6 +99,14 @@ def test_organ_mask_must_fit(tmp_path):
         predict_volume(ct, segmenter(Threshold()), organ_mask=np.zeros(ct.grid.shape, bool))
     with pytest.raises(ConfigError, match="shape"):
         predict_volume(ct, segmenter(Threshold()), organ_mask=np.ones((3, 3, 3), bool))
+
+
+def test_a_network_that_gives_no_numbers_is_refused(tmp_path):
+    ct = write_scan(tmp_path / "ct.nii.gz", "RAS", (1.0, 1.0, 1.0))
+    network = Threshold()
+    network.scale.data.fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="no numbers"):
+        predict_volume(ct, segmenter(network), overlap=0.25)
 
 
 def test_organ_mask_filters_the_prediction(tmp_path):

@@ -49,6 +49,8 @@ def predict(
 
     cases = _cases(ct)
     masks = _masks(organ_mask, cases)
+    _check_grids(cases, masks)
+    _check_output(out, cases, masks)
     artifact = load_artifact(model, kind="segmenter", device=pick_device(device), allow_incomplete=allow_incomplete)
     with progress_bar("Predicting", len(cases)) as advance:
         for case in cases:
@@ -80,26 +82,57 @@ def _cases(ct: Path) -> tuple[Case, ...]:
 def _masks(organ_mask: Path | None, cases: tuple[Case, ...]) -> dict[str, Path]:
     """Find the organ mask of every case before anything is predicted."""
     from difftumor.errors import ConfigError
+    from difftumor.evaluation.cohort import label_maps
 
     if organ_mask is None:
         return {}
+    if not organ_mask.exists():
+        raise ConfigError(f"--organ-mask {organ_mask} does not exist: give a mask, or a folder of masks.")
     if organ_mask.is_file():
         if len(cases) > 1:
             raise ConfigError(f"--organ-mask {organ_mask} is one file for {len(cases)} CTs; give a folder of masks.")
         return {cases[0].id: organ_mask}
-    found = {}
+    found = label_maps(organ_mask)
+    missing = [case.id for case in cases if case.id not in found]
+    if missing:
+        raise ConfigError(f"--organ-mask {organ_mask} holds no {missing[0]}.nii.gz; name masks like their CTs.")
+    return {case.id: found[case.id] for case in cases}
+
+
+def _check_grids(cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
+    """Refuse unreadable headers and masks on other grids before hours are spent on the other scans."""
+    from difftumor.volume import compare_grids, read_grid
+
     for case in cases:
-        names = [organ_mask / f"{case.id}{suffix}" for suffix in (".nii.gz", ".nii")]
-        path = next((name for name in names if name.is_file()), None)
-        if path is None:
-            raise ConfigError(f"--organ-mask {organ_mask} holds no {names[0].name}; name masks like their CTs.")
-        found[case.id] = path
-    return found
+        grid = read_grid(case.image)
+        if case.id in masks:
+            compare_grids(read_grid(masks[case.id]), grid, masks[case.id], case.image)
+
+
+def _check_output(out: Path, cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
+    """Refuse a file in place of the folder, and a folder where results would replace CTs or masks."""
+    from difftumor.errors import ConfigError
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: give a folder.")
+    inputs = {path.resolve() for path in (*(case.image for case in cases), *masks.values())}
+    for case in cases:
+        if (out / f"{case.id}.nii.gz").resolve() in inputs:
+            raise ConfigError(f"--out {out} would replace the input {case.id}.nii.gz: give another folder.")
 
 
 def _read_mask(path: Path, ct: Volume) -> Array:
+    import numpy as np
+
+    from difftumor.errors import ConfigError
+    from difftumor.organs import ORGAN, TUMOR
     from difftumor.volume import check_same_grid, read_labels
 
     mask = read_labels(path)
     check_same_grid(mask, ct)
+    found = {int(value) for value in np.unique(mask.data)} - {0}
+    # One organ under any number, or an organ and its tumors; all else would let tumors stay in other organs.
+    if len(found) > 1 and not found <= {ORGAN, TUMOR}:
+        listed = ", ".join(map(str, sorted(found)))
+        raise ConfigError(f"--organ-mask {path} holds several labels ({listed}): give a mask of the organ alone.")
     return mask.data

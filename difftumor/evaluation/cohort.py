@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
-from difftumor.datasets.sources import case_id
+from difftumor.datasets.sources import case_id, load_listing
 from difftumor.errors import CaseListError, VolumeError
 from difftumor.evaluation.detection import CaseDetection, match_lesions
 from difftumor.evaluation.lesions import find_lesions
 from difftumor.evaluation.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
 from difftumor.grids import Grid
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
-from difftumor.volume import Volume, check_same_grid, is_nifti, read_labels
+from difftumor.volume import Volume, check_same_grid, compare_grids, is_nifti, read_grid, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Cohort:
 
 
 def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = False) -> Cohort:
-    """Pair the files of two folders by name.
+    """Pair the files of two folders by name, and check by their headers that partners share a grid.
 
     Args:
         predictions: Folder of label maps named ``<case>.nii.gz`` or ``.nii``.
@@ -79,8 +79,10 @@ def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = 
     Raises:
         CaseListError: A folder is missing or empty, or a case has no partner; the message names the first ones.
         OrganError: The organ is not among the label names.
+        VolumeError: A file cannot be used.
+        GridMismatchError: Prediction and truth of a case differ in grid.
     """
-    predicted = _label_maps(predictions)
+    predicted = label_maps(predictions)
     truth, names = _truth(labels)
     resolved = resolve_labels(names or get_convention("standard"), organ, source=labels)
     _check_partners(predicted.keys() - truth.keys(), f"{labels} holds no labels of", "leave out their predictions")
@@ -88,6 +90,8 @@ def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = 
         remedy = "predict them too, or evaluate a subset (--subset)"
         _check_partners(truth.keys() - predicted.keys(), f"{predictions} holds no prediction of", remedy)
     pairs = tuple(Pair(case=case, prediction=predicted[case], truth=truth[case]) for case in sorted(predicted))
+    for pair in pairs:
+        _check_headers(pair)
     return Cohort(pairs=pairs, label_names=names, labels=resolved)
 
 
@@ -145,12 +149,18 @@ def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:
     if labels.is_file() or (labels / "dataset.json").is_file():
         listing = read_cases(labels)
         return {case.id: case for case in listing.cases if case.labels is not None}, listing.label_names
-    maps = {case: Case(case, path, path) for case, path in _label_maps(labels).items()}
+    maps = {case: Case(case, path, path) for case, path in label_maps(labels).items()}
     beside = labels.parent / "dataset.json"
-    return maps, read_cases(beside).label_names if beside.is_file() else {}
+    # Only its label names are wanted, so its CTs need not be there.
+    return maps, load_listing(beside).label_names if beside.is_file() else {}
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
+def label_maps(folder: Path) -> dict[str, Path]:
+    """Return the label maps of a folder by the id of their case.
+
+    Raises:
+        CaseListError: The folder is missing or empty, or two files belong to one case.
+    """
     if not folder.is_dir():
         raise CaseListError(f"There is no folder {folder}: give a folder of label maps (.nii.gz or .nii).")
     found: dict[str, Path] = {}
@@ -170,6 +180,13 @@ def _check_partners(missing: set[str], what: str, remedy: str) -> None:
     if missing:
         names = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise CaseListError(f"{what} {names}: {remedy}.")
+
+
+def _check_headers(pair: Pair) -> None:
+    truth = pair.truth.labels
+    if truth is None or truth.is_dir():  # A folder of structures is looked at when it is read.
+        return
+    compare_grids(read_grid(pair.prediction), read_grid(truth), pair.prediction, truth)
 
 
 def _check_standard(labels: Volume) -> None:

@@ -8,6 +8,7 @@ cubes puts between voxel centers, each weighed by its area in mm², so that thic
 (Nikolov et al. 2021, doi 10.2196/26151). Distances are measured once; every surface metric is derived from them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def overlap_scores(
         tolerance_mm: Largest distance at which two surfaces still agree.
 
     Raises:
-        ConfigError: The tolerance is negative.
+        ConfigError: The tolerance is negative or not finite.
         ValueError: Shapes differ or are not 3-D, or the spacing is out of range.
     """
     distances = surface_distances(prediction_XYZ, truth_XYZ, spacing_mm=spacing_mm)
@@ -121,9 +122,9 @@ def normalized_surface_distance(distances: SurfaceDistances, *, tolerance_mm: fl
     """Return the part of both surfaces, by area, that lies within a tolerance of the other; 1 where both are empty.
 
     Raises:
-        ConfigError: The tolerance is negative.
+        ConfigError: The tolerance is negative or not finite.
     """
-    if not tolerance_mm >= 0:
+    if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"The tolerance is {tolerance_mm} mm; give 0 or more, such as 2.")
     total = distances.truth_mm2.sum() + distances.prediction_mm2.sum()
     if total == 0:

@@ -31,16 +31,7 @@ LESION_COLUMNS = (
 
 def case_rows(results: Iterable[CaseResult]) -> list[Row]:
     """Return one row per case with the columns `CASE_COLUMNS`; scores are fractions."""
-    return [
-        {
-            "case": result.case,
-            "organ_dsc": result.organ.dsc,
-            "organ_nsd": result.organ.nsd,
-            "tumor_dsc": result.tumor.dsc,
-            "tumor_nsd": result.tumor.nsd,
-        }
-        for result in results
-    ]
+    return [{"case": result.case, **_scores(result)} for result in results]
 
 
 def lesion_rows(results: Iterable[CaseResult]) -> list[Row]:
@@ -191,8 +182,18 @@ def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:
 
 
 def _score_summary(results: Sequence[CaseResult]) -> dict[str, dict[str, float | int | None]]:
-    rows = case_rows(results)
-    return {score: _statistics([float(row[score] or 0.0) for row in rows]) for score in SCORES}
+    rows = [_scores(result) for result in results]
+    return {score: _statistics([row[score] for row in rows]) for score in SCORES}
+
+
+def _scores(result: CaseResult) -> dict[str, float]:
+    """Return the scores of one case under the names of `SCORES`."""
+    return {
+        "organ_dsc": result.organ.dsc,
+        "organ_nsd": result.organ.nsd,
+        "tumor_dsc": result.tumor.dsc,
+        "tumor_nsd": result.tumor.nsd,
+    }
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:

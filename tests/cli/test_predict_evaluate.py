@@ -100,6 +100,22 @@ def test_evaluate_names_grids_that_differ(cohort, capsys):
     assert not (cohort / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--tolerance-mm", "--minimum-iou"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_evaluate_refuses_numbers_out_of_range(cohort, capsys, option, value):
+    assert evaluate(cohort, option, value) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (cohort / "out").exists()
+
+
+def test_evaluate_needs_no_ct(cohort):
+    """The dataset.json beside the labels names CTs that were never copied."""
+    entry = {"image": "imagesTr/a.nii.gz", "label": "labels/a.nii.gz"}
+    names = {"background": 0, "liver": 1, "liver_tumor": 2}
+    (cohort / "dataset.json").write_text(json.dumps({"labels": names, "training": [entry]}))
+    assert evaluate(cohort) == 0
+
+
 def test_evaluate_refuses_missing_folders_and_unknown_organs(cohort, capsys):
     assert run("evaluate", "--predictions", cohort / "no", "--labels", cohort / "labels", "--organ", "liver",
                "--out", cohort / "out") == 1  # fmt: skip
@@ -166,6 +182,50 @@ def test_predict_a_folder_with_masks(tmp_path, segmenter, capsys):
     one_mask = tmp_path / "masks" / "a.nii.gz"
     assert run(*common, "--out", tmp_path / "new", "--organ-mask", one_mask) == 1
     assert "one file for 2" in capsys.readouterr().err
+    assert run(*common, "--out", tmp_path / "new", "--organ-mask", tmp_path / "typo.nii.gz") == 1
+    assert "typo.nii.gz does not exist" in capsys.readouterr().err
+
+
+def test_predict_finds_masks_named_like_their_cts(tmp_path, segmenter):
+    scan(tmp_path / "in" / "a_0000.nii.gz")
+    save(tmp_path / "masks" / "a_0000.nii.gz", labels(tumor=True))
+    words = ("predict", "--ct", tmp_path / "in", "--model", segmenter, "--overlap", 0.25, "--device", "cpu")
+    assert run(*words, "--out", tmp_path / "out", "--organ-mask", tmp_path / "masks") == 0
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_predict_refuses_masks_of_several_structures(tmp_path, segmenter, capsys):
+    ct = scan(tmp_path / "in" / "a.nii.gz")
+    structures = labels(tumor=False) * 5
+    structures[0] = 1
+    mask = save(tmp_path / "mask.nii.gz", structures)
+    words = ("predict", "--ct", ct, "--model", segmenter, "--out", tmp_path / "out", "--device", "cpu")
+    assert run(*words, "--organ-mask", mask) == 1
+    assert "several labels (1, 5)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_never_replaces_its_inputs(tmp_path, segmenter, capsys):
+    ct = scan(tmp_path / "in" / "a.nii.gz")
+    mask = save(tmp_path / "masks" / "a.nii.gz", labels(tumor=False))
+    before = [file.read_bytes() for file in (ct, mask)]
+    words = ("predict", "--ct", ct, "--model", segmenter, "--organ-mask", mask.parent, "--device", "cpu")
+    for out in (ct.parent, mask.parent):
+        assert run(*words, "--out", out) == 1
+        assert "would replace the input a.nii.gz" in capsys.readouterr().err
+    assert run(*words, "--out", ct) == 1
+    assert "is a file" in capsys.readouterr().err
+    assert [file.read_bytes() for file in (ct, mask)] == before
+    assert len(list(ct.parent.iterdir())) == len(list(mask.parent.iterdir())) == 1
+
+
+def test_predict_reads_all_headers_first(tmp_path, segmenter, capsys):
+    scan(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "b.nii.gz").write_bytes(b"no NIfTI")
+    words = ("predict", "--ct", tmp_path / "in", "--model", segmenter, "--device", "cpu")
+    assert run(*words, "--out", tmp_path / "out") == 1
+    assert "b.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_refuses_masks_on_other_grids_and_devices_that_are_not_there(tmp_path, segmenter, capsys):

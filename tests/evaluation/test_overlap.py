@@ -129,8 +129,9 @@ def test_a_larger_tolerance_never_lowers_the_score():
 
 def test_bad_arguments_are_refused():
     mask = voxel(4, 4, 4)
-    with pytest.raises(ConfigError, match="tolerance"):
-        overlap_scores(mask, mask, spacing_mm=(1, 1, 1), tolerance_mm=-1)
+    for tolerance_mm in (-1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="tolerance"):
+            overlap_scores(mask, mask, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_mm)
     with pytest.raises(ValueError, match="one shape"):
         surface_distances(mask, mask[1:], spacing_mm=(1, 1, 1))
     with pytest.raises(ValueError, match="spacing"):

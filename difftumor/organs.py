@@ -211,10 +211,14 @@ class OrganLabels:
                 f"{source or 'The label map'} holds no {self.name} (labels found: {found}; looked for: "
                 f"{', '.join(map(str, known))}); leave the case out or correct the label names of its data set."
             )
-        table = np.zeros(max(int(labels.max(initial=0)), *known) + 1, np.uint8)
+        # Numbers go up to 2**32; one row past the known ones stands for all higher.
+        highest = max(known) + 1
+        if labels.max(initial=0) > highest:
+            labels = np.minimum(labels, highest)
+        table = np.zeros(highest + 1, np.uint8)
         table[list(self.organ)] = ORGAN
         table[list(self.tumor)] = TUMOR
-        return table[labels.astype(np.intp) if labels.dtype.kind == "b" else labels]
+        return table[labels.view(np.uint8) if labels.dtype.kind == "b" else labels]
 
 
 def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path | None = None) -> OrganLabels:

@@ -119,6 +119,12 @@ def test_to_standard_of_any_integer_type(dtype):
     np.testing.assert_array_equal(array, before)
 
 
+def test_to_standard_of_the_largest_numbers():
+    # The table must not grow with the numbers: 2³² rows would be four gigabytes.
+    array = np.array([0, 1, 3, 4, 5, 2**32 - 1], np.uint32)
+    assert OrganLabels((1,), (3,)).to_standard(array).tolist() == [0, 1, 2, 0, 0, 0]
+
+
 def test_to_standard_of_a_mask():
     assert OrganLabels((1,)).to_standard(np.array([True, False])).tolist() == [1, 0]
 

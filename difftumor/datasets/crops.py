@@ -13,7 +13,7 @@ import numpy as np
 from monai.transforms import RandCropByLabelClassesd, Randomizable, RandRotate90d
 
 from difftumor.datasets.transforms import CENTERS, Item
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, OrganError
 from difftumor.organs import ORGAN
 
 VOLUMES = ("ct", "labels")
@@ -59,8 +59,14 @@ class OrganCrop(Randomizable):
         self.minimum_voxels = minimum_volume_mm3 / math.prod(spacing_mm)
 
     def __call__(self, item: Mapping[str, Any]) -> Item:
-        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and what else the item holds but the centers."""
+        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and what else the item holds but the centers.
+
+        Raises:
+            OrganError: There is no organ voxel to center the crop on.
+        """
         centers = item["centers"][ORGAN]
+        if len(centers) == 0:
+            raise OrganError(f"Case {item['case']!r} holds no organ to crop around; leave it out of the healthy cases.")
         shape = item["labels"].shape[1:]
         best: tuple[int, tuple[slice, ...]] | None = None
         for attempt in range(_TRIES_PER_LEVEL * _LEVELS):

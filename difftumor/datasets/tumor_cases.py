@@ -108,7 +108,10 @@ def _kind(case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, assume
                 f"name the label, for instance '{organ.name}_tumor'."
             )
         return stated
-    stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
+    try:
+        stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
+    except CaseListError:  # a folder with one file per structure, but none of these
+        return f"holds no {organ.name}"
     standard = labels.to_standard(stored.data, source=case.labels, require_organ=False)
     if not standard.any():
         return f"holds no {organ.name}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from difftumor.datasets.crops import OrganCrop, SegmentationCrop, with_class_centers
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, OrganError
 
 SHAPE = (40, 40, 40)
 
@@ -151,3 +151,9 @@ def test_centers_are_thinned_evenly():
 def test_bad_options_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         crop(**change)
+
+
+def test_a_healthy_case_without_organ_is_named():
+    empty = with_class_centers({**item(healthy=True), "labels": torch.zeros(1, *SHAPE, dtype=torch.uint8)})
+    with pytest.raises(OrganError, match="Case 'a' holds no organ"):
+        seeded(crop(), 0)(empty)

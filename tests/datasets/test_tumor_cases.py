@@ -59,6 +59,15 @@ def test_what_is_stated_decides_and_else_the_label_map(make):
     ]
 
 
+def test_a_folder_without_a_file_of_the_organ_leaves_the_case_out(make, tmp_path):
+    case = make("a", [1])
+    parts = tmp_path / "segmentations"
+    parts.mkdir()
+    case.labels.rename(parts / "spleen.nii.gz")
+    (left,) = sort_cases(listed(Case("a", case.image, parts), make("b", [1])), get_organ("liver")).left_out
+    assert (left.case.id, left.reason) == ("a", "holds no liver")
+
+
 def test_names_of_files_never_matter(make):
     found = sort_cases(listed(make("healthy_liver", [1, 2]), make("liver_tumor_case", [1])), get_organ("liver"))
     assert ids(found.tumor) == ["healthy_liver"]

@@ -28,7 +28,11 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="The same seed gives the same tumors.")] = 0,
     model: Annotated[
         Path | None,
-        typer.Option(help="Diffusion artifact; by default checkpoints/diffusion_ORGAN_early.", show_default=False),
+        typer.Option(
+            help="Diffusion artifact; by default checkpoints/diffusion_ORGAN_early for tiny, small and early tumors, "
+            "else checkpoints/diffusion_ORGAN_late.",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the folder.")] = False,

@@ -83,6 +83,8 @@ def test_overwrite(case, tmp_path, capsys):
         ({"size": "large"}, ("no room",)),
         ({"model": "checkpoints/autoencoder"}, ("autoencoder", "stages.diffusion")),
         ({"model": "nowhere"}, ("nowhere",)),
+        ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model")),
+        ({"out": "liver.nii.gz/deep/out"}, ("out cannot be written", "give a place")),
         ({"model": None, "organ": "kidney"}, ("diffusion_kidney_early", "stages.diffusion", "--model")),
         ({"device": "cuda:99"}, ("cuda:99", "cpu")),
         ({"out": "liver.nii.gz"}, ("liver.nii.gz", "folder")),

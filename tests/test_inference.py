@@ -30,6 +30,20 @@ class Threshold(nn.Module):
         return self.scale * torch.cat(logits, dim=1)
 
 
+class Corner(nn.Module):
+    """Finds organ in all of the window and tumor in its right anterior superior eighth, wherever the patient lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, unit: torch.Tensor) -> torch.Tensor:
+        tumor = torch.zeros_like(unit)
+        x, y, z = (size // 2 for size in unit.shape[2:])
+        tumor[:, :, x:, y:, z:] = 1
+        return self.scale * torch.cat([-torch.ones_like(unit), 1 - tumor, tumor], dim=1)
+
+
 def segmenter(network: nn.Module) -> Artifact:
     config = ArtifactConfig("segmenter", {"name": "unet"}, PREPROCESSING, weights_sha256="")
     return Artifact(Path("segmenter"), config, network)
@@ -58,6 +72,24 @@ def test_labels_come_back_on_the_native_grid(tmp_path, axcodes):
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected(ct))
     np.testing.assert_array_equal(ct.data, before)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "AIL"])
+def test_networks_see_the_patient_from_right_anterior_superior(tmp_path, axcodes):
+    ct = write_scan(tmp_path / "ct.nii.gz", axcodes, (1.0, 1.0, 1.0))
+    labels = predict_volume(ct, segmenter(Corner()), roi=(32, 32, 32))
+    voxels = np.moveaxis(np.indices(ct.grid.shape), 0, -1)
+    right, anterior, superior = np.moveaxis(nibabel.affines.apply_affine(ct.grid.affine, voxels), -1, 0)
+    # The middle of 30 x 24 x 20 voxels of 1 mm, of which the first lies at 0.
+    np.testing.assert_array_equal(labels == 2, (right >= 15) & (anterior >= 12) & (superior >= 10))
+
+
+def test_labels_of_an_oblique_scan_lie_where_its_voxels_lie(tmp_path):
+    straight = nibabel.load(write_scan(tmp_path / "straight.nii.gz", "LPS", (1.0, 1.0, 1.0)).path)
+    tilt = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0.3, -0.2, 0.15), [5.0, -7.0, 11.0])
+    nibabel.save(nibabel.Nifti1Image(straight.get_fdata(), tilt @ straight.affine), tmp_path / "oblique.nii.gz")
+    ct = read_ct(tmp_path / "oblique.nii.gz")
+    np.testing.assert_array_equal(predict_volume(ct, segmenter(Threshold()), overlap=0.25), expected(ct))
 
 
 def test_other_spacings_agree_up_to_the_borders(tmp_path):

@@ -174,6 +174,15 @@ def test_restart_moves_unused_codes_onto_vectors_of_the_batch():
     assert (book.N[3:] == 1).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_code_used_just_often_enough_stays(seed):
+    book = filled(codes=2, dimensions=1, decay=0.0)
+    book.embeddings.copy_(torch.tensor([[0.0], [10.0]]))
+    x = torch.tensor([1.0, 2.0, 3.0, 8.0]).view(1, 1, 1, 2, 2)
+    book.update(x, book.nearest(x), generator=generator(seed))
+    assert torch.allclose(book.embeddings, torch.tensor([[2.0], [8.0]]))
+
+
 def test_no_restart_when_turned_off():
     book, x = filled(codes=5, restart_below=0), features()
     book.embeddings[4] = book.z_avg[4] = 100

@@ -146,3 +146,11 @@ def test_the_same_generator_gives_the_same_center():
     organ = ball((40, 40, 40), 16)
     first, second = (Room(organ).find_center(SHAPE, 4.0, np.random.default_rng(5)) for _ in range(2))
     assert first == second
+
+
+def test_erosion_spares_the_border_of_a_crop():
+    room = Room(np.ones((5, 5, 5), bool), erosion_voxels=5)
+    shape = np.ones((1, 1, 1), bool)
+    centers = [room.find_center(shape, 0.5, np.random.default_rng(seed)) for seed in range(60)]
+    for axis in range(3):
+        assert {center[axis] for center in centers} == set(range(5))

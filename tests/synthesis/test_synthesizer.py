@@ -279,3 +279,25 @@ def test_values_lie_between_ct_and_texture_where_halos_overlap_and_bone_keeps_it
     assert made.min() >= 40 - 1e-3
     assert made.max() <= 100
     assert made[13, 20, 18] == pytest.approx(40)
+
+
+def test_blur_is_drawn_from_zero_to_four_voxels():
+    synthesizer = tiny_synthesizer()
+    organ = np.ones((24, 24, 24), bool)
+    sigmas = [synthesizer.draw(organ, size="tiny", count=1, seed=seed)[0].blur_sigma_voxels for seed in range(60)]
+    assert 0 <= min(sigmas) < 0.5
+    assert 3.5 < max(sigmas) <= 4
+
+
+def test_in_a_scan_a_decoded_tumor_keeps_its_texture_whatever_the_blur():
+    synthesizer = tiny_synthesizer("pancreas")
+    ct = 60 + 15 * torch.randn(1, 1, 40, 40, 40, generator=torch.Generator().manual_seed(0))
+    organ = torch.ones_like(ct, dtype=torch.bool)
+    sharp, soft = (
+        synthesizer.apply(ct, organ, [[record(organ="pancreas", center_voxel=(20, 20, 20), blur_sigma_voxels=sigma)]])
+        for sigma in (0.0, 2.0)  # small enough for patches of one size
+    )
+    tumor = sharp.lesions > 0
+    assert torch.equal(sharp.ct_hu[tumor], soft.ct_hu[tumor])
+    assert (soft.halo & ~tumor).any()
+    assert not (sharp.halo & ~tumor).any()

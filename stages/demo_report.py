@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from difftumor.artifacts import load_artifact
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.diffusion.latent import LatentCodec
+from difftumor.evaluation.tables import SCORES, summary_tables
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
@@ -195,10 +196,12 @@ def _synthesis(report: Report, title: str, folder: Path) -> None:
 
 def _evaluation(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     report.heading("Prediction and evaluation")
+    summary = json.loads((folder.evaluation / "summary.json").read_text())
+    for table in summary_tables(summary):
+        report.table(table.header, table.rows)
     with (folder.evaluation / "cases.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    report.table(rows[0], [[row[0], *(float(cell) if cell else None for cell in row[1:])] for row in rows[1:]])
-    report.code((folder.evaluation / "summary.md").read_text())
+        rows = [(row["case"], *(float(row[score]) for score in SCORES)) for row in csv.DictReader(file)]
+    report.table(["case", *SCORES.values()], rows, caption="Each test scan; scores are fractions.")
     case = reader.tumor_case()
     ct, truth = reader.load(case)
     _, predicted = reader.load(case, folder.predictions / f"{case.id}.nii.gz")

@@ -81,6 +81,12 @@ def _models(settings: Settings, mix: TumorMix) -> dict[str, Path]:
             f"tumors={settings.tumors} needs a diffusion model for its sizes: give synthesis.early_model=PATH, "
             "or tumors=real."
         )
+    for name, path in models.items():
+        if not path.is_dir():
+            raise ConfigError(
+                f"synthesis.{name}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
+                f"organ={settings.organ.name} tumor_stage={name}, or leave its sizes out with synthesis.{name}_model=null."
+            )
     return models
 
 

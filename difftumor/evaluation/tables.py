@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -114,11 +115,24 @@ def prediction_record(labels: NDArray[Any], grid: Grid) -> dict[str, Any]:
     }
 
 
-def summary_markdown(summary: Mapping[str, Any], *, title: str) -> str:
-    """Return a summary as Markdown: title, scores in percent, detection."""
+@dataclass(frozen=True)
+class SummaryTable:
+    """One table of a summary, as text.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def summary_tables(summary: Mapping[str, Any]) -> tuple[SummaryTable, SummaryTable]:
+    """Return the scores in percent, and the detection, of what `summary.json` holds."""
     groups = (("all_cases", "all cases"), ("cases_with_tumor", "cases with tumor"))
     scores = [
-        [name, label, _percent(entry["mean"]), _percent(entry["sd"]), _percent(entry["median"]), str(entry["count"])]
+        (name, label, _percent(entry["mean"]), _percent(entry["sd"]), _percent(entry["median"]), str(entry["count"]))
         for group, label in groups
         for score, name in SCORES.items()
         for entry in [summary["scores"][group][score]]
@@ -132,17 +146,21 @@ def summary_markdown(summary: Mapping[str, Any], *, title: str) -> str:
         "Patient-wise sensitivity": detection["patient_sensitivity"],
         "Patient-wise specificity": detection["patient_specificity"],
     }
-    rows = [[name, _percent(rate["value"]), f"{rate['hits']} / {rate['total']}"] for name, rate in rates.items()]
-    rows.append(["F1", _percent(detection["f1"]), ""])
+    rows = [(name, _percent(rate["value"]), f"{rate['hits']} / {rate['total']}") for name, rate in rates.items()]
+    rows.append(("F1", _percent(detection["f1"]), ""))
     false = detection["false_positives_per_scan"]
-    rows.append(["False positives per scan", "–" if false is None else f"{false:.2f}", ""])
-    parts = [
-        f"# {title}",
-        f"{summary['cases']} cases, {summary['cases_with_tumor']} with tumor.",
-        markdown_table(("Score (%)", "over", "mean", "SD", "median", "cases"), scores),
-        markdown_table(("Detection", "%", "count"), rows),
-    ]
-    return "\n\n".join(parts) + "\n"
+    rows.append(("False positives per scan", "–" if false is None else f"{false:.2f}", ""))
+    return (
+        SummaryTable(("Score (%)", "over", "mean", "SD", "median", "cases"), tuple(scores)),
+        SummaryTable(("Detection", "%", "count"), tuple(rows)),
+    )
+
+
+def summary_markdown(summary: Mapping[str, Any], *, title: str) -> str:
+    """Return a summary as Markdown: title, scores in percent, detection."""
+    counts = f"{summary['cases']} cases, {summary['cases_with_tumor']} with tumor."
+    tables = (markdown_table(table.header, table.rows) for table in summary_tables(summary))
+    return "\n\n".join([f"# {title}", counts, *tables]) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -85,7 +85,7 @@ def _models(settings: Settings, mix: TumorMix) -> dict[str, Path]:
         if not path.is_dir():
             raise ConfigError(
                 f"synthesis.{name}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
-                f"organ={settings.organ.name} tumor_stage={name}, or leave its sizes out with synthesis.{name}_model=null."
+                f"organ={settings.organ.name} tumor_stage={name}, or do without it: synthesis.{name}_model=null."
             )
     return models
 

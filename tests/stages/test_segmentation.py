@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from difftumor.artifacts import load_artifact, read_config
-from difftumor.errors import ArtifactError, CaseListError, ConfigError
+from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.segmenters import SEGMENTERS
 from stages.entry import CONFIGS, compose_config
 from stages.run import run_stage

@@ -1,5 +1,6 @@
 """Prediction comes back on the grid of the CT, whatever its orientation, and the organ filter drops what is far."""
 
+import dataclasses
 from pathlib import Path
 
 import nibabel
@@ -109,6 +110,45 @@ def test_windows_have_the_crop_of_the_artifact_and_small_scans_are_padded():
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 20, 16))
     # A pointwise network gives the same in every window, so the blend of windows is what it gives for the whole.
     torch.testing.assert_close(probabilities, network(unit).softmax(1), rtol=1e-4, atol=1e-5)
+
+
+class Numbered(Threshold):
+    """Says organ in all of its first window and tumor in all of its second."""
+
+    def forward(self, unit: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(unit).zero_()
+        logits[:, len(self.shapes)] = 40
+        return logits
+
+
+def test_windows_count_most_where_their_middle_is():
+    probabilities = predict_probabilities(Numbered(), torch.zeros(1, 1, 24, 16, 16), roi=(16, 16, 16), overlap=0.5)
+    # The windows begin at 0 and 8 and have their middles at 8 and 16; their corners weigh next to nothing.
+    assert (probabilities[0, 1, :12, 8, 8] > 0.9).all()
+    assert (probabilities[0, 2, 12:, 8, 8] > 0.9).all()
+
+
+class Brightest(Threshold):
+    """Judges the whole window by its brightest voxel."""
+
+    def forward(self, unit: torch.Tensor) -> torch.Tensor:
+        return super().forward(unit.amax().expand_as(unit))
+
+
+def test_small_scans_are_padded_with_the_dark_end_of_the_window():
+    probabilities = predict_probabilities(Brightest(), torch.full((1, 1, 9, 16, 16), 0.2), roi=(16, 16, 16))
+    assert (probabilities[0, 0] > 0.9).all()
+
+
+def test_borders_are_finer_than_the_voxels_of_model_space(tmp_path):
+    """A ramp along x that crosses the organ's threshold at x = 16.5, seen by the network at x = 16 and 20 only."""
+    ramp = np.broadcast_to((np.arange(30.0) + 3.5)[:, None, None] / 50, (30, 9, 9))
+    nibabel.save(nibabel.Nifti1Image((ramp * 425 - 175).astype(np.float32), np.eye(4)), tmp_path / "ct.nii.gz")
+    artifact = segmenter(Threshold())
+    artifact.network.scale.data.fill_(10)
+    coarse = dataclasses.replace(artifact.config, preprocessing={**PREPROCESSING, "spacing_mm": [4.0, 4.0, 4.0]})
+    labels = predict_volume(read_ct(tmp_path / "ct.nii.gz"), dataclasses.replace(artifact, config=coarse))
+    np.testing.assert_array_equal(labels, np.broadcast_to((np.arange(30) > 16.5)[:, None, None], labels.shape))
 
 
 def test_prediction_leaves_no_trace_on_the_network():

@@ -10,6 +10,7 @@ import torch
 
 from difftumor.artifacts import save_artifact
 from difftumor.cli import main
+from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.segmenters import build_segmenter
 
 SHAPE = (24, 20, 16)
@@ -217,6 +218,22 @@ def test_predict_never_replaces_its_inputs(tmp_path, segmenter, capsys):
     assert "is a file" in capsys.readouterr().err
     assert [file.read_bytes() for file in (ct, mask)] == before
     assert len(list(ct.parent.iterdir())) == len(list(mask.parent.iterdir())) == 1
+
+
+def test_predict_refuses_other_networks(tmp_path, capsys):
+    sizes = {"base_channels": 4, "norm_groups": 4, "codes": 4}
+    other = save_artifact(
+        tmp_path / "autoencoder",
+        kind="autoencoder",
+        architecture={"name": "vqgan3d", **sizes},
+        network=Autoencoder(**sizes),
+        preprocessing={"spacing_mm": [1.0, 1.0, 1.0], "window_hu": [-175, 250], "crop": [16, 16, 16]},
+    )
+    assert run("predict", "--ct", scan(tmp_path / "a.nii.gz"), "--model", other, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "'autoencoder', not 'segmenter'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_reads_all_headers_first(tmp_path, segmenter, capsys):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.evaluation.detection import match_lesions, summarize_detection
-from difftumor.evaluation.lesions import find_lesions
+from difftumor.evaluation.detection import CaseDetection, Match, match_lesions, summarize_detection
+from difftumor.evaluation.lesions import Lesion, find_lesions
 from difftumor.grids import Grid
 
 SHAPE = (40, 20, 12)
@@ -143,6 +143,20 @@ def test_radius_bins():
         "over 10 mm": (1, 1),
     }
     assert (summary.early_sensitivity.hits, summary.early_sensitivity.total) == (1, 2)
+
+
+def test_a_lesion_on_a_border_is_of_the_smaller_bin_and_not_early():
+    lesion = Lesion(index=1, voxels=1, volume_mm3=1.0, diameter_mm=20.0, center_mm=(0.0, 0.0, 0.0))
+    case = CaseDetection(
+        case="case", matches=(Match(truth=lesion, prediction=lesion, overlap_voxels=1),), false_positives=()
+    )
+    summary = summarize_detection([case])
+    assert {name: rate.total for name, rate in summary.sensitivity_by_radius.items()} == {
+        "up to 5 mm": 0,
+        "5–10 mm": 1,
+        "over 10 mm": 0,
+    }
+    assert summary.early_sensitivity.total == 0
 
 
 def test_a_cohort_of_nothing_has_no_rates():

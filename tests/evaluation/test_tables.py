@@ -73,6 +73,7 @@ def test_lesions_name_their_fate(results):
 def test_means_over_all_cases_and_over_those_with_tumor(results):
     scores = summarize(results)["scores"]
     assert scores["all_cases"]["tumor_dsc"]["mean"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scores["all_cases"]["tumor_dsc"]["sd"] == pytest.approx(np.std([2 / 3, 1, 0], ddof=1))
     assert scores["all_cases"]["tumor_dsc"]["median"] == pytest.approx(2 / 3)
     assert scores["cases_with_tumor"]["tumor_dsc"]["mean"] == pytest.approx(2 / 3)
     assert scores["cases_with_tumor"]["tumor_dsc"]["sd"] is None

@@ -14,12 +14,12 @@ from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, w
 from difftumor.errors import ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from stages.autoencoder_module import AutoencoderModule
-from stages.data import CropData, check_sizes, read_root, window_of
+from stages.data import CropData, check_sizes, check_steps, read_root, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
 from stages.module import initial_weights
 from stages.run import Stage
-from stages.settings import Settings, check_positive, construct
+from stages.settings import Settings, construct
 
 LOSSES = ("l1", "slice_adversarial", "volume_adversarial", "feature_matching")
 
@@ -30,31 +30,19 @@ def build(settings: Settings) -> Stage:
     Raises:
         DiffTumorError: An option is wrong, data are missing, or the perceptual loss has no weights.
     """
-    data, training = settings.data, settings.training
-    check_positive(
-        training__steps=training.steps,
-        training__steps_per_epoch=training.steps_per_epoch,
-        data__batch_size=data.batch_size,
-        data__foreground_ratio=data.foreground_ratio,
-        optimizer__lr=settings.optimizer.lr,
-    )
-    if training.steps % training.steps_per_epoch:
-        raise ConfigError(
-            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
-            f"which is {training.steps_per_epoch}."
-        )
+    epochs = check_steps(settings)
     if settings.discriminators.loss not in ("hinge", "vanilla"):
         raise ConfigError(f"discriminators.loss is {settings.discriminators.loss!r}: choose hinge or vanilla.")
     if settings.trainer.precision in (16, "16", "16-mixed"):
         raise ConfigError("trainer.precision=16-mixed needs loss scaling, which stage 1 has not: choose bf16-mixed.")
     with initial_weights(settings.seed):
-        check_sizes(data, multiple=construct(Autoencoder, settings.network).downsampling)
+        check_sizes(settings.data, multiple=construct(Autoencoder, settings.network).downsampling)
     crops = _data(settings)  # before the module, whose perceptual loss may download
     return Stage(
         module=_module(settings),
         data=crops,
-        epochs=training.steps // training.steps_per_epoch,
-        monitor="validation/l1" if data.validation_share else None,
+        epochs=epochs,
+        monitor="validation/l1" if settings.data.validation_share else None,
         neutral=("training.steps",),  # nothing depends on how long the run will be
     )
 
@@ -68,9 +56,7 @@ def _module(settings: Settings) -> AutoencoderModule:
         discriminator_channels=critics.base_channels,
         start_step=critics.start_step,
         adversarial=critics.loss,
-        weights={
-            k: settings.loss_weights[k] for k in ("l1", "slice_adversarial", "volume_adversarial", "feature_matching")
-        },
+        weights={name: settings.loss_weights[name] for name in LOSSES},
         perceptual=PerceptualLoss(backbone=backbone, weights=Path(weights) if weights else None) if weight else None,
         perceptual_weight=weight,
         lr=settings.optimizer.lr,

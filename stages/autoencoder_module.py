@@ -29,7 +29,7 @@ from stages.losses import (
     random_positions,
     take_slices,
 )
-from stages.module import StageModule, initial_weights
+from stages.module import StageModule, initial_weights, preprocessing
 
 AXIAL = 2  # axis Z of (B, C, Z, X, Y)
 
@@ -167,11 +167,7 @@ class AutoencoderModule(StageModule):
             kind="autoencoder",
             architecture=self.architecture,
             network=self.autoencoder,
-            preprocessing={
-                "spacing_mm": self.spacing_mm,
-                "window_hu": (self.window.low_hu, self.window.high_hu),
-                "crop": self.crop,
-            },
+            preprocessing=preprocessing(window=self.window, spacing_mm=self.spacing_mm, crop=self.crop),
             training=training,
             metrics=metrics,
             complete=complete,

@@ -18,6 +18,7 @@ from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
 from stages.module import StageModule
+from stages.settings import check_positive
 
 
 def read_root(root: Any) -> CaseList:
@@ -52,6 +53,35 @@ def check_sizes(data: Any, *, multiple: int) -> None:
         raise ConfigError(f"data.num_workers is {data.num_workers!r}: give 0 or more.")
     if not 0 <= data.cache_rate <= 1:
         raise ConfigError(f"data.cache_rate is {data.cache_rate!r}: give a share from 0 to 1.")
+
+
+def check_steps(settings: Any) -> int:
+    """Check the options of stages whose epochs are counted in steps.
+
+    Args:
+        settings: Settings with ``training.steps``, ``training.steps_per_epoch``, ``data.batch_size``,
+            ``data.foreground_ratio`` and ``optimizer.lr``.
+
+    Returns:
+        Number of epochs.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    data, training = settings.data, settings.training
+    check_positive(
+        training__steps=training.steps,
+        training__steps_per_epoch=training.steps_per_epoch,
+        data__batch_size=data.batch_size,
+        data__foreground_ratio=data.foreground_ratio,
+        optimizer__lr=settings.optimizer.lr,
+    )
+    if training.steps % training.steps_per_epoch:
+        raise ConfigError(
+            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
+            f"which is {training.steps_per_epoch}."
+        )
+    return int(training.steps // training.steps_per_epoch)
 
 
 def window_of(data: Any) -> IntensityWindow:

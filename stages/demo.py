@@ -136,7 +136,8 @@ def run_demo(folder: DemoFolder, *, scan: OwnScan | None, fresh: bool, overrides
 
 def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
     def cohort(out: Path, *options: str) -> Step:
-        command = ["difftumor", "phantom", str(out), "--organs", ORGAN, "--shape", "108", *options, "--overwrite"]
+        size = ["--shape", "108", "--tumor-radius", "6,16"]
+        command = ["difftumor", "phantom", str(out), "--organs", ORGAN, *size, *options, "--overwrite"]
         name = f"phantom cohort for {out.name}"
         return Step(name=name, command=command, is_done=(out / "dataset.json").is_file)
 
@@ -148,7 +149,7 @@ def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
         return Step(name=f"stage {number}: {name}", command=command, is_done=lambda: _is_complete(artifact))
 
     return [
-        cohort(folder.training, "--cases", "8", "--seed", "0"),
+        cohort(folder.training, "--cases", "12", "--seed", "0"),
         cohort(folder.test, "--cases", "4", "--seed", "1"),
         stage(1, "autoencoder", folder.autoencoder),
         stage(2, "diffusion", folder.diffusion, f"organ={ORGAN}"),

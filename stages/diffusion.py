@@ -14,16 +14,15 @@ from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
-from stages.data import check_same_preprocessing, check_sizes, read_root
+from stages.data import check_same_preprocessing, check_sizes, check_steps, read_root, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
 from stages.run import Stage, say
-from stages.settings import Settings, check_positive, construct
+from stages.settings import Settings, construct
 
 
 @dataclass(frozen=True)
@@ -38,26 +37,14 @@ def build(settings: Settings) -> Stage:
     Raises:
         DiffTumorError: An option is wrong, the autoencoder is missing, or there are no tumors to learn.
     """
-    data, training = settings.data, settings.training
-    check_positive(
-        training__steps=training.steps,
-        training__steps_per_epoch=training.steps_per_epoch,
-        data__batch_size=data.batch_size,
-        data__foreground_ratio=data.foreground_ratio,
-        optimizer__lr=settings.optimizer.lr,
-    )
-    if training.steps % training.steps_per_epoch:
-        raise ConfigError(
-            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
-            f"which is {training.steps_per_epoch}."
-        )
+    epochs = check_steps(settings)
     organ = construct(Organ, settings.organ)
     codec = _codec(settings)
     crops = _crops(settings, organ)
     return Stage(
         module=_module(settings, organ, codec, crops),
         data=crops.data,
-        epochs=training.steps // training.steps_per_epoch,
+        epochs=epochs,
         monitor="validation/loss" if crops.data.validation else None,
         neutral=("training.steps",),  # nothing depends on how long the run will be
     )
@@ -130,7 +117,7 @@ def _module(settings: Settings, organ: Organ, codec: LatentCodec, crops: _Crops)
         lr=settings.optimizer.lr,
         betas=settings.optimizer.betas,
         organ=organ.name,
-        window=IntensityWindow(*settings.data.window_hu),
+        window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
         cases={

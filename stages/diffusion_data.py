@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
-from difftumor.datasets.tumor_stages import TUMOR_LABEL, Lesion, TumorStage, keep_stage, split_tumors
+from difftumor.datasets.tumor_stages import Lesion, TumorStage, keep_stage, split_tumors
 from difftumor.grids import Box, triple
-from difftumor.organs import Organ, resolve_labels
+from difftumor.organs import TUMOR, Organ, resolve_labels
 from difftumor.spaces import ModelSpace
 from stages.data import CropData
 
@@ -67,7 +67,7 @@ class TumorReader:
     def __call__(self, case: Case) -> Item:
         """Load a case for ``RandomCrop``, which will center crops on the voxels of wanted tumors."""
         item, _ = self.load(case)
-        centers = with_centers({"labels": (item["labels"] == TUMOR_LABEL).to(torch.uint8)})
+        centers = with_centers({"labels": (item["labels"] == TUMOR).to(torch.uint8)})
         return {**item, "foreground": centers["foreground"], "background": centers["background"]}
 
     def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:

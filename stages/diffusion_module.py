@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from difftumor.artifacts import save_artifact
 from difftumor.datasets.transforms import Item
-from difftumor.datasets.tumor_stages import TUMOR_LABEL, TumorStage
+from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
@@ -22,8 +22,9 @@ from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.denoiser import Denoiser
+from difftumor.organs import TUMOR
 from difftumor.seeding import torch_generator
-from stages.module import StageModule, initial_weights
+from stages.module import StageModule, initial_weights, preprocessing
 
 NoiseLoss = Literal["l1", "l2"]
 Masked = Literal["image", "latent"]
@@ -104,11 +105,7 @@ class DiffusionModule(StageModule):
         self.betas = (float(betas[0]), float(betas[1]))
         self.organ = organ
         self.window = window
-        self.preprocessing = {
-            "spacing_mm": tuple(spacing_mm),
-            "window_hu": (window.low_hu, window.high_hu),
-            "crop": tuple(crop),
-        }
+        self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
         self.cases = dict(cases or {})
 
     @property
@@ -158,7 +155,7 @@ class DiffusionModule(StageModule):
         """Return z₀ and the condition of a batch with ``ct`` in HU and ``labels``, (B, 1, X, Y, Z)."""
         with torch.autocast(batch["ct"].device.type, enabled=False):
             signed_B1XYZ = self.window.to_signed(batch["ct"].float())
-            tumor_B1XYZ = batch["labels"] == TUMOR_LABEL
+            tumor_B1XYZ = batch["labels"] == TUMOR
             condition = self.codec.condition(signed_B1XYZ, tumor_B1XYZ, masked=self.masked)
             return self.codec.encode(signed_B1XYZ), condition
 

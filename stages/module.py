@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from difftumor.errors import TrainingError
+from difftumor.intensity import IntensityWindow
 from difftumor.seeding import Key, derive_seed, torch_generator
 
 
@@ -80,6 +81,15 @@ class StageModule(pl.LightningModule, ABC):
         """Restore the counts."""
         self.steps_done = int(checkpoint["steps_done"])
         self.epochs_done = int(checkpoint["epochs_done"])
+
+
+def preprocessing(*, window: IntensityWindow, spacing_mm: Sequence[float], crop: Sequence[int]) -> dict[str, Any]:
+    """Return what an artifact records about the CT that its network expects."""
+    return {
+        "spacing_mm": tuple(spacing_mm),
+        "window_hu": (window.low_hu, window.high_hu),
+        "crop": tuple(crop),
+    }
 
 
 @contextmanager

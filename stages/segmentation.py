@@ -14,10 +14,9 @@ from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import SegmentationCrop
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.intensity import IntensityWindow
 from difftumor.organs import Organ
 from difftumor.synthesis.loading import load_synthesizer
-from stages.data import check_same_preprocessing, check_sizes, read_root
+from stages.data import check_same_preprocessing, check_sizes, read_root, window_of
 from stages.entry import command_line
 from stages.run import Stage, say
 from stages.segmentation_data import Origin, SegmentationData, SegmentationReader
@@ -198,7 +197,7 @@ def _module(
         overlap=settings.validation.overlap,
         windows_per_batch=settings.validation.windows_per_batch,
         organ=organ.name,
-        window=IntensityWindow(*settings.data.window_hu),
+        window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
         parents={f"diffusion_{name}": path for name, path in models.items()},

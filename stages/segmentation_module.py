@@ -19,7 +19,7 @@ from difftumor.inference import predict_probabilities
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.segmenters import build_segmenter
 from difftumor.organs import BACKGROUND, TUMOR
-from stages.module import StageModule, initial_weights
+from stages.module import StageModule, initial_weights, preprocessing
 from stages.tumors_on_the_fly import Made, TumorsOnTheFly
 
 
@@ -81,11 +81,7 @@ class SegmentationModule(StageModule):
         self.windows_per_batch = windows_per_batch
         self.organ = organ
         self.window = window
-        self.preprocessing = {
-            "spacing_mm": tuple(spacing_mm),
-            "window_hu": (window.low_hu, window.high_hu),
-            "crop": tuple(crop),
-        }
+        self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
         self.crop = tuple(crop)
         self.parents = dict(parents or {})
         self.cases = dict(cases or {})

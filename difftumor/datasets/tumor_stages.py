@@ -17,7 +17,6 @@ from difftumor.organs import ORGAN, TUMOR
 TumorStage = Literal["early", "late"]
 TUMOR_STAGES: tuple[TumorStage, ...] = get_args(TumorStage)
 
-TUMOR_LABEL = TUMOR
 EARLY_RADIUS_MM = 10.0
 # Components below this are stray voxels of the annotation, not lesions that a texture can be learned from.
 MINIMUM_VOXELS = 8

@@ -1,40 +1,50 @@
-"""Every key of stage 1's configs is read by something, whatever is composed."""
+"""Every key of every stage's configs is read by something, whatever is composed."""
 
 import pytest
 
 from difftumor.errors import ConfigError
-from stages.autoencoder import build
+from stages import autoencoder, diffusion, segmentation
 from stages.entry import CONFIGS
 from stages.run import run_stage
-from stages.settings import Settings
 
-EXPERIMENTS = [f"experiment={file.stem}" for file in (CONFIGS / "autoencoder" / "experiment").glob("*.yaml")]
-DEBUGS = [f"+debug={file.stem}" for file in (CONFIGS / "debug").glob("*.yaml")]
+BUILDS = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
+FIXTURES = {"autoencoder": "tiny_config", "diffusion": "tiny_diffusion", "segmentation": "tiny_segmentation"}
+MORE = {"diffusion": ["tumor_stage=late"], "segmentation": ["tumors=real"]}
+DEBUGS = [f"+debug={file.stem}" for file in sorted((CONFIGS / "debug").glob("*.yaml"))]
+CHOICES = [
+    (stage, choice)
+    for stage in BUILDS
+    for choice in [
+        "seed=0",
+        *MORE.get(stage, []),
+        *(f"experiment={file.stem}" for file in sorted((CONFIGS / stage / "experiment").glob("*.yaml"))),
+        *DEBUGS,
+    ]
+]
 
 
-def _read_all(config) -> Settings:
-    """Run everything up to training."""
-    read: list[Settings] = []
+class Enough(Exception):  # noqa: N818
+    pass
 
-    class Enough(Exception):  # noqa: N818
-        pass
+
+@pytest.mark.parametrize(("stage", "choice"), CHOICES)
+def test_every_key_is_read(request, stage, choice):
+    compose = request.getfixturevalue(FIXTURES[stage])
+    read = []
 
     def build_and_stop(settings):
-        build(settings)
+        BUILDS[stage](settings)
         read.append(settings)
         raise Enough
 
     with pytest.raises(Enough):
-        run_stage(stage="autoencoder", config=config, build=build_and_stop)
-    return read[0]
+        run_stage(stage=stage, config=compose(choice), build=build_and_stop)
+    assert read[0].unread() == []
 
 
-@pytest.mark.parametrize("choice", ["seed=0", *EXPERIMENTS, *DEBUGS])
-def test_every_key_is_read(tiny_config, choice):
-    assert _read_all(tiny_config(choice)).unread() == []
-
-
-def test_an_added_key_that_nothing_reads_stops_the_run_before_anything_is_written(tiny_config, tmp_path):
+@pytest.mark.parametrize("stage", BUILDS)
+def test_an_added_key_that_nothing_reads_stops_the_run_before_anything_is_written(request, tmp_path, stage):
+    config = request.getfixturevalue(FIXTURES[stage])("+data.bogus=1")
     with pytest.raises(ConfigError, match=r"'data\.bogus'"):
-        run_stage(stage="autoencoder", config=tiny_config("+data.bogus=1"), build=build)
+        run_stage(stage=stage, config=config, build=BUILDS[stage])
     assert not list(tmp_path.iterdir())

@@ -76,6 +76,8 @@ def curves(
         axes.plot(x, y, color=color, linewidth=1.5, label=name, marker=marker, markersize=4)
     if log:
         axes.set_yscale("log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter("{x:g}")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _finish(axes, len(series))
@@ -145,6 +147,6 @@ def _new_figure(inches: tuple[float, float], title: str | None) -> tuple[Figure,
 def _finish(axes: Any, count: int) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     if count:
         axes.legend(frameon=False, fontsize=8)

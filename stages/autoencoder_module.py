@@ -83,8 +83,8 @@ class AutoencoderModule(StageModule):
         self._perceptual = (perceptual,)
         self.start_step = start_step
         self.adversarial = adversarial
-        self.weights = dict(weights)
-        self.perceptual_weight = perceptual_weight
+        # The commitment has its ¼ inside.
+        self.weights = {**weights, "perceptual": perceptual_weight, "commitment": 1.0}
         self.lr = lr
         self.betas = (float(betas[0]), float(betas[1]))
         self.window = window
@@ -128,7 +128,7 @@ class AutoencoderModule(StageModule):
         losses = self._autoencoder_losses(ct_BCZXY, output)
         if joined:
             losses |= self._adversarial_losses(ct_BCZXY, output.reconstruction, positions_B)
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()  # eq. 2
         self.check_finite({"loss": total})
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(total)
@@ -182,14 +182,14 @@ class AutoencoderModule(StageModule):
         self.volume_discriminator.requires_grad_(not frozen)
 
     def _autoencoder_losses(self, ct_BCZXY: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
-        # Eq. 1; moving averages stand for the codebook term, and the commitment has its ¼ inside.
+        # Eq. 1, without weights; moving averages stand for the codebook term.
         losses = {
-            "l1": self.weights["l1"] * F.l1_loss(output.reconstruction, ct_BCZXY),
+            "l1": F.l1_loss(output.reconstruction, ct_BCZXY),
             "commitment": output.quantized.commitment_loss,
         }
         if self._perceptual[0] is not None:
-            distance = self._perceptual[0](output.reconstruction, ct_BCZXY, self.step_generator("perceptual"))
-            losses["perceptual"] = self.perceptual_weight * distance
+            generator = self.step_generator("perceptual")
+            losses["perceptual"] = self._perceptual[0](output.reconstruction, ct_BCZXY, generator)
         return losses
 
     def _adversarial_losses(self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, positions_B: Tensor) -> dict[str, Tensor]:
@@ -199,10 +199,9 @@ class AutoencoderModule(StageModule):
             fake_features = critic(fake)
             with torch.no_grad():
                 real_features = critic(real)
-            adversarial = f"{name}_adversarial"
-            losses[adversarial] = self.weights[adversarial] * generator_loss(fake_features[-1], self.adversarial)
+            losses[f"{name}_adversarial"] = generator_loss(fake_features[-1], self.adversarial)
             matching.append(feature_matching(fake_features, real_features))
-        losses["feature_matching"] = self.weights["feature_matching"] * torch.stack(matching).sum()
+        losses["feature_matching"] = torch.stack(matching).sum()
         return losses
 
     def _critic_loss(self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, positions_B: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from difftumor.synthesis.shapes import tumor_shape
 
 # Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
 LEAVING_CHANCE = 0.5
-LARGEST_BLUR_VOXELS = 4.0
+# Published as U(0, 4) voxels of 1 mm; in mm a rim stays as soft at any spacing.
+LARGEST_BLUR_MM = 4.0
 
 
 def draw_tumor(
@@ -59,7 +60,7 @@ def draw_tumor(
         center_mm=(0.0, 0.0, 0.0),
         may_leave_organ=leaves and size.name in organ.may_leave_organ,
         texture_seed=derive_seed(seed, *keys, "texture"),
-        blur_sigma_voxels=float(generator.uniform(0.0, LARGEST_BLUR_VOXELS)),
+        blur_sigma_voxels=float(generator.uniform(0.0, LARGEST_BLUR_MM) / np.prod(spacing_mm) ** (1 / 3)),
         spacing_mm=spacing_mm,
     )
     shape = tumor_shape(record)

@@ -93,7 +93,7 @@ class TumorRecord:
         center_mm: The same point in world coordinates (RAS).
         may_leave_organ: Whether the tumor is kept where it reaches beyond the organ.
         texture_seed: Seed of the texture's noise.
-        blur_sigma_voxels: Standard deviation of the Gaussian that softens the rim, in model voxels, in [0, 4].
+        blur_sigma_voxels: Standard deviation of the Gaussian that softens the rim, in model voxels.
         spacing_mm: Voxel size of the model space.
         format_version: Version of this layout.
     """

@@ -281,12 +281,14 @@ def test_values_lie_between_ct_and_texture_where_halos_overlap_and_bone_keeps_it
     assert made[13, 20, 18] == pytest.approx(40)
 
 
-def test_blur_is_drawn_from_zero_to_four_voxels():
-    synthesizer = tiny_synthesizer()
+@pytest.mark.parametrize("spacing_mm", [1.0, 2.0])
+def test_blur_is_drawn_from_zero_to_four_mm(spacing_mm):
+    synthesizer = tiny_synthesizer(spacing_mm=(spacing_mm,) * 3)
     organ = np.ones((24, 24, 24), bool)
-    sigmas = [synthesizer.draw(organ, size="tiny", count=1, seed=seed)[0].blur_sigma_voxels for seed in range(60)]
-    assert 0 <= min(sigmas) < 0.5
-    assert 3.5 < max(sigmas) <= 4
+    records = [synthesizer.draw(organ, size="tiny", count=1, seed=seed)[0] for seed in range(60)]
+    sigmas_mm = [record.blur_sigma_voxels * spacing_mm for record in records]
+    assert 0 <= min(sigmas_mm) < 0.5
+    assert 3.5 < max(sigmas_mm) <= 4
 
 
 def test_in_a_scan_a_decoded_tumor_keeps_its_texture_whatever_the_blur():

@@ -28,6 +28,7 @@ from stages.demo_folder import DemoFolder, StepCost
 from stages.demo_report import write_report
 
 ORGAN = "liver"
+OWN_SCAN = "tumors in your scan"
 _PYTHON = [sys.executable, "-m"]
 
 
@@ -127,11 +128,21 @@ def run_demo(folder: DemoFolder, *, scan: OwnScan | None, fresh: bool, overrides
     for step in steps:
         costs[step.name] = _run(step, costs.get(step.name), console)
         folder.write_costs(costs)
+    costs = {step.name: costs[step.name] for step in steps}
+    failure = None
     for step in _using_steps(folder, scan):
-        costs[step.name] = _run(step, costs.get(step.name), console)
-        folder.write_costs(costs)
+        try:
+            costs[step.name] = _run(step, None, console)
+        except TrainingError as error:
+            # The user's scan comes last: what worked before is worth its page.
+            if step.name != OWN_SCAN:
+                raise
+            failure = error
     with console.status("Writing the report"):
-        return write_report(folder, costs, organ=ORGAN)
+        report = write_report(folder, costs, organ=ORGAN)
+    if failure is not None:
+        raise TrainingError(f"{failure} The report without it is at {report}.") from failure
+    return report
 
 
 def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
@@ -159,6 +170,7 @@ def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
 
 def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
     """Quick, and run again each time, so that they show what the present models do."""
+    shutil.rmtree(folder.own_scan, ignore_errors=True)  # of an earlier call; the report shows this call's
     cases = read_cases(folder.test)
     healthy = next(case for case in cases.cases if not case.tumor_organs)
     assert healthy.labels is not None
@@ -187,9 +199,7 @@ def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
         words = ["--ct", str(scan.ct), "--organ", scan.organ]
         words += ["--organ-mask", str(scan.organs)] if scan.label is None else ["--labels", str(scan.organs)]
         words += [] if scan.label is None else ["--organ-label", str(scan.label)]
-        steps.append(synthesize("tumors in your scan", folder.own_scan, *words))
-    else:
-        shutil.rmtree(folder.own_scan, ignore_errors=True)  # of an earlier call; the report shows this call's
+        steps.append(synthesize(OWN_SCAN, folder.own_scan, *words))
     return steps
 
 

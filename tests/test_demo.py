@@ -13,8 +13,8 @@ import pytest
 
 from difftumor.artifacts import read_config
 from difftumor.datasets.cases import read_cases
-from difftumor.errors import ConfigError
-from stages.demo import main, own_scan
+from difftumor.errors import ConfigError, TrainingError
+from stages.demo import OWN_SCAN, Step, main, own_scan, run_demo
 from stages.demo_folder import DemoFolder
 from tests.conftest import REPOSITORY
 from tests.documentation import commands
@@ -129,6 +129,19 @@ def test_fresh_never_removes_a_folder_of_somebody_else(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_report_is_written_even_if_the_users_scan_fails(tmp_path, monkeypatch):
+    failing = Step(name=OWN_SCAN, command=["difftumor", "no-such-command"], is_done=lambda: False)
+    reported = {}
+    monkeypatch.setattr("stages.demo._training_steps", lambda *_: [])
+    monkeypatch.setattr("stages.demo._using_steps", lambda *_: [failing])
+    monkeypatch.setattr(
+        "stages.demo.write_report", lambda folder, costs, organ: reported.update(costs) or folder.report
+    )
+    with pytest.raises(TrainingError, match=r"failed \(exit status 2\).*report without it is at .*report\.html"):
+        run_demo(DemoFolder(tmp_path), scan=None, fresh=False, overrides=[])
+    assert reported == {}
+
+
 @pytest.mark.slow
 def test_readme_commands_run(finished, tmp_path):
     """The commands as they stand, on a phantom: files of the same names, and stages at demo size."""
@@ -140,8 +153,8 @@ def test_readme_commands_run(finished, tmp_path):
     shutil.copytree(finished.checkpoints, tmp_path / "checkpoints")
     ran = 0
     for words in commands(REPOSITORY / "README.md"):
-        if words[0] == "make":
-            continue  # .ci/run runs these
+        if words[0] in ("make", "source"):
+            continue  # .ci/run runs the former
         words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
         if words[:2] == ["python", "-m"]:
             words = [word for word in words if not word.startswith("data.root=")]

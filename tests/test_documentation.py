@@ -32,6 +32,8 @@ def test_command_is_understood(words):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
+    elif program == "source":
+        assert rest == [".venv/bin/activate"]
     else:
         assert program.startswith(".venv/bin/")
 

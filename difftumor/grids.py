@@ -63,6 +63,16 @@ class Box:
             start[axis], stop[axis] = int(indices[0]), int(indices[-1]) + 1
         return cls(triple(start), triple(stop))
 
+    @classmethod
+    def centered(cls, center: Sequence[int], size: Sequence[int], *, within: Sequence[int]) -> "Box":
+        """Return a box of ``size`` around a voxel, moved inside an array of the shape ``within``.
+
+        On an axis on which the array is smaller than the box, the box is the whole axis.
+        """
+        start = [min(max(c - n // 2, 0), max(m - n, 0)) for c, n, m in zip(center, size, within, strict=True)]
+        stop = [min(a + n, m) for a, n, m in zip(start, size, within, strict=True)]
+        return cls(triple(start), triple(stop))
+
     @property
     def shape(self) -> Triple:
         """Voxels per axis, never negative."""

@@ -130,7 +130,7 @@ def _autoencoder(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     case = reader.tumor_case()
     ct, labels = reader.load(case)
     crop = artifact.config.preprocessing["crop"]
-    box = _box_around(_center(labels), crop, ct.shape)
+    box = Box.centered(_center(labels), crop, within=ct.shape)
     ct, labels = ct[box.slices], labels[box.slices]
     signed = window.to_signed(torch.from_numpy(np.ascontiguousarray(ct))[None, None])
     with torch.no_grad():
@@ -230,9 +230,3 @@ def _machine() -> str:
 
 def _center(labels: NDArray[np.uint8]) -> tuple[int, int, int]:
     return mask_center(labels == 2) if (labels == 2).any() else mask_center(labels > 0)
-
-
-def _box_around(center: tuple[int, int, int], size: list[int], shape: tuple[int, ...]) -> Box:
-    """A box of ``size`` around ``center``, moved inwards where it would leave ``shape``."""
-    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(center, size, shape, strict=True)]
-    return Box(tuple(start), tuple(a + s for a, s in zip(start, size, strict=True))).clipped(shape)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
 from difftumor.datasets.tumor_stages import Lesion, TumorStage, keep_stage, split_tumors
-from difftumor.grids import Box, triple
+from difftumor.grids import Box
 from difftumor.organs import TUMOR, Organ, resolve_labels
 from difftumor.spaces import ModelSpace
 from stages.data import CropData
@@ -105,7 +105,7 @@ class TumorReader:
                 break
             item, lesions = self.load(case)
             for lesion in lesions[: limit - len(crops)]:
-                box = centered_box(lesion.center, self.crop, item["ct"].shape[1:])
+                box = Box.centered(lesion.center, self.crop, within=item["ct"].shape[1:])
                 # Cloned, so that the whole scan is not kept.
                 cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
                 crops.append({**cut, "case": case.id, "key": f"{case.id}/{lesion.index}"})
@@ -140,12 +140,6 @@ class TumorCrops(CropData):
         # Every rank gets as many, or those with fewer batches would wait for ever.
         own = [self.fixed[index % total] for index in range(rank, -(-total // ranks) * ranks, ranks)]
         return DataLoader(own, batch_size=self.batch_size)  # type: ignore[arg-type]
-
-
-def centered_box(center: Sequence[int], crop: Sequence[int], shape: Sequence[int]) -> Box:
-    """Return the box of a crop around a voxel, moved inside where it would reach beyond the array."""
-    start = [min(max(c - n // 2, 0), size - n) for c, n, size in zip(center, crop, shape, strict=True)]
-    return Box(triple(start), triple([a + n for a, n in zip(start, crop, strict=True)]))
 
 
 def triple_mm(spacing_mm: Sequence[float]) -> tuple[float, float, float]:

@@ -84,6 +84,22 @@ def test_box_around_a_mask():
     assert Box.around(mask) == Box((1, 2, 3), (3, 5, 4))
 
 
+@pytest.mark.parametrize(
+    ("center", "box"),
+    [
+        ((5, 5, 2), Box((3, 4, 0), (7, 7, 4))),  # an even side puts the center right of the middle; Z is 4 voxels long
+        ((0, 1, 0), Box((0, 0, 0), (4, 3, 4))),
+        ((9, 9, 3), Box((6, 7, 0), (10, 10, 4))),
+    ],
+)
+def test_box_centered_on_a_voxel_stays_inside_the_array(center, box):
+    assert Box.centered(center, (4, 3, 6), within=(10, 10, 4)) == box
+
+
+def test_box_centered_with_an_odd_side_has_the_voxel_in_its_middle():
+    assert Box.centered((5, 5, 5), (3, 5, 1), within=(11, 11, 11)) == Box((4, 3, 5), (7, 8, 6))
+
+
 def test_box_contains():
     outer = Box((0, 0, 0), (4, 4, 4))
     assert outer.contains(Box((1, 1, 1), (4, 4, 4)))

@@ -14,6 +14,7 @@ from monai.transforms import RandCropByLabelClassesd, Randomizable, RandRotate90
 
 from difftumor.datasets.transforms import CENTERS, Item
 from difftumor.errors import ConfigError, OrganError
+from difftumor.grids import Box, triple
 from difftumor.organs import ORGAN
 
 VOLUMES = ("ct", "labels")
@@ -70,11 +71,8 @@ class OrganCrop(Randomizable):
         shape = item["labels"].shape[1:]
         best: tuple[int, tuple[slice, ...]] | None = None
         for attempt in range(_TRIES_PER_LEVEL * _LEVELS):
-            center = np.unravel_index(centers[self.R.randint(len(centers))], shape)
-            starts = [
-                min(max(int(c) - n // 2, 0), size - n) for c, n, size in zip(center, self.crop, shape, strict=True)
-            ]
-            box = (slice(None), *(slice(a, a + n) for a, n in zip(starts, self.crop, strict=True)))
+            center = triple(np.unravel_index(centers[self.R.randint(len(centers))], shape))
+            box = (slice(None), *Box.centered(center, self.crop, within=shape).slices)
             voxels = int((item["labels"][box] > 0).sum())
             if best is None or voxels > best[0]:
                 best = voxels, box

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from difftumor.datasets.cases import Case, folds
+from difftumor.datasets.cases import Case, CaseList, folds
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
 from difftumor.errors import ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from stages.autoencoder_module import AutoencoderModule
-from stages.data import CropData, check_sizes, check_steps, read_root, window_of
+from stages.data import CropData, check_sizes, check_steps, read_root, stated_validation, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
 from stages.module import initial_weights
@@ -42,7 +42,7 @@ def build(settings: Settings) -> Stage:
         module=_module(settings),
         data=crops,
         epochs=epochs,
-        monitor="validation/l1" if settings.data.validation_share else None,
+        monitor="validation/l1" if crops.validation and crops.validation_crops else None,
         neutral=("training.steps",),  # nothing depends on how long the run will be
     )
 
@@ -71,7 +71,7 @@ def _module(settings: Settings) -> AutoencoderModule:
 def _data(settings: Settings) -> CropData:
     data = settings.data
     cases = read_root(data.root)
-    train, validation = split(cases.cases, share=data.validation_share, seed=settings.seed)
+    train, validation = split(cases, share=data.validation_share, seed=settings.seed)
     return CropData(
         train=train,
         validation=validation,
@@ -94,18 +94,21 @@ def load_for_crops(
     return with_centers(pad_to(load_case(case, None, label_names=label_names, spacing_mm=spacing_mm), crop))
 
 
-def split(cases: Sequence[Case], *, share: float, seed: int) -> tuple[Sequence[Case], Sequence[Case]]:
-    """Hold out a share of the patients.
+def split(cases: CaseList, *, share: float, seed: int) -> tuple[Sequence[Case], Sequence[Case]]:
+    """Hold out the validation cases that the list states, else a share of the patients.
 
     Raises:
-        ConfigError: The share is out of range or leaves no case to train on.
+        ConfigError: The share is out of range.
+        CaseListError: The stated validation cases leave no case to train on, or share a patient with the others.
     """
     if not 0 <= share <= 0.5:
         raise ConfigError(f"data.validation_share is {share!r}: give a share from 0 to 0.5.")
-    patients = len({case.patient for case in cases})
+    if validation := stated_validation(cases, data__validation_share=share):
+        return tuple(case for case in cases.cases if case not in validation), validation
+    patients = len({case.patient for case in cases.cases})
     if not share or patients < 2:
-        return cases, ()
-    return folds(cases, count=min(patients, round(1 / share)), fold=0, seed=seed)
+        return cases.cases, ()
+    return folds(cases.cases, count=min(patients, round(1 / share)), fold=0, seed=seed)
 
 
 def main() -> None:

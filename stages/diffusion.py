@@ -17,7 +17,7 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
-from stages.data import check_same_preprocessing, check_sizes, check_steps, read_root, window_of
+from stages.data import check_same_preprocessing, check_sizes, check_steps, read_root, stated_validation, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
@@ -77,7 +77,8 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     )
     sorted_cases = sort_cases(cases, organ, workers=data.num_workers)
     folds = settings.folds
-    train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed)
+    stated = stated_validation(cases, fold=settings.fold)
+    train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed, stated=stated)
     counts = reader.count((*train.tumor, *validation), workers=data.num_workers)
     say(describe(counts, rules, cases.source))
     chosen = tuple(case for case in train.tumor if counts[case.id])

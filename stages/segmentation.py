@@ -16,7 +16,7 @@ from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.organs import Organ
 from difftumor.synthesis.loading import load_synthesizer
-from stages.data import check_same_preprocessing, check_sizes, read_root, window_of
+from stages.data import check_same_preprocessing, check_sizes, read_root, stated_validation, window_of
 from stages.entry import command_line
 from stages.run import Stage, say
 from stages.segmentation_data import Origin, SegmentationData, SegmentationReader
@@ -139,13 +139,16 @@ def _cases(settings: Settings, organ: Organ) -> tuple[dict[Case, Origin], tuple[
     origins |= {case: Origin(listed, healthy=True) for case in found.healthy}
     if data.healthy_root is not None:
         healthy = read_root(data.healthy_root)
+        held_out = stated_validation(healthy)
         more = sort_cases(healthy, organ, assume_healthy=True, workers=data.num_workers)
         unfit = tuple(LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor)
-        origins |= {case: Origin(healthy, healthy=True) for case in more.healthy}
-        found = replace(found, healthy=found.healthy + more.healthy, left_out=found.left_out + more.left_out + unfit)
+        fit = tuple(case for case in more.healthy if case not in held_out)
+        origins |= {case: Origin(healthy, healthy=True) for case in fit}
+        found = replace(found, healthy=found.healthy + fit, left_out=found.left_out + more.left_out + unfit)
+    stated = stated_validation(listed, fold=settings.fold)
     # Without annotated tumors there is nothing to validate on.
     fold = settings.fold if found.tumor or tumors != "diffusion" else None
-    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed)
+    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=stated)
     real = train.tumor if tumors != "diffusion" else ()
     healthy_cases = train.healthy if tumors != "real" else ()
     _report(found, len(real), len(healthy_cases), len(validation))

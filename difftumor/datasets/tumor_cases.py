@@ -5,7 +5,7 @@ What the list states decides; where it states nothing, the label map does. Names
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -44,8 +44,12 @@ class SortedCases:
     healthy: tuple[Case, ...]
     left_out: tuple[LeftOut, ...] = ()
 
-    def split(self, *, fold: int | None, count: int, seed: int) -> tuple[SortedCases, tuple[Case, ...]]:
+    def split(
+        self, *, fold: int | None, count: int, seed: int, stated: Collection[Case] = ()
+    ) -> tuple[SortedCases, tuple[Case, ...]]:
         """Hold out the tumor cases of a fold; the training part has no scan of their patients, healthy or not.
+
+        Where the source states its validation cases, those are held out whatever the fold.
 
         The split depends on the patients with tumors alone, so that stages which see other healthy scans agree on it.
 
@@ -53,15 +57,20 @@ class SortedCases:
             fold: Which fold validates, from 0; None holds nothing out.
             count: Number of folds.
             seed: Seed of the shuffle.
+            stated: Validation cases of the source, with tumors or healthy; empty where it states none.
 
         Raises:
             ConfigError: The fold does not exist.
             CaseListError: There are fewer patients with tumors than folds.
         """
-        if fold is None:
+        if stated:
+            train = tuple(case for case in self.tumor if case not in stated)
+            validation = tuple(case for case in self.tumor if case in stated)
+        elif fold is None:
             return self, ()
-        train, validation = folds(self.tumor, count=count, fold=fold, seed=seed)
-        held_out = {case.patient for case in validation}
+        else:
+            train, validation = folds(self.tumor, count=count, fold=fold, seed=seed)
+        held_out = {case.patient for case in (*validation, *stated)}
         healthy = tuple(case for case in self.healthy if case.patient not in held_out)
         return SortedCases(train, healthy, self.left_out), validation
 

@@ -102,6 +102,17 @@ def test_no_scan_of_a_held_out_patient_is_trained_on(make):
     assert cases.split(fold=None, count=5, seed=0) == (cases, ())
 
 
+@pytest.mark.parametrize("fold", [None, 0])
+def test_stated_validation_cases_are_held_out_whatever_the_fold(make, fold):
+    tumor = tuple(make(f"t{number}", [1, 2], patient=f"p{number}") for number in range(4))
+    healthy = tuple(make(f"h{number}", [1], patient=f"p{number}") for number in range(6))
+    stated = (tumor[2], healthy[5])
+    train, validation = SortedCases(tumor, healthy).split(fold=fold, count=2, seed=0, stated=stated)
+    assert ids(validation) == ["t2"]
+    assert ids(train.tumor) == ["t0", "t1", "t3"]
+    assert ids(train.healthy) == ["h0", "h1", "h3", "h4"]
+
+
 def test_other_healthy_scans_do_not_change_the_folds(make):
     tumor = tuple(make(f"t{number}", [1, 2]) for number in range(6))
     more = SortedCases(tumor, (make("h", [1]),))

@@ -6,8 +6,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from difftumor.datasets.cases import Case
-from difftumor.errors import ConfigError
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.errors import CaseListError, ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder import split
@@ -133,11 +133,26 @@ def test_networks_see_depth_first():
     assert signed.max() == 1
 
 
+def listed(count=20, validation=()):
+    cases = tuple(Case(f"c{i}", Path("x"), None, f"p{i // 2}") for i in range(count))
+    return CaseList(cases, {}, Path("list.json"), validation)
+
+
 def test_patients_are_held_out_whole():
-    cases = [Case(f"c{i}", Path("x"), None, f"p{i // 2}") for i in range(20)]
+    cases = listed()
     train_cases, validation = split(cases, share=0.2, seed=0)
     assert len(validation) == 4
     assert not {c.patient for c in train_cases} & {c.patient for c in validation}
-    assert split(cases, share=0.0, seed=0) == (cases, ())
+    assert split(cases, share=0.0, seed=0) == (cases.cases, ())
     with pytest.raises(ConfigError, match=r"data\.validation_share"):
         split(cases, share=0.9, seed=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_stated_validation_cases_are_held_out_whatever_the_share(share, capsys):
+    train_cases, validation = split(listed(8, validation=("c2", "c3")), share=share, seed=0)
+    assert [case.id for case in validation] == ["c2", "c3"]
+    assert [case.id for case in train_cases] == ["c0", "c1", "c4", "c5", "c6", "c7"]
+    assert f"data.validation_share={share} is ignored" in capsys.readouterr().out
+    with pytest.raises(CaseListError, match="Patient 'p1' is in training and validation"):
+        split(listed(8, validation=("c2",)), share=share, seed=0)

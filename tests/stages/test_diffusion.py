@@ -16,7 +16,7 @@ from stages.diffusion_module import DiffusionModule
 from stages.entry import compose_config
 from stages.run import run_stage
 from stages.settings import Settings
-from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder
+from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder, with_validation
 
 
 class Crash(Exception):  # noqa: N818
@@ -231,6 +231,15 @@ def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
         assert item["case"] in held_out
         assert item["ct"].shape == (1, 16, 16, 16)
         assert (item["labels"] == 2).sum() == 27
+
+
+def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort, tmp_path, capsys):
+    folder = with_validation(tumor_cohort, tmp_path / "stated", "early1", "late0")
+    data = build(Settings.from_config(tiny_diffusion(f"data.root={folder}"))).data
+    assert {case.id for case in data.train} == {"early0", "early2"}
+    assert {case.id for case in data.validation} == {"early1"}
+    assert "Holding out the 2 validation cases" in (said := capsys.readouterr().out)
+    assert "ignored" not in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from stages.run import run_stage
 from stages.segmentation import build
 from stages.segmentation_module import learning_rate_factor
 from stages.settings import Settings
-from tests.stages.tumor_cohort import NNUNET, UNET
+from tests.stages.tumor_cohort import NNUNET, UNET, with_validation
 
 
 class Crash(Exception):  # noqa: N818
@@ -78,6 +78,25 @@ def test_what_is_trained_on(tiny_segmentation, tumors, train):
     assert {case.id for case in stage.data.validation} == {"early0", "late0"}
     assert (stage.module.tumors is None) == (tumors == "real")
     assert set(stage.module.parents) == (set() if tumors == "real" else {"diffusion_early", "diffusion_late"})
+
+
+def test_stated_validation_cases_are_the_validation_set(tiny_segmentation, tumor_cohort, tmp_path, capsys):
+    folder = with_validation(tumor_cohort, tmp_path / "stated", "early2", "healthy0")
+    stage = built(tiny_segmentation(f"data.root={folder}"))
+    assert {case.id for case in stage.data.validation} == {"early2"}
+    assert {case.id for case in stage.data.train} == {"early0", "early1", "late0", "healthy1", "silent_healthy"}
+    assert "Holding out the 2 validation cases" in (said := capsys.readouterr().out)
+    assert "fold=0 is ignored" in said
+    with pytest.raises(ConfigError, match=r"fold is 1, but .* states its validation cases"):
+        built(tiny_segmentation(f"data.root={folder}", "fold=1"))
+
+
+def test_validation_cases_of_the_healthy_list_are_not_trained_on(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = with_validation(tumor_cohort, tmp_path / "stated", "healthy0")
+    stage = built(tiny_segmentation(f"data.healthy_root={folder}", "tumors=diffusion"))
+    own = [case.id for case in stage.data.train if folder in case.image.parents]
+    assert sorted(own) == ["healthy1", "silent_healthy"]
+    assert {case.id for case in stage.data.validation} == {"early0", "late0"}  # the folds of the other list
 
 
 def test_only_healthy_crops_get_tumors(tiny_segmentation):

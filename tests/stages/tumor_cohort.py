@@ -1,6 +1,7 @@
 """A cohort of boxes with tumors, artifacts of untrained networks, and options that shrink stages 2 and 3 to them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -54,6 +55,17 @@ def write_cohort(folder: Path) -> Path:
         entries.append(entry)
     names = {"background": 0, "liver": 1, "liver_tumor": 2}
     (folder / "dataset.json").write_text(json.dumps({"name": "boxes", "labels": names, "training": entries}))
+    return folder
+
+
+def with_validation(source: Path, folder: Path, *names: str) -> Path:
+    """Copy a cohort and state the named cases as its validation part."""
+    shutil.copytree(source, folder)
+    listing = json.loads((folder / "dataset.json").read_text())
+    chosen = [entry for entry in listing["training"] if Path(entry["image"]).name.removesuffix(".nii.gz") in names]
+    listing["training"] = [entry for entry in listing["training"] if entry not in chosen]
+    listing["validation"] = chosen
+    (folder / "dataset.json").write_text(json.dumps(listing))
     return folder
 
 

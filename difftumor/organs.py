@@ -148,7 +148,10 @@ def get_organ(name: str) -> Organ:
     organ = ORGANS.get(normalized(name))
     if organ is None:
         known = ", ".join(ORGANS)
-        raise OrganError(f"Organ {name!r} is not known ({known} are); choose one, or describe it in configs/organ/.")
+        raise OrganError(
+            f"Organ {name!r} is not known ({known} are): choose one, or add it to ORGANS in difftumor/organs.py "
+            "(training alone also takes a file in configs/organ/)."
+        )
     return organ
 
 
@@ -171,6 +174,7 @@ class OrganLabels:
         organ: Numbers that count as organ, benign findings included.
         tumor: Numbers that count as tumor of this organ; empty where the map has none.
         name: The organ's name, for messages.
+        named: Whether label names say so; without, the numbers are assumed, and any above 2 is refused.
 
     Raises:
         OrganError: No organ number, a number below 1, or one that means both.
@@ -179,6 +183,7 @@ class OrganLabels:
     organ: tuple[int, ...]
     tumor: tuple[int, ...] = ()
     name: str = "organ"
+    named: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "organ", tuple(sorted({int(value) for value in self.organ})))
@@ -199,16 +204,23 @@ class OrganLabels:
             require_organ: Refuse a map that holds neither organ nor tumor.
 
         Raises:
-            OrganError: The organ is absent; the message names the file and the labels found.
+            OrganError: The organ is absent, or there is a number above 2 and no label names; the message names the
+                file and the labels found.
             ValueError: The labels are not non-negative integers.
         """
         if labels.dtype.kind not in "bui" or (labels.size and int(labels.min()) < 0):
             raise ValueError(f"labels must be non-negative integers, got {labels.dtype}")
+        # In another convention 1 and 2 need not be this organ and its tumors either, so nothing can be kept.
+        if not self.named and int(labels.max(initial=0)) > TUMOR:
+            raise OrganError(
+                f"{source or 'The label map'} holds labels {_listed(labels)} and no label names come with it, so "
+                "only 0 background, 1 organ and 2 tumor can be understood; give a dataset.json with 'labels', or name "
+                f"the convention (data.labels={'|'.join(CONVENTIONS)})."
+            )
         known = (*self.organ, *self.tumor)
         if require_organ and not np.isin(labels, known).any():
-            found = ", ".join(str(value) for value in np.unique(labels)) or "nothing"
             raise OrganError(
-                f"{source or 'The label map'} holds no {self.name} (labels found: {found}; looked for: "
+                f"{source or 'The label map'} holds no {self.name} (labels found: {_listed(labels)}; looked for: "
                 f"{', '.join(map(str, known))}); leave the case out or correct the label names of its data set."
             )
         # Numbers go up to 2**32; one row past the known ones stands for all higher.
@@ -225,7 +237,8 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
     """Find an organ and its tumors among the label names of a data set.
 
     Tumors of other organs are background. A tumor that does not say of which organ ("cancer") belongs to this one if
-    the data set labels no other. Cysts count as organ. Without any names the standard convention is assumed.
+    the data set labels no other. Cysts count as organ. Without any names, as for a bare list of files, the standard
+    convention is assumed, and ``OrganLabels.to_standard`` refuses maps with a number above 2.
 
     Args:
         label_names: Name to number, as in a ``dataset.json`` or ``CONVENTIONS``.
@@ -254,7 +267,12 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
         )
     tumors += _numbers(names, _ANY_TUMOR)
     cysts += _numbers(names, _ANY_CYST)
-    return OrganLabels((*organs, *cysts), tuple(tumors), organ.name)
+    return OrganLabels((*organs, *cysts), tuple(tumors), organ.name, named=bool(label_names))
+
+
+def _listed(labels: NDArray[Any]) -> str:
+    found = [str(value) for value in np.unique(labels)]
+    return ", ".join(found[:12] + ["…"] * (len(found) > 12)) or "nothing"
 
 
 def _numbers(names: Mapping[str, int], wanted: Iterable[str]) -> list[int]:

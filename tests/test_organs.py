@@ -79,6 +79,24 @@ def test_without_names_the_standard_convention_is_assumed():
     assert (labels.organ, labels.tumor) == ((1,), (2,))
 
 
+@pytest.mark.parametrize("values", [[0, 1, 2, 5], [0, 1, 2, 3], [3]])
+@pytest.mark.parametrize("require_organ", [True, False])
+def test_without_names_higher_numbers_are_refused(tmp_path, values, require_organ):
+    """A map of TotalSegmentator would give spleen for organ and the right kidney for tumor."""
+    labels = resolve_labels({}, ORGANS["liver"])
+    listed = ", ".join(map(str, values))
+    with pytest.raises(OrganError, match=rf"a\.nii\.gz holds labels {listed} and no label names.*'labels'") as error:
+        labels.to_standard(np.array(values, np.uint8), source=tmp_path / "a.nii.gz", require_organ=require_organ)
+    assert "data.labels=" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert labels.to_standard(np.array([0, 1, 2], np.uint16)).tolist() == [0, 1, 2]
+
+
+def test_a_named_standard_convention_lets_higher_numbers_be_background():
+    labels = resolve_labels(CONVENTIONS["standard"], ORGANS["liver"])
+    assert labels.to_standard(np.array([0, 1, 2, 5], np.uint8)).tolist() == [0, 1, 2, 0]
+
+
 def test_cysts_count_as_organ():
     labels = resolve_labels(CONVENTIONS["kits"], ORGANS["kidney"])
     assert labels.to_standard(np.array([0, 1, 2, 3], np.uint8)).tolist() == [0, 1, 2, 1]
@@ -142,7 +160,9 @@ def test_labels_must_be_separate_and_positive(organ, tumor):
 
 
 def test_unknown_organ_and_convention():
-    with pytest.raises(OrganError, match=r"'spline' is not known \(liver, pancreas, kidney are\).*configs/organ/"):
+    with pytest.raises(
+        OrganError, match=r"'spline' is not known \(liver, pancreas, kidney are\).*ORGANS in difftumor/organs\.py"
+    ):
         get_organ("spline")
     with pytest.raises(OrganError, match="choose one of standard, totalsegmentator"):
         get_convention("ts")

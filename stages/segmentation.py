@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from difftumor.artifacts import read_config
+from difftumor.artifacts import Parent, read_config
 from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import SegmentationCrop
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
-from difftumor.errors import CaseListError, ConfigError
+from difftumor.errors import ArtifactError, CaseListError, ConfigError
 from difftumor.organs import Organ
 from difftumor.synthesis.loading import load_synthesizer
 from stages.data import check_same_preprocessing, check_sizes, read_root, stated_validation, window_of
@@ -51,11 +52,13 @@ def build(settings: Settings) -> Stage:
     organ = construct(Organ, settings.organ)
     mix = _mix(settings)
     models = _models(settings, mix)
+    parents = {f"diffusion_{name}": Parent.at(path) for name, path in models.items()}
     tumors = _tumors(settings, organ, mix, models)
+    _check_unchanged(parents)
     crops = _data(settings, organ)
-    _warn_of_leaks(models, crops.validation)
+    _warn_of_leaks(settings, models, crops.validation)
     return Stage(
-        module=_module(settings, organ, tumors, models, crops),
+        module=_module(settings, organ, tumors, parents, crops),
         data=crops,
         epochs=training.epochs,
         monitor="validation/tumor_dsc" if crops.validation else None,
@@ -101,6 +104,13 @@ def _tumors(settings: Settings, organ: Organ, mix: TumorMix, models: dict[str, P
         check_same_preprocessing(settings.data, path)
         synthesizers[name] = load_synthesizer(path, organ=organ, allow_incomplete=allow_incomplete)
     return TumorsOnTheFly(synthesizers=synthesizers, mix=mix)
+
+
+def _check_unchanged(parents: Mapping[str, Parent]) -> None:
+    """Refuse models that were replaced between reading their descriptions and loading them."""
+    for parent in parents.values():
+        if Parent.at(parent.path) != parent:
+            raise ArtifactError(f"{parent.path} was replaced while it was being loaded: rerun the same command.")
 
 
 def _data(settings: Settings, organ: Organ) -> SegmentationData:
@@ -170,15 +180,18 @@ def _report(found: SortedCases, real: int, healthy: int, validation: int) -> Non
         say(f"Left out as well: {len(found.left_out) - 5} more cases.")
 
 
-def _warn_of_leaks(models: dict[str, Path], validation: tuple[Case, ...]) -> None:
-    """Say where a diffusion model has seen scans that are to judge the segmenter."""
-    for path in models.values():
+def _warn_of_leaks(settings: Settings, models: dict[str, Path], validation: tuple[Case, ...]) -> None:
+    """Say where a diffusion model has seen scans that are to judge the segmenter, and how to train it without."""
+    for name, path in models.items():
         seen = set(read_config(path).training.get("cases", {}).get("training", ()))
         shared = [case.id for case in validation if case.id in seen]
         if shared:
+            fold = "" if settings.fold is None else f" fold={settings.fold}"
             say(
-                f"Note: {path} was trained on {len(shared)} of the {len(validation)} validation cases; "
-                "train it with the same fold=… to keep them unseen."
+                f"Note: {path} was trained on {len(shared)} of the {len(validation)} validation cases; to keep them "
+                f"unseen, train it with python -m stages.diffusion organ={settings.organ.name} tumor_stage={name} "
+                f"data.root={settings.data.root}{fold} folds.count={settings.folds.count} "
+                f"folds.seed={settings.folds.seed}."
             )
 
 
@@ -186,7 +199,7 @@ def _module(
     settings: Settings,
     organ: Organ,
     tumors: TumorsOnTheFly | None,
-    models: dict[str, Path],
+    parents: Mapping[str, Parent],
     crops: SegmentationData,
 ) -> SegmentationModule:
     return SegmentationModule(
@@ -203,7 +216,7 @@ def _module(
         window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
-        parents={f"diffusion_{name}": path for name, path in models.items()},
+        parents=parents,
         cases={
             "training": [case.id for case in crops.train],
             "validation": [case.id for case in crops.validation],

@@ -257,7 +257,11 @@ def test_a_leak_between_stages_is_said(tiny_segmentation, untrained, tmp_path, c
     content["training"] = {"cases": {"training": {"early0": 1, "early1": 1}}}
     config.write_text(json.dumps(content))
     built(tiny_segmentation(f"synthesis.early_model={folder}/diffusion_liver_early"))
-    assert "was trained on 1 of the 2 validation cases" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "was trained on 1 of the 2 validation cases" in said
+    assert "train it with python -m stages.diffusion organ=liver tumor_stage=early data.root=" in said
+    assert "fold=0 folds.count=2 folds.seed=0" in said
+    assert "tumor_stage=late" not in said
 
 
 def test_sizes_without_a_model_are_said_to_be_left_out(tiny_segmentation, capsys):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from difftumor.errors import ConfigError, TrainingError
 
@@ -88,7 +89,7 @@ def take_slices(volume_BCZXY: Tensor, positions_B: Tensor, axis: int) -> Tensor:
 
 def psnr(reconstruction: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of values in [-1, 1], over all elements."""
-    return 10 * torch.log10(4 / F.mse_loss(reconstruction, reference).clamp_min(1e-12))
+    return peak_signal_noise_ratio(reconstruction, reference, data_range=2.0)
 
 
 class PerceptualLoss(nn.Module):

@@ -70,7 +70,7 @@ def _module(settings: Settings) -> AutoencoderModule:
 
 def _data(settings: Settings) -> CropData:
     data = settings.data
-    cases = read_root(data.root)
+    cases = read_root(data.root, data.labels)
     train, validation = split(cases, share=data.validation_share, seed=settings.seed)
     return CropData(
         train=train,

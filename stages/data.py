@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,32 @@ from difftumor.datasets.integrity import check_cases
 from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
+from difftumor.organs import CONVENTIONS, get_convention
 from difftumor.seeding import derive_seed, torch_generator
 from stages.module import StageModule
 from stages.run import say
 from stages.settings import check_positive
 
 
-def read_root(root: Any) -> CaseList:
+def read_root(root: Any, labels: str | None = None, *, option: str = "data.labels") -> CaseList:
     """Read the cases of ``data.root`` and check their headers, before anything is loaded.
 
+    Args:
+        root: A folder of NIfTI, a ``dataset.json``, or a list.
+        labels: One of ``organs.CONVENTIONS``, which then says what the label maps' numbers mean; by default the source.
+        option: Where ``labels`` comes from, for messages.
+
     Raises:
-        ConfigError: ``data.root`` is not set.
+        ConfigError: ``data.root`` is not set, or there is no such convention.
         CaseListError: It is missing, malformed or empty, or files are missing or do not fit together.
     """
     if root is None:
         raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
+    if labels is not None and labels not in CONVENTIONS:
+        raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
     cases = read_cases(Path(str(root)))
     check_cases(cases).raise_if_any()
-    return cases
+    return cases if labels is None else replace(cases, label_names=dict(get_convention(labels)))
 
 
 def stated_validation(cases: CaseList, **ignored: Any) -> tuple[Case, ...]:

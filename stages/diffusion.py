@@ -71,7 +71,7 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     rules = construct(LesionRules, settings.lesions)
     if rules.stage not in TUMOR_STAGES:
         raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
-    cases = read_root(data.root)
+    cases = read_root(data.root, data.labels)
     reader = TumorReader(
         cases=cases, organ=organ, rules=rules, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
     )

@@ -143,12 +143,13 @@ def _data(settings: Settings, organ: Organ) -> SegmentationData:
 def _cases(settings: Settings, organ: Organ) -> tuple[dict[Case, Origin], tuple[Case, ...], tuple[Case, ...]]:
     """Return the origin of every case, the training cases, and the validation cases."""
     data, tumors = settings.data, settings.tumors
-    listed = read_root(data.root)
+    healthy_labels = data.healthy_labels  # read in any case, as every key must be
+    listed = read_root(data.root, data.labels)
     found = sort_cases(listed, organ, workers=data.num_workers)
     origins = {case: Origin(listed, healthy=False) for case in found.tumor}
     origins |= {case: Origin(listed, healthy=True) for case in found.healthy}
     if data.healthy_root is not None:
-        healthy = read_root(data.healthy_root)
+        healthy = read_root(data.healthy_root, healthy_labels, option="data.healthy_labels")
         held_out = stated_validation(healthy)
         more = sort_cases(healthy, organ, assume_healthy=True, workers=data.num_workers)
         unfit = tuple(LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor)

@@ -12,7 +12,6 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.errors import VolumeError
 from difftumor.grids import Box, triple
 
 
@@ -38,11 +37,11 @@ class Components:
     """All components of one mask.
 
     Attributes:
-        indices: uint16 map (X, Y, Z), 0 outside the mask.
+        indices: uint32 map (X, Y, Z), 0 outside the mask; noise can have more components than uint16 numbers.
         found: In order of their index.
     """
 
-    indices: NDArray[np.uint16]
+    indices: NDArray[np.uint32]
     found: tuple[Component, ...]
 
 
@@ -51,12 +50,9 @@ def find_components(mask_XYZ: NDArray[Any]) -> Components:
 
     Args:
         mask_XYZ: Nonzero voxels count; may be empty.
-
-    Raises:
-        VolumeError: There are more components than uint16 can number.
     """
     mask = mask_XYZ != 0
-    indices = np.zeros(mask.shape, np.uint16)
+    indices = np.zeros(mask.shape, np.uint32)
     occupied = Box.around(mask)
     if occupied.empty:
         return Components(indices=indices, found=())
@@ -64,8 +60,6 @@ def find_components(mask_XYZ: NDArray[Any]) -> Components:
     # a few voxels, such as [[[1, 0, 1]]].
     part = np.ascontiguousarray(np.pad(mask[occupied.slices], 1))
     numbered, count = cc3d.connected_components(part, connectivity=26, return_N=True)
-    if count > np.iinfo(np.uint16).max:
-        raise VolumeError(f"A label map holds {count} separate tumors; check that its tumor label is not noise.")
     indices[occupied.slices] = numbered[1:-1, 1:-1, 1:-1]
     statistics = cc3d.statistics(numbered)
     offset = np.array(occupied.start) - 1

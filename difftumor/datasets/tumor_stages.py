@@ -46,7 +46,7 @@ class TumorSplit:
     """All components of one label map.
 
     Args:
-        lesions: uint16 map (X, Y, Z), 0 where there is no tumor.
+        lesions: uint32 map (X, Y, Z), 0 where there is no tumor.
         found: The components in order of their index.
     """
 
@@ -75,7 +75,6 @@ def split_tumors(
 
     Raises:
         ConfigError: A size is not positive.
-        VolumeError: There are more components than uint16 can number.
     """
     if early_radius_mm <= 0 or min(spacing_mm) <= 0:
         raise ConfigError(

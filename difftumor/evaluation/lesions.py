@@ -39,11 +39,11 @@ class LesionMap:
     """All lesions of one label map.
 
     Attributes:
-        indices: uint16 map (X, Y, Z), 0 where there is no tumor.
+        indices: uint32 map (X, Y, Z), 0 where there is no tumor.
         lesions: In order of their index.
     """
 
-    indices: NDArray[np.uint16]
+    indices: NDArray[np.uint32]
     lesions: tuple[Lesion, ...]
 
 
@@ -55,7 +55,6 @@ def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
         grid: Where its voxels lie.
 
     Raises:
-        VolumeError: There are more components than uint16 can number.
         ValueError: The mask is not on the grid.
     """
     if tumor_XYZ.shape != grid.shape:

@@ -8,12 +8,14 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from difftumor.artifacts import load_artifact, read_config
 from stages import autoencoder, diffusion, segmentation
 from stages.entry import compose_config
 from stages.run import run_stage
+from stages.settings import Settings, to_plain
 
 PATIENTS = ("STS_002", "STS_012", "STS_029")
 BODY = (
@@ -70,32 +72,70 @@ def _listing(rows):
     return json.dumps({"labels": {"background": 0, "body": 1, "sarcoma": 2}, "training": entries})
 
 
-def _run(stage, build, sarcoma, folder, *overrides):
+def _config(stage, sarcoma, folder, *overrides):
     places = (f"data.root={sarcoma}", f"runs_dir={folder}/runs", f"checkpoints_dir={folder}/checkpoints")
-    return run_stage(stage=stage, config=compose_config(stage, [*COMMON, *places, *overrides]), build=build)
+    return compose_config(stage, [*COMMON, *places, *overrides])
+
+
+def _built(build, config):
+    return build(Settings(to_plain(config)))
+
+
+def _check_trained(path, build, config):
+    """The artifact's network is finite and differs from the one that training began with, in every part."""
+    initial = dict(_built(build, config).module.network.named_parameters())
+    trained = dict(load_artifact(path).network.named_parameters())
+    assert trained.keys() == initial.keys()
+    assert all(value.isfinite().all() for value in trained.values())
+    # A bias right before a normalization has no gradient worth the name, and a first step may leave it alone.
+    moved = [name for name, value in trained.items() if not torch.equal(value, initial[name])]
+    assert len(moved) > 0.9 * len(initial)
+    assert read_config(path).training["steps"] == 1
+
+
+def _check_tumors_on_tissue(config):
+    """Crops of the healthy parts get tumors, whose tissue differs from what was there."""
+    stage = _built(segmentation.build, config)
+    stage.data.setup()
+    items = [stage.data.train_set[(0, index)] for index in range(len(stage.data.train_set))]
+    batch = torch.utils.data.default_collate([item for item in items if item["healthy"]])
+    assert not (batch["labels"] == 2).any()
+    made = stage.module.with_tumors(batch)
+    assert made.wanted == len(batch["ct"]) > made.rejected
+    for element, records in enumerate(made.records):
+        tumor = made.labels[element] == 2
+        assert bool(records) == bool(tumor.any())
+        if records:
+            # A radius of 16 mm at 2 mm is 2145 voxels; elastic deformation and the crop's edge take some.
+            assert 200 < tumor.sum() < 4000
+            before = batch["ct"][element]
+            assert (before[tumor] > -200).float().mean() > 0.9
+            assert (made.ct_hu[element] - before)[tumor].abs().mean() > 1
 
 
 @pytest.mark.slow
 @pytest.mark.data
 def test_one_step_of_every_stage(sarcoma, tmp_path):
-    first = _run(
-        "autoencoder", autoencoder.build, sarcoma, tmp_path, "network.base_channels=4", "network.norm_groups=4",
+    first = _config(
+        "autoencoder", sarcoma, tmp_path, "network.base_channels=4", "network.norm_groups=4",
         "network.codes=64", "discriminators.base_channels=4", "discriminators.start_step=0", "perceptual.weight=0",
         "training.steps=1", "training.steps_per_epoch=1", "pictures_every_n_epochs=0",
     )  # fmt: skip
-    second = _run(
-        "diffusion", diffusion.build, sarcoma, tmp_path, *BODY, "tumor_stage=late", "network.width=8",
+    second = _config(
+        "diffusion", sarcoma, tmp_path, *BODY, "tumor_stage=late", "network.width=8",
         "network.multipliers=[1,2]", "network.heads=2", "network.head_dim=8", "training.steps=1",
         "training.steps_per_epoch=1",
     )  # fmt: skip
-    third = _run(
-        "segmentation", segmentation.build, sarcoma, tmp_path, *BODY, "backbone=unet", "backbone.channels=[4,8]",
+    third = _config(
+        "segmentation", sarcoma, tmp_path, *BODY, "backbone=unet", "backbone.channels=[4,8]",
         "backbone.residual_units=1", "folds.count=3", "training.epochs=1", "training.warmup_epochs=0",
         "synthesis.early_model=null", "synthesis.probability=1.0", "synthesis.sizes={medium: 1.0}",
     )  # fmt: skip
-    for path in (first, second, third):
-        weights = load_artifact(path).network.state_dict().values()
-        assert all(np.isfinite(value.float().numpy()).all() for value in weights)
-        assert read_config(path).training["steps"] == 1
-    assert read_config(second).organ == "body"
-    assert len(read_config(second).training["cases"]["training"]) == len(PATIENTS)
+    builds = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
+    artifacts = []
+    for config, (stage, build) in zip((first, second, third), builds.items(), strict=True):
+        artifacts.append(run_stage(stage=stage, config=config, build=build))
+        _check_trained(artifacts[-1], build, config)
+    _check_tumors_on_tissue(third)
+    assert read_config(artifacts[1]).organ == "body"
+    assert len(read_config(artifacts[1]).training["cases"]["training"]) == len(PATIENTS)

@@ -5,6 +5,7 @@ Everything outside the tumors' halo stays as it was stored, whatever the scan's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from difftumor.grids import Array, Box, triple
 from difftumor.organs import ORGAN, TUMOR
 from difftumor.spaces import ModelSpace
 from difftumor.synthesis.records import SIZES, TumorRecord
+from difftumor.synthesis.shapes import reach_mm
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from difftumor.volume import Volume, check_same_grid, read_ct, read_labels
 
@@ -125,9 +127,11 @@ def draw_in_scan(
     Centers are in voxels of the scan's whole model space, so that a record does not depend on how the work is cut.
     """
     space = ModelSpace(scan.ct.grid, synthesizer.spacing_mm)
-    # Tumors that may leave the organ need the room around it to be there.
-    largest = max(SIZES[name].radius_mm * SIZES[name].half_axes[1] for name in SIZES)
-    margin = int(largest / min(synthesizer.spacing_mm)) if synthesizer.organ.may_leave_organ else 2
+    # Tumors that may leave the organ need all the room they can reach: one cut here but not when it is applied would
+    # leave other room to those drawn after it. The others see the organ's surface, and no more.
+    leaving = [SIZES[name] for name in synthesizer.organ.may_leave_organ]
+    reach = max([reach_mm(s.radius_mm * s.half_axes[1], max(s.deformation_mm)) for s in leaving], default=0.0)
+    margin = [math.ceil(reach / step) + 2 for step in synthesizer.spacing_mm]
     box = space.model_box(Box.around(scan.organ)).padded(margin).clipped(space.grid.shape)
     organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=box)
     if not organ.any():

@@ -20,6 +20,11 @@ _LATTICE = 5
 _REACH = 3.0
 
 
+def reach_mm(half_axis_mm: float, deformation_sigma_mm: float) -> float:
+    """Return how far from its center a tumor may extend along an axis, deformation included."""
+    return half_axis_mm + _REACH * deformation_sigma_mm
+
+
 def tumor_shape(record: TumorRecord) -> np.ndarray:
     """Make the mask of one tumor.
 
@@ -35,7 +40,7 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
     """
     spacing = record.spacing_mm
     halves = [
-        max(1, math.ceil((axis + _REACH * record.deformation_sigma_mm) / step))
+        max(1, math.ceil(reach_mm(axis, record.deformation_sigma_mm) / step))
         for axis, step in zip(record.half_axes_mm, spacing, strict=True)
     ]
     positions_mm = [torch.arange(-n, n + 1) * step for n, step in zip(halves, spacing, strict=True)]

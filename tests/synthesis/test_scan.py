@@ -10,6 +10,7 @@ from difftumor.errors import ConfigError, GridMismatchError, OrganError, Synthes
 from difftumor.synthesis.scan import apply_to_scan, draw_in_scan, read_scan
 from difftumor.synthesis.scan_files import FILES, read_records, synthesize_scan
 from difftumor.synthesis.scan_report import find_warnings, report_tumors
+from difftumor.synthesis.shapes import tumor_shape
 from difftumor.volume import read_ct
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, record, tiny_synthesizer
@@ -177,6 +178,28 @@ def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
         (drawn,) = draw_in_scan(synthesizer, scan, size="tiny", count=1, seed=seed)
         room = np.minimum(drawn.center_voxel, np.array(values.shape) - 1 - drawn.center_voxel)
         assert (room + 1 > max(drawn.half_axes_mm)).all()
+
+
+def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path, monkeypatch):
+    """Else they are cut when drawn, not when applied, and tumors drawn after them meet other room."""
+    spacing = (4.0, 5.0, 6.0)
+    synthesizer = tiny_synthesizer("kidney", spacing_mm=spacing)
+    values = np.full((60, 50, 40), 60, np.int16)
+    values[0] = -1000
+    organ = np.zeros(values.shape, np.uint8)
+    organ[28:32, 23:27, 18:22] = 1
+    affine = np.diag([*spacing, 1.0])
+    ct, mask = (write_nifti(tmp_path / f"{n}.nii.gz", v, affine) for n, v in (("ct", values), ("organ", organ)))
+    seen = []
+    monkeypatch.setattr(synthesizer, "draw", lambda organ_XYZ, **_: seen.append(organ_XYZ) or ())
+    draw_in_scan(synthesizer, read_scan(ct, mask, organ="kidney"), size="large", count=2, seed=0)
+    around = np.argwhere(seen[0]).min(axis=0)
+    reach = np.zeros(3, int)
+    for seed in range(8):
+        largest = record(half_axes_mm=(64.0,) * 3, deformation_sigma_mm=10.0, shape_seed=seed, spacing_mm=spacing)
+        reach = np.maximum(reach, np.array(tumor_shape(largest).shape) // 2)
+    assert (around >= reach).all()
+    assert reach[0] > 64 / spacing[0]  # the deformation takes its share
 
 
 def test_bad_input_is_named_and_nothing_is_left(synthesizer, tmp_path):

@@ -13,10 +13,8 @@ from torch import Tensor
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.organs import BACKGROUND
 from difftumor.seeding import Key, numpy_generator
-from difftumor.synthesis.records import TumorRecord, sizes_of
+from difftumor.synthesis.records import TumorRecord, sizes_of, stage_of_size
 from difftumor.synthesis.synthesizer import Synthesis
-
-EARLY_SIZES = frozenset(sizes_of("early"))
 
 
 class Synthesizer(Protocol):
@@ -71,7 +69,7 @@ class TumorMix:
     @property
     def models(self) -> frozenset[str]:
         """The diffusion models that are needed: ``"early"``, ``"late"`` or both."""
-        return frozenset(model_of(size) for size, weight in self.sizes.items() if weight > 0)
+        return frozenset(stage_of_size(size) for size, weight in self.sizes.items() if weight > 0)
 
     def only(self, models: Sequence[str]) -> tuple[TumorMix, list[str]]:
         """Leave out sizes whose model (``"early"`` or ``"late"``) is not there; return their names too.
@@ -79,7 +77,7 @@ class TumorMix:
         Raises:
             ConfigError: Nothing remains.
         """
-        kept = {size: weight for size, weight in self.sizes.items() if model_of(size) in models}
+        kept = {size: weight for size, weight in self.sizes.items() if stage_of_size(size) in models}
         gone = [size for size, weight in self.sizes.items() if size not in kept and weight > 0]
         return TumorMix(probability=self.probability, sizes=kept, most_early=self.most_early), gone
 
@@ -89,7 +87,7 @@ class TumorMix:
         weights = np.array(list(self.sizes.values()), dtype=float)
         wanted = generator.random() < self.probability
         size = str(generator.choice(list(self.sizes), p=weights / weights.sum()))
-        count = int(generator.integers(1, self.most_early + 1)) if model_of(size) == "early" else 1
+        count = int(generator.integers(1, self.most_early + 1)) if stage_of_size(size) == "early" else 1
         return (size, count) if wanted else None
 
 
@@ -161,10 +159,12 @@ class TumorsOnTheFly:
             size, count = choice
             mask_XYZ = organ_B1XYZ[element, 0].cpu().numpy()
             try:
-                drawn[element] = self.synthesizers[model_of(size)].draw(mask_XYZ, size=size, count=count, seed=seed)
+                drawn[element] = self.synthesizers[stage_of_size(size)].draw(
+                    mask_XYZ, size=size, count=count, seed=seed
+                )
             except SynthesisError:
                 continue  # no room for a tumor of this size: the crop stays healthy
-            models[element] = model_of(size)
+            models[element] = stage_of_size(size)
         ct, labels = ct_hu_B1XYZ.clone(), labels_B1XYZ.clone()
         for model, synthesizer in self.synthesizers.items():
             chosen = [element for element, used in models.items() if used == model]
@@ -172,8 +172,3 @@ class TumorsOnTheFly:
                 made = synthesizer.apply(ct[chosen], organ_B1XYZ[chosen], [drawn[element] for element in chosen])
                 ct[chosen], labels[chosen] = made.ct_hu, made.labels.to(labels.dtype)
         return Made(ct, labels, tuple(drawn), wanted, wanted - len(models))
-
-
-def model_of(size: str) -> str:
-    """Return which diffusion model makes tumors of a size: ``"early"`` or ``"late"``."""
-    return "early" if EARLY_SIZES.issuperset(sizes_of(size)) else "late"

@@ -11,7 +11,7 @@ from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import Organ, get_organ
-from difftumor.synthesis.records import sizes_of
+from difftumor.synthesis.records import stage_of_size
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -82,14 +82,14 @@ def find_artifact(
         ConfigError: The size is unknown.
     """
     name = (get_organ(organ) if isinstance(organ, str) else organ).name
-    stage = "early" if set(sizes_of(size)) <= set(sizes_of("early")) else "late"
+    stage = stage_of_size(size)
     if path is not None:
         return Path(path)
     usual = Path(folder) / f"diffusion_{name}_{stage}"
     if not usual.is_dir():
         raise ArtifactError(
             f"There is no diffusion model at {usual}: make one with python -m stages.diffusion organ={name} "
-            "or give the folder of one with --model."
+            f"tumor_stage={stage}, or give the folder of one with --model."
         )
     return usual
 

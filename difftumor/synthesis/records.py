@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,6 +75,15 @@ def sizes_of(size: str) -> tuple[str, ...]:
     if size not in SIZE_GROUPS:
         raise ConfigError(f"Tumor size {size!r} is unknown: use one of {', '.join(SIZE_GROUPS)}.")
     return SIZE_GROUPS[size]
+
+
+def stage_of_size(size: str) -> Literal["early", "late"]:
+    """Return the stage whose diffusion model makes tumors of a size class or group: tiny and small ones are early.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    return "early" if set(sizes_of(size)) <= set(SIZE_GROUPS["early"]) else "late"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""Words of the command line that stand for lists, turned into values."""
+"""What commands share: words that stand for lists, and the check of an output folder."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from difftumor.errors import ConfigError
@@ -55,3 +56,17 @@ def parse_numbers(text: str, kind: Callable[[str], T], *, option: str, counts: S
         many = " or ".join(str(count) for count in counts)
         raise ConfigError(f"{option} {text!r} is not understood: give {many} number(s) with commas between.")
     return numbers
+
+
+def check_folder(path: Path, *, option: str) -> None:
+    """Refuse a file where a folder is to be made, or above it, before hours are spent on what would go there.
+
+    Raises:
+        ConfigError: The path is a file or lies inside of one.
+    """
+    for above in (path, *path.parents):
+        if above.is_dir():
+            return
+        if above.exists():
+            what = "is a file" if above == path else f"lies inside the file {above}"
+            raise ConfigError(f"{option} {path} {what}: give a folder.")

@@ -111,10 +111,10 @@ def _check_grids(cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
 
 def _check_output(out: Path, cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
     """Refuse a file in place of the folder, and a folder where results would replace CTs or masks."""
+    from difftumor.cli.options import check_folder
     from difftumor.errors import ConfigError
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: give a folder.")
+    check_folder(out, option="--out")
     inputs = {path.resolve() for path in (*(case.image for case in cases), *masks.values())}
     for case in cases:
         if (out / f"{case.id}.nii.gz").resolve() in inputs:

@@ -8,7 +8,7 @@ import torch
 
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.synthesis.loading import load_synthesizer
-from stages.tumors_on_the_fly import TumorMix, TumorsOnTheFly, model_of
+from stages.tumors_on_the_fly import TumorMix, TumorsOnTheFly
 
 PUBLISHED = {"early": 0.8, "medium": 0.1, "large": 0.1}
 
@@ -56,10 +56,6 @@ def test_sizes_without_their_model_are_left_out_and_named():
     assert mix().only(("early", "late"))[1] == []
     with pytest.raises(ConfigError, match="no weight above 0"):
         mix(sizes={"early": 1.0}).only(("late",))
-
-
-def test_sizes_belong_to_the_model_of_their_stage():
-    assert [model_of(size) for size in ("early", "tiny", "small", "medium", "large")] == ["early"] * 3 + ["late"] * 2
 
 
 @pytest.mark.parametrize(

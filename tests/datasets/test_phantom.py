@@ -115,11 +115,18 @@ def test_organs_have_adult_volumes_and_one_part(healthy_cases):
 
 
 @pytest.mark.parametrize(
-    ("name", "hu"), [("liver", 110), ("pancreas", 100), ("spleen", 120), ("kidney_right", 190), ("kidney_left", 190)]
+    ("name", "hu", "most"),  # twice the spread, and a little for the surface
+    [
+        ("liver", 110, 18),
+        ("pancreas", 100, 18),
+        ("spleen", 120, 18),
+        ("kidney_right", 190, 32),
+        ("kidney_left", 190, 32),
+    ],
 )
-def test_organs_enhance_as_in_the_portal_venous_phase(healthy_cases, name, hu):
+def test_organs_enhance_as_in_the_portal_venous_phase(healthy_cases, name, hu, most):
     for case in healthy_cases:
-        assert np.median(case.ct_hu[case.labels == LABEL_NAMES[name]]) == pytest.approx(hu, abs=18)
+        assert np.median(case.ct_hu[case.labels == LABEL_NAMES[name]]) == pytest.approx(hu, abs=most)
 
 
 def test_noise_has_the_wanted_deviation_and_can_be_left_out():

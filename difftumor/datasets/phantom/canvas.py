@@ -24,12 +24,10 @@ class Canvas:
         self.space = space
         self.hu: Array = np.full(space.shape, AIR_HU, dtype=np.float32)
         self.labels: NDArray[np.uint8] = np.zeros(space.shape, dtype=np.uint8)
-        # A voxel is partly covered while its center is within half a voxel of the surface.
-        self._edge_mm = float(np.mean(space.spacing_mm))
 
     def coverage(self, solid: Solid) -> Array:
         """Return the share (0 to 1) of each voxel of the solid's box that the solid fills."""
-        return np.clip(np.float32(0.5) - solid.distance * np.float32(1.0 / self._edge_mm), 0.0, 1.0)
+        return coverage_of(solid.distance, self.space.spacing_mm)
 
     def paint(self, solid: Solid, hu: float | Array, *, label: int | None = None, keep: int | None = None) -> None:
         """Paint a solid.
@@ -48,3 +46,46 @@ class Canvas:
             if keep is not None:
                 inside &= labels != keep
             labels[inside] = label
+
+
+def coverage_of(distance: Array, spacing_mm: tuple[float, float, float], *, softness_mm: float = 0.0) -> Array:
+    """Return the share (0 to 1) of each voxel that lies inside a surface.
+
+    A voxel is partly covered while its center is within half a voxel of the surface, along the surface's normal.
+
+    Args:
+        distance: (X, Y, Z) signed distance to the surface in mm, negative inside.
+        spacing_mm: Voxel size.
+        softness_mm: Added to the width of the edge.
+    """
+    mean = float(np.mean(spacing_mm))
+    inverse: Array | np.float32 = np.float32(1.0 / (mean + softness_mm))
+    if max(spacing_mm) > 1.001 * min(spacing_mm):
+        # Beyond half the widest edge a voxel is full or empty whatever the normal.
+        near = np.flatnonzero(np.abs(distance) < 0.5 * (max(spacing_mm) + softness_mm))
+        inverse = np.full(distance.shape, inverse, dtype=np.float32)
+        inverse.reshape(-1)[near] = 1.0 / (_voxel_along_normal(distance, near, spacing_mm) + np.float32(softness_mm))
+    return np.clip(np.float32(0.5) - distance * inverse, 0.0, 1.0)
+
+
+def _voxel_along_normal(distance: Array, places: NDArray[np.intp], spacing_mm: tuple[float, float, float]) -> Array:
+    """Return the size of a voxel along the gradient of the distance, mm, at flat indices.
+
+    For a unit normal n and voxel size s it is √Σ (nᵢ sᵢ)², the width of the slab whose coverage varies as that of the
+    voxel. Where the gradient vanishes, as in the middle of a thin layer, it is the mean size.
+    """
+    flat, mean = distance.reshape(-1), float(np.mean(spacing_mm))
+    # A little weight of the mean size, which matters only where there is no gradient.
+    weight = np.full(places.shape, 1e-3, dtype=np.float32)
+    squared = weight * np.float32(mean**2)
+    stride = 1
+    for size, spacing in zip(distance.shape[::-1], spacing_mm[::-1], strict=True):
+        index = places // stride % size
+        before = np.where(index > 0, stride, 0)
+        after = np.where(index < size - 1, stride, 0)
+        steps = np.maximum((before + after) // stride, 1) * np.float32(spacing)
+        slope = np.square((flat[places + after] - flat[places - before]) / steps.astype(np.float32))
+        weight += slope
+        squared += slope * np.float32(spacing**2)
+        stride *= size
+    return np.sqrt(squared / weight)

@@ -96,14 +96,16 @@ class PhantomCase:
 def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[str]) -> PhantomCase:
     """Make one case.
 
-    The anatomy follows from (seed, index) alone, an organ's tumors from (seed, index, organ) besides: neither depends
-    on the other organs, on other cases, or on the grid that samples it.
+    The anatomy follows from (seed, index) alone, whatever grid samples it. An organ's tumors are drawn from a stream
+    of (seed, index, organ), so that they do not depend on other cases nor, beyond keeping clear of each other, on the
+    tumors of other organs; but their centers are drawn among voxels, and the noise is drawn per voxel, so that another
+    grid gives other tumors and other noise.
 
     Args:
         seed: Seed of the cohort.
         index: Number of the case, from 0.
         config: Grid, noise and tumors.
-        organs: Organs that get tumors, unless the case is healthy; keys of ``TUMOR_ORGANS``.
+        organs: Organs that get tumors where there is room, unless the case is healthy; keys of ``TUMOR_ORGANS``.
 
     Raises:
         ConfigError: An organ is unknown.
@@ -130,7 +132,9 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
     affine = np.diag((*config.voxel_mm, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
     ct_hu = _with_noise(canvas.hu, person, config)
-    return PhantomCase(ct_hu, canvas.labels, lesions, affine, tuple(wanted), tuple(tumors))
+    # Of those made, not those wanted: there may have been no room for one.
+    grown = tuple(organ for organ in wanted if any(tumor.organ == organ for tumor in tumors))
+    return PhantomCase(ct_hu, canvas.labels, lesions, affine, grown, tuple(tumors))
 
 
 def check_organs(organs: Sequence[str]) -> None:

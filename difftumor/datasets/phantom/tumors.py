@@ -5,9 +5,10 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, distance_transform_edt, label, map_coordinates
+from scipy.ndimage import binary_dilation, distance_transform_edt, map_coordinates
 
-from difftumor.datasets.phantom.canvas import Canvas
+from difftumor.components import largest_component
+from difftumor.datasets.phantom.canvas import Canvas, coverage_of
 from difftumor.datasets.phantom.fields import Array
 from difftumor.datasets.phantom.growth import LATTICE_REACH, Growth, grow
 from difftumor.datasets.phantom.labels import TUMOR_ORGANS, tumor_label
@@ -70,6 +71,9 @@ def paint_tumors(
         radius_mm: Smallest and largest radius.
         contrast_hu: Smallest and largest contrast.
 
+    Returns:
+        Those that there was room for; perhaps none.
+
     Raises:
         SynthesisError: The organ is not in the field of view.
     """
@@ -87,8 +91,8 @@ def paint_tumors(
         growth = grow(radius_mm=radius, outside_mm=partial(_outside, canvas, site, center), generator=draw)
         tumor = PhantomTumor(organ, int(lesions.max()) + 1, radius, contrast, center)
         softness_mm = float(draw.uniform(0.0, 0.2)) * radius
-        _paint(canvas, lesions, growth, tumor, organ_label, site.parenchyma_hu, softness_mm)
-        tumors.append(tumor)
+        if _paint(canvas, lesions, growth, tumor, organ_label, site.parenchyma_hu, softness_mm):
+            tumors.append(tumor)
     return tumors
 
 
@@ -106,7 +110,8 @@ def _site(canvas: Canvas, organ: str, organ_label: int) -> _Site:
     # Beyond the border of the scan there is no organ, so that tumors stay in view.
     inside = distance_transform_edt(np.pad(mask, 1), sampling=canvas.space.spacing_mm)[1:-1, 1:-1, 1:-1]
     outside = distance_transform_edt(~mask, sampling=canvas.space.spacing_mm)
-    half_voxel = 0.5 * float(np.mean(canvas.space.spacing_mm))
+    # Of the smallest side, or voxels beside a surface would get the sign of the other side.
+    half_voxel = 0.5 * min(canvas.space.spacing_mm)
     depth = np.where(mask, inside - half_voxel, half_voxel - outside).astype(np.float32)
     return _Site(box, depth, float(np.median(canvas.hu[box][mask])))
 
@@ -156,7 +161,8 @@ def _paint(
     organ_label: int,
     parenchyma_hu: float,
     softness_mm: float,
-) -> None:
+) -> bool:
+    """Paint and label a tumor, and return whether there was room for a voxel of it."""
     reach = LATTICE_REACH * tumor.radius_mm + max(canvas.space.spacing_mm)
     slices = []
     for axis, middle in zip(canvas.space.axes_mm, tumor.center_mm, strict=True):
@@ -168,9 +174,12 @@ def _paint(
     # Other organs and lesions keep their voxels, and a gap of one voxel keeps lesions apart.
     near_lesions = binary_dilation(lesions[box] > 0, np.ones((3, 3, 3), dtype=bool))
     room = np.isin(canvas.labels[box], (0, organ_label)) & ~near_lesions
-    width = np.float32(np.mean(canvas.space.spacing_mm) + softness_mm)
-    coverage = np.where(room, np.clip(np.float32(0.5) - distance / width, 0.0, 1.0), 0.0).astype(np.float32)
-    mask = _largest_part((distance < 0) & room, (x, y, z))
+    mask = largest_component((distance < 0) & room)
+    if not mask.any():
+        mask = _nearest(room, (x, y, z))
+    if not mask.any():
+        return False
+    coverage = np.where(room, coverage_of(distance, canvas.space.spacing_mm, softness_mm=softness_mm), np.float32(0.0))
     coverage[mask] = np.maximum(coverage[mask], np.float32(0.5))
     # Voxels at the edge show the tumor in part: deepen all, so that the labeled mean has the drawn contrast.
     strength = strength / np.clip((coverage * strength)[mask].mean(), 0.5, 1.5)
@@ -178,14 +187,14 @@ def _paint(
     view += coverage * (np.float32(parenchyma_hu) - np.float32(tumor.contrast_hu) * strength - view)
     canvas.labels[box][mask] = tumor_label(tumor.organ)
     lesions[box][mask] = tumor.lesion
+    return True
 
 
-def _largest_part(mask: NDArray[np.bool_], offsets_mm: tuple[Array, Array, Array]) -> NDArray[np.bool_]:
-    """Return the largest 26-connected part; of nothing, the voxel nearest to the center."""
-    parts, count = label(mask, np.ones((3, 3, 3)))
-    if count:
-        return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    nearest = tuple(int(np.abs(offsets).argmin()) for offsets in offsets_mm)
-    mask = np.zeros_like(mask)
-    mask[nearest] = True
+def _nearest(room: NDArray[np.bool_], offsets_mm: tuple[Array, Array, Array]) -> NDArray[np.bool_]:
+    """Return the voxel of the room that is nearest to the center, for a tumor smaller than a voxel."""
+    mask = np.zeros_like(room)
+    places = np.argwhere(room)
+    if len(places):
+        squared = sum(np.square(offsets[places[:, i]]) for i, offsets in enumerate(offsets_mm))
+        mask[tuple(places[int(np.argmin(squared))])] = True
     return mask

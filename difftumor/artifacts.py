@@ -54,6 +54,28 @@ class ParentReference:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """An artifact as it was when a child's training loaded it.
+
+    Args:
+        path: Its folder.
+        identity: Its ``ArtifactConfig.identity`` then; the folder may hold another artifact by the time of saving.
+    """
+
+    path: Path
+    identity: str
+
+    @classmethod
+    def at(cls, path: Path | str) -> Parent:
+        """Return what is in a folder now.
+
+        Raises:
+            ArtifactError: There is no artifact.
+        """
+        return cls(Path(path), read_config(path).identity)
+
+
+@dataclass(frozen=True)
 class ArtifactConfig:
     """Everything about an artifact but its weights.
 
@@ -141,6 +163,11 @@ class Artifact:
     path: Path
     config: ArtifactConfig
     network: nn.Module
+
+    @property
+    def as_parent(self) -> Parent:
+        """What a child trained with this one records."""
+        return Parent(self.path, self.config.identity)
 
     def parent(self, role: str, *, path: Path | None = None, device: torch.device | str = "cpu") -> Artifact:
         """Load the artifact that this one was trained with.
@@ -261,7 +288,7 @@ def save_artifact(
     network: nn.Module,
     preprocessing: Mapping[str, Any],
     organ: str | None = None,
-    parents: Mapping[str, Path] | None = None,
+    parents: Mapping[str, Parent] | None = None,
     settings: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -276,7 +303,7 @@ def save_artifact(
         network: Its ``state_dict`` is saved.
         preprocessing: ``spacing_mm``, ``window_hu``, ``crop``.
         organ: Organ it was trained on.
-        parents: Artifact folders it needs, by role; their identities are recorded.
+        parents: Artifacts it needs, by role, as they were when they were loaded.
         settings: What the network is used with.
         training: Provenance, JSON-able.
         metrics: Measurements, JSON-able.
@@ -294,7 +321,7 @@ def save_artifact(
     if folder.exists() and not (folder / CONFIG_FILE).is_file():
         raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.")
     references = {
-        role: ParentReference(Path(os.path.relpath(parent, folder)).as_posix(), read_config(parent).identity)
+        role: ParentReference(Path(os.path.relpath(parent.path, folder)).as_posix(), parent.identity)
         for role, parent in (parents or {}).items()
     }
     with folder_written_whole(folder) as staging:

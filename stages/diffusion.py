@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from difftumor.artifacts import load_artifact
+from difftumor.artifacts import Parent, load_artifact
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.diffusion.latent import LatentCodec
@@ -39,10 +38,10 @@ def build(settings: Settings) -> Stage:
     """
     epochs = check_steps(settings)
     organ = construct(Organ, settings.organ)
-    codec = _codec(settings)
+    codec, autoencoder = _codec(settings)
     crops = _crops(settings, organ)
     return Stage(
-        module=_module(settings, organ, codec, crops),
+        module=_module(settings, organ, codec, autoencoder, crops),
         data=crops.data,
         epochs=epochs,
         monitor="validation/loss" if crops.data.validation else None,
@@ -50,7 +49,7 @@ def build(settings: Settings) -> Stage:
     )
 
 
-def _codec(settings: Settings) -> LatentCodec:
+def _codec(settings: Settings) -> tuple[LatentCodec, Parent]:
     """Load the frozen autoencoder, and check that crops suit it and the denoiser."""
     data = settings.data
     artifact = load_artifact(
@@ -63,7 +62,7 @@ def _codec(settings: Settings) -> LatentCodec:
     divisor = codec.downsampling * construct(Denoiser, settings.network).in_slice_divisor
     if data.crop[0] % divisor or data.crop[1] % divisor:
         raise ConfigError(f"data.crop is {list(data.crop)}: give multiples of {divisor} along X and Y.")
-    return codec
+    return codec, artifact.as_parent
 
 
 def _crops(settings: Settings, organ: Organ) -> _Crops:
@@ -103,12 +102,14 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     return _Crops(crops, {case.id: counts[case.id] for case in chosen})
 
 
-def _module(settings: Settings, organ: Organ, codec: LatentCodec, crops: _Crops) -> DiffusionModule:
+def _module(
+    settings: Settings, organ: Organ, codec: LatentCodec, autoencoder: Parent, crops: _Crops
+) -> DiffusionModule:
     return DiffusionModule(
         seed=settings.seed,
         network=dict(settings.network),
         codec=codec,
-        autoencoder=Path(settings.autoencoder.artifact),
+        autoencoder=autoencoder,
         tumor_stage=settings.lesions.stage,
         timesteps=settings.diffusion.timesteps,
         sampler=construct(SamplerConfig, settings.diffusion.sampler),

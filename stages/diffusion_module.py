@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from difftumor.artifacts import save_artifact
+from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.diffusion.ema import ExponentialMovingAverage
@@ -39,7 +39,7 @@ class DiffusionModule(StageModule):
         seed: Everything random derives from it.
         network: Constructor arguments of ``Denoiser``, without the channels, which follow from the codec.
         codec: Around the frozen autoencoder; neither trained nor saved here.
-        autoencoder: Folder of the autoencoder's artifact, recorded as parent.
+        autoencoder: The autoencoder's artifact, recorded as parent.
         tumor_stage: Which tumors the model learns.
         timesteps: T of the noise schedule.
         sampler: How the model is to be sampled.
@@ -64,7 +64,7 @@ class DiffusionModule(StageModule):
         seed: int,
         network: Mapping[str, Any],
         codec: LatentCodec,
-        autoencoder: Path,
+        autoencoder: Parent,
         tumor_stage: TumorStage,
         timesteps: int,
         sampler: SamplerConfig,
@@ -97,7 +97,7 @@ class DiffusionModule(StageModule):
         self.schedule = NoiseSchedule(timesteps)
         self.sampler = sampler
         sampler.time_steps(timesteps)
-        self.autoencoder = Path(autoencoder)
+        self.parents = {"autoencoder": autoencoder}
         self.tumor_stage = tumor_stage
         self.masked: Masked = masked
         self.loss: NoiseLoss = loss
@@ -185,7 +185,7 @@ class DiffusionModule(StageModule):
             network=self.network,
             preprocessing=self.preprocessing,
             organ=self.organ,
-            parents={"autoencoder": self.autoencoder},
+            parents=self.parents,
             settings={
                 "timesteps": self.schedule.timesteps,
                 "sampler": asdict(self.sampler),

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from difftumor.artifacts import Parent
 from difftumor.errors import TrainingError
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import Key, derive_seed, torch_generator
@@ -29,6 +30,8 @@ class StageModule(pl.LightningModule, ABC):
     def __init__(self, *, seed: int) -> None:
         super().__init__()
         self.seed = seed
+        # Artifacts that this one is trained with, by role, as they were when they were loaded.
+        self.parents: dict[str, Parent] = {}
         # Lightning's global_step counts optimizers, not steps, under manual optimization; this one counts batches.
         self.steps_done = 0
         # Kept by KeepLastAndBest: while a run is being restored, Lightning's current_epoch still is one behind.
@@ -64,8 +67,9 @@ class StageModule(pl.LightningModule, ABC):
         for name, value in losses.items():
             if not torch.isfinite(value).all():
                 raise TrainingError(
-                    f"{name} is {value.detach().float().mean().item()} at step {self.steps_done}: lower optimizer.lr "
-                    f"and rerun to go on from {Path(self.trainer.default_root_dir) / 'last.ckpt'}, or set fresh=true."
+                    f"{name} is {value.detach().float().mean().item()} at step {self.steps_done}: start over with "
+                    "fresh=true and a lower optimizer.lr, or rerun the same command to try again from "
+                    f"{Path(self.trainer.default_root_dir) / 'last.ckpt'}."
                 )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

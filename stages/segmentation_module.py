@@ -12,7 +12,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from difftumor.artifacts import save_artifact
+from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.evaluation.overlap import dice
 from difftumor.inference import predict_probabilities
@@ -63,7 +63,7 @@ class SegmentationModule(StageModule):
         window: IntensityWindow,
         spacing_mm: Sequence[float],
         crop: Sequence[int],
-        parents: Mapping[str, Path] | None = None,
+        parents: Mapping[str, Parent] | None = None,
         cases: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(seed=seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difftumor.artifacts import build_network, load_artifact, read_config, save_artifact
+from difftumor.artifacts import Parent, build_network, load_artifact, read_config, save_artifact
 from difftumor.errors import ArtifactError
 
 AUTOENCODER = {"name": "vqgan3d", "base_channels": 4, "latent_channels": 2, "codes": 8, "norm_groups": 2}
@@ -61,11 +61,25 @@ def test_parent_is_found_after_both_move_together(tmp_path):
         architecture=DENOISER,
         network=build_network(DENOISER),
         preprocessing=PREPROCESSING,
-        parents={"autoencoder": parent},
+        parents={"autoencoder": Parent.at(parent)},
     )
     (tmp_path / "a").rename(tmp_path / "b")
     child = load_artifact(tmp_path / "b" / "diffusion")
     assert child.parent("autoencoder").config.kind == "autoencoder"
+
+
+def test_a_parent_is_recorded_as_it_was_loaded_not_as_it_is_when_the_child_is_saved(tmp_path):
+    parent = load_artifact(_save_autoencoder(tmp_path / "ae")).as_parent
+    _save_autoencoder(parent.path)  # trained again meanwhile
+    child = save_artifact(
+        tmp_path / "diffusion",
+        kind="diffusion",
+        architecture=DENOISER,
+        network=build_network(DENOISER),
+        preprocessing=PREPROCESSING,
+        parents={"autoencoder": parent},
+    )
+    assert read_config(child).parents["autoencoder"].identity == parent.identity != read_config(parent.path).identity
 
 
 def test_changed_parent_is_refused(tmp_path):
@@ -76,7 +90,7 @@ def test_changed_parent_is_refused(tmp_path):
         architecture=DENOISER,
         network=build_network(DENOISER),
         preprocessing=PREPROCESSING,
-        parents={"autoencoder": parent},
+        parents={"autoencoder": Parent.at(parent)},
     )
     _save_autoencoder(parent)  # other random weights
     with pytest.raises(ArtifactError, match=r"ae is not the autoencoder .* trained with"):

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from difftumor.artifacts import save_artifact
+from difftumor.artifacts import Parent, save_artifact
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 
@@ -101,6 +101,6 @@ def write_diffusion(folder: Path, stage: str) -> Path:
         network=denoiser,
         preprocessing=PREPROCESSING,
         organ="liver",
-        parents={"autoencoder": folder / "autoencoder"},
+        parents={"autoencoder": Parent.at(folder / "autoencoder")},
         settings={"timesteps": 2, "sampler": {"kind": "ddpm"}, "masked": "image", "tumor_stage": stage},
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from difftumor.artifacts import save_artifact
+from difftumor.artifacts import Parent, save_artifact
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.networks.autoencoder import Autoencoder
@@ -89,6 +89,6 @@ def save_tiny_artifacts(folder: Path, *, crop: int = 32, organ: str = "liver") -
         network=tiny_denoiser(),
         preprocessing=preprocessing,
         organ=organ,
-        parents={"autoencoder": autoencoder},
+        parents={"autoencoder": Parent.at(autoencoder)},
         settings={"timesteps": 4, "sampler": {"kind": "ddpm", "steps": None, "eta": 0.0}},
     )

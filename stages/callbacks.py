@@ -48,11 +48,31 @@ class KeepLastAndBest(Checkpoint):
         self.mode = mode
         self.training = dict(training)
         self.best_score: float | None = None
+        self.metrics: dict[str, float] = {}  # of the latest validation, which may have been in an earlier process
+        self.metrics_epoch: int | None = None
+        self._just_validated = False
+
+    @property
+    def validated(self) -> dict[str, int]:
+        """When the metrics were measured, for the provenance of artifacts."""
+        return {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the last epoch be validated, even if it is no multiple of ``trainer.validate_every_n_epochs``."""
+        self._just_validated = False
+        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+            trainer.check_val_every_n_epoch = 1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch's metrics are its own."""
+        self._just_validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep what this epoch has reached; validation has run before."""
         assert isinstance(pl_module, StageModule)
-        self._keep_best(trainer, pl_module)
+        if self._just_validated:
+            self.metrics, self.metrics_epoch = validation_metrics(trainer), trainer.current_epoch + 1
+            self._keep_best(trainer, pl_module)
         epoch = pl_module.epochs_done = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.received_sigterm:
             temporary = self.folder / f".{LAST}.new"
@@ -62,24 +82,26 @@ class KeepLastAndBest(Checkpoint):
             trainer.strategy.barrier("last.ckpt")
 
     def _keep_best(self, trainer: pl.Trainer, module: StageModule) -> None:
-        if self.monitor is None or self.monitor not in trainer.callback_metrics:
+        if self.monitor is None or self.monitor not in self.metrics:
             return
-        score = float(trainer.callback_metrics[self.monitor])
+        score = self.metrics[self.monitor]
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
         if not better:
             return
         self.best_score = score
         if trainer.is_global_zero:
-            training = {**self.training, **progress(trainer, module)}
-            module.export(self.best, complete=False, training=training, metrics=validation_metrics(trainer))
+            training = {**self.training, **progress(trainer, module), **self.validated}
+            module.export(self.best, complete=False, training=training, metrics=self.metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, so that a resumed run does not take a worse network for the best."""
-        return {"best_score": self.best_score}
+        """Return the best score and the latest metrics, so that a resumed run knows them."""
+        return {"best_score": self.best_score, "metrics": self.metrics, "metrics_epoch": self.metrics_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score."""
+        """Restore them."""
         self.best_score = state_dict["best_score"]
+        self.metrics = dict(state_dict.get("metrics", {}))
+        self.metrics_epoch = state_dict.get("metrics_epoch")
 
 
 class EpochLine(Callback):

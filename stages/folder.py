@@ -12,21 +12,35 @@ from typing import Any
 
 import yaml
 
-from difftumor.artifacts import read_config
+from difftumor.artifacts import Parent, read_config
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files import written_whole
 from stages.callbacks import LAST
 
 CONFIG = "config.yaml"
 FINISHED = "finished.json"
+START = "start.json"
 HEADER = "# Resolved config of a run of stages."
 # Options that change where or how fast a run goes, and not what it computes.
 NEUTRAL = (
-    "name", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
-    "trainer.accelerator", "trainer.strategy", "trainer.max_epochs", "trainer.limit_val_batches",
+    "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
+    "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar", "pictures_every_n_epochs",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run was started with, besides its config.
+
+    Args:
+        parents: Artifacts that it loaded, by role.
+        world_size: On how many devices it runs.
+    """
+
+    parents: Mapping[str, Parent]
+    world_size: int
 
 
 @dataclass(frozen=True)
@@ -117,22 +131,77 @@ class RunFolder:
                 "or fresh=true to start over."
             )
 
-    def mark_finished(self, artifact: Path) -> None:
-        """Record which artifact the run ended with."""
+    def write_start(self, start: Start) -> None:
+        """Record what the run was started with."""
+        parents = {role: {"path": str(it.path), "identity": it.identity} for role, it in start.parents.items()}
+        with written_whole(self.path / START) as temporary:
+            temporary.write_text(json.dumps({"parents": parents, "world_size": start.world_size}), encoding="utf-8")
+
+    def check_start(self, start: Start) -> None:
+        """Refuse to go on with other parents, or on another number of devices.
+
+        Raises:
+            ConfigError: Names what has changed.
+        """
+        if (before := self._start()) is None:
+            return
+        for role, parent in before.parents.items():
+            if role not in start.parents or start.parents[role].identity != parent.identity:
+                raise self._parent_changed(role, parent)
+        if before.world_size != start.world_size:
+            raise ConfigError(
+                f"{self.path} was started on {before.world_size} devices in all, not {start.world_size}: give it as "
+                "many with trainer.devices=… and trainer.num_nodes=…, or fresh=true to start over."
+            )
+
+    def check_parents(self) -> None:
+        """Refuse to leave a finished run as it is when a parent is another one by now; one that is gone is no matter.
+
+        Raises:
+            ConfigError: Names the parent.
+        """
+        before = self._start()
+        for role, parent in (before.parents if before else {}).items():
+            if parent.path.is_dir() and Parent.at(parent.path).identity != parent.identity:
+                raise self._parent_changed(role, parent)
+
+    def _parent_changed(self, role: str, parent: Parent) -> ConfigError:
+        return ConfigError(
+            f"{parent.path} is not the {role} that {self.path} was started with (it has changed since): "
+            "bring back the old one, or set fresh=true to train with the new one."
+        )
+
+    def _start(self) -> Start | None:
+        stored = _read_json(self.path / START)
+        if stored is None:
+            return None
+        parents = {role: Parent(Path(it["path"]), it["identity"]) for role, it in stored["parents"].items()}
+        return Start(parents, stored["world_size"])
+
+    def mark_finished(self, artifact: Path, *, max_epochs: int | None) -> None:
+        """Record which artifact the run ended with, and whether it was cut short by ``trainer.max_epochs``."""
         with written_whole(self.path / FINISHED) as temporary:
-            record = {"artifact": str(artifact), "identity": read_config(artifact).identity}
+            record = {"artifact": str(artifact), "identity": read_config(artifact).identity, "max_epochs": max_epochs}
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
-    def is_finished(self, artifact: Path) -> bool:
-        """Whether the run has ended and ``artifact`` still is what it ended with."""
-        record = self.path / FINISHED
-        if not (self.is_ours() and record.is_file()):
+    def is_finished(self, artifact: Path, *, max_epochs: int | None) -> bool:
+        """Whether the run has ended, as long as is asked for, and ``artifact`` still is what it ended with."""
+        record = _read_json(self.path / FINISHED) if self.is_ours() else None
+        if record is None or record.get("max_epochs") != max_epochs:
             return False
         try:
             config = read_config(artifact)
         except ArtifactError:
             return False
-        return config.complete and json.loads(record.read_text(encoding="utf-8"))["identity"] == config.identity
+        return config.complete and record["identity"] == config.identity
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return what a file of the run holds, or None where another rank is just removing it or never was one."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,26 +1,26 @@
-"""Running a stage: trainer, resuming, artifact. What a stage computes is its module's business."""
+"""Running a stage: resuming, refusing, finishing. What a stage computes is its module's business."""
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.artifacts import load_artifact, read_config
-from difftumor.errors import ConfigError, DeviceError, TrainingError
-from stages.callbacks import KeepLastAndBest, progress, progress_display, validation_metrics
-from stages.folder import RunFolder
+from difftumor.errors import ConfigError, DiffTumorError, TrainingError
+from stages.callbacks import KeepLastAndBest, progress, progress_display
+from stages.folder import RunFolder, Start
 from stages.module import StageModule
-from stages.settings import Settings, check_positive, construct, to_plain
+from stages.ownership import Ownership
+from stages.settings import Settings, construct, to_plain
+from stages.trainer import TrainerOptions, make_trainer
 
 
 @dataclass(frozen=True)
@@ -45,41 +45,6 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """The group ``trainer`` of the config; ``configs/trainer/auto.yaml`` says what each option does."""
-
-    accelerator: str
-    devices: int
-    num_nodes: int
-    strategy: str
-    precision: Any
-    max_epochs: int | None
-    limit_train_batches: int | float | None
-    limit_val_batches: int | float | None
-    validate_every_n_epochs: int
-    checkpoint_every_n_epochs: int
-    log_every_n_steps: int
-    profiler: str | None
-    progress_bar: bool
-
-    def __post_init__(self) -> None:
-        check_positive(
-            trainer__num_nodes=self.num_nodes,
-            trainer__validate_every_n_epochs=self.validate_every_n_epochs,
-            trainer__checkpoint_every_n_epochs=self.checkpoint_every_n_epochs,
-            trainer__log_every_n_steps=self.log_every_n_steps,
-        )
-        if self.max_epochs is not None:
-            check_positive(trainer__max_epochs=self.max_epochs)
-        if self.accelerator not in ("auto", "cpu", "gpu", "cuda"):
-            raise ConfigError(f"trainer.accelerator is {self.accelerator!r}: choose auto, cpu or gpu.")
-        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
-        if self.profiler not in (None, "simple", "advanced"):
-            raise ConfigError(f"trainer.profiler is {self.profiler!r}: choose null, simple or advanced.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Run:
     """One call: where things go and what was asked for."""
 
@@ -94,6 +59,10 @@ class _Run:
     @property
     def best(self) -> Path:
         return self.artifact.with_name(f"{self.artifact.name}_best")
+
+    @property
+    def ownership(self) -> Ownership:
+        return Ownership(stage=self.stage, run=self.folder.path.name)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -120,24 +89,21 @@ def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Sta
     values = to_plain(config)
     settings = Settings(values)
     run = _prepare(stage, values, settings)
-    if not run.fresh and run.folder.is_finished(run.artifact) and not run.folder.changed(values):
-        say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
-        return run.artifact
+    if not run.fresh and run.folder.is_finished(run.artifact, max_epochs=run.trainer.max_epochs):
+        run.folder.check_parents()
+        if not run.folder.changed(values):
+            say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
+            return run.artifact
     built = build(settings)
     settings.check_all_read()
-    run.folder.check_usable()
+    trainer, keep = _trainer(run, built)
     resuming = not run.fresh and run.folder.last.is_file()
-    if resuming:
-        run.folder.check_resumable(values, built.neutral)
-    trainer = _trainer(run, built)
-    if _is_rank_zero():
-        if not resuming:
-            run.folder.remove()
-        run.folder.write_config(values)
+    if _is_rank_zero():  # srun and torchrun start all ranks at once; one of them minds the folder
+        _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
     say(f"{'Going on with' if resuming else 'Starting'} {run.folder.path}")
     _fit(run, built, trainer, run.folder.last if resuming else None)
     if trainer.is_global_zero:
-        _export(run, built, trainer)
+        _export(run, built, trainer, keep)
     trainer.strategy.barrier("artifact")
     return run.artifact
 
@@ -145,6 +111,8 @@ def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Sta
 def _prepare(stage: str, values: Mapping[str, Any], settings: Settings) -> _Run:
     if not isinstance(settings.seed, int) or not isinstance(settings.fresh, bool):
         raise ConfigError("seed must be an integer and fresh must be true or false: correct that option.")
+    if settings.stage != stage:
+        raise ConfigError(f"stage is {settings.stage!r}: leave it at {stage!r}, or call python -m stages.<stage>.")
     _ = settings.checkpoints_dir  # read by interpolation, in `artifact` and in the paths of parent artifacts
     return _Run(
         stage=stage,
@@ -157,47 +125,34 @@ def _prepare(stage: str, values: Mapping[str, Any], settings: Settings) -> _Run:
     )
 
 
-def _trainer(run: _Run, built: Stage) -> pl.Trainer:
-    options = run.trainer
+def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
     keep = KeepLastAndBest(
         run.folder.path,
-        every_n_epochs=options.checkpoint_every_n_epochs,
+        every_n_epochs=run.trainer.checkpoint_every_n_epochs,
         best=run.best,
         monitor=built.monitor,
         mode=built.mode,
         training=run.provenance,
     )
-    try:
-        return pl.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            strategy=options.strategy,
-            precision=options.precision,
-            max_epochs=options.max_epochs or built.epochs,
-            limit_train_batches=options.limit_train_batches,
-            limit_val_batches=options.limit_val_batches,
-            check_val_every_n_epoch=options.validate_every_n_epochs,
-            log_every_n_steps=options.log_every_n_steps,
-            profiler=_profiler(options.profiler, run.folder.path),
-            logger=TensorBoardLogger(run.folder.path, name="", version="tensorboard"),
-            callbacks=[keep, *progress_display(options.progress_bar)],
-            enable_progress_bar=options.progress_bar and sys.stdout.isatty(),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # SeededSampler knows rank and world size itself
-            default_root_dir=run.folder.path,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        reason = str(error).splitlines()[0].strip().rstrip(".")
-        raise ConfigError(f"The options under 'trainer' do not work: {reason}.") from error
+    epochs = run.trainer.max_epochs or built.epochs
+    callbacks = [keep, *progress_display(run.trainer.progress_bar)]
+    return make_trainer(run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks), keep
 
 
-def _profiler(kind: str | None, folder: Path) -> pl.profilers.Profiler | None:
-    if kind is None:
-        return None
-    profiler = pl.profilers.SimpleProfiler if kind == "simple" else pl.profilers.AdvancedProfiler
-    return profiler(dirpath=folder, filename="profile")
+def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
+    """Check that the run may go on, or make its folder anew; nothing is touched before all checks have passed."""
+    run.folder.check_usable()
+    if not run.fresh:
+        for artifact in (run.artifact, run.best):
+            run.ownership.check(artifact)
+    if resuming:
+        run.folder.check_resumable(run.values, built.neutral)
+        run.folder.check_start(start)
+    else:
+        run.folder.remove()
+        run.ownership.remove(run.best)
+    run.folder.write_config(run.values)
+    run.folder.write_start(start)
 
 
 def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) -> None:
@@ -209,6 +164,10 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
         kept = f"rerun the same command to go on from {last}" if last.is_file() else "no checkpoint was written yet"
         say(f"Interrupted at step {built.module.steps_done}: {kept}.")
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+    except DiffTumorError as error:
+        if (original := _of_loading_process(error)) is None:
+            raise
+        raise original from error
     except MisconfigurationException as error:
         reason = str(error).splitlines()[0].strip().rstrip(".")
         raise ConfigError(
@@ -222,14 +181,23 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
         raise
 
 
-def _export(run: _Run, built: Stage, trainer: pl.Trainer) -> None:
+def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
+    """The error as a loading process raised it: torch writes that process's traceback into the message."""
+    text = str(error)
+    if not re.match(r"Caught \w+ in DataLoader worker process", text):
+        return None
+    _, _, message = text.rpartition(f".{type(error).__name__}: ")
+    return type(error)(message.strip())
+
+
+def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
     module = built.module
-    training = {**run.provenance, **progress(trainer, module)}
-    module.export(run.artifact, complete=True, training=training, metrics=validation_metrics(trainer))
-    if built.monitor is not None and run.best.is_dir() and not (config := read_config(run.best)).complete:
+    training = {**run.provenance, **progress(trainer, module), **keep.validated}
+    module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)
+    if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
         module.export(run.best, complete=True, training=config.training, metrics=config.metrics)
-    run.folder.mark_finished(run.artifact)
+    run.folder.mark_finished(run.artifact, max_epochs=run.trainer.max_epochs)
     say(f"Finished: {run.artifact}")
 
 

@@ -1,11 +1,14 @@
 """Stage 2: what it trains, what it leaves alone, and what resuming repeats."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifacts import Parent, load_artifact, read_config, save_artifact
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
@@ -15,12 +18,8 @@ from stages.diffusion import build
 from stages.diffusion_module import DiffusionModule
 from stages.entry import compose_config
 from stages.run import run_stage
-from stages.settings import Settings
+from tests.stages.builds import Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder, with_validation
-
-
-class Crash(Exception):  # noqa: N818
-    pass
 
 
 def run(config: DictConfig, build=build):
@@ -32,7 +31,7 @@ def module(**changes) -> DiffusionModule:
         "seed": 1,
         "network": SMALL_DENOISER,
         "codec": LatentCodec(small_autoencoder()),
-        "autoencoder": "unused",
+        "autoencoder": Parent(Path("unused"), "none"),
         "tumor_stage": "early",
         "timesteps": 4,
         "sampler": SamplerConfig(),
@@ -151,23 +150,11 @@ def test_validation_visits_early_and_late_timesteps(timesteps, times):
 
 
 def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_diffusion, tmp_path):
-    def crashing_build(settings):
-        built = build(settings)
-        inner = built.module.training_step
-
-        def training_step(batch, batch_idx):
-            if built.module.steps_done == 4:
-                raise Crash
-            return inner(batch, batch_idx)
-
-        built.module.training_step = training_step
-        return built
-
     folds = ("fold=0", "folds.count=2")
     whole = run(tiny_diffusion("name=whole", f"artifact={tmp_path}/whole", *folds))
     parted_config = tiny_diffusion("name=parted", f"artifact={tmp_path}/parted", *folds)
     with pytest.raises(Crash):
-        run(parted_config, crashing_build)
+        run(parted_config, crashing_at(build, 4))
     parted = run(parted_config)
     assert (parted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_config(parted).metrics == read_config(whole).metrics
@@ -197,6 +184,37 @@ def test_the_artifact_holds_the_average_and_makes_tumors(tiny_diffusion, tmp_pat
     assert (made.labels == 2).any()
 
 
+def test_an_autoencoder_that_changes_during_the_run_is_recorded_as_it_was_and_refused_later(
+    tiny_diffusion, tmp_path, untrained
+):
+    parent = shutil.copytree(untrained / "autoencoder", tmp_path / "autoencoder")
+    before = read_config(parent).identity
+
+    def retrained_meanwhile(settings):
+        built = build(settings)
+        old = load_artifact(parent)
+        next(old.network.parameters()).mul_(1.01)
+        save_artifact(
+            parent,
+            kind="autoencoder",
+            architecture=old.config.architecture,
+            network=old.network,
+            preprocessing=old.config.preprocessing,
+        )
+        return built
+
+    options = (f"autoencoder.artifact={parent}",)
+    artifact = run(tiny_diffusion(*options), retrained_meanwhile)
+    assert read_config(artifact).parents["autoencoder"].identity == before != read_config(parent).identity
+    sentence = r"autoencoder is not the autoencoder that .* was started with .*fresh=true"
+    with pytest.raises(ConfigError, match=sentence):  # instead of "has finished"
+        run(tiny_diffusion(*options))
+    shutil.rmtree(artifact)
+    with pytest.raises(ConfigError, match=sentence):  # instead of going on
+        run(tiny_diffusion(*options))
+    run(tiny_diffusion(*options, "fresh=true"))
+
+
 def test_late_tumors_are_chosen_with_their_own_timesteps(tiny_diffusion, tmp_path, capsys):
     config = tiny_diffusion("tumor_stage=late", "training.steps=2")
     assert config.artifact.endswith("diffusion_liver_late")
@@ -212,7 +230,7 @@ def test_late_tumors_are_chosen_with_their_own_timesteps(tiny_diffusion, tmp_pat
 
 
 def test_early_training_crops_show_late_tumors_as_organ(tiny_diffusion):
-    reader = build(Settings.from_config(tiny_diffusion())).data.reader
+    reader = built_from(tiny_diffusion(), build).data.reader
     cases = {case.id: case for case in reader.cases.cases}
     assert (reader(cases["early0"])["labels"] == 2).sum() == 27
     late = reader(cases["late0"])["labels"]
@@ -221,7 +239,7 @@ def test_early_training_crops_show_late_tumors_as_organ(tiny_diffusion):
 
 
 def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
-    data = build(Settings.from_config(tiny_diffusion("fold=0", "folds.count=2"))).data
+    data = built_from(tiny_diffusion("fold=0", "folds.count=2"), build).data
     data.setup()
     keys = [item["key"] for item in data.fixed]
     assert len(keys) == len(set(keys)) <= 2
@@ -235,7 +253,7 @@ def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
 
 def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort, tmp_path, capsys):
     folder = with_validation(tumor_cohort, tmp_path / "stated", "early1", "late0")
-    data = build(Settings.from_config(tiny_diffusion(f"data.root={folder}"))).data
+    data = built_from(tiny_diffusion(f"data.root={folder}"), build).data
     assert {case.id for case in data.train} == {"early0", "early2"}
     assert {case.id for case in data.validation} == {"early1"}
     assert "Holding out the 2 validation cases" in (said := capsys.readouterr().out)

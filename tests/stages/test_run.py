@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,36 +14,15 @@ import torch
 import yaml
 
 from difftumor.artifacts import load_artifact, read_config
-from difftumor.errors import ConfigError, DeviceError, TrainingError
+from difftumor.errors import ConfigError, DeviceError, TrainingError, VolumeError
 from stages.autoencoder import build
 from stages.run import run_stage
 from tests.conftest import REPOSITORY
-
-
-class Crash(Exception):  # noqa: N818
-    pass
+from tests.stages.builds import Crash, crashing_at
 
 
 def run(config, build=build):
     return run_stage(stage="autoencoder", config=config, build=build)
-
-
-def crashing_at(step):
-    """A build whose module fails at a step, as if the process had died there."""
-
-    def crashing_build(settings):
-        built = build(settings)
-        inner = built.module.training_step
-
-        def training_step(batch, batch_idx):
-            if built.module.steps_done == step:
-                raise Crash
-            return inner(batch, batch_idx)
-
-        built.module.training_step = training_step
-        return built
-
-    return crashing_build
 
 
 def weights(path: Path) -> bytes:
@@ -54,7 +34,7 @@ def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_config, 
     whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole", *options))
     parted_config = tiny_config("name=parted", f"artifact={tmp_path}/parted", *options)
     with pytest.raises(Crash):
-        run(parted_config, crashing_at(step))
+        run(parted_config, crashing_at(build, step))
     assert not (tmp_path / "parted").exists()
     parted = run(parted_config)
     assert weights(parted) == weights(whole)
@@ -67,7 +47,7 @@ def test_resuming_with_loading_processes_sees_the_same_crops(tiny_config, tmp_pa
     whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole"))
     parted_config = tiny_config("name=parted", f"artifact={tmp_path}/parted", "data.num_workers=1")
     with pytest.raises(Crash):
-        run(parted_config, crashing_at(5))
+        run(parted_config, crashing_at(build, 5))
     assert weights(run(parted_config)) == weights(whole)
 
 
@@ -114,6 +94,114 @@ def test_more_steps_go_on_from_a_finished_run(tiny_config, tmp_path):
     assert weights(longer) == weights(run(tiny_config("name=whole", f"artifact={tmp_path}/whole")))
 
 
+def test_a_trial_cut_short_goes_on_when_more_epochs_are_asked_for(tiny_config, tmp_path, capsys):
+    short = run(tiny_config("trainer.max_epochs=1"))
+    assert read_config(short).training["steps"] == 2
+    assert run(tiny_config("trainer.max_epochs=1")) == short
+    assert "has finished" in capsys.readouterr().out
+    longer = run(tiny_config())
+    assert read_config(longer).training["steps"] == 8
+    assert weights(longer) == weights(run(tiny_config("name=whole", f"artifact={tmp_path}/whole")))
+
+
+def test_another_share_of_the_validation_is_another_run(tiny_config):
+    run(tiny_config("trainer.limit_val_batches=1"))
+    with pytest.raises(ConfigError, match=r"started with trainer\.limit_val_batches=1, not None"):
+        run(tiny_config())
+
+
+def test_the_artifact_of_another_run_is_kept_unless_fresh(tiny_config, tmp_path):
+    first = weights(run(tiny_config("training.steps=2")))
+    with pytest.raises(ConfigError, match=r"made by run 'default', not by run 'other'.*artifact=PATH.*fresh=true"):
+        run(tiny_config("name=other", "seed=1", "training.steps=2"))
+    assert weights(tmp_path / "checkpoints" / "autoencoder") == first
+    assert not (tmp_path / "runs" / "autoencoder" / "other").exists()
+    taken = run(tiny_config("name=other", "seed=1", "training.steps=2", "fresh=true"))
+    assert weights(taken) != first
+
+
+def test_a_fresh_run_removes_its_old_best_and_leaves_that_of_others(tiny_config, tmp_path):
+    artifact = run(tiny_config("training.steps=2"))
+    best = artifact.with_name("autoencoder_best")
+    run(tiny_config("training.steps=2", "fresh=true", "data.validation_share=0.0"))
+    assert not best.exists()
+    run(tiny_config("training.steps=2", "fresh=true"))
+    config = json.loads((best / "config.json").read_text()) | {"complete": False}
+    config["training"]["run"] = "other"
+    (best / "config.json").write_text(json.dumps(config))
+    run(tiny_config("training.steps=2", "fresh=true", "data.validation_share=0.0"))
+    assert read_config(best).training["run"] == "other"
+    assert not read_config(best).complete
+
+
+def test_metrics_of_the_last_epoch_are_in_the_artifact_whatever_the_interval_is(tiny_config, tmp_path):
+    every = run(tiny_config("name=every", f"artifact={tmp_path}/every"))
+    third = run(tiny_config("name=third", f"artifact={tmp_path}/third", "trainer.validate_every_n_epochs=3"))
+    assert read_config(third).metrics == read_config(every).metrics
+    assert read_config(third).training["validation_epoch"] == 4
+
+
+def test_metrics_survive_a_crash_between_the_last_checkpoint_and_the_artifact(tiny_config, tmp_path, monkeypatch):
+    whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole"))
+    config = tiny_config("name=parted", f"artifact={tmp_path}/parted")
+
+    def crash(*_):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.run._export", crash)
+        with pytest.raises(Crash):
+            run(config)
+    parted = read_config(run(config))
+    assert parted.metrics == read_config(whole).metrics
+    assert parted.training["validation_epoch"] == 4
+
+
+def test_a_bad_file_met_by_a_loading_process_is_one_sentence(tiny_config, tmp_path, cohort):
+    copy = shutil.copytree(cohort, tmp_path / "copy")
+    for image in (copy / "imagesTr").iterdir():
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])  # the header still is whole
+    with pytest.raises(VolumeError, match=r"case\d\.nii\.gz") as caught:
+        run(tiny_config(f"data.root={copy}", "data.num_workers=1", "data.cache_rate=0.0"))
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_another_number_of_devices_is_refused(tiny_config, tmp_path):
+    run(tiny_config("training.steps=2"))
+    file = tmp_path / "runs" / "autoencoder" / "default" / "start.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"world_size": 4}))
+    with pytest.raises(ConfigError, match=r"started on 4 devices in all, not 1: .*fresh=true"):
+        run(tiny_config())
+
+
+def test_only_the_first_rank_minds_the_folder(tiny_config, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "autoencoder" / "default"
+    folder.mkdir(parents=True)
+    (folder / "half_removed").write_text("by the first rank, just now")
+    monkeypatch.setattr("stages.run._is_rank_zero", lambda: False)
+    monkeypatch.setattr("stages.run._fit", lambda *_: (_ for _ in ()).throw(Crash))
+    with pytest.raises(Crash):
+        run(tiny_config())
+    assert [p.name for p in folder.iterdir()] == ["half_removed"]
+
+
+def test_lightning_does_not_requeue_slurm_jobs_by_itself(tiny_config, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
+                        "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    seen = []
+
+    def watched(settings):
+        built = build(settings)
+        built.module.on_fit_start = lambda: seen.append(built.module.trainer._accelerator_connector.cluster_environment)
+        return built
+
+    run(tiny_config("training.steps=2"), watched)
+    assert [type(it).__name__ for it in seen] == ["SLURMEnvironment"]
+    assert not seen[0].auto_requeue
+
+
 def test_fewer_steps_than_done_are_refused(tiny_config):
     run(tiny_config())
     with pytest.raises(ConfigError, match=r"cannot be trained so .*fresh=true"):
@@ -149,7 +237,7 @@ def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tiny_config, tm
         built.module._signed = lambda batch: inner(batch) * (float("nan") if built.module.steps_done == 4 else 1)
         return built
 
-    with pytest.raises(TrainingError, match=r"loss is nan at step 4: .*last\.ckpt"):
+    with pytest.raises(TrainingError, match=r"nan at step 4: .*fresh=true and a lower optimizer\.lr.*last\.ckpt"):
         run(tiny_config(), poisoned)
     state = torch.load(tmp_path / "runs/autoencoder/default/last.ckpt", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
@@ -157,7 +245,7 @@ def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tiny_config, tm
 
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
     with pytest.raises(Crash):
-        run(tiny_config(), crashing_at(5))
+        run(tiny_config(), crashing_at(build, 5))
     last = tmp_path / "runs/autoencoder/default/last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"last\.ckpt cannot be resumed .*fresh=true"):
@@ -242,6 +330,7 @@ def test_the_command_line_fails_with_one_sentence(cohort, tmp_path):
 def test_debug_configs_run(tiny_config, tmp_path, debug):
     config = tiny_config(f"+debug={debug}", "trainer.max_epochs=1")
     artifact = run(config)
+    assert artifact.name == f"autoencoder_debug_{debug}"
     assert read_config(artifact).complete
     assert not (tmp_path / "checkpoints").exists()
     folder = tmp_path / "runs" / "autoencoder" / f"debug_{debug}"

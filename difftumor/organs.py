@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from difftumor.errors import OrganError
 
 Blend = Literal["blurred", "decoded"]
-SIZES = ("tiny", "small", "medium", "large")
+SIZE_NAMES = ("tiny", "small", "medium", "large")
 
 BACKGROUND, ORGAN, TUMOR = 0, 1, 2
 
@@ -66,9 +66,11 @@ class Organ:
             raise OrganError(f"Organ {name!r} has blend {self.blend!r}; choose one of {', '.join(get_args(Blend))}.")
         for field in ("may_leave_organ", "centered"):
             sizes = frozenset(getattr(self, field))
-            if not sizes <= set(SIZES):
-                unknown = ", ".join(sorted(sizes - set(SIZES)))
-                raise OrganError(f"Organ {name!r} has unknown sizes in {field}: {unknown}; known: {', '.join(SIZES)}.")
+            if not sizes <= set(SIZE_NAMES):
+                unknown = ", ".join(sorted(sizes - set(SIZE_NAMES)))
+                raise OrganError(
+                    f"Organ {name!r} has unknown sizes in {field}: {unknown}; known: {', '.join(SIZE_NAMES)}."
+                )
             object.__setattr__(self, field, sizes)
         tumors = {f"{name}_{word}" for word in _TUMOR_WORDS}
         object.__setattr__(self, "name", name)

@@ -3,7 +3,7 @@
 Arrays are volumes (X, Y, Z) in RAS model space: the first axis grows towards the patient's right, the second towards
 anterior, the third towards the head. Volumes are shown as radiologists look at them: the patient's right on the left
 of the picture, anterior up (axial) or left (sagittal), head up. Figures are made without pyplot, so nothing is kept
-in global state. `difftumor.plots` has curves, histograms, and `to_png` and `save_png` for all figures.
+in global state. `difftumor.plots` has curves, `to_png` and `save_png` for all figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -31,8 +30,7 @@ class Panel:
         title: Text above the column.
         image: (X, Y, Z), CT in HU, or a signed difference in HU.
         kind: "ct" is shown in gray, "difference" blue (negative) to red (positive) with white at zero.
-        labels: (X, Y, Z) integers of the same shape, drawn over the image; 0 is not drawn.
-        label_style: "outline" draws the border of every label, "fill" colors its voxels.
+        labels: (X, Y, Z) integers of the same shape, outlined over the image; 0 is not drawn.
         zoom_mm: Side of the cube around the center that this column shows; None for the whole volume.
     """
 
@@ -40,7 +38,6 @@ class Panel:
     image: NDArray[Any]
     kind: Literal["ct", "difference"] = "ct"
     labels: NDArray[Any] | None = None
-    label_style: Literal["outline", "fill"] = "outline"
     zoom_mm: float | None = None
 
 
@@ -220,7 +217,7 @@ def _draw(axes: Any, panel: Panel, view: _View, spacing_mm: Sequence[float], low
     picture = _slice(panel.image, view).astype(np.float32)
     artist = axes.imshow(picture, cmap=colors, vmin=low, vmax=high, extent=extent, interpolation="bilinear")
     if panel.labels is not None:
-        _draw_labels(axes, _slice(panel.labels, view), panel.label_style, view, spacing_mm)
+        _draw_labels(axes, _slice(panel.labels, view), view, spacing_mm)
     axes.set(xticks=[], yticks=[], xlim=(0, view.width_mm), ylim=(view.height_mm, 0), aspect="auto")
     stroke = [withStroke(linewidth=1.6, foreground="black")]
     for letter, (x, y, ha, va) in zip(view.plane.letters, _LETTER_PLACES, strict=True):
@@ -229,20 +226,14 @@ def _draw(axes: Any, panel: Panel, view: _View, spacing_mm: Sequence[float], low
     return artist
 
 
-def _draw_labels(axes: Any, labels: NDArray[Any], style: str, view: _View, spacing_mm: Sequence[float]) -> None:
+def _draw_labels(axes: Any, labels: NDArray[Any], view: _View, spacing_mm: Sequence[float]) -> None:
     dx, dy = float(spacing_mm[view.plane.column]), float(spacing_mm[view.plane.row])
     for value in np.unique(labels[labels != 0]):
         color = LABEL_COLORS[(int(value) - 1) % len(LABEL_COLORS)]
-        mask = labels == value
-        if style == "fill":
-            rgba = np.zeros((*mask.shape, 4), np.float32)
-            rgba[mask] = to_rgba(color, 0.45)
-            axes.imshow(rgba, extent=(0, view.width_mm, view.height_mm, 0), interpolation="nearest")
-        else:
-            # A rim of zeros closes outlines that reach the picture's edge.
-            padded = np.pad(mask, 1).astype(np.float32)
-            x, y = (np.arange(padded.shape[1]) - 0.5) * dx, (np.arange(padded.shape[0]) - 0.5) * dy
-            axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.1)
+        # A rim of zeros closes outlines that reach the picture's edge.
+        padded = np.pad(labels == value, 1).astype(np.float32)
+        x, y = (np.arange(padded.shape[1]) - 0.5) * dx, (np.arange(padded.shape[0]) - 0.5) * dy
+        axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.1)
 
 
 def _largest_difference(panels: Sequence[Panel], views: Sequence[Sequence[_View]]) -> float:

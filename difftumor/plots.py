@@ -1,4 +1,4 @@
-"""Curves and histograms as matplotlib figures, and figures as PNG.
+"""Curves as matplotlib figures, and figures as PNG.
 
 Figures are made without pyplot, so nothing is kept in global state.
 """
@@ -82,48 +82,6 @@ def curves(
     axes.set_ylabel(y_label)
     _finish(axes, len(series))
     return figure
-
-
-def histograms(
-    series: Mapping[str, ArrayLike],
-    *,
-    x_label: str,
-    bins: int = 60,
-    limits: tuple[float, float] | None = None,
-    title: str | None = None,
-    inches: tuple[float, float] = (7.0, 3.2),
-) -> Figure:
-    """Draw the distributions of named values over common bins, each scaled to an area of 1.
-
-    Args:
-        series: Name to values of any shape; values that are not finite are left out.
-        x_label: Name of the horizontal axis, with its unit.
-        bins: Number of bins.
-        limits: Lowest and highest value shown; all values when None.
-        title: Text above the axes.
-        inches: Width and height of the figure.
-    """
-    values = {name: _finite(array) for name, array in series.items()}
-    filled = [array for array in values.values() if array.size]
-    if limits is None:
-        limits = (min(a.min() for a in filled), max(a.max() for a in filled)) if filled else (0.0, 1.0)
-    figure, axes = _new_figure(inches, title)
-    edges = np.histogram_bin_edges(np.empty(0), bins=bins, range=limits)
-    for number, (name, array) in enumerate(values.items()):
-        counts, _ = np.histogram(array, bins=edges)
-        density = counts / max(1, counts.sum()) / np.diff(edges)
-        color = CURVE_COLORS[number % len(CURVE_COLORS)]
-        axes.stairs(density, edges, color=color, linewidth=1.5, label=name)
-        axes.stairs(density, edges, color=color, alpha=0.12, fill=True)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("density")
-    _finish(axes, len(series))
-    return figure
-
-
-def _finite(values: ArrayLike) -> Any:
-    array = np.asarray(values, np.float64).ravel()
-    return array[np.isfinite(array)]
 
 
 def _smoothed(values: Sequence[float] | Any, weight: float) -> Any:

@@ -90,10 +90,6 @@ class Report:
         """Add a paragraph."""
         self._parts.append(f"<p>{_escape(text)}</p>")
 
-    def bullets(self, items: Iterable[str]) -> None:
-        """Add a list."""
-        self._parts.append("<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>")
-
     def code(self, text: str) -> None:
         """Add commands, logs or JSON in a fixed-width font."""
         self._parts.append(f"<pre><code>{_escape(text)}</code></pre>")

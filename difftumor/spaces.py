@@ -102,11 +102,6 @@ class ModelSpace:
         turned = self._turned_box(native_box.clipped(self.native.shape))
         return _enclosing(turned, 1 / self._step, self.grid.shape)
 
-    def native_box(self, model_box: Box) -> Box:
-        """Return the smallest native box whose voxel centers enclose those of ``model_box``, inside the grid."""
-        turned = _enclosing(model_box.clipped(self.grid.shape), self._step, self._turned_shape)
-        return self._native_order(turned)
-
     def _carry(self, data: Array, box: Box, kind: Kind) -> tuple[Array, Box]:
         self._check(data, box.shape, "box")
         box = self._within(box, self.grid)

@@ -106,12 +106,11 @@ def test_zoom_near_a_border_stays_inside():
         assert pixels.shape[0] == pixels.shape[1]
 
 
-@pytest.mark.parametrize("style", ["outline", "fill"])
-def test_labels_are_drawn_in_their_colors_where_they_are(style):
+def test_labels_are_drawn_in_their_colors_where_they_are():
     ct = np.full((20, 20, 20), WINDOW[0], np.float32)
     labels = np.zeros(ct.shape, np.uint8)
     labels[13:19, 13:19, 13:19] = 2
-    panel = Panel(title="labels", image=ct, labels=labels, label_style=style)
+    panel = Panel(title="labels", image=ct, labels=labels)
     pixels = picture(three_planes([panel], center=(15, 15, 15), spacing_mm=(1, 1, 1)), "Axial 0")
     orange = np.array([int(LABEL_COLORS[1][i : i + 2], 16) / 255 for i in (1, 3, 5)])
     unit = pixels / np.maximum(np.linalg.norm(pixels, axis=-1, keepdims=True), 1e-6)

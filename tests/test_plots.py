@@ -1,10 +1,10 @@
-"""Curves, histograms and PNG files."""
+"""Curves and PNG files."""
 
 import numpy as np
 import pytest
 
 from difftumor.files import written_whole
-from difftumor.plots import curves, histograms, save_png, to_png
+from difftumor.plots import curves, save_png, to_png
 
 
 def lines(figure):
@@ -30,17 +30,6 @@ def test_curves_refuse_unequal_lengths():
         curves({"loss": ([0, 1], [1.0])})
     with pytest.raises(ValueError, match="smoothing"):
         curves({}, smoothing=1.0)
-
-
-def test_histograms_have_area_one():
-    figure = histograms({"a": np.arange(10.0), "b": [np.inf, 1.0]}, x_label="HU", bins=5)
-    for patch in figure.axes[0].patches:
-        values, edges, _ = patch.get_data()
-        assert (values * np.diff(edges)).sum() == pytest.approx(1.0)
-
-
-def test_histograms_of_nothing_are_drawn():
-    assert to_png(histograms({"empty": []}, x_label="HU"))
 
 
 def test_png_is_the_same_each_time_and_whole(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from difftumor.errors import ConfigError, SynthesisError
+from difftumor.organs import SIZE_NAMES
 
 RECORD_FORMAT_VERSION = 1
 Triple = tuple[float, float, float]
@@ -27,7 +28,7 @@ class SizeClass:
     """How large tumors of one class are, and how strongly their ellipsoid is deformed.
 
     Args:
-        name: ``"tiny"``, ``"small"``, ``"medium"`` or ``"large"``.
+        name: One of ``organs.SIZE_NAMES``.
         radius_mm: Radius r of the class.
         half_axes: Each half-axis is U(low · r, high · r).
         deformation_mm: σe of the elastic deformation: a range ``(low, high)`` when ``continuous``, else the choices.
@@ -48,21 +49,22 @@ class SizeClass:
         return float(generator.choice(self.deformation_mm))
 
 
+_TINY, _SMALL, _MEDIUM, _LARGE = SIZE_NAMES
 # Hu et al. 2023, section 3.1: half-axes U(0.75 r, 1.25 r); the published recipe lets those of large tumors reach 2 r.
 SIZES: Mapping[str, SizeClass] = MappingProxyType(
     {
         size.name: size
         for size in (
-            SizeClass(name="tiny", radius_mm=4.0, half_axes=(0.75, 1.25), deformation_mm=(0.5, 1.0), continuous=True),
-            SizeClass(name="small", radius_mm=8.0, half_axes=(0.75, 1.25), deformation_mm=(1, 2)),
-            SizeClass(name="medium", radius_mm=16.0, half_axes=(0.75, 1.25), deformation_mm=(3, 4, 5, 6)),
-            SizeClass(name="large", radius_mm=32.0, half_axes=(0.75, 2.0), deformation_mm=(5, 6, 7, 8, 9, 10)),
+            SizeClass(name=_TINY, radius_mm=4.0, half_axes=(0.75, 1.25), deformation_mm=(0.5, 1.0), continuous=True),
+            SizeClass(name=_SMALL, radius_mm=8.0, half_axes=(0.75, 1.25), deformation_mm=(1, 2)),
+            SizeClass(name=_MEDIUM, radius_mm=16.0, half_axes=(0.75, 1.25), deformation_mm=(3, 4, 5, 6)),
+            SizeClass(name=_LARGE, radius_mm=32.0, half_axes=(0.75, 2.0), deformation_mm=(5, 6, 7, 8, 9, 10)),
         )
     }
 )
 # What a user may ask for: a class, or a group whose members have equal chance for each tumor.
 SIZE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {**{name: (name,) for name in SIZES}, "early": ("tiny", "small")}
+    {**{name: (name,) for name in SIZES}, "early": (_TINY, _SMALL)}
 )
 
 

@@ -36,15 +36,6 @@ class Settings(Mapping[str, Any]):
             for key, value in values.items()
         }
 
-    @classmethod
-    def from_config(cls, config: DictConfig) -> Settings:
-        """Resolve a Hydra config.
-
-        Raises:
-            ConfigError: An interpolation cannot be resolved or a mandatory value is missing.
-        """
-        return cls(to_plain(config))
-
     @property
     def path(self) -> str:
         """Dotted name of this section."""

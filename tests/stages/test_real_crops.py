@@ -15,7 +15,7 @@ from difftumor.artifacts import load_artifact, read_config
 from stages import autoencoder, diffusion, segmentation
 from stages.entry import compose_config
 from stages.run import run_stage
-from stages.settings import Settings, to_plain
+from tests.stages.builds import built_from
 
 PATIENTS = ("STS_002", "STS_012", "STS_029")
 BODY = (
@@ -77,13 +77,9 @@ def _config(stage, sarcoma, folder, *overrides):
     return compose_config(stage, [*COMMON, *places, *overrides])
 
 
-def _built(build, config):
-    return build(Settings(to_plain(config)))
-
-
 def _check_trained(path, build, config):
     """The artifact's network is finite and differs from the one that training began with, in every part."""
-    initial = dict(_built(build, config).module.network.named_parameters())
+    initial = dict(built_from(config, build).module.network.named_parameters())
     trained = dict(load_artifact(path).network.named_parameters())
     assert trained.keys() == initial.keys()
     assert all(value.isfinite().all() for value in trained.values())
@@ -95,7 +91,7 @@ def _check_trained(path, build, config):
 
 def _check_tumors_on_tissue(config):
     """Crops of the healthy parts get tumors, whose tissue differs from what was there."""
-    stage = _built(segmentation.build, config)
+    stage = built_from(config, segmentation.build)
     stage.data.setup()
     items = [stage.data.train_set[(0, index)] for index in range(len(stage.data.train_set))]
     batch = torch.utils.data.default_collate([item for item in items if item["healthy"]])

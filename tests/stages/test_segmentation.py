@@ -17,12 +17,8 @@ from stages.entry import compose_config
 from stages.run import run_stage
 from stages.segmentation import build
 from stages.segmentation_module import learning_rate_factor
-from stages.settings import Settings
+from tests.stages.builds import Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import NNUNET, UNET, with_validation
-
-
-class Crash(Exception):  # noqa: N818
-    pass
 
 
 def run(config: DictConfig, build=build):
@@ -30,7 +26,7 @@ def run(config: DictConfig, build=build):
 
 
 def built(config: DictConfig):
-    stage = build(Settings.from_config(config))
+    stage = built_from(config, build)
     stage.module.log = stage.module.log_dict = lambda *_, **__: None
     return stage
 
@@ -148,22 +144,10 @@ def test_the_intensity_shift_comes_after_the_tumors(tiny_segmentation):
 
 
 def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_segmentation, tmp_path):
-    def crashing_build(settings):
-        stage = build(settings)
-        inner = stage.module.training_step
-
-        def training_step(batch, batch_idx):
-            if stage.module.steps_done == 4:
-                raise Crash
-            return inner(batch, batch_idx)
-
-        stage.module.training_step = training_step
-        return stage
-
     whole = run(tiny_segmentation("name=whole", f"artifact={tmp_path}/whole"))
     parted_config = tiny_segmentation("name=parted", f"artifact={tmp_path}/parted")
     with pytest.raises(Crash):
-        run(parted_config, crashing_build)
+        run(parted_config, crashing_at(build, 4))
     parted = run(parted_config)
     for name in ("", "_best"):
         files = [path.with_name(path.name + name) / "model.safetensors" for path in (whole, parted)]

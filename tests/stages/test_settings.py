@@ -5,7 +5,7 @@ import pytest
 from difftumor.errors import ConfigError
 from difftumor.organs import ORGANS, Organ
 from stages.entry import CONFIGS, compose_config
-from stages.settings import Settings, construct
+from stages.settings import Settings, construct, to_plain
 
 
 def test_keys_count_as_read_only_when_read():
@@ -49,7 +49,7 @@ def test_construct_names_unknown_missing_and_refused_options():
 @pytest.mark.parametrize("file", sorted((CONFIGS / "organ").glob("*.yaml")), ids=lambda file: file.stem)
 def test_organ_configs_are_the_registered_organs(file):
     config = compose_config("autoencoder", [f"+organ={file.stem}"])
-    assert construct(Organ, Settings.from_config(config).organ) == ORGANS[file.stem]
+    assert construct(Organ, Settings(to_plain(config)).organ) == ORGANS[file.stem]
 
 
 @pytest.mark.parametrize(

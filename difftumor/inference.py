@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from difftumor.artifacts import Artifact
-from difftumor.errors import ArtifactError, ConfigError, DeviceError
+from difftumor.errors import ArtifactError, ConfigError
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import BACKGROUND, TUMOR
@@ -22,25 +22,6 @@ from difftumor.volume import Volume
 OVERLAP = 0.75
 # Gaps in organ masks where tumors were left out are filled, and tumors may bulge out of the organ a little.
 CLOSING_MM, DILATION_MM = 10.0, 5.0
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        DeviceError: It is unknown or not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"Device {name!r} is unknown: use auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"Device {name!r} is not supported: use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"There is no device {name!r} on this machine: use cpu or auto.")
-    return device
 
 
 @torch.no_grad()

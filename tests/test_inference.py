@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from difftumor.artifacts import Artifact, ArtifactConfig
-from difftumor.errors import ArtifactError, ConfigError, DeviceError
-from difftumor.inference import keep_inside_organ, pick_device, predict_probabilities, predict_volume
+from difftumor.errors import ArtifactError, ConfigError
+from difftumor.inference import keep_inside_organ, predict_probabilities, predict_volume
 from difftumor.volume import Volume, read_ct
 
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "window_hu": [-175.0, 250.0], "crop": [16, 16, 16]}
@@ -236,14 +236,6 @@ def test_filter_without_organ_drops_all_tumor_and_keeps_its_input():
         keep_inside_organ(labels, np.zeros((2, 2, 2)), spacing_mm=(1, 1, 1))
     with pytest.raises(ValueError, match="negative"):
         keep_inside_organ(labels, labels, spacing_mm=(1, 1, 1), closing_mm=-1)
-
-
-def test_devices():
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda")
-    for name in ("banana", "meta", "cuda:99"):
-        with pytest.raises(DeviceError, match=name):
-            pick_device(name)
 
 
 @pytest.mark.gpu

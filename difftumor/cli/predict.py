@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import Case
-    from difftumor.volume import Array, Volume
+    from difftumor.grids import Array
+    from difftumor.volume import Volume
 
 
 def predict(
@@ -43,8 +44,9 @@ def predict(
     """
     from difftumor.artifacts import load_artifact
     from difftumor.cli.progress import progress_bar
+    from difftumor.devices import pick_device
     from difftumor.evaluation.tables import prediction_record, write_json
-    from difftumor.inference import pick_device, predict_volume
+    from difftumor.inference import predict_volume
     from difftumor.volume import read_ct, write_labels
 
     cases = _cases(ct)
@@ -101,7 +103,8 @@ def _masks(organ_mask: Path | None, cases: tuple[Case, ...]) -> dict[str, Path]:
 
 def _check_grids(cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
     """Refuse unreadable headers and masks on other grids before hours are spent on the other scans."""
-    from difftumor.volume import compare_grids, read_grid
+    from difftumor.grids import compare_grids
+    from difftumor.volume import read_grid
 
     for case in cases:
         grid = read_grid(case.image)

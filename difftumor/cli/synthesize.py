@@ -42,7 +42,7 @@ def synthesize(
     Writes ct.nii.gz, which equals the input outside the tumors bit by bit, labels.nii.gz (0 background, 1 organ,
     2 tumor), lesions.nii.gz (one number per tumor), record.json and preview.png.
     """
-    from difftumor.inference import pick_device
+    from difftumor.devices import pick_device
     from difftumor.synthesis.loading import artifact_identities, find_artifact, load_synthesizer
     from difftumor.synthesis.scan_files import check_output, synthesize_scan
 

@@ -4,7 +4,6 @@ Voxels that share a face, an edge or a corner belong together (26-connectivity).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +85,6 @@ def largest_component(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
-def equivalent_radius_mm(voxels: int, spacing_mm: Sequence[float]) -> float:
-    """Return the radius in mm of the ball that has the volume of ``voxels`` voxels: V = 4/3 π r³, r = (3 V / 4π)^⅓."""
-    return (3 * voxels * math.prod(spacing_mm) / (4 * math.pi)) ** (1 / 3)
+def equivalent_radius_mm(volume_mm3: float) -> float:
+    """Return the radius in mm of the ball of a volume: V = 4/3 π r³, r = (3 V / 4π)^⅓."""
+    return float((3 * volume_mm3 / (4 * math.pi)) ** (1 / 3))

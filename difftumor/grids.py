@@ -147,6 +147,11 @@ class Grid:
         return x, y, z
 
     @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel; less than the product of the spacing where the axes are not square to each other."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
     def axcodes(self) -> str:
         """Anatomical directions the axes point to, such as ``"RAS"`` or ``"LPS"``."""
         return "".join(nib.aff2axcodes(self.affine))

@@ -21,32 +21,11 @@ from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
-from difftumor.grids import Array, Box, Grid, compare_grids, triple
-from difftumor.intensity import IntensityWindow
-from difftumor.spaces import Kind, ModelSpace
-
-__all__ = [
-    "Array",
-    "Box",
-    "Grid",
-    "IntensityWindow",
-    "Kind",
-    "ModelSpace",
-    "StoredImage",
-    "Volume",
-    "check_same_grid",
-    "compare_grids",
-    "is_nifti",
-    "read_ct",
-    "read_grid",
-    "read_labels",
-    "write_ct",
-    "write_labels",
-]
+from difftumor.grids import Array, Grid, compare_grids, triple
 
 _SUFFIXES = (".nii", ".nii.gz")
 # Fat begins here; a CT of a body holds fat or air, in a crop of soft tissue at least its noise.
-_HIGHEST_MINIMUM_HU = -100.0
+HIGHEST_MINIMUM_HU = -100.0
 _DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -114,7 +93,7 @@ def read_ct(path: Path) -> Volume:
     if np.issubdtype(stored.values.dtype, np.floating) and not np.isfinite(data).all():
         raise VolumeError(f"{path} holds NaN or infinite values; replace them, for instance by -1000 HU for air.")
     low, high = float(data.min()), float(data.max())
-    if low >= _HIGHEST_MINIMUM_HU:
+    if low >= HIGHEST_MINIMUM_HU:
         cause = "stored without its rescale intercept" if low >= 0 and high > 255 else "windowed or scaled"
         raise VolumeError(f"{path} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
     return Volume(data, grid, path, image.header, stored)

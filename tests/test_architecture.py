@@ -14,6 +14,7 @@ FLOORS = {
     "difftumor": 1,
     "difftumor.__main__": 5,
     "difftumor.artifacts": 2,
+    "difftumor.devices": 2,
     "difftumor.diffusion": 2,
     "difftumor.volume": 2,
     "difftumor.organs": 2,
@@ -71,6 +72,21 @@ def test_no_circles():
 
     for module in graph:
         visit(module, ())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_are_imported_from_their_owners(module):
+    borrowed = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (owner := MODULES.get(node.module or ""))
+            and owner.name != "__init__.py"
+        ):
+            body = ast.parse(owner.read_text(encoding="utf-8")).body
+            imported = {a.asname or a.name for n in body if isinstance(n, ast.ImportFrom) for a in n.names}
+            borrowed += [f"{node.module}.{alias.name}" for alias in node.names if alias.name in imported]
+    assert not borrowed, f"{module} imports {borrowed}, which come from elsewhere"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("difftumor")])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from difftumor.volume import IntensityWindow
+from difftumor.intensity import IntensityWindow
 
 HU = [-1000.0, -175.0, 37.5, 250.0, 3000.0]
 

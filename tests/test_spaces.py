@@ -135,6 +135,13 @@ def test_small_voxels_are_not_singular():
     assert Grid((2, 2, 2), np.diag([1e-3, 1e-3, 1e-3, 1])).spacing_mm == pytest.approx((1e-3,) * 3)
 
 
+def test_volume_of_a_voxel():
+    assert Grid((2, 2, 2), np.diag([-2.0, 3, 0.5, 1])).voxel_mm3 == pytest.approx(3)
+    sheared = np.array([[1.0, 0.6, 0, 0], [0, 0.8, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])  # sides of 1, 1 and 2 mm
+    assert Grid((2, 2, 2), sheared).spacing_mm == pytest.approx((1, 1, 2))
+    assert Grid((2, 2, 2), sheared).voxel_mm3 == pytest.approx(1.6)
+
+
 def test_grids_match_by_where_their_voxels_are():
     grid = Grid((501, 4, 4), np.eye(4))
     noise, drift, shift = np.eye(4), np.eye(4), np.eye(4)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difftumor.errors import GridMismatchError, VolumeError
-from difftumor.volume import Box, ModelSpace, check_same_grid, read_ct, read_grid, read_labels, write_ct, write_labels
+from difftumor.grids import Box
+from difftumor.spaces import ModelSpace
+from difftumor.volume import check_same_grid, read_ct, read_grid, read_labels, write_ct, write_labels
 from tests.nifti import LPS, ct_values, write_nifti
 
 NAMES = ("ct.nii", "ct.nii.gz")

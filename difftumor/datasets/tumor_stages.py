@@ -4,6 +4,7 @@ A lesion is a 26-connected component of tumor voxels; its equivalent radius is t
 Early lesions have a radius of at most 10 mm (a diameter of 2 cm); late ones (mid and late stage) are larger.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,7 +84,7 @@ def split_tumors(
     components = find_components(labels_XYZ == TUMOR)
     found = []
     for component in components.found:
-        radius_mm = equivalent_radius_mm(component.voxels, spacing_mm)
+        radius_mm = equivalent_radius_mm(component.voxels * math.prod(spacing_mm))
         stage: TumorStage | None = "early" if radius_mm <= early_radius_mm else "late"
         if component.voxels < minimum_voxels:
             stage = None

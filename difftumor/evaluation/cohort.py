@@ -14,9 +14,9 @@ from difftumor.errors import CaseListError, VolumeError
 from difftumor.evaluation.detection import CaseDetection, match_lesions
 from difftumor.evaluation.lesions import find_lesions
 from difftumor.evaluation.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
-from difftumor.grids import Grid
+from difftumor.grids import Grid, compare_grids
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
-from difftumor.volume import Volume, check_same_grid, compare_grids, is_nifti, read_grid, read_labels
+from difftumor.volume import Volume, check_same_grid, is_nifti, read_grid, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)

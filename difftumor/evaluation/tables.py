@@ -98,10 +98,9 @@ def prediction_record(labels: NDArray[Any], grid: Grid) -> dict[str, Any]:
         ``organ_mm3`` (tumors included), ``tumor_mm3``, and per lesion its voxels, ``volume_mm3``,
         ``equivalent_diameter_mm`` and ``center_mm`` (right, anterior, superior), the largest first.
     """
-    voxel_mm3 = float(abs(np.linalg.det(grid.affine[:3, :3])))
     lesions = sorted(find_lesions(labels == TUMOR, grid).lesions, key=lambda lesion: -lesion.voxels)
     return {
-        "organ_mm3": int(np.count_nonzero(labels)) * voxel_mm3,
+        "organ_mm3": int(np.count_nonzero(labels)) * grid.voxel_mm3,
         "tumor_mm3": sum(lesion.volume_mm3 for lesion in lesions),
         "lesions": [
             {

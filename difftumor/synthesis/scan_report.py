@@ -81,8 +81,8 @@ def report_tumors(result: ScanSynthesis) -> tuple[TumorReport, ...]:
             TumorReport(
                 record=record,
                 voxels=len(voxels),
-                volume_mm3=float(len(voxels) * np.prod(grid.spacing_mm)),
-                diameter_mm=2 * equivalent_radius_mm(len(voxels), grid.spacing_mm),
+                volume_mm3=len(voxels) * grid.voxel_mm3,
+                diameter_mm=2 * equivalent_radius_mm(len(voxels) * grid.voxel_mm3),
                 center_mm=center_mm,
                 contrast_hu=_contrast_hu(result, instance),
             )

@@ -29,7 +29,7 @@ from stages.losses import (
     random_positions,
     take_slices,
 )
-from stages.module import StageModule, initial_weights, preprocessing
+from stages.module import StageModule, adam_betas, initial_weights, preprocessing
 
 AXIAL = 2  # axis Z of (B, C, Z, X, Y)
 
@@ -86,7 +86,7 @@ class AutoencoderModule(StageModule):
         # The commitment has its ¼ inside.
         self.weights = {**weights, "perceptual": perceptual_weight, "commitment": 1.0}
         self.lr = lr
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.betas = adam_betas(betas)
         self.window = window
         self.spacing_mm = tuple(spacing_mm)
         self.crop = tuple(crop)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from difftumor.artifacts import Parent, load_artifact
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.datasets.tumor_stages import TUMOR_STAGES
+from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import CaseListError, ConfigError
@@ -39,6 +42,7 @@ def build(settings: Settings) -> Stage:
     epochs = check_steps(settings)
     organ = construct(Organ, settings.organ)
     codec, autoencoder = _codec(settings)
+    construct(ExponentialMovingAverage, settings.ema, network=nn.Identity())  # refuses what the real one would
     crops = _crops(settings, organ)
     return Stage(
         module=_module(settings, organ, codec, autoencoder, crops),
@@ -59,7 +63,8 @@ def _codec(settings: Settings) -> tuple[LatentCodec, Parent]:
     assert isinstance(artifact.network, Autoencoder)
     codec = LatentCodec(artifact.network)
     check_sizes(data, multiple=codec.downsampling)
-    divisor = codec.downsampling * construct(Denoiser, settings.network).in_slice_divisor
+    channels = {"latent_channels": codec.latent_channels, "condition_channels": codec.latent_channels + 1}
+    divisor = codec.downsampling * construct(Denoiser, settings.network, **channels).in_slice_divisor
     if data.crop[0] % divisor or data.crop[1] % divisor:
         raise ConfigError(f"data.crop is {list(data.crop)}: give multiples of {divisor} along X and Y.")
     return codec, artifact.as_parent

@@ -24,7 +24,7 @@ from difftumor.intensity import IntensityWindow
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import TUMOR
 from difftumor.seeding import torch_generator
-from stages.module import StageModule, initial_weights, preprocessing
+from stages.module import StageModule, adam_betas, initial_weights, preprocessing
 
 NoiseLoss = Literal["l1", "l2"]
 Masked = Literal["image", "latent"]
@@ -102,7 +102,7 @@ class DiffusionModule(StageModule):
         self.masked: Masked = masked
         self.loss: NoiseLoss = loss
         self.lr = lr
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.betas = adam_betas(betas)
         self.organ = organ
         self.window = window
         self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from difftumor.artifacts import Parent, load_artifact, read_config, save_artifact
+from difftumor.datasets.cases import read_case_labels
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
@@ -251,6 +252,18 @@ def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
         assert (item["labels"] == 2).sum() == 27
 
 
+def test_every_label_map_is_read_once_to_start(tiny_diffusion, monkeypatch):
+    read = []
+
+    def noted(case, *args, **kwargs):
+        read.append(case.id)
+        return read_case_labels(case, *args, **kwargs)
+
+    monkeypatch.setattr("difftumor.datasets.tumor_cases.read_case_labels", noted)
+    data = built_from(tiny_diffusion(), build).data
+    assert sorted(read) == sorted(case.id for case in data.reader.cases.cases)
+
+
 def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort, tmp_path, capsys):
     folder = with_validation(tumor_cohort, tmp_path / "stated", "early1", "late0")
     data = built_from(tiny_diffusion(f"data.root={folder}"), build).data
@@ -271,6 +284,9 @@ def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort,
         ("diffusion.sampler.steps=9", ConfigError, r"steps"),
         ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
         ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),
+        ("optimizer.betas=0.9", ConfigError, r"optimizer\.betas is 0\.9: give two numbers"),
+        ("+ema.bogus=1", ConfigError, r"Unknown option 'ema\.bogus'"),
+        ("+network.latent_channels=8", ConfigError, r"Unknown option 'network\.latent_channels'"),
         ("fold=7", ConfigError, r"Fold 7 does not exist"),
     ],
 )

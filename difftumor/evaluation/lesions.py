@@ -60,10 +60,11 @@ def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
     if tumor_XYZ.shape != grid.shape:
         raise ValueError(f"mask {tumor_XYZ.shape} is not on the grid {grid.shape}")
     components = find_components(tumor_XYZ)
+    voxel_mm3 = grid.voxel_mm3
     lesions = []
     for component in components.found:
         x, y, z = (float(value) for value in grid.affine[:3, :3] @ component.centroid + grid.affine[:3, 3])
-        volume_mm3 = component.voxels * grid.voxel_mm3
+        volume_mm3 = component.voxels * voxel_mm3
         lesion = Lesion(
             index=component.index,
             voxels=component.voxels,

@@ -115,3 +115,12 @@ def test_prediction_record_lists_the_largest_lesion_first():
     assert [lesion["voxels"] for lesion in record["lesions"]] == [64, 8]
     assert record["lesions"][0]["center_mm"] == pytest.approx([9.5, 9.5, 19.0])
     json.dumps(record)
+
+
+def test_noise_is_described_too():
+    """A poor segmenter must not stop a folder of scans; 41³ single voxels are more than uint16 can number."""
+    labels = np.zeros((82, 82, 82), np.uint8)
+    labels[::2, ::2, ::2] = 2
+    record = prediction_record(labels, Grid(labels.shape, np.eye(4)))
+    assert len(record["lesions"]) == 41**3
+    assert record["tumor_mm3"] == pytest.approx(41**3)

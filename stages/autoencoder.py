@@ -14,7 +14,8 @@ from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, w
 from difftumor.errors import ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from stages.autoencoder_module import AutoencoderModule
-from stages.data import CropData, check_sizes, check_steps, read_root, stated_validation, window_of
+from stages.case_lists import read_root, stated_validation
+from stages.data import CropData, check_sizes, check_steps, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
 from stages.module import initial_weights

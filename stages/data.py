@@ -1,9 +1,8 @@
-"""Data modules' shared parts: the list of cases from ``data.root``, loaders in a seeded order, and random crops."""
+"""Data modules' shared parts: checks of their options, loaders in a seeded order, and random crops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +11,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from difftumor.artifacts import read_config
-from difftumor.datasets.cases import Case, CaseList, read_cases, split_by_ids
-from difftumor.datasets.integrity import check_cases
+from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
-from difftumor.organs import CONVENTIONS, get_convention
 from difftumor.seeding import derive_seed, torch_generator
 from stages.module import StageModule
-from stages.run import say
 from stages.settings import check_positive
-
-
-def read_root(root: Any, labels: str | None = None, *, option: str = "data.labels") -> CaseList:
-    """Read the cases of ``data.root`` and check their headers, before anything is loaded.
-
-    Args:
-        root: A folder of NIfTI, a ``dataset.json``, or a list.
-        labels: One of ``organs.CONVENTIONS``, which then says what the label maps' numbers mean; by default the source.
-        option: Where ``labels`` comes from, for messages.
-
-    Raises:
-        ConfigError: ``data.root`` is not set, or there is no such convention.
-        CaseListError: It is missing, malformed or empty, or files are missing or do not fit together.
-    """
-    if root is None:
-        raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
-    if labels is not None and labels not in CONVENTIONS:
-        raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
-    cases = read_cases(Path(str(root)))
-    check_cases(cases).raise_if_any()
-    return cases if labels is None else replace(cases, label_names=dict(get_convention(labels)))
-
-
-def stated_validation(cases: CaseList, **ignored: Any) -> tuple[Case, ...]:
-    """Return the validation cases that a list states, and say so.
-
-    They are held out by every stage, so that none trains on what another is judged by.
-
-    Args:
-        cases: What ``read_root`` returned.
-        ignored: Options, by name, that would have split the cases otherwise; ``__`` in a name stands for a dot.
-
-    Raises:
-        CaseListError: All cases are validation cases, or a patient has scans on both sides.
-        ConfigError: ``fold`` is beyond the one split there is.
-    """
-    if not cases.validation_ids:
-        return ()
-    _, validation = split_by_ids(cases.cases, cases.validation_ids)
-    # Folds 1, 2, … would be runs under names of their own that all train on the same cases.
-    if ignored.get("fold"):
-        raise ConfigError(
-            f"fold is {ignored['fold']}, but {cases.source} states its validation cases, which makes one split: "
-            "give fold=0, or remove them from the list."
-        )
-    options = " and ".join(f"{name.replace('__', '.')}={value}" for name, value in ignored.items() if value is not None)
-    unused = f"; {options} is ignored" if options else ""
-    say(f"Holding out the {len(validation)} validation cases that {cases.source} states{unused}.")
-    return validation
 
 
 def check_sizes(data: Any, *, multiple: int) -> None:

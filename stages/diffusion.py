@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from difftumor.artifacts import Parent, load_artifact
-from difftumor.datasets.tumor_cases import sort_cases
+from difftumor.datasets.cases import Case
 from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
@@ -19,7 +19,9 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
-from stages.data import check_same_preprocessing, check_sizes, check_steps, read_root, stated_validation, window_of
+from difftumor.volume import Volume
+from stages.case_lists import read_root, sort_and_say, stated_validation
+from stages.data import check_same_preprocessing, check_sizes, check_steps, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
@@ -76,14 +78,19 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     if rules.stage not in TUMOR_STAGES:
         raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
     cases = read_root(data.root, data.labels)
+    stated = stated_validation(cases, fold=settings.fold)
     reader = TumorReader(
         cases=cases, organ=organ, rules=rules, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
     )
-    sorted_cases = sort_cases(cases, organ, workers=data.num_workers)
+    found: dict[str, int] = {}
+
+    def count(case: Case, labels: Volume) -> None:
+        found[case.id] = len(reader.lesions(labels))
+
+    sorted_cases = sort_and_say(cases, organ, workers=data.num_workers, look=count)
     folds = settings.folds
-    stated = stated_validation(cases, fold=settings.fold)
     train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed, stated=stated)
-    counts = reader.count((*train.tumor, *validation), workers=data.num_workers)
+    counts = {case.id: found[case.id] for case in (*train.tumor, *validation)}
     say(describe(counts, rules, cases.source))
     chosen = tuple(case for case in train.tumor if counts[case.id])
     if not chosen:

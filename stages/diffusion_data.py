@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from difftumor.datasets.cases import Case, CaseList, read_case_labels
+from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
 from difftumor.datasets.tumor_stages import Lesion, TumorStage, keep_stage, split_tumors
 from difftumor.grids import Box
 from difftumor.organs import TUMOR, Organ, resolve_labels
 from difftumor.spaces import ModelSpace
+from difftumor.volume import Volume
 from stages.data import CropData
 
 
@@ -78,20 +78,10 @@ class TumorReader:
         kept, lesions = self.rules.choose(item["labels"][0].numpy(), self.spacing_mm)
         return {**item, "labels": torch.from_numpy(kept)[None]}, lesions
 
-    def lesions(self, case: Case) -> tuple[Lesion, ...]:
-        """Return the wanted lesions of a case from its label map alone."""
-        names = self.cases.label_names
-        labels = resolve_labels(names, self.organ, source=self.cases.source)
-        stored = read_case_labels(case, names, only=(*labels.organ, *labels.tumor))
-        standard = labels.to_standard(stored.data, source=case.labels)
-        model = ModelSpace(stored.grid, self.spacing_mm).to_model(standard, kind="labels")
+    def lesions(self, labels: Volume) -> tuple[Lesion, ...]:
+        """Return the wanted lesions of a label map of 0 background, 1 organ, 2 tumor on its own grid."""
+        model = ModelSpace(labels.grid, self.spacing_mm).to_model(labels.data, kind="labels")
         return self.rules.choose(model, self.spacing_mm)[1]
-
-    def count(self, cases: Sequence[Case], *, workers: int = 1) -> dict[str, int]:
-        """Return the number of wanted lesions of each case, by its id."""
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            found = pool.map(self.lesions, cases)
-            return {case.id: len(lesions) for case, lesions in zip(cases, found, strict=True)}
 
     def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
         """Cut one crop around each wanted lesion, case after case, at most ``limit``.

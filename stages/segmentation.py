@@ -13,11 +13,12 @@ from typing import Literal, get_args
 from difftumor.artifacts import Parent, read_config
 from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import SegmentationCrop
-from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
+from difftumor.datasets.tumor_cases import LeftOut
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
 from difftumor.organs import Organ
 from difftumor.synthesis.loading import load_synthesizer
-from stages.data import check_same_preprocessing, check_sizes, read_root, stated_validation, window_of
+from stages.case_lists import read_root, say_left_out, sort_and_say, stated_validation
+from stages.data import check_same_preprocessing, check_sizes, window_of
 from stages.entry import command_line
 from stages.run import Stage, say
 from stages.segmentation_data import Origin, SegmentationData, SegmentationReader
@@ -145,24 +146,27 @@ def _cases(settings: Settings, organ: Organ) -> tuple[dict[Case, Origin], tuple[
     data, tumors = settings.data, settings.tumors
     healthy_labels = data.healthy_labels  # read in any case, as every key must be
     listed = read_root(data.root, data.labels)
-    found = sort_cases(listed, organ, workers=data.num_workers)
+    stated = stated_validation(listed, fold=settings.fold)
+    found = sort_and_say(listed, organ, workers=data.num_workers)
     origins = {case: Origin(listed, healthy=False) for case in found.tumor}
     origins |= {case: Origin(listed, healthy=True) for case in found.healthy}
     if data.healthy_root is not None:
         healthy = read_root(data.healthy_root, healthy_labels, option="data.healthy_labels")
         held_out = stated_validation(healthy)
-        more = sort_cases(healthy, organ, assume_healthy=True, workers=data.num_workers)
-        unfit = tuple(LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor)
+        more = sort_and_say(healthy, organ, assume_healthy=True, workers=data.num_workers)
+        say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
         fit = tuple(case for case in more.healthy if case not in held_out)
         origins |= {case: Origin(healthy, healthy=True) for case in fit}
-        found = replace(found, healthy=found.healthy + fit, left_out=found.left_out + more.left_out + unfit)
-    stated = stated_validation(listed, fold=settings.fold)
+        found = replace(found, healthy=found.healthy + fit)
     # Without annotated tumors there is nothing to validate on.
     fold = settings.fold if found.tumor or tumors != "diffusion" else None
     train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=stated)
     real = train.tumor if tumors != "diffusion" else ()
     healthy_cases = train.healthy if tumors != "real" else ()
-    _report(found, len(real), len(healthy_cases), len(validation))
+    say(
+        f"Training on {len(real)} cases with tumors and {len(healthy_cases)} healthy ones, "
+        f"validating on {len(validation)}."
+    )
     if tumors != "diffusion" and not real:
         raise CaseListError(f"{listed.source} has no case with a {organ.name} tumor: give other data or organ.")
     if tumors != "real" and not healthy_cases:
@@ -171,14 +175,6 @@ def _cases(settings: Settings, organ: Organ) -> tuple[dict[Case, Origin], tuple[
             "or tumors=real."
         )
     return origins, (*real, *healthy_cases), validation
-
-
-def _report(found: SortedCases, real: int, healthy: int, validation: int) -> None:
-    say(f"Training on {real} cases with tumors and {healthy} healthy ones, validating on {validation}.")
-    for left_out in found.left_out[:5]:
-        say(f"Left out: {left_out.case.id} {left_out.reason}.")
-    if len(found.left_out) > 5:
-        say(f"Left out as well: {len(found.left_out) - 5} more cases.")
 
 
 def _warn_of_leaks(settings: Settings, models: dict[str, Path], validation: tuple[Case, ...]) -> None:

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import SegmentationCrop, with_class_centers
 from difftumor.datasets.transforms import Item, SeededDataset, load_case, pad_to
-from difftumor.errors import CaseListError
-from difftumor.organs import TUMOR, Organ, resolve_labels
+from difftumor.organs import Organ, resolve_labels
 from difftumor.seeding import derive_seed
 from stages.data import CropData, seeded_loader
 
@@ -48,19 +47,9 @@ class SegmentationReader:
     spacing_mm: tuple[float, ...]
 
     def __call__(self, case: Case) -> Item:
-        """Load a case for ``SegmentationCrop``.
-
-        Raises:
-            CaseListError: A healthy case has a tumor label.
-        """
-        healthy = self.origins[case].healthy
+        """Load a case for ``SegmentationCrop``."""
         item = with_class_centers(pad_to(self.whole(case), self.crop))
-        if healthy and len(item["centers"][TUMOR]):
-            raise CaseListError(
-                f"Case {case.id!r} is stated to be free of {self.organ.name} tumors, but {case.labels} marks one: "
-                "correct its tumor_organs, or its labels."
-            )
-        return {**item, "healthy": healthy}
+        return {**item, "healthy": self.origins[case].healthy}
 
     def whole(self, case: Case) -> Item:
         """Load a case as it is."""

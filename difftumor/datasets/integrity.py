@@ -1,13 +1,18 @@
 """Check a list of cases before hours are spent on it: every problem at once, headers first."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.errors import CaseListError, DiffTumorError
+from difftumor.grids import compare_grids
 from difftumor.organs import OrganLabels
-from difftumor.volume import compare_grids, is_nifti, read_ct, read_grid
+from difftumor.volume import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class IntegrityReport:
 
 
 def check_cases(case_list: CaseList, *, labels: OrganLabels | None = None, voxels: bool = False) -> IntegrityReport:
-    """Check every case: files readable, 3-D, image and labels on one grid.
+    """Check every case: files readable, 3-D, image and labels on one grid, CT in HU as far as a slice can tell.
 
     Args:
         case_list: The cases.
@@ -79,6 +84,8 @@ def _header_problems(case: Case) -> Iterator[str]:
         grid = read_grid(case.image)
     except DiffTumorError as error:
         yield str(error)
+    else:
+        yield from _scale_problems(case)
     for file in _label_files(case):
         try:
             labels_grid = read_grid(file)
@@ -86,6 +93,21 @@ def _header_problems(case: Case) -> Iterator[str]:
                 compare_grids(grid, labels_grid, case.image, file)
         except DiffTumorError as error:
             yield str(error)
+
+
+def _scale_problems(case: Case) -> Iterator[str]:
+    """Tell a CT that is not in HU; most show air in their first slice, which is proof enough and quickly read."""
+    try:
+        first = np.asanyarray(nib.load(case.image).dataobj[..., :1])
+        in_hu = bool((first < HIGHEST_MINIMUM_HU).any())
+    except (OSError, EOFError, ValueError, zlib.error):
+        in_hu = False  # damaged: reading all of it will say so
+    if in_hu:
+        return
+    try:
+        read_ct(case.image)
+    except DiffTumorError as error:
+        yield str(error)
 
 
 def _voxel_problems(case: Case, case_list: CaseList, labels: OrganLabels | None) -> Iterator[str]:

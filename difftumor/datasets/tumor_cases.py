@@ -1,20 +1,19 @@
 """Which cases have tumors in an organ, which are healthy, and how they are split into folds.
 
-What the list states decides; where it states nothing, the label map does. Names of files never matter.
+What the list states decides, unless the label map contradicts it; where it states nothing, the label map does. Names
+of files never matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
 from difftumor.errors import CaseListError
 from difftumor.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
-
-CaseKind = Literal["tumor", "healthy"]
+from difftumor.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -75,23 +74,50 @@ class SortedCases:
         return SortedCases(train, healthy, self.left_out), validation
 
 
-def sort_cases(cases: CaseList, organ: Organ, *, assume_healthy: bool = False, workers: int = 1) -> SortedCases:
-    """Sort the cases of a list by whether they have tumors in an organ.
+def sort_cases(
+    cases: CaseList,
+    organ: Organ,
+    *,
+    assume_healthy: bool = False,
+    workers: int = 1,
+    look: Callable[[Case, Volume], None] | None = None,
+    done: Callable[[], None] | None = None,
+) -> SortedCases:
+    """Sort the cases of a list by whether they have tumors in an organ; every label map is read once.
 
     Args:
         cases: What to sort.
         organ: Where tumors matter; tumors elsewhere do not.
         assume_healthy: Take a case for healthy where neither the list nor its label map could show tumors.
-        workers: Threads that read label maps, of cases for which the list states nothing.
+        workers: Threads that read label maps.
+        look: Called, from the threads, with every case that has tumors and its labels of 0 background, 1 organ,
+            2 tumor.
+        done: Called after every case.
 
     Raises:
         OrganError: The label names do not hold the organ.
         VolumeError: A label map cannot be used.
+        CaseListError: A case is stated to be free of tumors, but its label map marks one.
     """
     labels = resolve_labels(cases.label_names, organ, source=cases.source)
+
+    def kind_of(case: Case) -> str:
+        kind, standard = _kind(case, cases, organ, labels, assume_healthy)
+        if look is not None and kind == "tumor" and standard is not None:
+            look(case, standard)
+        return kind
+
+    kinds = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        kinds = pool.map(lambda case: _kind(case, cases, organ, labels, assume_healthy), cases.cases)
-        sorted_cases = list(zip(cases.cases, kinds, strict=True))
+        try:
+            for kind in pool.map(kind_of, cases.cases):
+                kinds.append(kind)
+                if done is not None:
+                    done()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one bad case is enough; the others need not be read
+            raise
+    sorted_cases = list(zip(cases.cases, kinds, strict=True))
     return SortedCases(
         tumor=tuple(case for case, kind in sorted_cases if kind == "tumor"),
         healthy=tuple(case for case, kind in sorted_cases if kind == "healthy"),
@@ -105,27 +131,33 @@ def _reasons(sorted_cases: list[tuple[Case, str]]) -> Iterator[LeftOut]:
             yield LeftOut(case, kind)
 
 
-def _kind(case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, assume_healthy: bool) -> str:
-    """Return ``"tumor"``, ``"healthy"``, or why the case is left out."""
+def _kind(
+    case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, assume_healthy: bool
+) -> tuple[str, Volume | None]:
+    """Return ``"tumor"``, ``"healthy"``, or why the case is left out, and its labels in standard numbers."""
     if case.labels is None:
-        return "has no label map"
-    if case.tumor_organs is not None:
-        stated: CaseKind = "tumor" if organ.name in map(normalized, case.tumor_organs) else "healthy"
-        if stated == "tumor" and not labels.tumor:
-            raise CaseListError(
-                f"{cases.source} states {organ.name} tumors for {case.id!r}, but none of its label names is one: "
-                f"name the label, for instance '{organ.name}_tumor'."
-            )
-        return stated
+        return "has no label map", None
+    stated = None if case.tumor_organs is None else organ.name in map(normalized, case.tumor_organs)
+    if stated and not labels.tumor:
+        raise CaseListError(
+            f"{cases.source} states {organ.name} tumors for {case.id!r}, but none of its label names is one: "
+            f"name the label, for instance '{organ.name}_tumor'."
+        )
     try:
         stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
     except CaseListError:  # a folder with one file per structure, but none of these
-        return f"holds no {organ.name}"
+        return f"holds no {organ.name}", None
     standard = labels.to_standard(stored.data, source=case.labels, require_organ=False)
     if not standard.any():
-        return f"holds no {organ.name}"
-    if (standard == TUMOR).any():
-        return "tumor"
-    if labels.tumor or assume_healthy:
-        return "healthy"
-    return f"may have {organ.name} tumors, which neither the list states nor its label map marks"
+        return f"holds no {organ.name}", None
+    marked = bool((standard == TUMOR).any())
+    if marked and stated is False:
+        raise CaseListError(
+            f"Case {case.id!r} is stated to be free of {organ.name} tumors, but {case.labels} marks one: "
+            "correct its tumor_organs, or its labels."
+        )
+    if stated or marked:
+        return "tumor", replace(stored, data=standard)
+    if stated is False or labels.tumor or assume_healthy:
+        return "healthy", None
+    return f"may have {organ.name} tumors, which neither the list states nor its label map marks", None

@@ -31,10 +31,21 @@ def test_headers_tell_damage_and_grids(cohort):
     report = check_cases(cohort)
     assert report.checked == 5
     assert not report.ok
-    assert [problem.case_id for problem in report.problems] == ["damaged", "turned"]
+    assert [problem.case_id for problem in report.problems] == ["damaged", "turned", "windowed"]
     assert "damaged or not NIfTI" in report.problems[0].message
     assert "orientation RAS against LPS" in report.problems[1].message
-    assert [case.id for case in report.sound(cohort.cases)] == ["good", "windowed", "empty"]
+    assert [case.id for case in report.sound(cohort.cases)] == ["good", "empty"]
+
+
+@pytest.mark.parametrize("first", [40, -1000])
+def test_a_slice_with_air_is_proof_enough_of_hu_and_one_without_is_not(tmp_path, monkeypatch, first):
+    values = np.full((5, 6, 4), -1000, np.int16)
+    values[..., 0] = first
+    write_nifti(tmp_path / "a.nii.gz", values)
+    whole = []
+    monkeypatch.setattr("difftumor.datasets.integrity.read_ct", whole.append)
+    assert check_cases(read_cases(tmp_path)).ok
+    assert len(whole) == (first == 40)
 
 
 def test_voxels_tell_the_rest(cohort):
@@ -46,7 +57,7 @@ def test_voxels_tell_the_rest(cohort):
 
 
 def test_one_error_tells_every_problem(cohort):
-    with pytest.raises(CaseListError, match="2 of 5 cases cannot be used") as caught:
+    with pytest.raises(CaseListError, match="3 of 5 cases cannot be used") as caught:
         check_cases(cohort).raise_if_any()
     assert "damaged: " in str(caught.value)
     assert "turned: " in str(caught.value)

@@ -44,9 +44,10 @@ def test_what_is_stated_decides_and_else_the_label_map(make):
             make("a", [1, 2], stated=None),
             make("b", [1], stated=None),
             make("c", [1], stated=("Liver",)),
-            make("d", [1, 2], stated=("spleen",)),
+            make("d", [1, 3], stated=("spleen",)),
             make("e", [3], stated=None),
             make("f", [1], stated=("liver",), labelled=False),
+            make("g", [3], stated=()),
         ),
         get_organ("liver"),
         workers=2,
@@ -56,7 +57,26 @@ def test_what_is_stated_decides_and_else_the_label_map(make):
     assert [(left.case.id, left.reason) for left in found.left_out] == [
         ("e", "holds no liver"),
         ("f", "has no label map"),
+        ("g", "holds no liver"),
     ]
+
+
+def test_a_label_map_that_contradicts_the_list_is_named(make):
+    with pytest.raises(CaseListError, match=r"'d' is stated to be free of liver tumors, but .*d_labels\.nii\.gz marks"):
+        sort_cases(listed(make("d", [1, 2], stated=("spleen",))), get_organ("liver"))
+
+
+def test_tumor_cases_are_looked_at_in_standard_numbers(make):
+    seen, steps = {}, []
+    cases = listed(make("a", [5, 7]), make("b", [5]), make("c", [3]), names={"liver": 5, "liver_tumor": 7, "spleen": 3})
+    sort_cases(
+        cases,
+        get_organ("liver"),
+        look=lambda case, labels: seen.update({case.id: labels.data.ravel()[:3].tolist()}),
+        done=lambda: steps.append(1),
+    )
+    assert seen == {"a": [1, 2, 0]}
+    assert len(steps) == 3
 
 
 def test_a_folder_without_a_file_of_the_organ_leaves_the_case_out(make, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from difftumor.errors import ConfigError, OrganError
 from difftumor.organs import ORGANS, get_convention, resolve_labels
 from stages import autoencoder, diffusion, segmentation
-from stages.data import read_root
+from stages.case_lists import read_root
 from stages.settings import Settings, to_plain
 
 STAGES = {

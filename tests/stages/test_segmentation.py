@@ -5,6 +5,8 @@ import shutil
 from inspect import signature
 from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -13,6 +15,8 @@ from torch import nn
 from difftumor.artifacts import load_artifact, read_config
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.segmenters import SEGMENTERS
+from difftumor.organs import ORGANS
+from stages import case_lists
 from stages.entry import compose_config
 from stages.run import run_stage
 from stages.segmentation import build
@@ -228,9 +232,34 @@ def test_a_tumor_in_a_scan_stated_to_be_healthy_is_named(tiny_segmentation, tumo
         if "early1" in entry["image"]:
             entry["tumor_organs"] = []
     (folder / "dataset.json").write_text(json.dumps(listing))
-    stage = built(tiny_segmentation(f"data.root={folder}", "data.cache_rate=0"))
     with pytest.raises(CaseListError, match=r"'early1' is stated to be free of liver tumors"):
-        first_batch(stage)
+        built(tiny_segmentation(f"data.root={folder}"))
+
+
+def test_a_scan_without_the_organ_is_left_out_at_the_start(tiny_segmentation, tumor_cohort, tmp_path, capsys):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "lacking")
+    file = folder / "labelsTr" / "healthy1.nii.gz"
+    stored = nib.load(file)
+    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine), file)
+    stage = built(tiny_segmentation(f"data.root={folder}"))
+    assert "Left out: healthy1 holds no liver." in capsys.readouterr().out
+    assert "healthy1" not in {case.id for case in stage.data.train}
+
+
+def test_a_ct_not_in_hu_is_refused_at_the_start(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "windowed")
+    file = folder / "imagesTr" / "early1.nii.gz"
+    stored = nib.load(file)
+    nib.save(nib.Nifti1Image(np.clip(np.asarray(stored.dataobj), 0, 255).astype(np.uint8), stored.affine), file)
+    with pytest.raises(CaseListError, match=r"early1.nii.gz looks windowed .*Hounsfield"):
+        built(tiny_segmentation(f"data.root={folder}"))
+
+
+def test_a_long_list_is_not_silent(tumor_cohort, monkeypatch, capsys):
+    monkeypatch.setattr(case_lists, "SAID_EVERY", 3)
+    case_lists.sort_and_say(case_lists.read_root(tumor_cohort), ORGANS["liver"], workers=1)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" of ")[0] for line in said] == ["Checking the 7 cases", "Reading the label maps", "3", "6"]
 
 
 def test_a_leak_between_stages_is_said(tiny_segmentation, untrained, tmp_path, capsys):

@@ -1,20 +1,19 @@
 """Artifacts: folders of ``config.json`` and ``model.safetensors``, the only thing that passes between stages.
 
-An artifact is data: no pickle, no class names to import. The network is rebuilt through the fixed table
-``ARCHITECTURES`` and its weights are checked by SHA-256 before they are used.
+An artifact is data: no pickle, no class names to import. The network is rebuilt through a fixed table
+of constructors and its weights are checked by SHA-256 before they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from difftumor import __version__
+from difftumor.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 from difftumor.errors import ArtifactError
 from difftumor.files import folder_written_whole
 
@@ -22,35 +21,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Kind = Literal["autoencoder", "diffusion", "segmenter"]
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
 # The stage that makes each kind, named in error messages.
 STAGE_OF_KIND = {
     "autoencoder": "stages.autoencoder",
     "diffusion": "stages.diffusion",
     "segmenter": "stages.segmentation",
 }
-ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
-    "autoencoder": ("vqgan3d",),
-    "diffusion": ("factorized_unet",),
-    "segmenter": ("unet", "nnunet", "swinunetr"),
-}
-
-
-@dataclass(frozen=True)
-class ParentReference:
-    """An artifact that another one was trained with.
-
-    Args:
-        path: Where it was, relative to the child's folder.
-        identity: Its ``ArtifactConfig.identity`` at that time.
-    """
-
-    path: str
-    identity: str
 
 
 @dataclass(frozen=True)
@@ -73,81 +50,6 @@ class Parent:
             ArtifactError: There is no artifact.
         """
         return cls(Path(path), read_config(path).identity)
-
-
-@dataclass(frozen=True)
-class ArtifactConfig:
-    """Everything about an artifact but its weights.
-
-    Args:
-        kind: What the network is for.
-        architecture: ``{"name": one of ARCHITECTURES[kind], **constructor arguments}``.
-        preprocessing: ``spacing_mm``, ``window_hu`` and ``crop`` that the network expects.
-        weights_sha256: SHA-256 of ``model.safetensors``.
-        organ: Organ it was trained on, or None.
-        parents: Artifacts it needs, by role.
-        settings: What the network is used with, for instance the number of timesteps.
-        training: Provenance: stage, steps, seed, cases, versions.
-        metrics: What was measured on held-out data.
-        complete: False while training goes on.
-        format_version: Version of this layout.
-        difftumor_version: Version of the package that wrote it.
-    """
-
-    kind: Kind
-    architecture: Mapping[str, Any]
-    preprocessing: Mapping[str, Any]
-    weights_sha256: str
-    organ: str | None = None
-    parents: Mapping[str, ParentReference] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    complete: bool = True
-    format_version: int = FORMAT_VERSION
-    difftumor_version: str = __version__
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 over all that decides what the network computes; provenance and metrics are left out."""
-        parts = (self.format_version, self.kind, self.architecture, self.preprocessing, self.settings)
-        return hashlib.sha256(json.dumps((*parts, self.weights_sha256), sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """Return the text of ``config.json``."""
-        return json.dumps({**asdict(self), "identity": self.identity}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, path: Path) -> ArtifactConfig:
-        """Parse ``config.json``; ``path`` is named in errors."""
-        try:
-            content = json.loads(text)
-            if not isinstance(content, dict):
-                raise TypeError("it is no mapping")
-            content.pop("identity", None)
-            version = content.get("format_version")
-            if version != FORMAT_VERSION:
-                raise ArtifactError(
-                    f"{path} has format version {version}, not {FORMAT_VERSION}: install the release that wrote it."
-                )
-            unknown = set(content) - {f.name for f in fields(cls)}
-            if unknown:
-                raise ArtifactError(f"{path} has unknown fields {sorted(unknown)}: it was not written by difftumor.")
-            content["parents"] = {role: ParentReference(**ref) for role, ref in content.get("parents", {}).items()}
-            config = cls(**content)
-            for name in ("architecture", "preprocessing", "settings", "training", "metrics"):
-                if not isinstance(getattr(config, name), dict):
-                    raise TypeError(f"{name} is no mapping")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"{path} is not a readable artifact description ({error}): make the artifact again."
-            ) from error
-        if config.kind not in get_args(Kind) or config.architecture.get("name") not in ARCHITECTURES[config.kind]:
-            raise ArtifactError(
-                f"{path} describes kind {config.kind!r} with architecture {config.architecture.get('name')!r}, "
-                "which this difftumor does not know: install the release that wrote it."
-            )
-        return config
 
 
 @dataclass(frozen=True)
@@ -192,26 +94,6 @@ class Artifact:
             )
         # What a complete child was trained with is good enough to run it.
         return load_artifact(location, device=device, allow_incomplete=True)
-
-
-def read_config(path: Path | str) -> ArtifactConfig:
-    """Read an artifact's description without touching its weights.
-
-    Raises:
-        ArtifactError: The folder is missing or is not an artifact.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"There is no artifact folder at {folder}: check the path or train the stage that makes it."
-        )
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise ArtifactError(
-            f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
-        )
-    # Bytes that are no text become marks that are no JSON.
-    return ArtifactConfig.from_json(file.read_text(encoding="utf-8", errors="replace"), file)
 
 
 def build_network(architecture: Mapping[str, Any]) -> nn.Module:

@@ -116,11 +116,23 @@ class EpochLine(Callback):
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {pl_module.steps_done}  {metrics}")
 
 
+class TrainingBar(RichProgressBar):
+    """The progress bar without Lightning's version number, which a run of ours has not."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the metrics to show."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
 def progress_display(wanted: bool) -> list[Callback]:
     """Return a rich progress bar on a terminal and one line per epoch elsewhere; nothing when not wanted."""
     if not wanted:
         return []
-    bar: ProgressBar = RichProgressBar(leave=True)
+    bar: ProgressBar = TrainingBar(leave=True)
     return [bar] if sys.stdout.isatty() else [EpochLine()]
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from difftumor.artifacts import read_config
+from difftumor.artifact_config import read_config
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
 from difftumor.errors import ConfigError

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from difftumor.artifacts import read_config
+from difftumor.artifact_config import read_config
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import ArtifactError, ConfigError, DiffTumorError, TrainingError
 from difftumor.organs import get_convention, get_organ, resolve_labels

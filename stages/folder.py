@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from difftumor.artifacts import Parent, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import Parent
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files import written_whole
 from stages.callbacks import LAST

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from difftumor.artifacts import CONFIG_FILE, read_config
+from difftumor.artifact_config import CONFIG_FILE, read_config
 from difftumor.errors import ArtifactError, ConfigError
 
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
 from stages.callbacks import KeepLastAndBest, progress, progress_display
 from stages.folder import RunFolder, Start

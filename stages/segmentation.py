@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from difftumor.artifacts import Parent, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import Parent
 from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import SegmentationCrop
 from difftumor.datasets.tumor_cases import LeftOut

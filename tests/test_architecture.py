@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 FLOORS = {
     "difftumor": 1,
     "difftumor.__main__": 5,
+    "difftumor.artifact_config": 2,
     "difftumor.artifacts": 2,
     "difftumor.devices": 2,
     "difftumor.diffusion": 2,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from difftumor.artifacts import Parent, build_network, load_artifact, read_config, save_artifact
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import Parent, build_network, load_artifact, save_artifact
 from difftumor.errors import ArtifactError
 
 AUTOENCODER = {"name": "vqgan3d", "base_channels": 4, "latent_channels": 2, "codes": 8, "norm_groups": 2}

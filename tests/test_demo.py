@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from difftumor.artifacts import read_config
+from difftumor.artifact_config import read_config
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import ConfigError, TrainingError
 from stages.demo import OWN_SCAN, Step, main, own_scan, run_demo

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from difftumor.artifacts import Artifact, ArtifactConfig
+from difftumor.artifact_config import ArtifactConfig
+from difftumor.artifacts import Artifact
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.inference import keep_inside_organ, predict_probabilities, predict_volume
 from difftumor.volume import Volume, read_ct

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from difftumor.artifacts import ArtifactConfig
+    from difftumor.artifact_config import ArtifactConfig
 
 
 def info(
@@ -22,7 +22,7 @@ def info(
 
     Reads its [bold]config.json[/bold] only; the weights are neither loaded nor checked.
     """
-    from difftumor.artifacts import read_config
+    from difftumor.artifact_config import read_config
 
     config = read_config(path)
     if json:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.diffusion.schedule import NoiseSchedule

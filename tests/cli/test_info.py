@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from difftumor.artifacts import CONFIG_FILE, ArtifactConfig, ParentReference
+from difftumor.artifact_config import CONFIG_FILE, ArtifactConfig, ParentReference
 from difftumor.cli import main
 
 

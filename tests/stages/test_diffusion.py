@@ -8,7 +8,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from difftumor.artifacts import Parent, load_artifact, read_config, save_artifact
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import Parent, load_artifact, save_artifact
 from difftumor.datasets.cases import read_case_labels
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig

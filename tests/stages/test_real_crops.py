@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from stages import autoencoder, diffusion, segmentation
 from stages.entry import compose_config
 from stages.run import run_stage

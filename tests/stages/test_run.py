@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from difftumor.errors import ConfigError, DeviceError, TrainingError, VolumeError
 from stages.autoencoder import build
 from stages.run import run_stage

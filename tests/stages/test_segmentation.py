@@ -12,7 +12,8 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from difftumor.artifacts import load_artifact, read_config
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.segmenters import SEGMENTERS
 from difftumor.organs import ORGANS

@@ -113,5 +113,6 @@ def adam_betas(betas: Sequence[float]) -> tuple[float, float]:
 def initial_weights(seed: int, *keys: Key) -> Iterator[None]:
     """Let modules that are built inside draw their weights from (seed, keys), and leave the global state as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights", *keys))
+        # Modules are built on the CPU. torch.manual_seed would also seed the GPUs, which nothing would restore.
+        torch.default_generator.manual_seed(derive_seed(seed, "weights", *keys))
         yield

@@ -124,7 +124,7 @@ def construct(factory: Callable[..., T], section: Settings, **more: Any) -> T:
             raise ConfigError(f"The config lacks '{section.path}.{name}': add it, or start from the files in configs/.")
     try:
         return factory(**section, **more)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a word where a number belongs
         raise ConfigError(f"The options under '{section.path}' do not work: {error}") from error
 
 

@@ -44,6 +44,8 @@ def test_construct_names_unknown_missing_and_refused_options():
         construct(room, settings())
     with pytest.raises(ConfigError, match=r"'room' do not work: width is negative"):
         construct(room, settings(width=-1))
+    with pytest.raises(ConfigError, match=r"'room' do not work: .*'str'"):
+        construct(room, settings(width="wide"))
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "organ").glob("*.yaml")), ids=lambda file: file.stem)

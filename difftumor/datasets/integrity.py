@@ -1,17 +1,16 @@
-"""Check a list of cases before hours are spent on it: every problem at once, headers first."""
+"""Check a list of cases before hours are spent on it: every problem at once, from headers."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from difftumor.datasets.cases import Case, CaseList, read_case_labels
+from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, DiffTumorError
 from difftumor.grids import compare_grids
-from difftumor.organs import OrganLabels
 from difftumor.volume import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
 
 
@@ -35,16 +34,6 @@ class IntegrityReport:
     checked: int
     problems: tuple[Problem, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether no case has a problem."""
-        return not self.problems
-
-    def sound(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        """Return the cases without a problem."""
-        bad = {problem.case_id for problem in self.problems}
-        return tuple(case for case in cases if case.id not in bad)
-
     def raise_if_any(self) -> None:
         """Raise one error that lists every problem, one per line.
 
@@ -57,24 +46,16 @@ class IntegrityReport:
             raise CaseListError(f"{count} of {self.checked} cases cannot be used; mend or remove them:\n{lines}")
 
 
-def check_cases(case_list: CaseList, *, labels: OrganLabels | None = None, voxels: bool = False) -> IntegrityReport:
+def check_cases(case_list: CaseList) -> IntegrityReport:
     """Check every case: files readable, 3-D, image and labels on one grid, CT in HU as far as a slice can tell.
 
     Args:
         case_list: The cases.
-        labels: Which labels a label map must hold some of; only looked at with ``voxels``.
-        voxels: Also read all voxels: HU range, finite values, whole label numbers, the organ's presence. Slow.
 
     Returns:
         Every problem of every case. Nothing is raised for a bad file.
     """
-    problems = []
-    for case in case_list.cases:
-        found = list(_header_problems(case))
-        # Voxels of a file whose header is bad would only tell the same again.
-        if voxels and not found:
-            found = list(_voxel_problems(case, case_list, labels))
-        problems += [Problem(case.id, message) for message in found]
+    problems = [Problem(case.id, message) for case in case_list.cases for message in _header_problems(case)]
     return IntegrityReport(len(case_list.cases), tuple(problems))
 
 
@@ -106,21 +87,6 @@ def _scale_problems(case: Case) -> Iterator[str]:
         return
     try:
         read_ct(case.image)
-    except DiffTumorError as error:
-        yield str(error)
-
-
-def _voxel_problems(case: Case, case_list: CaseList, labels: OrganLabels | None) -> Iterator[str]:
-    try:
-        read_ct(case.image)
-    except DiffTumorError as error:
-        yield str(error)
-    if case.labels is None:
-        return
-    try:
-        volume = read_case_labels(case, case_list.label_names)
-        if labels is not None:
-            labels.to_standard(volume.data, source=volume.path)
     except DiffTumorError as error:
         yield str(error)
 

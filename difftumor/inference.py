@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from difftumor.intensity import IntensityWindow
 from difftumor.organs import BACKGROUND, TUMOR
 from difftumor.spaces import ModelSpace
 from difftumor.volume import Volume
+from difftumor.windows import blend_windows, evaluating
 
 # Windows that overlap by three quarters, as published: each voxel is seen 64 times.
 OVERLAP = 0.75
@@ -24,7 +24,6 @@ OVERLAP = 0.75
 CLOSING_MM, DILATION_MM = 10.0, 5.0
 
 
-@torch.no_grad()
 def predict_probabilities(
     network: nn.Module,
     ct_unit_11XYZ: Tensor,
@@ -51,24 +50,16 @@ def predict_probabilities(
     Raises:
         ConfigError: The overlap is out of range.
     """
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"overlap {overlap} is not in [0, 1): use 0.75 for quality, 0.5 or 0.25 for speed.")
-    inferer = SlidingWindowInferer(
-        roi_size=tuple(roi),
-        sw_batch_size=windows_per_batch,
-        overlap=overlap,
-        mode="gaussian",
-        padding_mode="constant",
-        cval=0.0,
-        sw_device=next(network.parameters()).device,
-        device=ct_unit_11XYZ.device,
-    )
-    was_training = network.training
-    network.eval()
-    try:
-        logits = inferer(ct_unit_11XYZ, network)
-    finally:
-        network.train(was_training)
+    with evaluating(network):
+        logits = blend_windows(
+            network,
+            ct_unit_11XYZ,
+            window=roi,
+            overlap=overlap,
+            windows_per_batch=windows_per_batch,
+            device=next(network.parameters()).device,
+            padding=0.0,
+        )
     return torch.softmax(logits, dim=1)
 
 

@@ -1,0 +1,198 @@
+"""How faithful a reconstruction is: errors in HU, similarity, sharpness of edges and power of the noise.
+
+Everything is measured inside the HU window, since more the network never sees, and *in the body*: the largest
+connected part of the scan above the window's lower end, with the voxels next to it. Air outside and gas inside are one
+constant there and would flatter every number. Lengths are voxels of model space.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from difftumor.components import largest_component
+from difftumor.evaluation.filters import gradient_magnitude, grown, smoothed, structural_similarity
+from difftumor.intensity import IntensityWindow
+
+# Below this it is lung or air, whatever the window shows.
+LOWEST_BODY_HU = -500.0
+# An edge is where the CT, smoothed by this sigma so that noise is none, changes by this share of the window per voxel.
+EDGE_SIGMA, EDGE_SHARE = 1.0, 0.05
+# Noise is what this sigma smooths away, in smoothed tissue of these HU that changes by less than this many HU per
+# voxel, also in all voxels this near: the middle of a vessel is flat too.
+NOISE_SIGMA, NOISE_TISSUE_HU, NOISE_SLOPE_HU, NOISE_DISTANCE = 2.0, (-20.0, 200.0), 3.0, 2
+# Fewer voxels than these say nothing about edges or noise.
+LEAST_VOXELS = 100
+# Planes that are filtered together, and how far it is looked: smoothing by 4 sigma, its gradient, and the distance.
+_SLAB, _MARGIN = 24, 8 + 1 + NOISE_DISTANCE
+
+
+@dataclass(frozen=True)
+class StructureError:
+    """Error inside one structure.
+
+    Attributes:
+        voxels: Its voxels.
+        mae_hu: Mean absolute error; NaN without voxels.
+        bias_hu: Mean error, reconstruction less CT; NaN without voxels.
+    """
+
+    voxels: int
+    mae_hu: float
+    bias_hu: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What `measure_fidelity` gives; all over the body.
+
+    Attributes:
+        psnr_db: Peak signal-to-noise ratio, the window's width being the peak; infinite without error.
+        ssim: Structural similarity in 3-D, Gaussian of 1.5 voxels; 1 without error.
+        mae_hu: Mean absolute error.
+        bias_hu: Mean error, reconstruction less CT.
+        edge_ratio: Mean gradient magnitude of the reconstruction over that of the CT, where the CT has edges. Blur
+            gives less than 1, ringing or added noise more. NaN where the CT has no edges.
+        noise_ratio: Power above about 0.09 cycles per voxel of the reconstruction over that of the CT, in homogeneous
+            soft tissue: 0 without noise, 1 for noise as strong as the CT's. NaN where there is no such tissue.
+        codes_used: Codes that were used at least once; None where that is not known.
+        structures: Error inside each structure.
+    """
+
+    psnr_db: float
+    ssim: float
+    mae_hu: float
+    bias_hu: float
+    edge_ratio: float
+    noise_ratio: float
+    codes_used: int | None = None
+    structures: Mapping[str, StructureError] = field(default_factory=dict)
+
+
+def measure_fidelity(
+    ct_hu_XYZ: Tensor,
+    reconstruction_hu_XYZ: Tensor,
+    *,
+    window: IntensityWindow,
+    structures: Mapping[str, Tensor] | None = None,
+    code_counts_K: Tensor | None = None,
+) -> Fidelity:
+    """Compare a reconstruction with its CT, both in model space.
+
+    The CT is clipped to the window; the reconstruction is taken as it is. Needs about three times the memory of the
+    scan, since what looks at neighbors goes through it slab by slab.
+
+    Args:
+        ct_hu_XYZ: (X, Y, Z) HU.
+        reconstruction_hu_XYZ: (X, Y, Z) HU, on the same device.
+        window: HU that the network sees.
+        structures: Name to boolean mask (X, Y, Z); they are asked for one after the other, so the mapping may make
+            them on the way.
+        code_counts_K: (codes,) how often each code was used.
+
+    Raises:
+        ValueError: The shapes differ or are not 3-D.
+    """
+    if ct_hu_XYZ.ndim != 3 or ct_hu_XYZ.shape != reconstruction_hu_XYZ.shape:
+        raise ValueError(
+            f"CT {tuple(ct_hu_XYZ.shape)} and reconstruction {tuple(reconstruction_hu_XYZ.shape)} must be two volumes "
+            "of one shape"
+        )
+    ct = ct_hu_XYZ.float().clip(window.low_hu, window.high_hu)
+    reconstruction = reconstruction_hu_XYZ.float()
+    body = body_mask(ct, window)
+    error = reconstruction - ct
+    inside = {name: _structure_error(error, mask, name) for name, mask in (structures or {}).items()}
+    error = error[body]
+    ssim, edge_ratio, noise_ratio = _neighborhood_measures(ct, reconstruction, body, window)
+    mse = _mean(error.square())
+    return Fidelity(
+        psnr_db=float(10 * torch.log10(window.width_hu**2 / mse)),
+        ssim=ssim,
+        mae_hu=float(_mean(error.abs())),
+        bias_hu=float(_mean(error)),
+        edge_ratio=edge_ratio,
+        noise_ratio=noise_ratio,
+        codes_used=None if code_counts_K is None else int(torch.count_nonzero(code_counts_K)),
+        structures=inside,
+    )
+
+
+def body_mask(ct_hu_XYZ: Tensor, window: IntensityWindow) -> Tensor:
+    """Return where fidelity is measured: the body without its gas, and the voxels next to it.
+
+    Args:
+        ct_hu_XYZ: (X, Y, Z) HU.
+        window: HU that the network sees.
+
+    Returns:
+        (X, Y, Z) boolean; all of the scan where nothing of it is above the window's lower end.
+    """
+    tissue = ct_hu_XYZ > max(window.low_hu, LOWEST_BODY_HU)
+    if not tissue.any():
+        return torch.ones_like(tissue)
+    largest = torch.from_numpy(largest_component(tissue.cpu().numpy()))
+    # Both sides of the skin, so that what leaks over it counts.
+    return grown(largest.to(ct_hu_XYZ.device))
+
+
+def _structure_error(error: Tensor, mask: Tensor, name: str) -> StructureError:
+    if mask.shape != error.shape:
+        raise ValueError(f"structure {name!r} has shape {tuple(mask.shape)}, the scan {tuple(error.shape)}")
+    inside = error[mask.to(error.device, torch.bool)]
+    return StructureError(inside.numel(), float(_mean(inside.abs())), float(_mean(inside)))
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(dtype=torch.float64)
+
+
+def _neighborhood_measures(
+    ct: Tensor, reconstruction: Tensor, body: Tensor, window: IntensityWindow
+) -> tuple[float, float, float]:
+    """Return SSIM, edge ratio and noise ratio from sums over slabs."""
+    names = ("ssim", "ct_edges", "edges", "ct_noise", "noise")
+    sums = {name: torch.zeros((), dtype=torch.float64, device=ct.device) for name in names}
+    counts = {"edges": 0, "noise": 0}
+    for around, core, place in _slabs(ct.shape[0]):
+        a, b = ct[around], reconstruction[around]
+        where = torch.zeros_like(body[around])
+        where[core] = body[place]
+        similarity = structural_similarity(window.to_unit(a), (b - window.low_hu) / window.width_hu)
+        edges = where & (gradient_magnitude(smoothed(a, EDGE_SIGMA)) >= EDGE_SHARE * window.width_hu)
+        flat_a, flat_b = smoothed(a, NOISE_SIGMA), smoothed(b, NOISE_SIGMA)
+        homogeneous = where & _homogeneous(flat_a)
+        parts = {
+            "ssim": similarity[where],
+            "ct_edges": gradient_magnitude(a)[edges],
+            "edges": gradient_magnitude(b)[edges],
+            "ct_noise": (a - flat_a)[homogeneous].square(),
+            "noise": (b - flat_b)[homogeneous].square(),
+        }
+        for name, values in parts.items():
+            sums[name] += values.sum(dtype=torch.float64)
+        for name in counts:
+            counts[name] += parts[name].numel()
+    ratio = {
+        name: float(sums[name] / sums[f"ct_{name}"]) if count >= LEAST_VOXELS else float("nan")
+        for name, count in counts.items()
+    }
+    return float(sums["ssim"] / body.sum()), ratio["edges"], ratio["noise"]
+
+
+def _homogeneous(flat_hu: Tensor) -> Tensor:
+    """Find soft tissue without borders in what smoothing has left of a CT."""
+    low, high = NOISE_TISSUE_HU
+    varied = (flat_hu < low) | (flat_hu > high) | (gradient_magnitude(flat_hu) > NOISE_SLOPE_HU)
+    for _ in range(NOISE_DISTANCE):
+        varied = grown(varied)
+    return ~varied
+
+
+def _slabs(size: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield slabs with margins, the slab inside of each, and where it lies in the whole."""
+    for start in range(0, size, _SLAB):
+        stop = min(start + _SLAB, size)
+        first = max(0, start - _MARGIN)
+        yield slice(first, min(size, stop + _MARGIN)), slice(start - first, stop - first), slice(start, stop)

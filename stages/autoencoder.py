@@ -14,6 +14,7 @@ from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, w
 from difftumor.errors import ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from stages.autoencoder_module import AutoencoderModule
+from stages.autoencoder_options import WEIGHTED, StepOptions, step_options
 from stages.case_lists import read_root, stated_validation
 from stages.data import CropData, check_sizes, check_steps, window_of
 from stages.entry import command_line
@@ -22,7 +23,8 @@ from stages.module import initial_weights
 from stages.run import Stage
 from stages.settings import Settings, construct
 
-LOSSES = ("l1", "slice_adversarial", "volume_adversarial", "feature_matching")
+# What a resumed run may change: nothing depends on how long it will be, nor on pictures and memory.
+NEUTRAL = ("training.steps", "training.gradient_checkpointing", "pictures.every_n_epochs", "pictures.scans")
 
 
 def build(settings: Settings) -> Stage:
@@ -32,40 +34,39 @@ def build(settings: Settings) -> Stage:
         DiffTumorError: An option is wrong, data are missing, or the perceptual loss has no weights.
     """
     epochs = check_steps(settings)
-    if settings.discriminators.loss not in ("hinge", "vanilla"):
-        raise ConfigError(f"discriminators.loss is {settings.discriminators.loss!r}: choose hinge or vanilla.")
-    if settings.trainer.precision in (16, "16", "16-mixed"):
-        raise ConfigError("trainer.precision=16-mixed needs loss scaling, which stage 1 has not: choose bf16-mixed.")
+    options = step_options(settings)
+    _ = settings.validation.overlap, settings.pictures.scans  # until whole scans are validated on
     with initial_weights(settings.seed):
         check_sizes(settings.data, multiple=construct(Autoencoder, settings.network).downsampling)
     crops = _data(settings)  # before the module, whose perceptual loss may download
     return Stage(
-        module=_module(settings),
+        module=_module(settings, options),
         data=crops,
         epochs=epochs,
-        monitor="validation/l1" if crops.validation and crops.validation_crops else None,
-        neutral=("training.steps",),  # nothing depends on how long the run will be
+        monitor="validation/psnr" if crops.validation and crops.validation_crops else None,
+        mode="max",
+        neutral=NEUTRAL,
     )
 
 
-def _module(settings: Settings) -> AutoencoderModule:
+def _module(settings: Settings, options: StepOptions) -> AutoencoderModule:
     perceptual, critics = settings.perceptual, settings.discriminators
     weight, backbone, weights = perceptual.weight, perceptual.backbone, perceptual.weights
     return AutoencoderModule(
         seed=settings.seed,
         network=dict(settings.network),
+        codebook={name: settings.codebook[name] for name in ("update", "decay", "restart_below")},
         discriminator_channels=critics.base_channels,
         start_step=critics.start_step,
         adversarial=critics.loss,
-        weights={name: settings.loss_weights[name] for name in LOSSES},
+        weights={name: settings.loss_weights[name] for name in WEIGHTED},
         perceptual=PerceptualLoss(backbone=backbone, weights=Path(weights) if weights else None) if weight else None,
         perceptual_weight=weight,
-        lr=settings.optimizer.lr,
-        betas=settings.optimizer.betas,
+        options=options,
         window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
-        pictures_every_n_epochs=settings.pictures_every_n_epochs,
+        pictures_every_n_epochs=settings.pictures.every_n_epochs,
     )
 
 
@@ -79,9 +80,9 @@ def _data(settings: Settings) -> CropData:
         load=partial(load_for_crops, crop=data.crop, spacing_mm=data.spacing_mm, label_names=cases.label_names),
         transform=RandomCrop(data.crop, foreground_ratio=data.foreground_ratio),
         seed=settings.seed,
-        batch_size=data.batch_size,
+        batch_size=data.batch_size * settings.training.accumulate,
         steps_per_epoch=settings.training.steps_per_epoch,
-        validation_crops=data.validation_crops,
+        validation_crops=settings.validation.scans,
         num_workers=data.num_workers,
         cache_rate=data.cache_rate,
         overfit=data.overfit,

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
 from difftumor.artifacts import save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder, AutoencoderOutput
-from difftumor.networks.discriminators import SliceDiscriminator, VolumeDiscriminator
 from difftumor.pictures import Panel, three_planes
-from stages.losses import (
-    Adversarial,
-    PerceptualLoss,
-    discriminator_loss,
-    feature_matching,
-    generator_loss,
-    psnr,
-    random_positions,
-    take_slices,
-)
+from stages.autoencoder_options import StepOptions
+from stages.callbacks import LAST
+from stages.critics import AXIAL, Critics
+from stages.losses import PLANES, Adversarial, PerceptualLoss, psnr, random_positions
 from stages.module import StageModule, adam_betas, initial_weights, preprocessing
+from stages.safe_steps import SafeSteps, Step, Undo
 
-AXIAL = 2  # axis Z of (B, C, Z, X, Y)
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a micro-batch leaves behind, without its graph."""
+
+    losses: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor]
+    features_BCZXY: Tensor
+    indices_BZXY: Tensor
 
 
 class AutoencoderModule(StageModule):
@@ -39,15 +43,16 @@ class AutoencoderModule(StageModule):
 
     Args:
         seed: Everything random derives from it.
-        network: Constructor arguments of ``Autoencoder``.
+        network: What decides the autoencoder's computation: arguments of ``Autoencoder``, recorded in the artifact.
+        codebook: How its codes learn: ``update``, ``decay``, ``restart_below``.
         discriminator_channels: Width of both discriminators.
         start_step: Step at which the discriminators join.
         adversarial: Their loss.
-        weights: ``l1``, ``slice_adversarial``, ``volume_adversarial``, ``feature_matching`` (eq. 2).
+        weights: Of the losses named in ``WEIGHTED`` (eq. 2); that of the codebook counts where its codes learn by
+            gradient.
         perceptual: The perceptual loss, or None; it stays out of checkpoints.
         perceptual_weight: Its weight.
-        lr: Learning rate of both optimizers.
-        betas: Their momentum coefficients.
+        options: How steps are taken.
         window: HU that the network sees.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
@@ -59,14 +64,14 @@ class AutoencoderModule(StageModule):
         *,
         seed: int,
         network: Mapping[str, Any],
+        codebook: Mapping[str, Any],
         discriminator_channels: int,
         start_step: int,
         adversarial: Adversarial,
         weights: Mapping[str, float],
         perceptual: PerceptualLoss | None,
         perceptual_weight: float,
-        lr: float,
-        betas: Sequence[float],
+        options: StepOptions,
         window: IntensityWindow,
         spacing_mm: Sequence[float],
         crop: Sequence[int],
@@ -76,17 +81,22 @@ class AutoencoderModule(StageModule):
         self.automatic_optimization = False
         self.architecture = {"name": "vqgan3d", **network}
         with initial_weights(seed, "autoencoder"):
-            self.autoencoder = Autoencoder(**network)
-            self.slice_discriminator = SliceDiscriminator(base_channels=discriminator_channels)
-            self.volume_discriminator = VolumeDiscriminator(base_channels=discriminator_channels)
+            self.autoencoder = Autoencoder(
+                **network,
+                codebook_update=codebook["update"],
+                codebook_decay=codebook["decay"],
+                restart_below=codebook["restart_below"],
+                gradient_checkpointing=options.gradient_checkpointing,
+            )
+            self.critics = Critics(base_channels=discriminator_channels, kind=adversarial)
         # In a tuple, so that Lightning neither saves it nor trains it.
         self._perceptual = (perceptual,)
         self.start_step = start_step
-        self.adversarial = adversarial
-        # The commitment has its ¼ inside.
-        self.weights = {**weights, "perceptual": perceptual_weight, "commitment": 1.0}
-        self.lr = lr
-        self.betas = adam_betas(betas)
+        self.weights = {**weights, "perceptual": perceptual_weight}
+        if codebook["update"] == "ema":
+            self.weights["codebook"] = 0.0  # moving averages stand for this term
+        self.options = options
+        self.steps = SafeSteps(limit=options.nonfinite_limit, clip_norm=options.clip_norm)
         self.window = window
         self.spacing_mm = tuple(spacing_mm)
         self.crop = tuple(crop)
@@ -99,52 +109,44 @@ class AutoencoderModule(StageModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One Adam for the autoencoder and one for the discriminators."""
-        critics = [*self.slice_discriminator.parameters(), *self.volume_discriminator.parameters()]
-        return [
-            Adam(self.autoencoder.parameters(), lr=self.lr, betas=self.betas),
-            Adam(critics, lr=self.lr, betas=self.betas),
-        ]
+        lr, betas = self.options.lr, adam_betas(self.options.betas)
+        return [Adam(network.parameters(), lr=lr, betas=betas) for network in (self.autoencoder, self.critics)]
 
     def on_fit_start(self) -> None:
-        """Bring the perceptual loss along, which is no submodule."""
+        """Bring the perceptual loss along, which is no submodule, and compile what is worth it."""
         if self._perceptual[0] is not None:
             self._perceptual[0].to(self.device)
+        if self.options.compile:
+            for network in (
+                self.autoencoder.encoder,
+                self.autoencoder.decoder,
+                self.critics.slice,
+                self.critics.volume,
+            ):
+                network.compile()
 
     def training_step(self, batch: Item, batch_idx: int) -> None:
-        """One step of the autoencoder, one of the codebook and, once they have joined, one of the discriminators."""
-        ct_BCZXY = self._signed(batch)
-        optimizer, _ = cast(list[LightningOptimizer], self.optimizers())
-        # The raw one: Lightning would count its steps too, and log everything at twice the step.
-        _, critic_optimizer = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))
-        if self.autoencoder.codebook.needs_init:
-            with torch.no_grad():
-                features = self.autoencoder.encode(ct_BCZXY)
-            self.autoencoder.codebook.initialize(features, generator=self.step_generator("codebook"))
-        joined = self.steps_done >= self.start_step
-        positions_B = random_positions(ct_BCZXY.shape[AXIAL], len(ct_BCZXY), self.step_generator("slices"))
+        """One step of the autoencoder, the codebook and, once they have joined, the discriminators; or of none."""
+        ct_BCZXY, book = self._signed(batch), self.autoencoder.codebook
+        undo = Undo([*book.state_dict().values(), *self.critics.buffers()])
+        self._place_codes(ct_BCZXY)
+        optimizers = self._optimizers()
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        size = len(ct_BCZXY) // self.options.accumulate
+        slices = zip(ct_BCZXY.split(size), self._positions(ct_BCZXY).split(size, dim=1), strict=True)
+        parts = [self._backward(ct, positions_4B, joined="discriminators" in optimizers) for ct, positions_4B in slices]
 
-        self._set_critics_frozen(True)
-        output = self.autoencoder(ct_BCZXY)
-        losses = self._autoencoder_losses(ct_BCZXY, output)
-        if joined:
-            losses |= self._adversarial_losses(ct_BCZXY, output.reconstruction, positions_B)
-        total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()  # eq. 2
-        self.check_finite({"loss": total})
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(total)
-        optimizer.step()
-        self.autoencoder.codebook.update(
-            output.features, output.quantized.indices, generator=self.step_generator("restarts")
-        )
-
-        self._set_critics_frozen(False)
-        if joined:
-            losses["discriminators"] = critics = self._critic_loss(ct_BCZXY, output.reconstruction, positions_B)
-            self.check_finite({"discriminators' loss": critics})
-            critic_optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(critics)
-            critic_optimizer.step()
-        self._log_step(losses, total, output, ct_BCZXY)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        step = self.steps.take(_means([part.losses for part in parts]), optimizers, scaler=scaler)
+        if step.taken:
+            features, indices = (torch.cat([getattr(p, n) for p in parts]) for n in ("features_BCZXY", "indices_BZXY"))
+            dead = book.update(features, indices, generator=self.step_generator("restarts"))
+            self._log_step(step, {**_means([part.metrics for part in parts]), "dead_codes": dead.float()})
+        else:
+            undo()
+        self.log("training/skipped_steps", float(self.steps.skipped))
+        self.steps.check(step=self.steps_done, last=Path(self.trainer.default_root_dir) / LAST)
 
     def validation_step(self, batch: Item, batch_idx: int) -> None:
         """Measure reconstructions of the held-out crops."""
@@ -173,60 +175,92 @@ class AutoencoderModule(StageModule):
             complete=complete,
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the counts of skipped steps."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["safe_steps"] = self.steps.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        super().on_load_checkpoint(checkpoint)
+        self.steps.load_state_dict(checkpoint["safe_steps"])
+
     def _signed(self, batch: Item) -> Tensor:
         """CT in [-1, 1], depth first: (B, 1, Z, X, Y) from (B, 1, X, Y, Z)."""
         return self.window.to_signed(batch["ct"]).movedim(-1, 2).contiguous()
 
-    def _set_critics_frozen(self, frozen: bool) -> None:
-        self.slice_discriminator.requires_grad_(not frozen)
-        self.volume_discriminator.requires_grad_(not frozen)
+    def _optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers that this step is for, by name."""
+        # The raw ones: Lightning's would step, unscale and count each on its own.
+        autoencoder, critics = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))
+        joined = {"discriminators": critics} if self.steps_done >= self.start_step else {}
+        return {"autoencoder": autoencoder, **joined}
 
-    def _autoencoder_losses(self, ct_BCZXY: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
-        # Eq. 1, without weights; moving averages stand for the codebook term.
+    def _place_codes(self, ct_BCZXY: Tensor) -> None:
+        """Place the codes on features of the first batch."""
+        if self.autoencoder.codebook.needs_init:
+            with torch.no_grad():
+                parts = ct_BCZXY.split(len(ct_BCZXY) // self.options.accumulate)
+                features = torch.cat([self.autoencoder.encode(part) for part in parts])
+            self.autoencoder.codebook.initialize(features, generator=self.step_generator("codebook"))
+
+    def _positions(self, ct_BCZXY: Tensor) -> Tensor:
+        """Draw the slices that are looked at, (4, B): an axial one for the discriminator, then one of each plane.
+
+        They are drawn for the elements of all ranks, of which rank r of W has r, r + W, …, as the sampler deals them.
+        """
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        generator = self.step_generator("slices")
+        sizes = [ct_BCZXY.shape[axis] for axis in (AXIAL, *PLANES)]
+        return torch.stack([random_positions(n, len(ct_BCZXY) * ranks, generator) for n in sizes])[:, rank::ranks]
+
+    def _backward(self, ct_BCZXY: Tensor, positions_4B: Tensor, *, joined: bool) -> _Part:
+        """Add a micro-batch's gradients to those of the step."""
+        axial_B, planes_3B = positions_4B[0], positions_4B[1:]
+        real = self.critics.see(ct_BCZXY, axial_B) if joined else {}
+        output = self.autoencoder(ct_BCZXY)
+        fake_BCZXY = output.reconstruction.float()
+        losses = self._reconstruction_losses(ct_BCZXY, fake_BCZXY, output, planes_3B)
+        if joined:
+            losses |= self.critics.demands(fake_BCZXY, axial_B, real)
+        losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()  # eq. 2
+        self._backpropagate(losses["loss"])
+        if joined:
+            wanted = self.critics.losses(fake_BCZXY, axial_B, real)
+            names = {f"{name}_discriminator": f"{name}_adversarial" for name in real}
+            total = torch.stack([self.weights[names[name]] * value for name, value in wanted.items()]).sum()
+            self._backpropagate(total)
+            losses |= {**wanted, "discriminators": total}
+        return _Part(
+            losses={name: value.detach() for name, value in losses.items()},
+            metrics={"perplexity": output.quantized.perplexity, "psnr": psnr(fake_BCZXY.detach(), ct_BCZXY)},
+            features_BCZXY=output.features.detach(),
+            indices_BZXY=output.quantized.indices,
+        )
+
+    def _reconstruction_losses(
+        self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, output: AutoencoderOutput, planes_3B: Tensor
+    ) -> dict[str, Tensor]:
+        # Eq. 1, without weights, and the perceptual loss.
         losses = {
-            "l1": F.l1_loss(output.reconstruction, ct_BCZXY),
+            "l1": F.l1_loss(fake_BCZXY, ct_BCZXY),
+            "codebook": output.quantized.codebook_loss,
             "commitment": output.quantized.commitment_loss,
         }
         if self._perceptual[0] is not None:
-            generator = self.step_generator("perceptual")
-            losses["perceptual"] = self._perceptual[0](output.reconstruction, ct_BCZXY, generator)
+            losses["perceptual"] = self._perceptual[0](fake_BCZXY, ct_BCZXY, planes_3B)
         return losses
 
-    def _adversarial_losses(self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, positions_B: Tensor) -> dict[str, Tensor]:
-        """What the discriminators demand of the reconstruction (eqs. 3 and 4)."""
-        losses, matching = {}, []
-        for name, critic, real, fake in self._critics(ct_BCZXY, fake_BCZXY, positions_B):
-            fake_features = critic(fake)
-            with torch.no_grad():
-                real_features = critic(real)
-            losses[f"{name}_adversarial"] = generator_loss(fake_features[-1], self.adversarial)
-            matching.append(feature_matching(fake_features, real_features))
-        losses["feature_matching"] = torch.stack(matching).sum()
-        return losses
+    def _backpropagate(self, loss: Tensor) -> None:
+        model = self.trainer.strategy.model
+        # SafeSteps averages over ranks, once per step.
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            self.manual_backward(loss / self.options.accumulate)
 
-    def _critic_loss(self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, positions_B: Tensor) -> Tensor:
-        parts = [
-            self.weights[f"{name}_adversarial"]
-            * discriminator_loss(critic(real)[-1], critic(fake)[-1], self.adversarial)
-            for name, critic, real, fake in self._critics(ct_BCZXY, fake_BCZXY.detach(), positions_B)
-        ]
-        return torch.stack(parts).sum()
-
-    def _critics(
-        self, ct_BCZXY: Tensor, fake_BCZXY: Tensor, positions_B: Tensor
-    ) -> list[tuple[str, torch.nn.Module, Tensor, Tensor]]:
-        """Name, discriminator, real and fake input of both discriminators."""
-        slices = [take_slices(x, positions_B, AXIAL) for x in (ct_BCZXY, fake_BCZXY)]
-        return [
-            ("slice", self.slice_discriminator, slices[0], slices[1]),
-            ("volume", self.volume_discriminator, ct_BCZXY, fake_BCZXY),
-        ]
-
-    def _log_step(self, losses: Mapping[str, Tensor], total: Tensor, output: AutoencoderOutput, ct: Tensor) -> None:
-        self.log_dict({f"training/{name}": value.detach() for name, value in losses.items()})
-        self.log("training/perplexity", output.quantized.perplexity)
-        self.log("training/psnr", psnr(output.reconstruction.detach(), ct), prog_bar=True)
-        self.log("training/loss", total.detach(), prog_bar=True)
+    def _log_step(self, step: Step, metrics: Mapping[str, Tensor]) -> None:
+        norms = {f"{name}_gradient_norm": value for name, value in step.gradient_norms.items()}
+        for name, value in {**step.losses, **norms, **metrics}.items():
+            self.log(f"training/{name}", value, prog_bar=name in ("loss", "psnr"))
 
     def _draw(self, ct_XYZ: Tensor, reconstruction_ZXY: Tensor) -> None:
         """Draw a crop beside its reconstruction, into TensorBoard and the run's folder."""
@@ -243,3 +277,7 @@ class AutoencoderModule(StageModule):
         figure.savefig(folder / f"reconstruction_{self.steps_done:07d}.png")
         if isinstance(self.logger, TensorBoardLogger):
             self.logger.experiment.add_figure("reconstruction", figure, self.steps_done)
+
+
+def _means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -198,10 +198,10 @@ class DiffusionModule(StageModule):
         )
 
     def _drawn(self, latent_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw t and ε of every element from (seed, step, element)."""
+        """Draw t and ε of every element from (seed, step, rank, element)."""
         times, noises = [], []
         for element in range(len(latent_BCZXY)):
-            generator = self.step_generator("element", element)
+            generator = self.step_generator("rank", self.global_rank, "element", element)
             times.append(torch.randint(self.schedule.timesteps, (), generator=generator))
             noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))
         device = latent_BCZXY.device

@@ -27,7 +27,7 @@ NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
     "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
-    "trainer.profiler", "trainer.progress_bar", "pictures_every_n_epochs",
+    "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip
 
 

@@ -121,18 +121,17 @@ class PerceptualLoss(nn.Module):
         """Stay in evaluation mode: LPIPS has dropout."""
         return super().train(False)
 
-    def forward(self, fake_BCZXY: Tensor, real_BCZXY: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, fake_BCZXY: Tensor, real_BCZXY: Tensor, positions_3B: Tensor) -> Tensor:
         """Return the mean distance, scalar, over the batch and the three planes.
 
         Args:
             fake_BCZXY: Reconstruction in [-1, 1], one channel.
             real_BCZXY: CT in [-1, 1], one channel.
-            generator: CPU generator that draws the slices.
+            positions_3B: Number of the slice in each element, for each of ``PLANES``.
         """
         distances = []
-        for axis in PLANES:
-            positions = random_positions(real_BCZXY.shape[axis], len(real_BCZXY), generator)
-            pair = [take_slices(x, positions, axis).expand(-1, 3, -1, -1) for x in (fake_BCZXY, real_BCZXY)]
+        for axis, positions_B in zip(PLANES, positions_3B, strict=True):
+            pair = [take_slices(x, positions_B, axis).expand(-1, 3, -1, -1) for x in (fake_BCZXY, real_BCZXY)]
             distances.append(self.lpips(*pair).mean())
         return torch.stack(distances).mean()
 

@@ -54,9 +54,8 @@ class StageModule(pl.LightningModule, ABC):
         """
 
     def step_generator(self, *keys: Key) -> torch.Generator:
-        """Return a CPU generator for this step on this rank; it depends on (seed, step, rank, keys) alone."""
-        rank = self.global_rank if self._trainer is not None else 0
-        return torch_generator(self.seed, "step", self.steps_done, "rank", rank, *keys)
+        """Return a CPU generator for this step, of the same state on all ranks: it depends on (seed, step, keys)."""
+        return torch_generator(self.seed, "step", self.steps_done, *keys)
 
     def check_finite(self, losses: Mapping[str, Tensor]) -> None:
         """Stop the run before the optimizer takes a step on NaN or infinity.

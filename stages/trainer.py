@@ -50,6 +50,9 @@ class TrainerOptions:
             raise ConfigError(f"trainer.accelerator is {self.accelerator!r}: choose auto, cpu or gpu.")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
+        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        if str(self.precision) in ("16", "16-mixed") and not on_gpu:  # Lightning would take bfloat16 after a warning
+            raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
         if self.profiler not in (None, "simple", "advanced"):
             raise ConfigError(f"trainer.profiler is {self.profiler!r}: choose null, simple or advanced.")
 

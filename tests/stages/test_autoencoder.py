@@ -12,16 +12,23 @@ from difftumor.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder import split
 from stages.autoencoder_module import AutoencoderModule
+from stages.autoencoder_options import StepOptions
 
-WEIGHTS = {"l1": 4.0, "slice_adversarial": 1.0, "volume_adversarial": 1.0, "feature_matching": 4.0}
+WEIGHTS = {
+    "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
+    "feature_matching": 4.0,
+}  # fmt: skip
+EMA = {"update": "ema", "decay": 0.99, "restart_below": 1.0}
 NETWORK = {"base_channels": 2, "norm_groups": 2, "codes": 16}
 
 
-def module(**options):
+def module(lr=1e-3, **options):
+    steps = {name: options.pop(name) for name in StepOptions.__annotations__ if name in options}
     return AutoencoderModule(
         **{
-            "seed": 0, "network": NETWORK, "discriminator_channels": 2, "start_step": 0, "adversarial": "hinge",
-            "weights": WEIGHTS, "perceptual": None, "perceptual_weight": 0.0, "lr": 1e-3, "betas": (0.9, 0.999),
+            "seed": 0, "network": NETWORK, "codebook": EMA, "discriminator_channels": 2, "start_step": 0,
+            "adversarial": "hinge", "weights": WEIGHTS, "perceptual": None, "perceptual_weight": 0.0,
+            "options": StepOptions(lr=lr, betas=(0.9, 0.999), **steps),
             "window": IntensityWindow(), "spacing_mm": (1, 1, 1), "crop": (16, 16, 16), **options,
         }
     )  # fmt: skip
@@ -49,10 +56,10 @@ def changed(network, before):
 
 def test_discriminators_wait_for_their_step():
     ours = module(start_step=2)
-    before = state(ours.slice_discriminator), state(ours.volume_discriminator), state(ours.autoencoder)
+    before = state(ours.critics.slice), state(ours.critics.volume), state(ours.autoencoder)
     metrics = train(ours, 2)
-    assert not changed(ours.slice_discriminator, before[0])
-    assert not changed(ours.volume_discriminator, before[1])
+    assert not changed(ours.critics.slice, before[0])
+    assert not changed(ours.critics.volume, before[1])
     assert not {"training/discriminators", "training/feature_matching"} & set(metrics)
     assert changed(ours.autoencoder, before[2])
 
@@ -60,27 +67,33 @@ def test_discriminators_wait_for_their_step():
 def test_every_network_learns_once_they_have_joined():
     # Under hinge the last bias sees -1/2 + 1/2 as long as no logit reaches its margin.
     ours = module(start_step=2, adversarial="vanilla")
-    networks = (ours.slice_discriminator, ours.volume_discriminator, ours.autoencoder)
+    networks = (ours.critics.slice, ours.critics.volume, ours.autoencoder)
     before = [state(network) for network in networks]
     metrics = train(ours, 3)
     for network, old in zip(networks, before, strict=True):
         weights = {name for name, _ in network.named_parameters()}
         assert weights <= changed(network, old)
-    expected = {"l1", "commitment", "slice_adversarial", "volume_adversarial", "feature_matching", "discriminators"}
-    assert {f"training/{name}" for name in expected | {"perplexity", "psnr", "loss"}} == set(metrics)
-    assert ours.steps_done == ours.trainer.global_step == 3
+    losses = {*WEIGHTS, "loss", "slice_discriminator", "volume_discriminator", "discriminators"}
+    watched = {"perplexity", "dead_codes", "psnr", "autoencoder_gradient_norm", "discriminators_gradient_norm"}
+    assert {f"training/{name}" for name in losses | watched | {"skipped_steps"}} == set(metrics)
+    assert ours.steps_done == 3
+    assert metrics["training/skipped_steps"] == 0
 
 
-def test_the_total_is_the_weighted_sum():
-    metrics = train(module(), 1)
-    weights = {**WEIGHTS, "commitment": 1.0}
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_the_total_is_the_weighted_sum(update):
+    codebook = {**EMA, "update": update}
+    metrics = train(module(codebook=codebook), 1)
+    weights = {**WEIGHTS, "codebook": WEIGHTS["codebook"] if update == "gradient" else 0.0}
     total = sum(weight * metrics[f"training/{name}"] for name, weight in weights.items())
     assert metrics["training/loss"] == pytest.approx(total, rel=1e-5)
+    critics = metrics["training/slice_discriminator"] + metrics["training/volume_discriminator"]
+    assert metrics["training/discriminators"] == pytest.approx(critics, rel=1e-5)
     # The first step has the same networks: what is logged does not depend on the weights, the total does.
-    halved = train(module(weights={name: weight / 2 for name, weight in WEIGHTS.items()}), 1)
+    halved = train(module(codebook=codebook, weights={name: weight / 2 for name, weight in WEIGHTS.items()}), 1)
     for name in weights:
         assert halved[f"training/{name}"] == pytest.approx(metrics[f"training/{name}"], rel=1e-5)
-    assert halved["training/loss"] == pytest.approx((total + metrics["training/commitment"]) / 2, rel=1e-5)
+    assert halved["training/loss"] == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_reconstructions_get_better():
@@ -114,7 +127,7 @@ def test_the_perceptual_loss_takes_part_and_stays_out_of_the_checkpoint():
             super().__init__()
             self.scale = torch.nn.Parameter(torch.ones(()))
 
-        def forward(self, fake, real, generator):
+        def forward(self, fake, real, positions):
             return self.scale * (fake - real).square().mean()
 
     ours = module(perceptual=Distance(), perceptual_weight=4.0)

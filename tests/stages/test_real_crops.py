@@ -116,7 +116,7 @@ def test_one_step_of_every_stage(sarcoma, tmp_path):
     first = _config(
         "autoencoder", sarcoma, tmp_path, "network.base_channels=4", "network.norm_groups=4",
         "network.codes=64", "discriminators.base_channels=4", "discriminators.start_step=0", "perceptual.weight=0",
-        "training.steps=1", "training.steps_per_epoch=1", "pictures_every_n_epochs=0",
+        "training.steps=1", "training.steps_per_epoch=1", "pictures.every_n_epochs=0",
     )  # fmt: skip
     second = _config(
         "diffusion", sarcoma, tmp_path, *BODY, "tumor_stage=late", "network.width=8",

@@ -1,6 +1,7 @@
 """Running stage 1: resuming, refusing, finishing."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -59,19 +60,19 @@ def test_a_run_leaves_the_global_generators_alone(tiny_config):
 
 
 def test_the_folder_holds_what_it_should_and_the_artifact_loads(tiny_config, tmp_path):
-    artifact = run(tiny_config("pictures_every_n_epochs=4"))
+    artifact = run(tiny_config("pictures.every_n_epochs=4"))
     folder = tmp_path / "runs" / "autoencoder" / "default"
     assert yaml.safe_load((folder / "config.yaml").read_text())["network"]["codes"] == 16
     assert list((folder / "tensorboard").glob("events*"))
     assert len(list((folder / "pictures").glob("*.png"))) == 1
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
-    assert checkpoint["steps_done"] == checkpoint["global_step"] == 8
+    assert checkpoint["steps_done"] == 8
     loaded = load_artifact(artifact, kind="autoencoder")
     assert loaded.config.preprocessing["crop"] == [16, 16, 16]
     assert set(loaded.config.metrics) == {"validation/l1", "validation/psnr", "validation/perplexity"}
     best = read_config(tmp_path / "checkpoints" / "autoencoder_best")
     assert best.complete
-    assert best.metrics["validation/l1"] <= loaded.config.metrics["validation/l1"]
+    assert best.metrics["validation/psnr"] >= loaded.config.metrics["validation/psnr"]
 
 
 def test_a_finished_run_is_left_alone_until_its_artifact_goes(tiny_config, capsys):
@@ -231,17 +232,26 @@ def test_somebody_elses_folder_is_never_touched(tiny_config, tmp_path, override)
     assert (folder / "config.yaml").read_text() == "precious: true"
 
 
-def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tiny_config, tmp_path):
-    def poisoned(settings):
+def poisoned_at(build, *steps):
+    """Return a build whose module sees a batch of NaN at some steps."""
+
+    def poisoned_build(settings):
         built = build(settings)
         inner = built.module._signed
-        built.module._signed = lambda batch: inner(batch) * (float("nan") if built.module.steps_done == 4 else 1)
+        built.module._signed = lambda batch: inner(batch) * (math.nan if built.module.steps_done in steps else 1)
         return built
 
-    with pytest.raises(TrainingError, match=r"nan at step 4: .*fresh=true and a lower optimizer\.lr.*last\.ckpt"):
-        run(tiny_config(), poisoned)
-    state = torch.load(tmp_path / "runs/autoencoder/default/last.ckpt", weights_only=True)["state_dict"]
-    assert all(value.isfinite().all() for value in state.values())
+    return poisoned_build
+
+
+def test_steps_that_are_not_finite_stop_the_run_at_last_and_the_checkpoint_is_good(tiny_config, tmp_path):
+    config = tiny_config("training.nonfinite_limit=3", "training.steps_per_epoch=4")
+    message = r"l1 is not finite at step 6, and 3 steps in a row .*last\.ckpt.*fresh=true and a lower optimizer\.lr"
+    with pytest.raises(TrainingError, match=message):
+        run(config, poisoned_at(build, 1, 4, 5, 6))
+    checkpoint = torch.load(tmp_path / "runs/autoencoder/default/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert checkpoint["safe_steps"] == {"skipped": 1, "in_a_row": 0}
 
 
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
@@ -268,7 +278,16 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
         ("data.window_hu=[250,-175]", ConfigError, r"data\.window_hu"),
         ("data.validation_share=0.9", ConfigError, r"data\.validation_share is 0\.9"),
         ("discriminators.loss=wgan", ConfigError, r"discriminators\.loss is 'wgan'"),
-        ("trainer.precision=16-mixed", ConfigError, r"bf16-mixed"),
+        ("codebook.update=adam", ConfigError, r"codebook\.update is 'adam': choose ema or gradient"),
+        ("codebook.decay=1.0", ConfigError, r"decay 1\.0"),
+        ("loss_weights.l1=-1", ConfigError, r"loss_weights\.l1 is -1"),
+        ("optimizer.clip_norm=0", ConfigError, r"optimizer\.clip_norm is 0"),
+        ("training.accumulate=0", ConfigError, r"training\.accumulate is 0"),
+        ("training.nonfinite_limit=0.5", ConfigError, r"training\.nonfinite_limit is 0\.5"),
+        ("training.compile=1", ConfigError, r"training\.compile is 1: choose true or false"),
+        ("trainer.precision=16-mixed", ConfigError, r"trainer\.precision=16-mixed needs a GPU: .*bf16-mixed"),
+        ("trainer.precision=bf16-true", ConfigError, r"trainer\.precision is 'bf16-true': choose bf16-mixed"),
+        ("trainer.strategy=fsdp", ConfigError, r"trainer\.strategy is 'fsdp'"),
         ("trainer.precision=7", ConfigError, r"under 'trainer' do not work"),
         ("network.norm_groups=3", ConfigError, r"groups"),
     ],

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
@@ -19,8 +18,9 @@ from difftumor.artifacts import save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder, AutoencoderOutput
-from difftumor.pictures import Panel, three_planes
 from stages.autoencoder_options import StepOptions
+from stages.autoencoder_data import Scan
+from stages.autoencoder_validation import MONITOR, ScanValidation
 from stages.callbacks import LAST
 from stages.critics import AXIAL, Critics
 from stages.losses import PLANES, Adversarial, PerceptualLoss, psnr, random_positions
@@ -56,7 +56,7 @@ class AutoencoderModule(StageModule):
         window: HU that the network sees.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
-        pictures_every_n_epochs: How often a reconstruction is drawn; 0 for never.
+        validation: Measures and draws held-out scans; None where there are none.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class AutoencoderModule(StageModule):
         window: IntensityWindow,
         spacing_mm: Sequence[float],
         crop: Sequence[int],
-        pictures_every_n_epochs: int = 0,
+        validation: ScanValidation | None = None,
     ) -> None:
         super().__init__(seed=seed)
         self.automatic_optimization = False
@@ -100,7 +100,7 @@ class AutoencoderModule(StageModule):
         self.window = window
         self.spacing_mm = tuple(spacing_mm)
         self.crop = tuple(crop)
-        self.pictures_every_n_epochs = pictures_every_n_epochs
+        self.validation = validation
 
     @property
     def network(self) -> Autoencoder:
@@ -148,19 +148,21 @@ class AutoencoderModule(StageModule):
         self.log("training/skipped_steps", float(self.steps.skipped))
         self.steps.check(step=self.steps_done, last=Path(self.trainer.default_root_dir) / LAST)
 
-    def validation_step(self, batch: Item, batch_idx: int) -> None:
-        """Measure reconstructions of the held-out crops."""
-        ct_BCZXY = self._signed(batch)
-        output = self.autoencoder(ct_BCZXY)
-        metrics = {
-            "validation/l1": F.l1_loss(output.reconstruction, ct_BCZXY),
-            "validation/psnr": psnr(output.reconstruction, ct_BCZXY),
-            "validation/perplexity": output.quantized.perplexity,
-        }
-        self.log_dict(metrics, batch_size=len(ct_BCZXY), sync_dist=True, prog_bar=True)
-        every = self.pictures_every_n_epochs
-        if batch_idx == 0 and every and (self.current_epoch + 1) % every == 0 and self.trainer.is_global_zero:
-            self._draw(batch["ct"][0, 0], output.reconstruction[0, 0])
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        if self.validation is not None:
+            self.validation.start()
+
+    def validation_step(self, batch: Scan | None, batch_idx: int) -> None:
+        """Measure one held-out scan; None where other ranks have one more."""
+        assert self.validation is not None
+        self.validation.take(batch, self)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all scans of all ranks have shown."""
+        if self.validation is not None:
+            for name, value in self.validation.finish(self).items():
+                self.log(name, value, prog_bar=name == MONITOR, sync_dist=True)
 
     def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
         """Write the autoencoder's artifact; the discriminators stay behind."""
@@ -261,22 +263,6 @@ class AutoencoderModule(StageModule):
         norms = {f"{name}_gradient_norm": value for name, value in step.gradient_norms.items()}
         for name, value in {**step.losses, **norms, **metrics}.items():
             self.log(f"training/{name}", value, prog_bar=name in ("loss", "psnr"))
-
-    def _draw(self, ct_XYZ: Tensor, reconstruction_ZXY: Tensor) -> None:
-        """Draw a crop beside its reconstruction, into TensorBoard and the run's folder."""
-        ct = ct_XYZ.clip(self.window.low_hu, self.window.high_hu).cpu().numpy()
-        ours = self.window.from_signed(reconstruction_ZXY.float().clip(-1, 1).movedim(0, -1)).cpu().numpy()
-        panels = [
-            Panel(title="CT", image=ct),
-            Panel(title="Reconstruction", image=ours),
-            Panel(title="Difference", image=ours - ct, kind="difference"),
-        ]
-        figure = three_planes(panels, spacing_mm=self.spacing_mm, title=f"Step {self.steps_done}")
-        folder = Path(self.trainer.default_root_dir) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"reconstruction_{self.steps_done:07d}.png")
-        if isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.add_figure("reconstruction", figure, self.steps_done)
 
 
 def _means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError
-from difftumor.networks.codebook import Codebook, Quantized
+from difftumor.networks.codebook import Codebook, Learning, Quantized
 from difftumor.networks.layers import ResidualBlock, SameConv3d, SameConvTranspose3d, group_norm
 
 
@@ -19,7 +19,7 @@ class AutoencoderOutput:
 
     Attributes:
         reconstruction: (B, 1, Z, X, Y), about [-1, 1].
-        quantized: Codes, their numbers, commitment loss and perplexity.
+        quantized: Codes, their numbers, both losses and perplexity.
         features: (B, C, z, x, y) encoder output before quantization, for `Codebook.update`.
     """
 
@@ -31,10 +31,10 @@ class AutoencoderOutput:
 class DownBlock(nn.Module):
     """Halve the size, then one residual block."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int, checkpointed: bool) -> None:
         super().__init__()
         self.down = SameConv3d(in_channels, out_channels, kernel_size=4, stride=2)
-        self.res = ResidualBlock(out_channels, norm_groups=norm_groups)
+        self.res = ResidualBlock(out_channels, norm_groups=norm_groups, checkpointed=checkpointed)
 
     def forward(self, x_BCZXY: Tensor) -> Tensor:
         """Map (B, in, Z, X, Y) to (B, out, Z/2, X/2, Y/2)."""
@@ -44,11 +44,11 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """Double the size, then two residual blocks."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int, checkpointed: bool) -> None:
         super().__init__()
         self.up = SameConvTranspose3d(in_channels, out_channels, kernel_size=4, stride=2)
-        self.res1 = ResidualBlock(out_channels, norm_groups=norm_groups)
-        self.res2 = ResidualBlock(out_channels, norm_groups=norm_groups)
+        self.res1 = ResidualBlock(out_channels, norm_groups=norm_groups, checkpointed=checkpointed)
+        self.res2 = ResidualBlock(out_channels, norm_groups=norm_groups, checkpointed=checkpointed)
 
     def forward(self, x_BCZXY: Tensor) -> Tensor:
         """Map (B, in, Z, X, Y) to (B, out, 2Z, 2X, 2Y)."""
@@ -58,10 +58,11 @@ class UpBlock(nn.Module):
 class Encoder(nn.Module):
     """CT to ``widths[-1]`` channels; ``widths`` lists the stem and then every level."""
 
-    def __init__(self, *, in_channels: int, widths: tuple[int, ...], norm_groups: int) -> None:
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...], norm_groups: int, checkpointed: bool) -> None:
         super().__init__()
         self.conv_blocks = nn.ModuleList(
-            DownBlock(widths[i], widths[i + 1], norm_groups=norm_groups) for i in range(len(widths) - 1)
+            DownBlock(widths[i], widths[i + 1], norm_groups=norm_groups, checkpointed=checkpointed)
+            for i in range(len(widths) - 1)
         )
         self.conv_first = SameConv3d(in_channels, widths[0], kernel_size=3)
         self.final_block = nn.Sequential(group_norm(norm_groups, widths[-1]), nn.SiLU())
@@ -77,11 +78,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """``widths[0]`` channels to CT; ``widths`` lists what enters and then what every level gives."""
 
-    def __init__(self, *, out_channels: int, widths: tuple[int, ...], norm_groups: int) -> None:
+    def __init__(self, *, out_channels: int, widths: tuple[int, ...], norm_groups: int, checkpointed: bool) -> None:
         super().__init__()
         self.final_block = nn.Sequential(group_norm(norm_groups, widths[0]), nn.SiLU())
         self.conv_blocks = nn.ModuleList(
-            UpBlock(widths[i], widths[i + 1], norm_groups=norm_groups) for i in range(len(widths) - 1)
+            UpBlock(widths[i], widths[i + 1], norm_groups=norm_groups, checkpointed=checkpointed)
+            for i in range(len(widths) - 1)
         )
         self.conv_last = SameConv3d(widths[-1], out_channels, kernel_size=3)
 
@@ -102,9 +104,12 @@ class Autoencoder(nn.Module):
         latent_channels: Numbers per latent voxel and per code.
         codes: Number of codes.
         norm_groups: Groups of every GroupNorm; must divide ``2 · base_channels``.
+        codebook_update: How the codes learn, see `Codebook`; a trained network computes the same either way.
         codebook_decay: Decay of the codebook's moving averages.
         restart_below: Average count under which a code restarts.
         search_chunk: Latent voxels compared with all codes at once; bounds the memory of the search.
+        gradient_checkpointing: Keep no activations inside residual blocks but compute them again for the backward
+            pass: less memory for more time, the same gradients.
 
     Raises:
         ConfigError: A size is out of range, or the groups don't divide the channels.
@@ -118,9 +123,11 @@ class Autoencoder(nn.Module):
         latent_channels: int = 8,
         codes: int = 16384,
         norm_groups: int = 32,
+        codebook_update: Learning = "ema",
         codebook_decay: float = 0.99,
         restart_below: float = 1.0,
         search_chunk: int = 1024,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if min(base_channels, levels, latent_channels) < 1:
@@ -133,13 +140,18 @@ class Autoencoder(nn.Module):
         up_widths = (widths[-1], *reversed(widths[1:]))
         self.levels = levels
         self.latent_channels = latent_channels
-        self.encoder = Encoder(in_channels=1, widths=widths, norm_groups=norm_groups)
-        self.decoder = Decoder(out_channels=1, widths=up_widths, norm_groups=norm_groups)
+        self.encoder = Encoder(
+            in_channels=1, widths=widths, norm_groups=norm_groups, checkpointed=gradient_checkpointing
+        )
+        self.decoder = Decoder(
+            out_channels=1, widths=up_widths, norm_groups=norm_groups, checkpointed=gradient_checkpointing
+        )
         self.pre_vq_conv = SameConv3d(widths[-1], latent_channels, kernel_size=1)
         self.post_vq_conv = SameConv3d(latent_channels, widths[-1], kernel_size=1)
         self.codebook = Codebook(
             codes=codes,
             dimensions=latent_channels,
+            learning=codebook_update,
             decay=codebook_decay,
             restart_below=restart_below,
             search_chunk=search_chunk,

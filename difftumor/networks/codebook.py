@@ -1,9 +1,10 @@
-"""Vector quantization with a codebook that follows an exponential moving average of the vectors assigned to it.
+"""Vector quantization with a codebook that follows its vectors by moving averages or by gradient.
 
 Shapes: B batch, D numbers per code, Z, X, Y latent voxels, N = B·Z·X·Y vectors, K codes.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError, TrainingError
 
-# Weight of the commitment loss in the published training.
-COMMITMENT_WEIGHT = 0.25
+Learning = Literal["ema", "gradient"]
 # Keeps the average count of an unused code away from 0.
 COUNT_EPS = 1e-7
 # Repeated draws, where there are fewer vectors than codes, differ by this fraction of the vectors' deviation.
@@ -27,26 +27,34 @@ class Quantized:
     Attributes:
         embeddings: (B, D, Z, X, Y) nearest codes; the gradient passes straight through to the features.
         indices: (B, Z, X, Y) int64 numbers of the codes.
-        commitment_loss: Scalar; pulls the features toward their codes.
+        codebook_loss: Scalar, mean ‖sg[f] − c‖² over all numbers, sg stopping the gradient; pulls codes that learn by
+            gradient toward their features, and has no gradient otherwise.
+        commitment_loss: Scalar, mean ‖sg[c] − f‖²; pulls the features toward their codes.
         perplexity: Scalar in [1, K]; how many codes the batch uses, as exp of the entropy of their frequencies.
     """
 
     embeddings: Tensor
     indices: Tensor
+    codebook_loss: Tensor
     commitment_loss: Tensor
     perplexity: Tensor
 
 
 class Codebook(nn.Module):
-    """Codes that follow an exponential moving average (EMA) of the vectors nearest to them.
+    """Codes that follow the vectors nearest to them.
 
     The forward pass changes nothing; training calls `initialize` once, on the features of its first batch, and
-    `update` after each step. Both draw from the generator handed in, and both leave all ranks of a distributed run
-    with the same codes.
+    `update` after each step. Both draw from the generator handed in.
+
+    In a distributed run all ranks hand in generators of the same state and batches of the same size. Rank r of W
+    holds elements r, r + W, … of a joint batch; all ranks end with the codes that one process with the joint batch
+    would end with.
 
     Args:
         codes: Number of codes, K.
         dimensions: Numbers per code, D.
+        learning: "ema": `update` moves the codes to exponential moving averages. "gradient": the codes are parameters
+            that the codebook loss moves through an optimizer, as in eq. 1; `update` only counts and restarts.
         decay: Decay of the moving averages, in [0, 1).
         restart_below: A code whose average count per batch falls under this restarts at a random vector of the
             batch; 0 turns restarts off.
@@ -56,10 +64,10 @@ class Codebook(nn.Module):
     Attributes:
         embeddings: (K, D) codes.
         N: (K,) average number of vectors per batch assigned to each code; all zero until the codebook is initialized.
-        z_avg: (K, D) average sum of these vectors.
+        z_avg: (K, D) average sum of these vectors; N times the codes where they learn by gradient.
 
     Raises:
-        ConfigError: A number is out of its range.
+        ConfigError: An option is out of its range.
     """
 
     embeddings: Tensor
@@ -71,6 +79,7 @@ class Codebook(nn.Module):
         *,
         codes: int,
         dimensions: int,
+        learning: Learning = "ema",
         decay: float = 0.99,
         restart_below: float = 1.0,
         search_chunk: int = 1024,
@@ -80,14 +89,20 @@ class Codebook(nn.Module):
             raise ConfigError(
                 f"codes {codes}, dimensions {dimensions} and search_chunk {search_chunk} must be positive."
             )
+        if learning not in get_args(Learning):
+            raise ConfigError(f"codebook update {learning!r} is unknown; choose 'ema' or 'gradient'.")
         if not 0 <= decay < 1:
             raise ConfigError(f"codebook decay {decay} must be in [0, 1).")
         self.codes = codes
         self.dimensions = dimensions
+        self.learning = learning
         self.decay = decay
         self.restart_below = restart_below
         self.search_chunk = search_chunk
-        self.register_buffer("embeddings", torch.zeros(codes, dimensions))
+        if learning == "gradient":
+            self.embeddings = nn.Parameter(torch.zeros(codes, dimensions))
+        else:
+            self.register_buffer("embeddings", torch.zeros(codes, dimensions))
         self.register_buffer("N", torch.zeros(codes))
         self.register_buffer("z_avg", torch.zeros(codes, dimensions))
 
@@ -119,36 +134,41 @@ class Codebook(nn.Module):
         """Quantize features (B, D, Z, X, Y)."""
         indices = self.nearest(features_BCZXY)
         codes = self.lookup(indices)
+        fixed = codes.detach()
         # The sum is exactly the code; only the gradient is that of the features.
-        embeddings = codes + (features_BCZXY - features_BCZXY.detach()) if features_BCZXY.requires_grad else codes
+        embeddings = fixed + (features_BCZXY - features_BCZXY.detach()) if features_BCZXY.requires_grad else fixed
         frequencies = torch.bincount(indices.flatten(), minlength=self.codes) / indices.numel()
         return Quantized(
             embeddings=embeddings,
             indices=indices,
-            commitment_loss=COMMITMENT_WEIGHT * F.mse_loss(features_BCZXY.float(), codes),
+            codebook_loss=F.mse_loss(codes, features_BCZXY.detach().float()),
+            commitment_loss=F.mse_loss(features_BCZXY.float(), fixed),
             perplexity=torch.special.entr(frequencies).sum().exp(),
         )
 
     @torch.no_grad()
     def initialize(self, features_BCZXY: Tensor, *, generator: torch.Generator) -> None:
-        """Place every code on a random vector of the batch (of all ranks' batches).
+        """Place every code on a random vector of the (joint) batch.
 
         Args:
             features_BCZXY: (B, D, Z, X, Y) encoder output.
-            generator: CPU generator.
+            generator: CPU generator, of the same state on all ranks.
         """
-        self.embeddings.copy_(self._candidates(self._vectors(features_BCZXY), generator))
+        self.embeddings.copy_(self._candidates(features_BCZXY, generator))
         self.z_avg.copy_(self.embeddings)
         self.N.fill_(1)
 
     @torch.no_grad()
-    def update(self, features_BCZXY: Tensor, indices_BZXY: Tensor, *, generator: torch.Generator) -> None:
+    def update(self, features_BCZXY: Tensor, indices_BZXY: Tensor, *, generator: torch.Generator) -> Tensor:
         """Move the codes toward the vectors assigned to them and restart those that are hardly used.
 
         Args:
             features_BCZXY: (B, D, Z, X, Y) encoder output.
             indices_BZXY: (B, Z, X, Y) what `nearest` gave for it.
-            generator: CPU generator for the restarts.
+            generator: CPU generator for the restarts, of the same state on all ranks.
+
+        Returns:
+            Number of codes whose average count was under ``restart_below``, before they restart; 0-dim int64.
 
         Raises:
             TrainingError: The codebook has not been initialized.
@@ -157,21 +177,29 @@ class Codebook(nn.Module):
             raise TrainingError("the codebook is empty; call initialize on the features of the first batch.")
         vectors_ND, indices_N = self._vectors(features_BCZXY), indices_BZXY.flatten()
         counts_K = torch.bincount(indices_N, minlength=self.codes).to(self.N)
-        sums_KD = torch.zeros_like(self.z_avg).index_add_(0, indices_N, vectors_ND)
-        _sum_over_ranks(counts_K, sums_KD)
+        _sum_over_ranks(counts_K)
         self.N.lerp_(counts_K, 1 - self.decay)
+        if self.learning == "ema":
+            self._follow(vectors_ND, indices_N)
+        dead_K = self.N.lt(self.restart_below)
+        if self.restart_below > 0:
+            self._restart(dead_K, self._candidates(features_BCZXY, generator))
+        if self.learning == "gradient":
+            self.z_avg.copy_(self.N[:, None] * self.embeddings)
+        return dead_K.sum()
+
+    def _follow(self, vectors_ND: Tensor, indices_N: Tensor) -> None:
+        """Move the codes to the moving averages of the vectors assigned to them."""
+        sums_KD = torch.zeros_like(self.z_avg).index_add_(0, indices_N, vectors_ND)
+        _sum_over_ranks(sums_KD)
         self.z_avg.lerp_(sums_KD, 1 - self.decay)
         # Additive smoothing of the counts that keeps their total.
         total = self.N.sum()
         smoothed_K = (self.N + COUNT_EPS) / (total + self.codes * COUNT_EPS) * total
         self.embeddings.copy_(self.z_avg / smoothed_K[:, None])
-        if self.restart_below > 0:
-            self._restart(vectors_ND, generator)
 
-    def _restart(self, vectors_ND: Tensor, generator: torch.Generator) -> None:
+    def _restart(self, dead_K: Tensor, candidates_KD: Tensor) -> None:
         """Give codes with low average counts a new place, and a count of 1 to live on, as after `initialize`."""
-        candidates_KD = self._candidates(vectors_ND, generator)
-        dead_K = self.N.lt(self.restart_below)
         self.embeddings.copy_(torch.where(dead_K[:, None], candidates_KD, self.embeddings))
         self.z_avg.copy_(torch.where(dead_K[:, None], candidates_KD, self.z_avg))
         self.N.masked_fill_(dead_K, 1)
@@ -185,19 +213,24 @@ class Codebook(nn.Module):
             )
         return features_BCZXY.detach().movedim(1, -1).reshape(-1, self.dimensions).float()
 
-    def _candidates(self, vectors_ND: Tensor, generator: torch.Generator) -> Tensor:
-        """Return (K, D) random vectors of the batch, the same on all ranks: each rank contributes every world-th."""
-        count = len(vectors_ND)
+    def _candidates(self, features_BCZXY: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (K, D) random vectors of the joint batch, the same on all ranks."""
+        vectors_ND, ranks = self._vectors(features_BCZXY), _world_size()
+        per_element, count = features_BCZXY[0, 0].numel(), len(vectors_ND) * ranks
         repeats = -(-self.codes // count)
         order_K = torch.cat([torch.randperm(count, generator=generator) for _ in range(repeats)])[: self.codes]
-        candidates_KD = vectors_ND[order_K.to(vectors_ND.device)]
+        # The joint batch deals its elements out like cards: element e is on rank e mod ranks, at place e div ranks.
+        element_K, offset_K = order_K // per_element, order_K % per_element
+        places_K = element_K // ranks * per_element + offset_K
+        candidates_KD = vectors_ND[places_K.to(vectors_ND.device)]
+        if ranks > 1:
+            others_K = (element_K % ranks != dist.get_rank()).to(vectors_ND.device)
+            candidates_KD.masked_fill_(others_K[:, None], 0)
+            _sum_over_ranks(candidates_KD)
         if repeats > 1:
             noise = torch.randn(self.codes - count, self.dimensions, generator=generator).to(candidates_KD)
-            candidates_KD[count:] += JITTER * vectors_ND.std(0, correction=0) * noise
-        if _world_size() > 1:
-            mine_K = torch.arange(self.codes, device=candidates_KD.device) % _world_size() == dist.get_rank()
-            candidates_KD = torch.where(mine_K[:, None], candidates_KD, 0)
-            _sum_over_ranks(candidates_KD)
+            # The first draws are each vector of the joint batch once.
+            candidates_KD[count:] += JITTER * candidates_KD[:count].std(0, correction=0) * noise
         return candidates_KD
 
 

@@ -3,8 +3,10 @@
 Shapes: B batch, C channels, Z, X, Y voxels, depth first.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from difftumor.errors import ConfigError
 
@@ -77,10 +79,17 @@ class SameConvTranspose3d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, plus the input."""
+    """GroupNorm, SiLU, convolution, twice, plus the input.
 
-    def __init__(self, channels: int, *, norm_groups: int) -> None:
+    Args:
+        channels: Channels in and out.
+        norm_groups: Groups of both norms.
+        checkpointed: Keep only the input for the backward pass and compute the rest again.
+    """
+
+    def __init__(self, channels: int, *, norm_groups: int, checkpointed: bool = False) -> None:
         super().__init__()
+        self.checkpointed = checkpointed
         self.norm1 = group_norm(norm_groups, channels)
         self.conv1 = SameConv3d(channels, channels, kernel_size=3)
         self.norm2 = group_norm(norm_groups, channels)
@@ -88,6 +97,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCZXY: Tensor) -> Tensor:
         """Map (B, channels, Z, X, Y) to the same shape."""
+        if self.checkpointed and torch.is_grad_enabled():
+            # Nothing in here is random.
+            return checkpoint(self._compute, x_BCZXY, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x_BCZXY)
+
+    def _compute(self, x_BCZXY: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x_BCZXY)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return x_BCZXY + hidden

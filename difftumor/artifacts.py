@@ -6,7 +6,6 @@ of constructors and its weights are checked by SHA-256 before they are used.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from difftumor.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 from difftumor.errors import ArtifactError
-from difftumor.files import folder_written_whole
+from difftumor.files import folder_written_whole, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +152,7 @@ def load_artifact(
             "or allow incomplete artifacts (allow_incomplete=true)."
         )
     weights = folder / WEIGHTS_FILE
-    if not weights.is_file() or _sha256(weights) != config.weights_sha256:
+    if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
         raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
     # The first weights are drawn only to be replaced; the caller's random numbers must not notice.
     with torch.random.fork_rng(devices=[]):
@@ -214,7 +213,7 @@ def save_artifact(
             kind=kind,
             architecture=dict(architecture),
             preprocessing=dict(preprocessing),
-            weights_sha256=_sha256(staging / WEIGHTS_FILE),
+            weights_sha256=sha256_of(staging / WEIGHTS_FILE),
             organ=organ,
             parents=references,
             settings=dict(settings or {}),
@@ -238,8 +237,3 @@ def _load_weights(network: nn.Module, file: Path) -> None:
         raise ArtifactError(
             f"{file} does not fit the architecture in {CONFIG_FILE} ({first}): make it again."
         ) from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -25,6 +25,10 @@ class ArtifactError(DiffTumorError):
     """An artifact is missing, damaged, incomplete, of the wrong kind, or its parent has changed."""
 
 
+class PublishedFileError(DiffTumorError):
+    """A published checkpoint is missing, damaged, of another network, or wants code to run."""
+
+
 class ConfigError(DiffTumorError):
     """A configuration value or command-line option is unknown, missing or out of range."""
 

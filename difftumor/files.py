@@ -1,5 +1,6 @@
 """Writing files and folders so that a reader finds them whole or not at all, and a failure leaves nothing behind."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -57,6 +58,12 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False) -> Iterator
                 os.replace(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _exchange(new: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ FLOORS = {
     "difftumor.organs": 2,
     "difftumor.datasets": 3,
     "difftumor.inference": 3,
+    "difftumor.published": 3,
     "difftumor.reconstruction": 3,
     "difftumor.synthesis": 3,
     "difftumor.evaluation": 4,

@@ -1,8 +1,9 @@
 """The ``difftumor`` command: one file per subcommand; each parses, calls the library and prints.
 
 To add a command, write ``difftumor/cli/<name>.py`` with one typed function ``<name>`` whose docstring is the help text,
-and add it to ``COMMANDS`` in ``difftumor/cli/app.py``. Import the library inside that function, never at the top of the
-file, so that ``difftumor --help`` stays instant. Raise the classes of ``difftumor.errors``: ``main`` prints them.
+and add it to ``COMMANDS`` in ``difftumor/cli/app.py``; a command that has commands of its own is a ``typer.Typer``.
+Import the library inside that function, never at the top of the file, so that ``difftumor --help`` stays instant. Raise
+the classes of ``difftumor.errors``: ``main`` prints them.
 """
 
 import sys

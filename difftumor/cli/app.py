@@ -7,17 +7,19 @@ import typer
 
 from difftumor import __version__
 from difftumor.cli.evaluate import evaluate
+from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
 from difftumor.cli.synthesize import synthesize
 
 # Name on the command line -> function, in the order of `difftumor --help`. How to add one: difftumor/cli/__init__.py.
-COMMANDS: Mapping[str, Callable[..., None]] = {
+COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "phantom": phantom,
     "synthesize": synthesize,
     "predict": predict,
     "evaluate": evaluate,
+    "import-published": import_published,
     "info": info,
 }
 
@@ -42,8 +44,11 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for name, function in COMMANDS.items():
-        app.command(name)(function)
+    for name, command in COMMANDS.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

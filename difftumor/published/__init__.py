@@ -1,0 +1,1 @@
+"""Reading the weights that the authors of DiffTumor publish, and making artifacts of them."""

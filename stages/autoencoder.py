@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from difftumor.datasets.cases import Case, CaseList, folds
-from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
 from difftumor.errors import ConfigError
 from difftumor.networks.autoencoder import Autoencoder
+from stages.autoencoder_data import AutoencoderData, AutoencoderReader, evenly_spaced
 from stages.autoencoder_module import AutoencoderModule
 from stages.autoencoder_options import WEIGHTED, StepOptions, step_options
+from stages.autoencoder_pictures import PictureOptions, Pictures
+from stages.autoencoder_validation import MONITOR, ScanValidation, ValidationOptions
 from stages.case_lists import read_root, stated_validation
-from stages.data import CropData, check_sizes, check_steps, window_of
+from stages.data import check_sizes, check_steps, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
 from stages.module import initial_weights
@@ -35,21 +36,22 @@ def build(settings: Settings) -> Stage:
     """
     epochs = check_steps(settings)
     options = step_options(settings)
-    _ = settings.validation.overlap, settings.pictures.scans  # until whole scans are validated on
     with initial_weights(settings.seed):
         check_sizes(settings.data, multiple=construct(Autoencoder, settings.network).downsampling)
-    crops = _data(settings)  # before the module, whose perceptual loss may download
+    validation = construct(ValidationOptions, settings.validation)
+    pictures = construct(PictureOptions, settings.pictures)
+    data = _data(settings, validation)  # before the module, whose perceptual loss may download
     return Stage(
-        module=_module(settings, options),
-        data=crops,
+        module=_module(settings, options, _validation(settings, validation, pictures, data)),
+        data=data,
         epochs=epochs,
-        monitor="validation/psnr" if crops.validation and crops.validation_crops else None,
+        monitor=MONITOR if data.validation else None,
         mode="max",
         neutral=NEUTRAL,
     )
 
 
-def _module(settings: Settings, options: StepOptions) -> AutoencoderModule:
+def _module(settings: Settings, options: StepOptions, validation: ScanValidation) -> AutoencoderModule:
     perceptual, critics = settings.perceptual, settings.discriminators
     weight, backbone, weights = perceptual.weight, perceptual.backbone, perceptual.weights
     return AutoencoderModule(
@@ -66,34 +68,46 @@ def _module(settings: Settings, options: StepOptions) -> AutoencoderModule:
         window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
-        pictures_every_n_epochs=settings.pictures.every_n_epochs,
+        validation=validation,
     )
 
 
-def _data(settings: Settings) -> CropData:
+def _data(settings: Settings, validation: ValidationOptions) -> AutoencoderData:
     data = settings.data
     cases = read_root(data.root, data.labels)
-    train, validation = split(cases, share=data.validation_share, seed=settings.seed)
-    return CropData(
+    train, held_out = split(cases, share=data.validation_share, seed=settings.seed)
+    return AutoencoderData(
+        reader=AutoencoderReader(label_names=cases.label_names, crop=data.crop, spacing_mm=data.spacing_mm),
+        foreground_ratio=data.foreground_ratio,
         train=train,
-        validation=validation,
-        load=partial(load_for_crops, crop=data.crop, spacing_mm=data.spacing_mm, label_names=cases.label_names),
-        transform=RandomCrop(data.crop, foreground_ratio=data.foreground_ratio),
+        validation=evenly_spaced(held_out, validation.scans),
         seed=settings.seed,
         batch_size=data.batch_size * settings.training.accumulate,
         steps_per_epoch=settings.training.steps_per_epoch,
-        validation_crops=settings.validation.scans,
         num_workers=data.num_workers,
         cache_rate=data.cache_rate,
         overfit=data.overfit,
     )
 
 
-def load_for_crops(
-    case: Case, *, crop: Sequence[int], spacing_mm: Sequence[float], label_names: Mapping[str, int]
-) -> Item:
-    """Load a case, any label counting as foreground, ready for ``RandomCrop``."""
-    return with_centers(pad_to(load_case(case, None, label_names=label_names, spacing_mm=spacing_mm), crop))
+def _validation(
+    settings: Settings, options: ValidationOptions, pictures: PictureOptions, data: AutoencoderData
+) -> ScanValidation:
+    window, crop = window_of(settings.data), settings.data.crop
+    return ScanValidation(
+        options,
+        codes=settings.network.codes,
+        window=window,
+        crop=crop,
+        windows_per_batch=settings.data.batch_size,
+        pictures=Pictures(
+            pictures,
+            cases=[case.id for case in evenly_spaced(data.validation, pictures.scans)],
+            window=window,
+            crop=crop,
+            spacing_mm=settings.data.spacing_mm,
+        ),
+    )
 
 
 def split(cases: CaseList, *, share: float, seed: int) -> tuple[Sequence[Case], Sequence[Case]]:

@@ -18,8 +18,8 @@ from difftumor.artifacts import save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder, AutoencoderOutput
-from stages.autoencoder_options import StepOptions
 from stages.autoencoder_data import Scan
+from stages.autoencoder_options import StepOptions
 from stages.autoencoder_validation import MONITOR, ScanValidation
 from stages.callbacks import LAST
 from stages.critics import AXIAL, Critics

@@ -149,7 +149,7 @@ def seeded_loader(
 
 
 class CropData(pl.LightningDataModule):
-    """Random crops for training, a fixed set of crops for validation.
+    """Random crops to train on. What is done with the cases held out is the stages' own business.
 
     Args:
         train: Cases to train on.
@@ -159,7 +159,6 @@ class CropData(pl.LightningDataModule):
         seed: Everything random derives from it.
         batch_size: Crops per step on each rank.
         steps_per_epoch: Length of an epoch.
-        validation_crops: Crops of a validation, over all ranks.
         num_workers: Loading processes per rank.
         cache_rate: Share of the cases kept in memory.
         overfit: Repeats the crops of the first epoch.
@@ -175,7 +174,6 @@ class CropData(pl.LightningDataModule):
         seed: int,
         batch_size: int,
         steps_per_epoch: int,
-        validation_crops: int,
         num_workers: int = 0,
         cache_rate: float = 0.0,
         overfit: bool = False,
@@ -188,15 +186,13 @@ class CropData(pl.LightningDataModule):
         self.seed = seed
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.validation_crops = validation_crops
         self.num_workers = num_workers
         self.cache_rate = cache_rate
         self.overfit = overfit
 
     def setup(self, stage: str | None = None) -> None:
-        """Fill the caches."""
-        self.train_set = self._dataset(self.train, "training")
-        self.validation_set = self._dataset(self.validation, "validation")
+        """Fill the cache."""
+        self.train_set = self._dataset(self.train, "training", load=self.load, transform=self.transform)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return the loader of random crops."""
@@ -211,27 +207,23 @@ class CropData(pl.LightningDataModule):
             fixed=self.overfit,
         )
 
-    def val_dataloader(self) -> DataLoader[Item] | list[Any]:
-        """Return the loader of the fixed crops; empty where no case is held out."""
-        assert self.trainer is not None
-        if not self.validation or not self.validation_crops:
-            return []
-        return seeded_loader(
-            self.validation_set,
-            trainer=self.trainer,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            samples_per_epoch=self.validation_crops,
-            training=False,
-        )
+    def _whole(self, cases: Sequence[Case], load: Callable[[Case], Item]) -> SeededDataset:
+        """Cases as ``load`` reads them."""
+        return self._dataset(cases, "validation", load=load, transform=unchanged)
 
-    def _dataset(self, cases: Sequence[Case], part: str) -> SeededDataset:
+    def _dataset(
+        self, cases: Sequence[Case], part: str, *, load: Callable[[Case], Item], transform: Callable[[Item], Item]
+    ) -> SeededDataset:
         return SeededDataset(
             cases,
-            load=self.load,
-            transform=self.transform,
+            load=load,
+            transform=transform,
             seed=derive_seed(self.seed, part),
             cache_rate=self.cache_rate,
             cache_workers=self.num_workers,
         )
+
+
+def unchanged(item: Item) -> Item:
+    """Return the item."""
+    return item

@@ -108,17 +108,19 @@ class TumorCrops(CropData):
     Args:
         reader: Reads the cases.
         foreground_ratio: Crops around tumor voxels per crop around another voxel.
+        validation_crops: Crops of a validation at most, over all ranks.
         options: See ``CropData``.
     """
 
-    def __init__(self, *, reader: TumorReader, foreground_ratio: float, **options: Any) -> None:
+    def __init__(self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, **options: Any) -> None:
         transform: Callable[[Item], Item] = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
         super().__init__(load=reader, transform=transform, **options)
         self.reader = reader
+        self.validation_crops = validation_crops
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache and cut the validation crops."""
-        self.train_set = self._dataset(self.train, "training")
+        super().setup(stage)
         self.fixed = self.reader.fixed_crops(self.validation, limit=self.validation_crops)
 
     def val_dataloader(self) -> DataLoader[Item] | list[Any]:

@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import SegmentationCrop, with_class_centers
-from difftumor.datasets.transforms import Item, SeededDataset, load_case, pad_to
+from difftumor.datasets.transforms import Item, load_case, pad_to
 from difftumor.organs import Organ, resolve_labels
-from difftumor.seeding import derive_seed
 from stages.data import CropData, seeded_loader
 
 
@@ -64,24 +63,17 @@ class SegmentationData(CropData):
     Args:
         reader: Reads the cases.
         crops: Cuts and augments.
-        options: See ``CropData``; epochs are one pass long, and validation has no crops.
+        options: See ``CropData``; epochs are one pass long.
     """
 
     def __init__(self, *, reader: SegmentationReader, crops: SegmentationCrop, **options: Any) -> None:
-        super().__init__(load=reader, transform=crops, steps_per_epoch=1, validation_crops=0, **options)
+        super().__init__(load=reader, transform=crops, steps_per_epoch=1, **options)
         self.reader = reader
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the caches."""
-        self.train_set = self._dataset(self.train, "training")
-        self.validation_set = SeededDataset(
-            self.validation,
-            load=self.reader.whole,
-            transform=unchanged,
-            seed=derive_seed(self.seed, "validation"),
-            cache_rate=self.cache_rate,
-            cache_workers=self.num_workers,
-        )
+        super().setup(stage)
+        self.validation_set = self._whole(self.validation, self.reader.whole)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Return the loader of random crops; the last batch of an epoch is filled up with the next pass."""
@@ -105,8 +97,3 @@ class SegmentationData(CropData):
             samples_per_epoch=math.ceil(len(self.validation) / ranks) * ranks,
             training=False,
         )
-
-
-def unchanged(item: Item) -> Item:
-    """Return the item."""
-    return item

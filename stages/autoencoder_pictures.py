@@ -1,0 +1,129 @@
+"""Pictures of stage 1: CT, reconstruction and difference in crops of held-out scans, the same crops every time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.image import imread
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from difftumor.errors import ConfigError
+from difftumor.grids import Box, Triple, triple
+from difftumor.intensity import IntensityWindow
+from difftumor.pictures import Panel, three_planes
+from difftumor.plots import save_png
+from stages.autoencoder_data import Scan
+from stages.module import StageModule
+
+# One scale for all pictures, so that they can be compared.
+DIFFERENCE_HU = 100.0
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """The group ``pictures`` of the config; ``configs/autoencoder.yaml`` says what each option does."""
+
+    every_n_epochs: int
+    scans: int
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_epochs", "scans"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"pictures.{name} is {value!r}: give a whole number from 0.")
+
+
+class Pictures:
+    """Draws crops into the run's folder and TensorBoard.
+
+    Args:
+        options: How often: in the first validation after so many epochs, and in the last; 0 for never.
+        cases: Ids of the scans to draw.
+        window: HU that the network sees.
+        crop: Voxels along X, Y, Z that are shown.
+        spacing_mm: Voxel size.
+    """
+
+    def __init__(
+        self,
+        options: PictureOptions,
+        *,
+        cases: Sequence[str],
+        window: IntensityWindow,
+        crop: Sequence[int],
+        spacing_mm: Sequence[float],
+    ) -> None:
+        self.every_n_epochs = options.every_n_epochs
+        # Numbered, since two ids may be alike once they are file names.
+        self.cases = {case: f"{number:02d}_{_file_name(case)}" for number, case in enumerate(cases, start=1)}
+        self.window = window
+        self.crop = tuple(crop)
+        self.spacing_mm = tuple(spacing_mm)
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Whether the validation of this epoch is to be drawn."""
+        if not self.every_n_epochs or not self.cases:
+            return False
+        epoch, interval = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
+        # The last epoch is validated and drawn whatever the intervals are.
+        return epoch == trainer.max_epochs or epoch // self.every_n_epochs > (epoch - interval) // self.every_n_epochs
+
+    def draw(self, scan: Scan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
+        """Write the picture of a scan; called by the rank that has it."""
+        center = labelled_center(scan.labels_XYZ)
+        box = Box.centered(center, self.crop, within=scan.ct_hu_XYZ.shape)
+        ct = scan.ct_hu_XYZ[box.slices].clip(self.window.low_hu, self.window.high_hu).cpu().numpy()
+        ours = reconstruction_hu_XYZ[box.slices].cpu().numpy()
+        panels = [
+            Panel(title="CT", image=ct),
+            Panel(title="Reconstruction", image=ours),
+            Panel(title="Difference", image=ours - ct, kind="difference"),
+        ]
+        figure = three_planes(
+            panels,
+            spacing_mm=self.spacing_mm,
+            center=[place - start for place, start in zip(center, box.start, strict=True)],
+            window_hu=(self.window.low_hu, self.window.high_hu),
+            difference_hu=DIFFERENCE_HU,
+            title=f"{scan.id[:40]} after {module.steps_done} steps, whole scan {psnr_db:.1f} dB",
+        )
+        return save_png(figure, self._file(module, scan.id))
+
+    def show(self, module: StageModule) -> None:
+        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have drawn."""
+        module.trainer.strategy.barrier("pictures")
+        if not module.trainer.is_global_zero or not isinstance(module.logger, TensorBoardLogger):
+            return
+        for case, name in self.cases.items():
+            if (file := self._file(module, case)).is_file():  # fewer may have been validated on, see limit_val_batches
+                image = imread(file)[..., :3]
+                module.logger.experiment.add_image(
+                    f"reconstruction/{name}", image, module.steps_done, dataformats="HWC"
+                )
+
+    def _file(self, module: StageModule, case: str) -> Path:
+        folder = Path(module.trainer.default_root_dir) / "pictures"
+        return folder / f"{self.cases[case]}_step_{module.steps_done:07d}.png"
+
+
+def labelled_center(labels_XYZ: Tensor) -> Triple:
+    """Return the voxel nearest to the center of mass of all that is labelled, or of the scan where nothing is."""
+    labelled = labels_XYZ > 0
+    total = labelled.sum()
+    if not total:
+        return triple([size // 2 for size in labels_XYZ.shape])
+    center = []
+    for axis, size in enumerate(labels_XYZ.shape):
+        profile = labelled.sum(dim=[other for other in range(3) if other != axis])
+        center.append(round(float((profile * torch.arange(size, device=profile.device)).sum() / total)))
+    return triple(center)
+
+
+def _file_name(case: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", case)[:80]

@@ -7,18 +7,21 @@ import typer
 
 from difftumor import __version__
 from difftumor.cli.evaluate import evaluate
+from difftumor.cli.evaluate_autoencoder import evaluate_autoencoder
 from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
 from difftumor.cli.synthesize import synthesize
 
-# Name on the command line -> function, in the order of `difftumor --help`. How to add one: difftumor/cli/__init__.py.
+# Name on the command line -> function, or an app with commands of its own, in the order of `difftumor --help`.
+# How to add one: difftumor/cli/__init__.py.
 COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "phantom": phantom,
     "synthesize": synthesize,
     "predict": predict,
     "evaluate": evaluate,
+    "evaluate-autoencoder": evaluate_autoencoder,
     "import-published": import_published,
     "info": info,
 }

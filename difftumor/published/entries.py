@@ -72,8 +72,8 @@ def check_copy(entries: Mapping[str, Tensor], original: nn.Module, *, source: Pa
     compared = set()
     for name, ours in original.state_dict().items():
         _check(entries, prefix + name, ours, source)
-        theirs = entries[prefix + name]
-        if not torch.linalg.vector_norm(theirs - ours) <= SAME * torch.linalg.vector_norm(ours):
+        difference = entries[prefix + name].double() - ours.double()
+        if not difference.norm() <= SAME * ours.double().norm():
             raise PublishedFileError(
                 f"{source} was trained with another autoencoder than {of} ({prefix}{name} differs): "
                 "import the autoencoder that was published with it and give that."

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,6 +64,41 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_folder(path: Path, *, option: str) -> None:
+    """Refuse a file where a folder is to be made, or above it, before hours are spent on what would go there.
+
+    Raises:
+        ConfigError: The path is a file or lies inside of one.
+    """
+    for above in (path, *path.parents):
+        if above.is_dir():
+            return
+        if above.exists():
+            what = "is a file" if above == path else f"lies inside the file {above}"
+            raise ConfigError(f"{option} {path} {what}: give a folder.")
+
+
+def check_results(folder: Path, names: Sequence[str], *, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a folder (``--out``) that results must not be written to.
+
+    Args:
+        folder: Where they are to go; need not exist.
+        names: Files that will be written.
+        inputs: Files that must stay.
+        overwrite: Whether an earlier result may be replaced.
+
+    Raises:
+        ConfigError: It is a file or lies in one, holds an earlier result, or an input under the name of a result.
+    """
+    check_folder(folder, option="--out")
+    present = [name for name in names if (folder / name).exists()]
+    taken = {(folder / name).resolve() for name in present} & {file.resolve() for file in inputs}
+    if taken:
+        raise ConfigError(f"--out {folder} would replace the input {taken.pop().name}: give another folder.")
+    if present and not overwrite:
+        raise ConfigError(f"--out {folder} already holds {present[0]}: give another folder or --overwrite.")
 
 
 def _exchange(new: Path, target: Path) -> None:

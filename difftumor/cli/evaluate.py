@@ -27,10 +27,10 @@ def evaluate(
     Writes cases.csv, lesions.csv, summary.json and summary.md. Scores are fractions; in cases without tumor, truth and
     prediction that are both empty score 1, and one that is empty scores 0.
     """
-    from difftumor.cli.options import check_folder
     from difftumor.cli.progress import progress_bar
     from difftumor.evaluation.cohort import evaluate_pair, find_pairs
     from difftumor.evaluation.tables import write_results
+    from difftumor.files import check_folder
     from difftumor.organs import get_organ
 
     check_folder(out, option="--out")

@@ -1,10 +1,15 @@
-"""What commands share: words that stand for lists, and the check of an output folder."""
+"""What commands share: words that stand for lists, and scans to read."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from difftumor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from difftumor.datasets.cases import CaseList
 
 T = TypeVar("T")
 
@@ -58,15 +63,16 @@ def parse_numbers(text: str, kind: Callable[[str], T], *, option: str, counts: S
     return numbers
 
 
-def check_folder(path: Path, *, option: str) -> None:
-    """Refuse a file where a folder is to be made, or above it, before hours are spent on what would go there.
+def read_case_list(path: Path) -> CaseList:
+    """Read a list of cases, or make one of a single CT.
 
     Raises:
-        ConfigError: The path is a file or lies inside of one.
+        CaseListError: See `difftumor.datasets.cases.read_cases`.
     """
-    for above in (path, *path.parents):
-        if above.is_dir():
-            return
-        if above.exists():
-            what = "is a file" if above == path else f"lies inside the file {above}"
-            raise ConfigError(f"{option} {path} {what}: give a folder.")
+    from difftumor.datasets.cases import Case, CaseList, read_cases
+    from difftumor.datasets.sources import case_id
+    from difftumor.volume import is_nifti
+
+    if is_nifti(path) and not path.is_dir():
+        return CaseList((Case(case_id(path), path),), {}, path)
+    return read_cases(path)

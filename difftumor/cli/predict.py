@@ -43,13 +43,14 @@ def predict(
     equivalent diameter and center of each lesion.
     """
     from difftumor.artifacts import load_artifact
+    from difftumor.cli.options import read_case_list
     from difftumor.cli.progress import progress_bar
     from difftumor.devices import pick_device
     from difftumor.evaluation.tables import prediction_record, write_json
     from difftumor.inference import predict_volume
     from difftumor.volume import read_ct, write_labels
 
-    cases = _cases(ct)
+    cases = read_case_list(ct).cases
     masks = _masks(organ_mask, cases)
     _check_grids(cases, masks)
     _check_output(out, cases, masks)
@@ -69,16 +70,6 @@ def predict(
             typer.echo(f"{case.id}: {lesions} lesion{'' if lesions == 1 else 's'}")
             advance()
     typer.echo(f"Label maps are in {out}.")
-
-
-def _cases(ct: Path) -> tuple[Case, ...]:
-    from difftumor.datasets.cases import Case, read_cases
-    from difftumor.datasets.sources import case_id
-    from difftumor.volume import is_nifti
-
-    if is_nifti(ct) and not ct.is_dir():
-        return (Case(case_id(ct), ct),)
-    return read_cases(ct).cases
 
 
 def _masks(organ_mask: Path | None, cases: tuple[Case, ...]) -> dict[str, Path]:
@@ -114,8 +105,8 @@ def _check_grids(cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
 
 def _check_output(out: Path, cases: tuple[Case, ...], masks: dict[str, Path]) -> None:
     """Refuse a file in place of the folder, and a folder where results would replace CTs or masks."""
-    from difftumor.cli.options import check_folder
     from difftumor.errors import ConfigError
+    from difftumor.files import check_folder
 
     check_folder(out, option="--out")
     inputs = {path.resolve() for path in (*(case.image for case in cases), *masks.values())}

@@ -22,8 +22,8 @@ EDGE_SIGMA, EDGE_SHARE = 1.0, 0.05
 # Noise is what this sigma smooths away, in smoothed tissue of these HU that changes by less than this many HU per
 # voxel, also in all voxels this near: the middle of a vessel is flat too.
 NOISE_SIGMA, NOISE_TISSUE_HU, NOISE_SLOPE_HU, NOISE_DISTANCE = 2.0, (-20.0, 200.0), 3.0, 2
-# Fewer voxels than these say nothing about edges or noise.
-LEAST_VOXELS = 100
+# Fewer voxels than these say nothing about edges or noise, and a CT with less noise than this has none to keep.
+LEAST_VOXELS, LEAST_NOISE_HU = 100, 0.5
 # Planes that are filtered together, and how far it is looked: smoothing by 4 sigma, its gradient, and the distance.
 _SLAB, _MARGIN = 24, 8 + 1 + NOISE_DISTANCE
 
@@ -55,7 +55,8 @@ class Fidelity:
         edge_ratio: Mean gradient magnitude of the reconstruction over that of the CT, where the CT has edges. Blur
             gives less than 1, ringing or added noise more. NaN where the CT has no edges.
         noise_ratio: Power above about 0.09 cycles per voxel of the reconstruction over that of the CT, in homogeneous
-            soft tissue: 0 without noise, 1 for noise as strong as the CT's. NaN where there is no such tissue.
+            soft tissue: 0 without noise, 1 for noise as strong as the CT's. NaN where there is no such tissue, or no
+            noise in it.
         codes_used: Codes that were used at least once; None where that is not known.
         structures: Error inside each structure.
     """
@@ -174,11 +175,11 @@ def _neighborhood_measures(
             sums[name] += values.sum(dtype=torch.float64)
         for name in counts:
             counts[name] += parts[name].numel()
-    ratio = {
-        name: float(sums[name] / sums[f"ct_{name}"]) if count >= LEAST_VOXELS else float("nan")
-        for name, count in counts.items()
-    }
-    return float(sums["ssim"] / body.sum()), ratio["edges"], ratio["noise"]
+    has_edges = counts["edges"] >= LEAST_VOXELS
+    has_noise = counts["noise"] >= LEAST_VOXELS and float(sums["ct_noise"]) > counts["noise"] * LEAST_NOISE_HU**2
+    edge_ratio = float(sums["edges"] / sums["ct_edges"]) if has_edges else float("nan")
+    noise_ratio = float(sums["noise"] / sums["ct_noise"]) if has_noise else float("nan")
+    return float(sums["ssim"] / body.sum()), edge_ratio, noise_ratio
 
 
 def _homogeneous(flat_hu: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.files import folder_written_whole
+from difftumor.files import check_results, folder_written_whole
 from difftumor.plots import save_png
 from difftumor.synthesis.records import TumorRecord, sizes_of
 from difftumor.synthesis.scan import ScanSynthesis, apply_to_scan, draw_in_scan, read_scan
@@ -122,19 +122,8 @@ def read_records(path: Path) -> tuple[TumorRecord, ...]:
 
 
 def check_output(out: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse a folder that must not be written to.
-
-    Raises:
-        ConfigError: It is a file, holds an earlier result, or holds an input under the name of an output.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: give a folder.")
-    present = [name for name in FILES if (out / name).exists()]
-    taken = {(out / name).resolve() for name in present} & {file.resolve() for file in inputs}
-    if taken:
-        raise ConfigError(f"--out {out} would replace the input {taken.pop().name}: give another folder.")
-    if present and not overwrite:
-        raise ConfigError(f"--out {out} already holds {present[0]}: give another folder or --overwrite.")
+    """Refuse a folder that must not be written to; see `difftumor.files.check_results`."""
+    check_results(out, FILES, inputs=inputs, overwrite=overwrite)
 
 
 def _write_volumes(result: ScanSynthesis, folder: Path) -> None:

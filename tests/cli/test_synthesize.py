@@ -84,7 +84,7 @@ def test_overwrite(case, tmp_path, capsys):
         ({"model": "checkpoints/autoencoder"}, ("autoencoder", "stages.diffusion")),
         ({"model": "nowhere"}, ("nowhere",)),
         ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model")),
-        ({"out": "liver.nii.gz/deep/out"}, ("out cannot be written", "give a place")),
+        ({"out": "liver.nii.gz/deep/out"}, ("lies inside the file liver.nii.gz", "give a folder")),
         ({"model": None, "organ": "kidney"}, ("diffusion_kidney_early", "stages.diffusion", "--model")),
         ({"device": "cuda:99"}, ("cuda:99", "cpu")),
         ({"out": "liver.nii.gz"}, ("liver.nii.gz", "folder")),

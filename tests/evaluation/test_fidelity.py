@@ -93,6 +93,20 @@ def test_errors_by_hand():
     assert math.isnan(result.noise_ratio)
 
 
+def test_a_ct_without_noise_has_none_to_keep():
+    ct = torch.full((20, 20, 20), 60.0)
+    assert math.isnan(measure(ct, ct + 10 * normal(20, 20, 20)).noise_ratio)
+
+
+def test_a_step_that_becomes_a_ramp_by_hand():
+    """A step has a slope of 50 HU per voxel on both sides; with 25 and 75 HU there instead of 0 and 100, 37.5."""
+    ct = torch.zeros(20, 12, 12)
+    ct[10:] = 100
+    ramp = ct.clone()
+    ramp[9], ramp[10] = 25, 75
+    assert measure(ct, ramp).edge_ratio == pytest.approx(0.75)
+
+
 def test_the_body_is_the_largest_part_without_its_gas():
     ct = torch.full((20, 12, 12), -1000.0)
     ct[2:12, 2:10, 2:10] = 40
@@ -139,7 +153,7 @@ def test_noise_is_not_looked_for_at_edges_nor_in_fat():
 
 def test_similarity_and_psnr_agree_with_other_implementations(ct):
     part = clipped(ct)[10:36, 8:30, 12:40]
-    noisy = part + 10 * normal(*part.shape, seed=2)
+    noisy = 0.8 * part + 20 + 10 * normal(*part.shape, seed=2)
     a, b = ((values[None, None] + 175) / 425 for values in (part, noisy))
     theirs, _ = compute_ssim_and_cs(b, a, 3, [11] * 3, [1.5] * 3, data_range=1.0)
     ours = structural_similarity(a[0, 0], b[0, 0])

@@ -83,7 +83,7 @@ class Pictures:
         panels = [
             Panel(title="CT", image=ct),
             Panel(title="Reconstruction", image=ours),
-            Panel(title="Difference", image=ours - ct, kind="difference"),
+            Panel(title="Reconstruction − CT", image=ours - ct, kind="difference"),
         ]
         figure = three_planes(
             panels,
@@ -91,7 +91,7 @@ class Pictures:
             center=[place - start for place, start in zip(center, box.start, strict=True)],
             window_hu=(self.window.low_hu, self.window.high_hu),
             difference_hu=DIFFERENCE_HU,
-            title=f"{scan.id[:40]} after {module.steps_done} steps, whole scan {psnr_db:.1f} dB",
+            title=f"{scan.id[:40]}, step {module.steps_done}: PSNR of the whole scan {psnr_db:.1f} dB",
         )
         return save_png(figure, self._file(module, scan.id))
 

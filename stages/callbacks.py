@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -85,6 +86,8 @@ class KeepLastAndBest(Checkpoint):
         if self.monitor is None or self.monitor not in self.metrics:
             return
         score = self.metrics[self.monitor]
+        if math.isnan(score):  # nothing would ever be better
+            return
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
         if not better:
             return

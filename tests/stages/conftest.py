@@ -15,7 +15,7 @@ from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, UNET, write_autoe
 TINY = (
     "trainer=cpu", "trainer.log_every_n_steps=1", "trainer.progress_bar=false", "pictures.every_n_epochs=0",
     "data.spacing_mm=[3,3,3]", "data.crop=[16,16,16]", "data.batch_size=2", "data.num_workers=0",
-    "data.cache_rate=1.0", "data.validation_share=0.25", "validation.scans=2",
+    "data.cache_rate=1.0", "data.validation_share=0.25", "validation.scans=2", "trainer.validate_every_n_epochs=1",
     "network.base_channels=2", "network.norm_groups=2", "network.codes=16",
     "discriminators.base_channels=2", "discriminators.start_step=3", "perceptual.weight=0.0",
     "training.steps=8", "training.steps_per_epoch=2",

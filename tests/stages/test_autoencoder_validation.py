@@ -3,18 +3,23 @@
 import math
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
 
+from difftumor.artifact_config import read_config
+from difftumor.artifacts import load_artifact
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.seeding import torch_generator
+from stages.autoencoder import build
 from stages.autoencoder_data import Scan
 from stages.autoencoder_pictures import PictureOptions, Pictures, labelled_center
 from stages.autoencoder_validation import ScanMetrics, ScanValidation, ValidationOptions
+from stages.run import run_stage
 
 CROP = (16, 16, 16)
 
@@ -35,14 +40,20 @@ def validation():
     )
 
 
-def constant_autoencoder(signed):
-    """An autoencoder whose reconstruction is one value, whatever it sees."""
-    autoencoder = Autoencoder(base_channels=2, norm_groups=2, codes=16)
-    last = [module for module in autoencoder.decoder.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+def last_convolution(autoencoder):
+    return [module for module in autoencoder.decoder.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+
+
+def make_constant(autoencoder, signed):
+    """Let a reconstruction be one value, whatever the autoencoder sees."""
     with torch.no_grad():
-        last.weight.zero_()
-        last.bias.fill_(signed)
+        last_convolution(autoencoder).weight.zero_()
+        last_convolution(autoencoder).bias.fill_(signed)
     return autoencoder
+
+
+def constant_autoencoder(signed):
+    return make_constant(Autoencoder(base_channels=2, norm_groups=2, codes=16), signed)
 
 
 def scan(*, labelled=True, shape=(24, 20, 18), case="a"):
@@ -160,3 +171,31 @@ def test_pictures_of_cases_that_would_share_a_file_name_do_not(tmp_path):
     assert names == ["01_a_b_step_0000040.png", "02_a_b_step_0000040.png"]
     picture = imread(tmp_path / "pictures" / names[0])
     assert np.ptp(picture[..., :3]) > 0.9
+
+
+def test_the_best_artifact_is_that_of_the_best_validation_on_whole_scans(tiny_config, tmp_path):
+    """The reconstruction is one value, which comes near the scan's 37.5 HU, the middle, in the second epoch alone."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(2):
+        ct = np.full((20, 18, 22), 37.5, np.float32)
+        ct[0, 0, 0] = -1000
+        nib.save(nib.Nifti1Image(ct, np.diag([3.0, 3.0, 3.0, 1.0])), folder / f"ct{number}.nii.gz")
+    values = [math.nan, 0.1, -0.2, 0.5]
+
+    def build_moving(settings):
+        stage = build(settings)
+        stage.module.training_step = lambda batch, batch_idx: None
+        stage.module.on_train_epoch_start = lambda: make_constant(
+            stage.module.autoencoder, values[stage.module.current_epoch]
+        )
+        return stage
+
+    config = tiny_config(f"data.root={folder}", "data.validation_share=0.5", "trainer.validate_every_n_epochs=1")
+    artifact = run_stage(stage="autoencoder", config=config, build=build_moving)
+    best = load_artifact(artifact.with_name("autoencoder_best"), kind="autoencoder")
+    assert best.config.training["validation_epoch"] == 2
+    assert float(last_convolution(best.network).bias) == pytest.approx(0.1)
+    # An error of 0.1 of a window that is 2 wide, everywhere but at one voxel of air.
+    assert best.config.metrics["validation/psnr"] == pytest.approx(20 * math.log10(2 / 0.1), abs=0.1)
+    assert read_config(artifact).metrics["validation/psnr"] == pytest.approx(20 * math.log10(2 / 0.5), abs=0.1)

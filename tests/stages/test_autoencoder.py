@@ -1,57 +1,32 @@
 """What one step of stage 1 does to its networks."""
 
+import copy
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder import split
-from stages.autoencoder_module import AutoencoderModule
-from stages.autoencoder_options import StepOptions
-
-WEIGHTS = {
-    "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
-    "feature_matching": 4.0,
-}  # fmt: skip
-EMA = {"update": "ema", "decay": 0.99, "restart_below": 1.0}
-NETWORK = {"base_channels": 2, "norm_groups": 2, "codes": 16}
-
-
-def module(lr=1e-3, **options):
-    steps = {name: options.pop(name) for name in StepOptions.__annotations__ if name in options}
-    return AutoencoderModule(
-        **{
-            "seed": 0, "network": NETWORK, "codebook": EMA, "discriminator_channels": 2, "start_step": 0,
-            "adversarial": "hinge", "weights": WEIGHTS, "perceptual": None, "perceptual_weight": 0.0,
-            "options": StepOptions(lr=lr, betas=(0.9, 0.999), **steps),
-            "window": IntensityWindow(), "spacing_mm": (1, 1, 1), "crop": (16, 16, 16), **options,
-        }
-    )  # fmt: skip
+from tests.stages.autoencoder_training import (
+    WEIGHTS,
+    Batches,
+    SliceDistance,
+    changed,
+    crops,
+    fit,
+    module,
+    state,
+)
 
 
 def train(ours, steps):
     """Train on the same batch a number of times; nothing is written."""
     batch = {"ct": 100 * torch.randn(2, 1, 16, 16, 16, generator=torch_generator(7))}
-    loader = torch.utils.data.DataLoader([batch] * steps, batch_size=None)
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(ours, loader)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def state(network):
-    return {name: value.clone() for name, value in network.state_dict().items() if "num_batches" not in name}
-
-
-def changed(network, before):
-    return {name for name, value in state(network).items() if not torch.equal(value, before[name])}
+    return fit(ours, torch.utils.data.DataLoader([batch] * steps, batch_size=None))[-1]
 
 
 def test_discriminators_wait_for_their_step():
@@ -60,7 +35,7 @@ def test_discriminators_wait_for_their_step():
     metrics = train(ours, 2)
     assert not changed(ours.critics.slice, before[0])
     assert not changed(ours.critics.volume, before[1])
-    assert not {"training/discriminators", "training/feature_matching"} & set(metrics)
+    assert not {"discriminators", "feature_matching"} & set(metrics)
     assert changed(ours.autoencoder, before[2])
 
 
@@ -75,30 +50,30 @@ def test_every_network_learns_once_they_have_joined():
         assert weights <= changed(network, old)
     losses = {*WEIGHTS, "loss", "slice_discriminator", "volume_discriminator", "discriminators"}
     watched = {"perplexity", "dead_codes", "psnr", "autoencoder_gradient_norm", "discriminators_gradient_norm"}
-    assert {f"training/{name}" for name in losses | watched | {"skipped_steps"}} == set(metrics)
+    assert losses | watched | {"skipped_steps"} == set(metrics)
     assert ours.steps_done == 3
-    assert metrics["training/skipped_steps"] == 0
+    assert metrics["skipped_steps"] == 0
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_the_total_is_the_weighted_sum(update):
-    codebook = {**EMA, "update": update}
+    codebook = {"update": update}
     metrics = train(module(codebook=codebook), 1)
     weights = {**WEIGHTS, "codebook": WEIGHTS["codebook"] if update == "gradient" else 0.0}
-    total = sum(weight * metrics[f"training/{name}"] for name, weight in weights.items())
-    assert metrics["training/loss"] == pytest.approx(total, rel=1e-5)
-    critics = metrics["training/slice_discriminator"] + metrics["training/volume_discriminator"]
-    assert metrics["training/discriminators"] == pytest.approx(critics, rel=1e-5)
+    total = sum(weight * metrics[name] for name, weight in weights.items())
+    assert metrics["loss"] == pytest.approx(total, rel=1e-5)
+    critics = metrics["slice_discriminator"] + metrics["volume_discriminator"]
+    assert metrics["discriminators"] == pytest.approx(critics, rel=1e-5)
     # The first step has the same networks: what is logged does not depend on the weights, the total does.
     halved = train(module(codebook=codebook, weights={name: weight / 2 for name, weight in WEIGHTS.items()}), 1)
     for name in weights:
-        assert halved[f"training/{name}"] == pytest.approx(metrics[f"training/{name}"], rel=1e-5)
-    assert halved["training/loss"] == pytest.approx(total / 2, rel=1e-5)
+        assert halved[name] == pytest.approx(metrics[name], rel=1e-5)
+    assert halved["loss"] == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_reconstructions_get_better():
     # Lightning logs to an epoch's mean at most here; compare a first step with the last of many.
-    assert train(module(start_step=1000, lr=5e-3), 60)["training/psnr"] > train(module(), 1)["training/psnr"] + 3
+    assert train(module(start_step=1000, lr=5e-3), 60)["psnr"] > train(module(), 1)["psnr"] + 3
 
 
 def test_weights_depend_on_the_seed_and_not_on_the_global_generator():
@@ -134,7 +109,142 @@ def test_the_perceptual_loss_takes_part_and_stays_out_of_the_checkpoint():
     assert not [name for name in ours.state_dict() if "scale" in name or "perceptual" in name]
     assert not [p for optimizer in ours.configure_optimizers() for g in optimizer.param_groups for p in g["params"]
                 if p is ours._perceptual[0].scale]  # fmt: skip
-    assert train(ours, 1)["training/perceptual"] > 0
+    assert train(ours, 1)["perceptual"] > 0
+
+
+class Watch(Callback):
+    """Notes everything that a step may change, before and after every step."""
+
+    def __init__(self):
+        self.before, self.after = [], []
+
+    @staticmethod
+    def _all(module):
+        # BatchNorm counts its batches too.
+        return copy.deepcopy([module.state_dict(), [o.state_dict() for o in module.trainer.optimizers]])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before.append(self._all(pl_module))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after.append(self._all(pl_module))
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_batch_that_is_not_finite_leaves_no_trace_and_is_counted(update):
+    watch, ours = Watch(), module(start_step=2, codebook={"update": update})
+    # One of two elements at the first step, before there are codes, and then with the discriminators.
+    history = fit(ours, Batches(5, 2, poisoned=(0, 3)), watch)
+    for step in (0, 3):
+        torch.testing.assert_close(watch.after[step], watch.before[step], rtol=0, atol=0)
+    for step in (1, 2, 4):
+        assert changed(ours, {n: v for n, v in watch.before[step][0].items() if "num_batches" not in n})
+    assert watch.before[1][0]["autoencoder.codebook.N"].sum() == 0
+    assert [step["skipped_steps"] for step in history] == [1, 1, 1, 2, 2]
+    assert all(value.isfinite().all() for value in ours.state_dict().values())
+
+
+def test_infinite_gradients_of_finite_losses_are_skipped_too():
+    ours = module(start_step=10)
+    first = ours.autoencoder.encoder.conv_first.conv.weight
+    first.register_hook(lambda gradient: gradient * (torch.inf if ours.steps_done == 1 else 1))
+    watch = Watch()
+    history = fit(ours, Batches(3, 2), watch)
+    torch.testing.assert_close(watch.after[1], watch.before[1], rtol=0, atol=0)
+    assert [step["skipped_steps"] for step in history] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_micro_batches_give_the_step_of_their_batch(update):
+    def trained(accumulate):
+        options = {"start_step": 10, "clip_norm": 0.5, "accumulate": accumulate, "codebook": {"update": update}}
+        ours = module(perceptual=SliceDistance(), perceptual_weight=4.0, **options)
+        start = state(ours)
+        return fit(ours, Batches(4, 4)), {name: value - start[name] for name, value in state(ours).items()}
+
+    (history, moves), (parted_history, parted_moves) = trained(1), trained(4)
+    for whole, parted in zip(history, parted_history, strict=True):
+        for name in ("loss", "l1", "codebook", "commitment", "perceptual", "dead_codes", "autoencoder_gradient_norm"):
+            assert parted[name] == pytest.approx(whole[name], rel=1e-4), name
+    for name, move in moves.items():
+        assert (parted_moves[name] - move).norm() <= 0.01 * move.norm(), name
+
+
+def test_discriminators_learn_from_all_micro_batches():
+    def first_step(ct, accumulate):
+        ours = module(accumulate=accumulate)
+        book = ours.autoencoder.codebook
+        book.embeddings.normal_(generator=torch_generator(0))
+        book.N.fill_(1)
+        return fit(ours, torch.utils.data.DataLoader([{"ct": ct}], batch_size=None))[0]
+
+    # Two micro-batches of the same elements: batch norm sees in both what it sees in one.
+    ct = crops(2)
+    one, both = first_step(ct, 1), first_step(torch.cat([ct, ct]), 2)
+    for name in ("volume_discriminator", "volume_adversarial", "l1"):
+        assert both[name] == pytest.approx(one[name], rel=1e-4)
+    # Two other elements change what is learned.
+    other = first_step(torch.cat([ct, crops(2, seed=8)]), 2)
+    assert other["volume_discriminator"] != pytest.approx(one["volume_discriminator"], rel=1e-4)
+
+
+def test_codes_learn_by_gradient_at_the_pace_of_the_optimizer():
+    def codes(lr):
+        ours = module(start_step=10, lr=lr, codebook={"update": "gradient", "restart_below": 0.0})
+        fit(ours, Batches(1, 2))
+        return ours.autoencoder.codebook.embeddings.detach()
+
+    # Adam's first step moves every number that has a gradient by lr, whatever the gradient's size.
+    moves = (codes(1e-3) - codes(1e-12)).abs()
+    assert moves.max() == pytest.approx(1e-3, rel=1e-3)
+    assert moves[moves > 0].median() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_checkpointed_gradients_are_the_same():
+    trained = [module(gradient_checkpointing=flag) for flag in (False, True)]
+    losses = [fit(ours, Batches(3, 2)) for ours in trained]
+    assert losses[0] == losses[1]
+    assert not changed(trained[0], state(trained[1]))
+
+
+def test_bfloat16_trains_and_keeps_weights_in_float32():
+    # Without discriminators, for whose gradients in bfloat16 torch's CPU kernels give anything.
+    ours, exact = module(start_step=10), module(start_step=10)
+    history, expected = fit(ours, Batches(3, 2), precision="bf16-mixed"), fit(exact, Batches(3, 2))
+    assert history[0]["l1"] == pytest.approx(expected[0]["l1"], rel=0.05)
+    assert history[0]["l1"] != expected[0]["l1"]
+    assert history[-1]["skipped_steps"] == 0
+    assert {value.dtype for value in ours.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_networks_agree_with_plain_ones():
+    plain, compiled = module(), module(compile=True)
+    names = list(compiled.state_dict())
+    expected, found = (fit(ours, Batches(2, 2)) for ours in (plain, compiled))
+    assert list(compiled.state_dict()) == names
+    assert compiled.autoencoder.encoder._compiled_call_impl is not None
+    for name in ("l1", "loss", "autoencoder_gradient_norm", "volume_discriminator", "feature_matching"):
+        assert found[-1][name] == pytest.approx(expected[-1][name], rel=1e-3), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_float16_settles_its_scale_and_trains():
+    ours = module(start_step=1, lr=5e-3, nonfinite_limit=1)
+
+    class TooHigh(Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.precision_plugin.scaler.load_state_dict(
+                {**trainer.precision_plugin.scaler.state_dict(), "scale": 2.0**40}
+            )
+
+    history = fit(ours, Batches(40, 2), TooHigh(), accelerator="gpu", devices=1, precision="16-mixed")
+    assert 0 < history[-1]["skipped_steps"] < 39
+    assert ours.trainer.precision_plugin.scaler.get_scale() < 2.0**40
+    assert history[-1]["l1"] < history[-2 - int(history[-1]["skipped_steps"])]["l1"] * 1.5
+    assert all(value.isfinite().all() for value in ours.state_dict().values())
+    assert {value.dtype for value in ours.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_networks_see_depth_first():

@@ -31,6 +31,18 @@ def weights(path: Path) -> bytes:
     return (path / "model.safetensors").read_bytes()
 
 
+def poisoned_at(build, *steps):
+    """Return a build whose module sees a batch of NaN at some steps."""
+
+    def poisoned_build(settings):
+        built = build(settings)
+        inner = built.module._signed
+        built.module._signed = lambda batch: inner(batch) * (math.nan if built.module.steps_done in steps else 1)
+        return built
+
+    return poisoned_build
+
+
 @pytest.mark.parametrize(("step", "options"), [(5, ()), (6, ("trainer.checkpoint_every_n_epochs=2",))])
 def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_config, tmp_path, step, options):
     whole = run(tiny_config("name=whole", f"artifact={tmp_path}/whole", *options))
@@ -43,6 +55,38 @@ def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_config, 
     assert weights(tmp_path / "parted_best") == weights(tmp_path / "whole_best")
     assert read_config(parted).metrics == read_config(whole).metrics
     assert read_config(parted).training["steps"] == 8
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_run_that_died_before_the_discriminators_joined_ends_as_if_it_had_not(tiny_config, tmp_path, update):
+    options = (
+        "training.accumulate=2", "data.batch_size=1", "optimizer.clip_norm=0.5", "discriminators.start_step=5",
+        f"codebook.update={update}", "codebook.decay=0.5",
+    )  # fmt: skip
+
+    def ending(name, *, dies):
+        config = tiny_config(f"name={name}", f"artifact={tmp_path}/{name}", *options)
+        # A batch of NaN before the death, which resuming must not see again, and one with the discriminators.
+        poisoned = poisoned_at(build, 1, 6)
+        if dies:
+            with pytest.raises(Crash):
+                run(config, crashing_at(poisoned, 4))
+            died = _checkpoint(tmp_path, name)
+            assert (died["steps_done"], died["safe_steps"]["skipped"]) == (4, 1)
+            assert not died["optimizer_states"][1]["state"]  # the discriminators have not joined
+        return run(config, poisoned), _checkpoint(tmp_path, name)
+
+    (whole, expected), (parted, found) = ending("whole", dies=False), ending("parted", dies=True)
+    assert weights(parted) == weights(whole)
+    assert found["safe_steps"] == expected["safe_steps"] == {"skipped": 2, "in_a_row": 0}
+    # Both networks, both Adams.
+    torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(found["optimizer_states"], expected["optimizer_states"], rtol=0, atol=0)
+    assert all(len(adam["state"]) == len(adam["param_groups"][0]["params"]) for adam in found["optimizer_states"])
+
+
+def _checkpoint(tmp_path, name):
+    return torch.load(tmp_path / "runs" / "autoencoder" / name / "last.ckpt", weights_only=True)
 
 
 def test_resuming_with_loading_processes_sees_the_same_crops(tiny_config, tmp_path):
@@ -230,18 +274,6 @@ def test_somebody_elses_folder_is_never_touched(tiny_config, tmp_path, override)
     with pytest.raises(ConfigError, match="is not a run"):
         run(tiny_config(override))
     assert (folder / "config.yaml").read_text() == "precious: true"
-
-
-def poisoned_at(build, *steps):
-    """Return a build whose module sees a batch of NaN at some steps."""
-
-    def poisoned_build(settings):
-        built = build(settings)
-        inner = built.module._signed
-        built.module._signed = lambda batch: inner(batch) * (math.nan if built.module.steps_done in steps else 1)
-        return built
-
-    return poisoned_build
 
 
 def test_steps_that_are_not_finite_stop_the_run_at_last_and_the_checkpoint_is_good(tiny_config, tmp_path):

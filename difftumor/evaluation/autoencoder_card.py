@@ -19,7 +19,7 @@ from difftumor.artifacts import Artifact
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.evaluation.fidelity import Fidelity, StructureError, measure_fidelity
 from difftumor.evaluation.tables import Row, Value, write_csv, write_json
-from difftumor.evaluation.verdict import Thresholds, Verdict, judge
+from difftumor.evaluation.verdict import UNNAMED, Thresholds, Verdict, judge
 from difftumor.organs import BACKGROUND
 from difftumor.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
 from difftumor.volume import check_same_grid, read_ct
@@ -108,7 +108,7 @@ class LabelMasks(Mapping[str, Tensor]):
         by_number = {number: name for name, number in reversed(list(names.items()))}
         present = [int(number) for number in np.unique(labels_XYZ) if number != BACKGROUND]
         self._labels_XYZ = labels_XYZ
-        self._numbers = {by_number.get(number, f"label {number}"): number for number in present}
+        self._numbers = {by_number.get(number, f"{UNNAMED}{number}"): number for number in present}
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.from_numpy(self._labels_XYZ == self._numbers[name])

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from difftumor.evaluation.autoencoder_card import Card, Measured, ScanCard
 from difftumor.evaluation.fidelity import Fidelity, StructureError, body_mask
-from difftumor.evaluation.verdict import LIMITS, Limit, Thresholds, outcome
+from difftumor.evaluation.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
 from difftumor.grids import Box, triple
 from difftumor.pictures import Panel, mask_center, three_planes
 from difftumor.plots import CURVE_COLORS, to_png
@@ -58,8 +58,11 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
     _write_structures(report, card)
     if pictures:
         _write_pictures(report, card, pictures)
-    report.heading("How it was measured")
+    report.heading("What was measured")
     report.key_values(_MEANINGS)
+    report.heading("Thresholds and what they rest on")
+    report.key_values({f"{_named(limit)} {_bound(limit, card.thresholds)}": limit.reason for limit in LIMITS})
+    report.heading("How it was run")
     report.key_values(_origin(record))
     return report
 
@@ -97,29 +100,38 @@ def _center(measured: Measured) -> tuple[int, int, int]:
 
 
 def _write_verdict(report: Report, card: Card) -> None:
-    report.heading("Verdict")
+    verdict = card.verdict
+    report.heading(f"Good enough for stage 2: {'yes' if verdict.good_enough else 'no'}")
     scans = f"{len(card.scans)} scan{'' if len(card.scans) == 1 else 's'}"
-    report.paragraph(card.verdict.sentence)
-    if card.verdict.unmeasured:
-        report.paragraph(f"Not judged: {'; '.join(card.verdict.unmeasured)}.")
+    if verdict.good_enough:
+        report.paragraph(f"All that was measured over {scans} keeps to its threshold.")
+    else:
+        report.paragraph(f"Because {verdict.reasons}.")
+    if verdict.unmeasured:
+        report.paragraph(f"Not judged: {'; '.join(verdict.unmeasured)}.")
     for case, reason in card.failed.items():
         report.paragraph(f"Left out: {case}. {reason}")
-    header = ("What", "Measured", "Threshold", "Why this threshold")
     caption = f"Means over {scans}; of structures, the one farthest from 0."
-    report.table(header, (_limit_row(limit, card) for limit in LIMITS), caption=caption)
+    report.table(("What", "Measured", "Threshold"), (_limit_row(limit, card) for limit in LIMITS), caption=caption)
 
 
 def _limit_row(limit: Limit, card: Card) -> tuple[Cell, ...]:
     checks = [check for check in card.verdict.checks if check.limit is limit]
-    bound = getattr(card.thresholds, limit.threshold)
-    sign = "≥" if limit.least else "≤" if limit.measure != "bias_hu" else "±"
     measured = "–"
     if checks:
         check = max(checks, key=lambda check: -1 if math.isnan(check.value) else abs(check.value))
         value = format_cell(_rounded(check.value))
         measured = value if check.structure is None else f"{value} ({_titled(check.structure)})"
-    name = f"{limit.name} inside structures" if limit.structure else limit.name
-    return f"{_MARKS[outcome(checks)]} {name}", measured, f"{sign} {bound:g} {limit.unit}".strip(), limit.reason
+    return f"{_MARKS[outcome(checks)]} {_named(limit)}", measured, _bound(limit, card.thresholds)
+
+
+def _named(limit: Limit) -> str:
+    return f"{limit.name} inside structures" if limit.structure else limit.name
+
+
+def _bound(limit: Limit, thresholds: Thresholds) -> str:
+    sign = "≥" if limit.least else "±" if limit.measure == "bias_hu" else "≤"
+    return f"{sign} {getattr(thresholds, limit.threshold):g} {limit.unit}".strip()
 
 
 def _write_scans(report: Report, card: Card) -> None:
@@ -139,22 +151,31 @@ def _write_structures(report: Report, card: Card) -> None:
     if not card.overall.structures:
         report.paragraph("The scans came without labels, so nothing is known of single organs and tumors.")
         return
-    header = ("Structure", "Scans", "Voxels", "Error (HU)", "Bias (HU)", "Worst scan", "Error there (HU)")
-    least = card.thresholds.structure_voxels
-    caption = f"Means over the scans that hold it; with fewer than {least:g} voxels over all, it is not judged (–)."
-    rows = [_structure_row(name, inside, card) for name, inside in card.overall.structures.items()]
+    judged = judged_structures(card.overall, card.thresholds)
+    header = ["Structure", "Voxels", "Error (HU)", "Bias (HU)"]
+    # Of one scan there is no worst.
+    several = len(card.scans) > 1
+    header += ["Scans", "Worst scan", "Error there (HU)"] if several else []
+    others = [name for name in card.overall.structures if name not in judged]
+    rows = [_structure_row(name, card)[: len(header)] for name in (*judged, *others)]
+    if judged:
+        inside = {name: card.overall.structures[name] for name in judged}
+        caption = "Mean absolute error and bias inside each structure judged; the dashed lines are the thresholds."
+        report.figure(_structure_figure(inside, card.thresholds), caption=caption)
+    caption = (
+        "Means over the scans that hold it. Not judged (–) is what has no name, where others have one, and what has "
+        f"fewer than {card.thresholds.structure_voxels:g} voxels over all scans."
+    )
     report.table(header, rows, caption=caption)
-    caption = "Mean absolute error and bias inside each structure; the dashed lines are the thresholds."
-    report.figure(_structure_figure(card.overall.structures, card.thresholds), caption=caption)
 
 
-def _structure_row(name: str, inside: StructureError, card: Card) -> tuple[Cell, ...]:
+def _structure_row(name: str, card: Card) -> tuple[Cell, ...]:
+    inside = card.overall.structures[name]
     holding = [scan for scan in card.scans if name in scan.fidelity.structures]
     worst = max(holding, key=lambda scan: scan.fidelity.structures[name].mae_hu)
     mark = _MARKS[outcome([check for check in card.verdict.checks if check.structure == name])]
-    mae, bias = _rounded(inside.mae_hu), _rounded(inside.bias_hu)
-    there = _rounded(worst.fidelity.structures[name].mae_hu)
-    return f"{mark} {_titled(name)}", len(holding), inside.voxels, mae, bias, worst.case, there
+    error, bias, there = map(_rounded, (inside.mae_hu, inside.bias_hu, worst.fidelity.structures[name].mae_hu))
+    return f"{mark} {_titled(name)}", inside.voxels, error, bias, len(holding), worst.case, there
 
 
 def _write_pictures(report: Report, card: Card, pictures: Mapping[str, bytes]) -> None:
@@ -164,7 +185,7 @@ def _write_pictures(report: Report, card: Card, pictures: Mapping[str, bytes]) -
     for scan in card.scans:
         if scan.case in pictures:
             report.heading(scan.case, level=3)
-            if scan.fidelity.structures:
+            if scan.fidelity.structures and len(card.scans) > 1:
                 report.table(("Structure", "Voxels", "Error (HU)", "Bias (HU)"), _inside_rows(scan))
             caption = f"{scan.case}: CT, reconstruction, and reconstruction less CT."
             report.figure(pictures[scan.case], caption=caption, dpi=110)
@@ -245,7 +266,7 @@ def _sharpness_figure(card: Card) -> Figure | None:
 
 
 def _titled(structure: str) -> str:
-    return structure.replace("_", " ")
+    return spoken(structure).removeprefix("the ")
 
 
 def _rounded(value: float | None) -> Cell:

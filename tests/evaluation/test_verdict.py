@@ -80,6 +80,12 @@ def test_small_structures_are_not_judged():
     assert not verdict(structures={"tumor": dataclasses.replace(small, voxels=500)}).good_enough
 
 
+def test_labels_without_names_are_judged_where_none_has_one():
+    rib, liver = StructureError(5000, 80.0, 0.0), StructureError(5000, 3.0, 0.0)
+    assert verdict(structures={"label 33": rib, "liver": liver}).good_enough
+    assert not verdict(structures={"label 33": rib, "label 5": liver}).good_enough
+
+
 def test_no_error_at_all_is_good_enough():
     assert verdict(psnr_db=math.inf).good_enough
 

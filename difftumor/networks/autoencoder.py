@@ -6,6 +6,7 @@ checkpoint.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError
@@ -107,7 +108,8 @@ class Autoencoder(nn.Module):
         codebook_update: How the codes learn, see `Codebook`; a trained network computes the same either way.
         codebook_decay: Decay of the codebook's moving averages.
         restart_below: Average count under which a code restarts.
-        search_chunk: Latent voxels compared with all codes at once; bounds the memory of the search.
+        search_chunk: Latent voxels compared with all codes at once; bounds the memory of the search. None chooses what
+            is fast.
         gradient_checkpointing: Keep no activations inside residual blocks but compute them again for the backward
             pass: less memory for more time, the same gradients.
 
@@ -126,7 +128,7 @@ class Autoencoder(nn.Module):
         codebook_update: Learning = "ema",
         codebook_decay: float = 0.99,
         restart_below: float = 1.0,
-        search_chunk: int = 1024,
+        search_chunk: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -156,6 +158,8 @@ class Autoencoder(nn.Module):
             restart_below=restart_below,
             search_chunk=search_chunk,
         )
+        # Weights in channels-last make convolutions compute so, which is faster.
+        self.to(memory_format=torch.channels_last_3d)
 
     @property
     def downsampling(self) -> int:

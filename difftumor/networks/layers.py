@@ -4,17 +4,17 @@ Shapes: B batch, C channels, Z, X, Y voxels, depth first.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from difftumor.errors import ConfigError
+from difftumor.networks.padding import Padding, norm_silu_replicate, replicate
 
 # GroupNorm's eps in the published networks; PyTorch's own default is 1e-5.
 NORM_EPS = 1e-6
 
 
-def same_padding(kernel_size: int, stride: int) -> tuple[int, int, int, int, int, int]:
+def same_padding(kernel_size: int, stride: int) -> Padding:
     """Return the padding (for ``F.pad``) that makes a 3-D convolution give size / stride.
 
     It is ``kernel_size - stride`` in all; the odd voxel goes before.
@@ -25,11 +25,6 @@ def same_padding(kernel_size: int, stride: int) -> tuple[int, int, int, int, int
     after = total // 2
     before = total - after
     return (before, after, before, after, before, after)
-
-
-def replicate(x_BCZXY: Tensor, padding: tuple[int, int, int, int, int, int]) -> Tensor:
-    """Continue the edge voxels outward; no copy where there is nothing to pad."""
-    return F.pad(x_BCZXY, padding, mode="replicate") if any(padding) else x_BCZXY
 
 
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
@@ -50,6 +45,10 @@ class SameConv3d(nn.Module):
     def forward(self, x_BCZXY: Tensor) -> Tensor:
         """Map (B, in, Z, X, Y) to (B, out, Z/stride, X/stride, Y/stride)."""
         return self.conv(replicate(x_BCZXY, self.padding))
+
+    def after_norm(self, x_BCZXY: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """Map what a GroupNorm and SiLU make of the input; the same as ``self(silu(norm(x)))``."""
+        return self.conv(norm_silu_replicate(x_BCZXY, norm, self.padding))
 
 
 class SameConvTranspose3d(nn.Module):
@@ -103,6 +102,7 @@ class ResidualBlock(nn.Module):
         return self._compute(x_BCZXY)
 
     def _compute(self, x_BCZXY: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x_BCZXY)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        return x_BCZXY + hidden
+        hidden = self.conv1.after_norm(x_BCZXY, self.norm1)
+        hidden = self.conv2.after_norm(hidden, self.norm2)
+        # A convolution keeps its input for the backward pass, not its output.
+        return hidden.add_(x_BCZXY)

@@ -59,11 +59,12 @@ def test_reference_forward(published, stored):
 
 
 @torch.no_grad()
-def test_reference_holds_in_channels_last(stored):
-    network = reference_state(Autoencoder()).to(memory_format=torch.channels_last_3d)
-    output = network(stored["ct"].contiguous(memory_format=torch.channels_last_3d))
-    assert torch.equal(output.quantized.indices, stored["indices"].long())
-    assert relative_error(output.reconstruction, stored["reconstruction"]) < 1e-5
+def test_reference_holds_in_either_memory_format(stored):
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        network = reference_state(Autoencoder()).to(memory_format=memory_format)
+        output = network(stored["ct"].contiguous(memory_format=memory_format))
+        assert torch.equal(output.quantized.indices, stored["indices"].long())
+        assert relative_error(output.reconstruction, stored["reconstruction"]) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (4, 12, 16)])
@@ -109,6 +110,36 @@ def test_gradient_reaches_the_whole_network_through_the_codes(small):
     for name, parameter in small.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def gradients(network, x):
+    """Gradients of all parameters, and how many numbers autograd kept for them."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        output = network(x)
+    numbers = sum(t.numel() for t in kept.values())
+    (output.reconstruction.square().mean() + output.quantized.commitment_loss).backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}, numbers
+
+
+def test_checkpointing_gives_the_same_gradients_from_less_memory(small):
+    x = ct(1, 1, 16, 16, 16)
+    thrifty = reference_state(Autoencoder(base_channels=8, norm_groups=4, codes=512, gradient_checkpointing=True))
+    (plain, most), (ours, least) = gradients(small, x), gradients(thrifty, x)
+    for name, gradient in plain.items():
+        assert torch.equal(ours[name], gradient), name
+    assert least < most / 2
+
+
+def test_weights_load_from_either_memory_format(small):
+    """Checkpoints of other programs hold them channels-first."""
+    state = {name: value.contiguous() for name, value in small.state_dict().items()}
+    other = Autoencoder(base_channels=8, norm_groups=4, codes=512)
+    other.load_state_dict(state)
+    weight = other.decoder.conv_blocks[0].res1.conv1.conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        assert torch.equal(other(ct(1, 1, 8, 8, 8)).reconstruction, small(ct(1, 1, 8, 8, 8)).reconstruction)
 
 
 def test_forward_leaves_the_state_alone(small):

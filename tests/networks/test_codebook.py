@@ -58,6 +58,14 @@ def test_nearest_equals_all_distances(chunk):
     assert torch.equal(book.nearest(x), distances.argmin(1).view(2, 4, 5, 6))
 
 
+@pytest.mark.parametrize("codes", [1, 127, 128, 300])
+def test_the_first_of_equally_near_codes_is_taken(codes):
+    book, x = Codebook(codes=codes, dimensions=3), features()
+    assert not book.nearest(x).any()
+    book.embeddings[codes // 2 :] = x[0, :, 0, 0, 0]
+    assert book.nearest(x)[0, 0, 0, 0] == codes // 2
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the number of elements of the largest tensor that an operation gives."""
 

@@ -24,8 +24,11 @@ from stages.module import initial_weights
 from stages.run import Stage
 from stages.settings import Settings, construct
 
-# What a resumed run may change: nothing depends on how long it will be, nor on pictures and memory.
-NEUTRAL = ("training.steps", "training.gradient_checkpointing", "pictures.every_n_epochs", "pictures.scans")
+# What a resumed run may change: nothing depends on how long it will be or may fail, nor on pictures and memory.
+NEUTRAL = (
+    "training.steps", "training.nonfinite_limit", "training.gradient_checkpointing",
+    "pictures.every_n_epochs", "pictures.scans",
+)  # fmt: skip
 
 
 def build(settings: Settings) -> Stage:

@@ -117,12 +117,7 @@ class AutoencoderModule(StageModule):
         if self._perceptual[0] is not None:
             self._perceptual[0].to(self.device)
         if self.options.compile:
-            for network in (
-                self.autoencoder.encoder,
-                self.autoencoder.decoder,
-                self.critics.slice,
-                self.critics.volume,
-            ):
+            for network in (self.autoencoder.encoder, self.autoencoder.decoder, *self.critics.children()):
                 network.compile()
 
     def training_step(self, batch: Item, batch_idx: int) -> None:

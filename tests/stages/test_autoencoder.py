@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.seeding import torch_generator
 from stages.autoencoder import split
+from stages.entry import compose_config
+from stages.folder import flatten
 from tests.stages.autoencoder_training import (
     WEIGHTS,
     Batches,
@@ -254,6 +257,26 @@ def test_networks_see_depth_first():
     assert signed.shape == (1, 1, 8, 4, 6)
     assert signed.argmax() == torch.tensor([3 * 24 + 1 * 6 + 2])
     assert signed.max() == 1
+
+
+def test_the_presets_are_what_the_documentation_says():
+    def settings(*overrides):
+        return flatten(OmegaConf.to_container(compose_config("autoencoder", overrides), resolve=True))
+
+    default = settings()
+
+    def differing(name):
+        preset = settings(f"experiment={name}")
+        assert preset["name"] == name
+        return {key: value for key, value in preset.items() if value != default[key]} | {"name": "default"}
+
+    assert differing("published") == {"name": "default"}
+    assert differing("paper") == {
+        "name": "default", "codebook.update": "gradient", "discriminators.loss": "vanilla", "loss_weights.l1": 1.0,
+        "loss_weights.feature_matching": 1.0, "perceptual.weight": 1.0,
+    }  # fmt: skip
+    weights = {key.removeprefix("loss_weights."): v for key, v in default.items() if key.startswith("loss_weights.")}
+    assert weights == WEIGHTS
 
 
 def listed(count=20, validation=()):

@@ -61,7 +61,8 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
     report.heading("What was measured")
     report.key_values(_MEANINGS)
     report.heading("Thresholds and what they rest on")
-    report.key_values({f"{_named(limit)} {_bound(limit, card.thresholds)}": limit.reason for limit in LIMITS})
+    reasons = ((f"{_named(limit)} {_bound(limit, card.thresholds)}", limit.reason) for limit in LIMITS)
+    report.table(("Threshold", "Why, by default"), reasons)
     report.heading("How it was run")
     report.key_values(_origin(record))
     return report
@@ -162,11 +163,11 @@ def _write_structures(report: Report, card: Card) -> None:
         inside = {name: card.overall.structures[name] for name in judged}
         caption = "Mean absolute error and bias inside each structure judged; the dashed lines are the thresholds."
         report.figure(_structure_figure(inside, card.thresholds), caption=caption)
-    caption = (
+    report.paragraph(
         "Means over the scans that hold it. Not judged (–) is what has no name, where others have one, and what has "
         f"fewer than {card.thresholds.structure_voxels:g} voxels over all scans."
     )
-    report.table(header, rows, caption=caption)
+    report.table(header, rows)
 
 
 def _structure_row(name: str, card: Card) -> tuple[Cell, ...]:

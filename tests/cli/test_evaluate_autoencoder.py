@@ -170,6 +170,17 @@ def test_numbers_get_names_from_a_convention(artifact, data, tmp_path):
         assert set(card["overall"]["structures"]) == names
 
 
+def test_numbers_never_mix_on_the_way_to_another_voxel_size(artifact, data, tmp_path):
+    finer = np.diag([-1.3, -1.3, 1.7, 1.0])
+    ct = np.asarray(nibabel.load(data / "imagesTr" / "a.nii.gz").dataobj)
+    save(data / "imagesTr" / "a.nii.gz", ct, finer)
+    save(data / "labelsTr" / "a.nii.gz", structures(), finer)
+    assert evaluate(artifact, data, tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "card.json").read_text())["scans"][0]
+    assert set(found["structures"]) == {"kidney_right", "liver", "label 9"}
+    assert found["structures"]["label 9"]["voxels"] == pytest.approx(6**3 * 1.3 * 1.3 * 1.7 / 8, rel=0.25)
+
+
 def test_structures_with_files_of_their_own(artifact, tmp_path):
     scan(tmp_path / "data" / "x" / "ct.nii.gz")
     for name, number in (("liver", 5), ("liver_tumor", 9)):

@@ -26,8 +26,11 @@ def test_command_is_understood(words):
         assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
     elif program == "difftumor":
         group = typer.main.get_command(build_app())
-        command = group.commands[rest[0]]  # type: ignore[attr-defined]
-        command.make_context(rest[0], rest[1:])  # parses and checks the options, runs nothing
+        command, words = group.commands[rest[0]], rest  # type: ignore[attr-defined]
+        while hasattr(command, "commands"):
+            words = words[1:]
+            command = command.commands[words[0]]
+        command.make_context(words[0], words[1:])  # parses and checks the options, runs nothing
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python":

@@ -135,7 +135,7 @@ def test_any_changed_byte_is_refused_or_harmless(tmp_path, sound):
         refused_or_unharmed(tmp_path / "a.ckpt")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_any_changed_instruction_is_refused_or_harmless(tmp_path, sound):
     """Pickles that are damaged behind sound checksums."""
     with zipfile.ZipFile(io.BytesIO(sound)) as file:

@@ -206,8 +206,9 @@ def _handed_on(content: object, file: Path, *, tables: Sequence[str], numbers: S
     top = _items(content, file, "the file")
     missing = [name for name in tables if name not in top]
     if missing:
+        found = ", ".join([*list(top)[:8], *["…"] * (len(top) > 8)])
         raise PublishedFileError(
-            f"{file} holds no {missing[0]!r} (it holds {', '.join(top) or 'nothing'}): "
+            f"{file} holds no {missing[0]!r} (it holds {found or 'nothing'}): "
             "give the checkpoint of the network that is to be imported."
         )
     plain = {name: top[name] for name in numbers if name in top}

@@ -96,6 +96,8 @@ def test_archives_of_others_are_refused(tmp_path):
         read(twice)
     with pytest.raises(PublishedFileError, match=r"no 'state_dict' \(it holds epoch, model\)"):
         read(saved({"epoch": 1, "model": STATE}, tmp_path / "a.ckpt"))
+    with pytest.raises(PublishedFileError, match=r"it holds 0, 1, 2, 3, 4, 5, 6, 7, …\)"):
+        read(saved({str(number): 1 for number in range(9)}, tmp_path / "a.ckpt"))
     with pytest.raises(PublishedFileError, match="no table of names"):
         read(saved([STATE], tmp_path / "a.ckpt"))
 

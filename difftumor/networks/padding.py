@@ -78,7 +78,7 @@ class _NormSiluReplicate(torch.autograd.Function):
         scale_BC = rstd_BC * weight
         with torch.autocast(x.device.type, enabled=False):
             normed = torch.addcmul(_spread(bias - mean_BC * scale_BC), x, _spread(scale_BC))
-            grad = torch.ops.aten.replication_pad3d_backward(grad, normed, ctx.padding).to(x.dtype)
+            grad = torch.ops.aten.replication_pad3d_backward(grad.to(x.dtype), normed, ctx.padding)
             torch.ops.aten.silu_backward.grad_input(grad, normed, grad_input=grad)
             del normed
             # How the sums over voxels enter: Σ g and Σ g·(x − mean)·rstd, each per channel.

@@ -5,6 +5,7 @@ connected part of the scan above the window's lower end, with the voxels next to
 constant there and would flatter every number. Lengths are voxels of model space.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -81,8 +82,8 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare a reconstruction with its CT, both in model space.
 
-    The CT is clipped to the window; the reconstruction is taken as it is. Needs about three times the memory of the
-    scan, since what looks at neighbors goes through it slab by slab.
+    The CT is clipped to the window; the reconstruction is taken as it is. Everything but the body goes slab by slab:
+    besides the two volumes it takes about twice the memory of one (measured on 400 × 400 × 300 voxels).
 
     Args:
         ct_hu_XYZ: (X, Y, Z) HU.
@@ -100,19 +101,19 @@ def measure_fidelity(
             f"CT {tuple(ct_hu_XYZ.shape)} and reconstruction {tuple(reconstruction_hu_XYZ.shape)} must be two volumes "
             "of one shape"
         )
-    ct = ct_hu_XYZ.float().clip(window.low_hu, window.high_hu)
-    reconstruction = reconstruction_hu_XYZ.float()
-    body = body_mask(ct, window)
-    error = reconstruction - ct
-    inside = {name: _structure_error(error, mask, name) for name, mask in (structures or {}).items()}
-    error = error[body]
-    ssim, edge_ratio, noise_ratio = _neighborhood_measures(ct, reconstruction, body, window)
-    mse = _mean(error.square())
+    body = body_mask(ct_hu_XYZ, window)
+    inside = {
+        name: _errors_inside(ct_hu_XYZ, reconstruction_hu_XYZ, mask, window, name).of_structure()
+        for name, mask in (structures or {}).items()
+    }
+    errors = _errors_inside(ct_hu_XYZ, reconstruction_hu_XYZ, body, window, "body")
+    ssim, edge_ratio, noise_ratio = _neighborhood_measures(ct_hu_XYZ, reconstruction_hu_XYZ, body, window)
+    mean_square = errors.square / errors.voxels
     return Fidelity(
-        psnr_db=float(10 * torch.log10(window.width_hu**2 / mse)),
+        psnr_db=10 * math.log10(window.width_hu**2 / mean_square) if mean_square else math.inf,
         ssim=ssim,
-        mae_hu=float(_mean(error.abs())),
-        bias_hu=float(_mean(error)),
+        mae_hu=errors.absolute / errors.voxels,
+        bias_hu=errors.signed / errors.voxels,
         edge_ratio=edge_ratio,
         noise_ratio=noise_ratio,
         codes_used=None if code_counts_K is None else int(torch.count_nonzero(code_counts_K)),
@@ -138,48 +139,83 @@ def body_mask(ct_hu_XYZ: Tensor, window: IntensityWindow) -> Tensor:
     return grown(largest.to(ct_hu_XYZ.device))
 
 
-def _structure_error(error: Tensor, mask: Tensor, name: str) -> StructureError:
-    if mask.shape != error.shape:
-        raise ValueError(f"structure {name!r} has shape {tuple(mask.shape)}, the scan {tuple(error.shape)}")
-    inside = error[mask.to(error.device, torch.bool)]
-    return StructureError(inside.numel(), float(_mean(inside.abs())), float(_mean(inside)))
+@dataclass(frozen=True)
+class _Errors:
+    """Sums of errors in HU over some voxels."""
+
+    voxels: int
+    absolute: float
+    signed: float
+    square: float
+
+    def of_structure(self) -> StructureError:
+        if not self.voxels:
+            return StructureError(0, math.nan, math.nan)
+        return StructureError(self.voxels, self.absolute / self.voxels, self.signed / self.voxels)
 
 
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(dtype=torch.float64)
+def _errors_inside(ct: Tensor, reconstruction: Tensor, mask: Tensor, window: IntensityWindow, name: str) -> _Errors:
+    if mask.shape != ct.shape:
+        raise ValueError(f"structure {name!r} has shape {tuple(mask.shape)}, the scan {tuple(ct.shape)}")
+    voxels, sums = 0, torch.zeros(3, dtype=torch.float64, device=ct.device)
+    for _, _, place in _slabs(len(ct)):
+        where = mask[place].to(ct.device, torch.bool)
+        error = reconstruction[place][where].double() - _clipped(ct[place][where], window)
+        voxels += error.numel()
+        sums += torch.stack([error.abs().sum(), error.sum(), error.square().sum()])
+    absolute, signed, square = sums.tolist()
+    return _Errors(voxels, absolute, signed, square)
+
+
+def _clipped(ct: Tensor, window: IntensityWindow) -> Tensor:
+    return ct.float().clip(window.low_hu, window.high_hu)
 
 
 def _neighborhood_measures(
     ct: Tensor, reconstruction: Tensor, body: Tensor, window: IntensityWindow
 ) -> tuple[float, float, float]:
-    """Return SSIM, edge ratio and noise ratio from sums over slabs."""
-    names = ("ssim", "ct_edges", "edges", "ct_noise", "noise")
-    sums = {name: torch.zeros((), dtype=torch.float64, device=ct.device) for name in names}
-    counts = {"edges": 0, "noise": 0}
-    for around, core, place in _slabs(ct.shape[0]):
-        a, b = ct[around], reconstruction[around]
+    """Return SSIM, edge ratio and noise ratio from sums over slabs; each measure frees its volumes before the next."""
+    # Per measure: sum of the reconstruction, sum of the CT, voxels.
+    sums = {measure: torch.zeros(3, dtype=torch.float64, device=ct.device) for measure in (_ssim, _edges, _noise)}
+    for around, core, place in _slabs(len(ct)):
+        a, b = _clipped(ct[around], window), reconstruction[around].float()
         where = torch.zeros_like(body[around])
         where[core] = body[place]
-        similarity = structural_similarity(window.to_unit(a), (b - window.low_hu) / window.width_hu)
-        edges = where & (gradient_magnitude(smoothed(a, EDGE_SIGMA)) >= EDGE_SHARE * window.width_hu)
-        flat_a, flat_b = smoothed(a, NOISE_SIGMA), smoothed(b, NOISE_SIGMA)
-        homogeneous = where & _homogeneous(flat_a)
-        parts = {
-            "ssim": similarity[where],
-            "ct_edges": gradient_magnitude(a)[edges],
-            "edges": gradient_magnitude(b)[edges],
-            "ct_noise": (a - flat_a)[homogeneous].square(),
-            "noise": (b - flat_b)[homogeneous].square(),
-        }
-        for name, values in parts.items():
-            sums[name] += values.sum(dtype=torch.float64)
-        for name in counts:
-            counts[name] += parts[name].numel()
-    has_edges = counts["edges"] >= LEAST_VOXELS
-    has_noise = counts["noise"] >= LEAST_VOXELS and float(sums["ct_noise"]) > counts["noise"] * LEAST_NOISE_HU**2
-    edge_ratio = float(sums["edges"] / sums["ct_edges"]) if has_edges else float("nan")
-    noise_ratio = float(sums["noise"] / sums["ct_noise"]) if has_noise else float("nan")
-    return float(sums["ssim"] / body.sum()), edge_ratio, noise_ratio
+        for measure, total in sums.items():
+            total += measure(a, b, where, window)
+    similarity, ones, _ = sums[_ssim].tolist()
+    edges, ct_edges, edge_voxels = sums[_edges].tolist()
+    noise, ct_noise, noise_voxels = sums[_noise].tolist()
+    has_noise = noise_voxels >= LEAST_VOXELS and ct_noise > noise_voxels * LEAST_NOISE_HU**2
+    return (
+        similarity / ones,
+        edges / ct_edges if edge_voxels >= LEAST_VOXELS else math.nan,
+        noise / ct_noise if has_noise else math.nan,
+    )
+
+
+def _ssim(ct: Tensor, reconstruction: Tensor, where: Tensor, window: IntensityWindow) -> Tensor:
+    unit = (reconstruction - window.low_hu) / window.width_hu  # not clipped
+    similarity = structural_similarity(window.to_unit(ct), unit)
+    return _sums(similarity, torch.ones_like(similarity), where)
+
+
+def _edges(ct: Tensor, reconstruction: Tensor, where: Tensor, window: IntensityWindow) -> Tensor:
+    edges = where & (gradient_magnitude(smoothed(ct, EDGE_SIGMA)) >= EDGE_SHARE * window.width_hu)
+    return _sums(gradient_magnitude(reconstruction), gradient_magnitude(ct), edges)
+
+
+def _noise(ct: Tensor, reconstruction: Tensor, where: Tensor, window: IntensityWindow) -> Tensor:
+    flat = smoothed(ct, NOISE_SIGMA)
+    homogeneous = where & _homogeneous(flat)
+    power = (reconstruction - smoothed(reconstruction, NOISE_SIGMA)).square_()
+    return _sums(power, (ct - flat).square_(), homogeneous)
+
+
+def _sums(reconstruction: Tensor, ct: Tensor, where: Tensor) -> Tensor:
+    """Return the sums of both inside a mask, and its voxels, as three float64 numbers."""
+    values = [(volume * where).sum(dtype=torch.float64) for volume in (reconstruction, ct)]
+    return torch.stack([*values, where.sum().to(torch.float64)])
 
 
 def _homogeneous(flat_hu: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Attribute names are those of the published checkpoint, without ``image_discrimin
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError
@@ -24,6 +25,7 @@ class _PatchDiscriminator(nn.Module):
 
     conv: ClassVar[type[nn.Conv2d] | type[nn.Conv3d]]
     norm: ClassVar[type[nn.BatchNorm2d] | type[nn.BatchNorm3d]]
+    layout: ClassVar[torch.memory_format]
     spatial: ClassVar[str]
 
     def __init__(self, *, in_channels: int = 1, base_channels: int = 64) -> None:
@@ -37,6 +39,7 @@ class _PatchDiscriminator(nn.Module):
         self.model2 = self._block(widths[1], widths[2], stride=2)
         self.model3 = self._block(widths[2], widths[3], stride=1)
         self.model4 = nn.Sequential(self.conv(widths[3], 1, KERNEL_SIZE, stride=1, padding=PADDING))
+        self.to(memory_format=self.layout)
 
     def _block(self, in_channels: int, out_channels: int, *, stride: int, norm: bool = True) -> nn.Sequential:
         layers: list[nn.Module] = [self.conv(in_channels, out_channels, KERNEL_SIZE, stride=stride, padding=PADDING)]
@@ -68,6 +71,7 @@ class SliceDiscriminator(_PatchDiscriminator):
 
     conv = nn.Conv2d
     norm = nn.BatchNorm2d
+    layout = torch.channels_last
     spatial = "X, Y"
 
 
@@ -76,4 +80,5 @@ class VolumeDiscriminator(_PatchDiscriminator):
 
     conv = nn.Conv3d
     norm = nn.BatchNorm3d
+    layout = torch.channels_last_3d
     spatial = "Z, X, Y"

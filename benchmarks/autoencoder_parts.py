@@ -1,0 +1,220 @@
+"""The parts of stage 1 that `benchmarks/autoencoder.py` measures, made of what training runs."""
+
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+import torchvision
+from measuring import PeakMemory, ceilings, machine_name, summary, times, wait, work
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torch.optim import Adam
+from torch.utils.data import Dataset
+
+from difftumor.intensity import IntensityWindow
+from difftumor.networks.autoencoder import Autoencoder
+from difftumor.seeding import torch_generator
+from stages.autoencoder_module import AutoencoderModule
+from stages.autoencoder_options import StepOptions
+from stages.critics import AXIAL, Critics
+from stages.losses import PLANES, PerceptualLoss, random_positions
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LIGHTNING_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+# Published weights of the losses (eq. 2) and training settings.
+WEIGHTS = {
+    "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
+    "feature_matching": 4.0,
+}  # fmt: skip
+PERCEPTUAL_WEIGHT = 4.0
+LR, BETAS = 3e-4, (0.9, 0.999)
+PARTS = ("encode", "decode", "quantize", "update", "generator", "discriminators", "joint")
+
+
+class Parts:
+    """Networks of the published sizes with random weights, inputs, and one function per part.
+
+    Args:
+        options: The command line: ``device``, ``size`` (X, Y, Z), ``batch``, ``precision``, ``compile``,
+            ``perceptual``, ``repeats``, ``warmups``.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.network = Autoencoder().to(self.device)
+            self.critics = Critics(base_channels=64, kind="hinge").to(self.device)
+            self.perceptual = _perceptual().to(self.device) if options.perceptual else None
+        X, Y, Z = options.size
+        self.ct_BCZXY = 2 * self._random(1, Z, X, Y) - 1
+        self.fake_BCZXY = self._random(1, Z, X, Y)
+        factor = self.network.downsampling
+        self.features_BCZXY = self._random(self.network.latent_channels, Z // factor, X // factor, Y // factor)
+        self.network.codebook.initialize(self.features_BCZXY, generator=torch_generator(0))
+        self.indices_BZXY = self.network.codebook.nearest(self.features_BCZXY)
+        self.positions_4B = torch.stack(
+            [
+                random_positions(self.ct_BCZXY.shape[axis], options.batch, torch_generator(1))
+                for axis in (AXIAL, *PLANES)
+            ]
+        )
+
+    def __getitem__(self, name: str) -> Callable[[], Any]:
+        """Return the function of a part, all but "joint"."""
+        function: Callable[[], Any] = getattr(self, f"_{name}")()
+        return function
+
+    def compile(self) -> None:
+        """Compile what training compiles."""
+        for network in (self.network.encoder, self.network.decoder, self.critics.slice, self.critics.volume):
+            network.compile()
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.rand(self.options.batch, *shape, generator=torch_generator(0)).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = DTYPES[self.options.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _inference(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        def without_autograd() -> Any:
+            with torch.no_grad(), self._autocast():
+                return run()
+
+        return without_autograd
+
+    def _encode(self) -> Callable[[], Any]:
+        return self._inference(lambda: self.network.encode(self.ct_BCZXY))
+
+    def _quantize(self) -> Callable[[], Any]:
+        return self._inference(lambda: self.network.codebook(self.features_BCZXY))
+
+    def _decode(self) -> Callable[[], Any]:
+        book = self.network.codebook
+        return self._inference(lambda: self.network.decode(book.lookup(book.nearest(self.features_BCZXY))))
+
+    def _update(self) -> Callable[[], Any]:
+        book = self.network.codebook
+        return lambda: book.update(self.features_BCZXY, self.indices_BZXY, generator=torch_generator(0))
+
+    def _generator(self) -> Callable[[], Any]:
+        optimizer = Adam(self.network.parameters(), lr=LR, betas=BETAS)
+        scaler = self._scaler()
+        axial_B, planes_3B = self.positions_4B[0], self.positions_4B[1:]
+        with torch.no_grad(), self._autocast():
+            # In training the discriminators' own step pays for these.
+            real = self.critics.see(self.ct_BCZXY, axial_B)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                output = self.network(self.ct_BCZXY)
+                fake = output.reconstruction.float()
+                losses = {
+                    "l1": F.l1_loss(fake, self.ct_BCZXY),
+                    "commitment": output.quantized.commitment_loss,
+                    **self.critics.demands(fake, axial_B, real),
+                }
+                total = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+                if self.perceptual is not None:
+                    total = total + PERCEPTUAL_WEIGHT * self.perceptual(fake, self.ct_BCZXY, planes_3B)
+            scaler.scale(total).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            self.network.codebook.update(output.features, output.quantized.indices, generator=torch_generator(0))
+
+        return step
+
+    def _discriminators(self) -> Callable[[], Any]:
+        optimizer = Adam(self.critics.parameters(), lr=LR, betas=BETAS)
+        scaler = self._scaler()
+        axial_B = self.positions_4B[0]
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                real = self.critics.see(self.ct_BCZXY, axial_B)
+                losses = self.critics.losses(self.fake_BCZXY, axial_B, real)
+            scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    def _scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "fp16")
+
+
+class _StepTimes(Callback):
+    """Notes the wall time of each training step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        wait(self.device)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        wait(self.device)
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def measure(part: str, options: Namespace) -> dict[str, Any]:
+    """Measure one part, or the machine's "ceilings", in this process, which should be a fresh one."""
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if part == "ceilings":
+        return {"machine": machine_name(device), **ceilings(device, DTYPES[options.precision])}
+    if part == "joint":
+        return _measure_training(options, device)
+    parts = Parts(options)
+    run = parts[part]
+    memory = PeakMemory(device)
+    if options.compile:
+        parts.compile()
+    figures = summary(times(run, device=device, repeats=options.repeats, warmups=options.warmups)) | memory.figures()
+    # Counted on the plain operations: the compiler's kernels are not seen.
+    with torch.compiler.set_stance("force_eager"):
+        return figures | work(run)
+
+
+def _measure_training(options: Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure whole steps of training, with Lightning around them."""
+    module = AutoencoderModule(
+        seed=0, network={}, codebook={"update": "ema", "decay": 0.99, "restart_below": 1.0},
+        discriminator_channels=64, start_step=0, adversarial="hinge", weights=WEIGHTS,
+        perceptual=_perceptual() if options.perceptual else None, perceptual_weight=PERCEPTUAL_WEIGHT,
+        options=StepOptions(lr=LR, betas=BETAS, compile=options.compile), window=IntensityWindow(),
+        spacing_mm=(1, 1, 1), crop=options.size,
+    )  # fmt: skip
+    ct_BCXYZ = 425 * torch.rand(options.batch, 1, *options.size, generator=torch_generator(0)) - 175
+    steps = _StepTimes(device)
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, max_epochs=1, callbacks=[steps],
+        precision=LIGHTNING_PRECISIONS[options.precision], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    memory = PeakMemory(device)
+    batches = [{"ct": ct_BCXYZ}] * (options.warmups + options.repeats)
+    trainer.fit(module, torch.utils.data.DataLoader(cast(Dataset[Any], batches), batch_size=None))
+    return summary(steps.seconds[options.warmups :]) | memory.figures()
+
+
+def _perceptual() -> PerceptualLoss:
+    """LPIPS on VGG with random weights, which costs what trained ones cost."""
+    trunk = torchvision.models.vgg16(weights=None).features
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vgg16.pth"
+        torch.save({f"features.{name}": value for name, value in trunk.state_dict().items()}, file)
+        return PerceptualLoss(backbone="vgg", weights=file)

@@ -185,6 +185,10 @@ def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
     label = str(cases.label_names[ORGAN])
     mask = ["--labels", str(healthy.labels), "--organ-label", label, "--organ", ORGAN]
     steps = [
+        step(
+            "test card of the autoencoder", "evaluate-autoencoder", str(folder.autoencoder), str(folder.test),
+            "--out", str(folder.card), "--overwrite", "--device", "cpu",
+        ),
         synthesize("tumors in a healthy scan", folder.synthesis, "--ct", str(healthy.image), *mask),
         step(
             "prediction", "predict", "--ct", str(folder.test), "--model", str(folder.segmenter), "--overlap", "0.5",

@@ -58,6 +58,11 @@ class DemoFolder:
         return self.checkpoints / "autoencoder"
 
     @property
+    def card(self) -> Path:
+        """Test card of the autoencoder."""
+        return self.path / "card"
+
+    @property
     def diffusion(self) -> Path:
         """Artifact of stage 2."""
         return self.checkpoints / "diffusion_liver_early"

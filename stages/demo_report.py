@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from difftumor.artifacts import load_artifact
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.diffusion.latent import LatentCodec
+from difftumor.evaluation.autoencoder_card import CARD_FILE
+from difftumor.evaluation.autoencoder_report import REPORT_FILE
 from difftumor.evaluation.tables import SCORES, summary_tables
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
@@ -123,6 +125,8 @@ def _phantom(report: Report, folder: DemoFolder, reader: _Reader) -> None:
 
 def _autoencoder(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     _stage(report, folder, "autoencoder", "Stage 1: the autoencoder", folder.autoencoder)
+    card = json.loads((folder.card / CARD_FILE).read_text())
+    report.paragraph(f"{card['verdict']['sentence']} Its test card on the test scans is {folder.card / REPORT_FILE}.")
     artifact = load_artifact(folder.autoencoder, kind="autoencoder")
     assert isinstance(artifact.network, Autoencoder)
     codec = LatentCodec(artifact.network)

@@ -18,6 +18,7 @@ from stages.demo import OWN_SCAN, Step, main, own_scan, run_demo
 from stages.demo_folder import DemoFolder
 from tests.conftest import REPOSITORY
 from tests.documentation import commands
+from tests.published.files import autoencoder_entries, diffusion_checkpoint, lightning, saved
 
 # One process trains for all tests of this file.
 pytestmark = pytest.mark.xdist_group("demo")
@@ -151,6 +152,10 @@ def test_readme_commands_run(finished, tmp_path):
     liver = (np.asarray(labels.dataobj) == 1).astype(np.uint8)
     nib.save(nib.Nifti1Image(liver, labels.affine), tmp_path / "liver.nii.gz")
     shutil.copytree(finished.checkpoints, tmp_path / "checkpoints")
+    # Where what is imported does not replace what the other commands use.
+    published = tmp_path / "published"
+    saved(lightning(autoencoder_entries()), published / "AutoencoderModel.ckpt")
+    saved(diffusion_checkpoint(autoencoder_entries()), published / "liver_early.pt")
     ran = 0
     for words in commands(REPOSITORY / "README.md"):
         if words[0] in ("make", "source"):
@@ -161,9 +166,12 @@ def test_readme_commands_run(finished, tmp_path):
             words += ["experiment=demo", f"data.root={finished.training}", "trainer=cpu", "name=readme", "fresh=true"]
             words += TINY
         program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "difftumor"]
-        done = subprocess.run([*program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        place = published if words[1] == "import-published" else tmp_path
+        done = subprocess.run([*program, *words[1:]], cwd=place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
         ran += 1
-    assert ran >= 5
+    assert ran >= 8
     assert (tmp_path / "out" / "preview.png").is_file()
     assert (tmp_path / "phantom" / "dataset.json").is_file()
+    assert (tmp_path / "card" / "report.html").is_file()
+    assert read_config(published / "checkpoints" / "diffusion_liver_early").settings["timesteps"] == 4

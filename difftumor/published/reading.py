@@ -49,7 +49,8 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-# What the pickles of a DictConfig (OmegaConf 2.0 to 2.3), of Lightning's callbacks and of NumPy's numbers name.
+# What the pickles of a DictConfig (OmegaConf 2.0 to 2.3), of Lightning's callbacks and of NumPy's numbers and arrays
+# name.
 _INERT_NAMES = (
     *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig")),
     *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "UnionNode")),
@@ -58,14 +59,20 @@ _INERT_NAMES = (
     *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str")),
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"pathlib.{kind}Path" for kind in ("Posix", "Windows")),
+    *(f"numpy.{kind}" for kind in ("dtype", "ndarray")),
+    *(f"numpy.{core}.multiarray.{made}" for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
 )
 STAND_INS: Mapping[str, Any] = {"collections.defaultdict": _empty_dict, **dict.fromkeys(_INERT_NAMES, Inert)}
-# What PyTorch's reader understands by itself is more; tables of tensors need no more than this.
+# What PyTorch's reader understands by itself is more; tables of tensors, and the states of optimizers and schedulers
+# beside them, need no more than this.
 TENSOR_NAMES = frozenset(
     {
         "collections.OrderedDict",
+        "collections.Counter",
+        "builtins.set",
+        "torch.Size",
+        "torch.device",
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter",
         "_codecs.encode",  # bytes, which NumPy's numbers consist of
@@ -118,7 +125,8 @@ def read_published(path: Path | str, *, tables: Sequence[str], numbers: Sequence
             )
     with _damage_named(file, "is damaged or cut off"), zipfile.ZipFile(file) as archive:
         _check_archive(archive, file)
-        instructions = _pickle(archive, file)
+    with _damage_named(file, "is a zip archive, but no checkpoint of PyTorch"):
+        instructions = _pickle(file)
     with _damage_named(file, "holds a pickle that cannot be read"):
         _check_names(instructions, file)
     with _damage_named(file, "holds what a table of weights does not need"), _stand_ins_alone():
@@ -155,16 +163,17 @@ def _check_archive(archive: zipfile.ZipFile, file: Path) -> None:
         )
 
 
-def _pickle(archive: zipfile.ZipFile, file: Path) -> bytes:
-    found = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == "data.pkl"]
-    if len(found) != 1:
-        raise PublishedFileError(f"{file} is a zip archive, but no checkpoint of PyTorch: give the file as published.")
-    if found[0].file_size > LARGEST_PICKLE:
+def _pickle(file: Path) -> bytes:
+    """Return the pickle as PyTorch finds it: an archive can be made so that other readers find another one."""
+    archive = torch._C.PyTorchFileReader(str(file))
+    if "constants.pkl" in archive.get_all_records():
+        raise PublishedFileError(f"{file} is a TorchScript program, not a checkpoint: give the file as published.")
+    size = archive.get_record_size("data.pkl")
+    if size > LARGEST_PICKLE:
         raise PublishedFileError(
-            f"{file} describes its weights in {found[0].file_size} bytes, more than any published file: "
-            "get it as published again."
+            f"{file} describes its weights in {size} bytes, more than any published file: get it as published again."
         )
-    return archive.read(found[0])
+    return archive.get_record("data.pkl")
 
 
 def _check_names(instructions: bytes, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from difftumor.errors import PublishedFileError
 from difftumor.published.reading import STAND_INS, Inert
 from tests.published.files import config, lightning, saved
-from tests.published.pickles import DICT_CONFIG, STATE, archive, checkpoint, read, tensor, text
+from tests.published.pickles import DICT_CONFIG, STATE, archive, checkpoint, read, tensor, text, two_directories
 
 
 class Payload:
@@ -114,6 +115,17 @@ def test_names_beyond_the_list_are_refused(tmp_path, name):
     with pytest.raises(PublishedFileError) as caught:
         read(path)
     assert f"it wants {expected!r}" in str(caught.value)
+
+
+def test_the_pickle_that_is_checked_is_the_one_that_pytorch_reads(tmp_path):
+    hidden = checkpoint(b"cbuiltins\nbytearray\nK\x01\x85R" + text("x" * 400) + b"\x86")
+    path = two_directories(tmp_path / "bad.ckpt", checkpoint(b"N"), hidden)
+    with zipfile.ZipFile(path) as file:  # nothing that Python sees is wrong
+        assert file.testzip() is None
+        assert file.read("archive/data.pkl") == checkpoint(b"N")
+    assert len(torch.load(path, weights_only=True)["extra"]) == 2
+    with pytest.raises(PublishedFileError, match=r"it wants 'builtins\.bytearray'"):
+        read(path)
 
 
 GADGETS = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from difftumor.errors import PublishedFileError
 from tests.published.files import config, lightning, saved
@@ -36,6 +37,23 @@ def test_sound_files_hand_on_tensors_and_numbers(tmp_path):
 def test_classes_of_lightning_name_callbacks(tmp_path):
     name = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
     assert read(archive(tmp_path / "a.ckpt", checkpoint(b"}" + name + b"}s"))).unread == ("extra",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Path("/logs/run"),
+        OmegaConf.create({"folder": Path("/logs"), "bytes": b"12", "list": [1, "b", None, {"c": 2.5}]}),
+        torch.device("cuda", 0),
+        [torch.Size([1, 2]), {1, 2}],
+        np.arange(3.0),
+        torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.ones(1)], lr=1), [3, 5]).state_dict(),
+    ],
+    ids=["path", "config", "device", "sizes and sets", "array", "scheduler"],
+)
+def test_what_trainings_put_beside_the_weights_is_no_reason_to_refuse(tmp_path, content):
+    found = read(saved({"state_dict": STATE, "hyper_parameters": content}, tmp_path / "a.ckpt"))
+    assert found.unread == ("hyper_parameters",)
 
 
 def test_numbers_of_numpy_are_left_out(tmp_path):
@@ -87,6 +105,10 @@ def test_archives_of_others_are_refused(tmp_path):
         file.writestr("data.pkl", b"")
     with pytest.raises(PublishedFileError, match="no checkpoint of PyTorch"):
         read(tmp_path / "a.ckpt")
+    with pytest.raises(PublishedFileError, match="TorchScript program"):
+        read(archive(tmp_path / "a.ckpt", checkpoint(b"N"), {"constants.pkl": b"N."}))
+    with pytest.raises(PublishedFileError, match="in 67108865 bytes, more than"):
+        read(archive(tmp_path / "a.ckpt", bytes(2**26 + 1)))
     bomb = archive(tmp_path / "a.ckpt", b"\0" * 10**6, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(PublishedFileError, match="compressed"):
         read(bomb)

@@ -6,7 +6,7 @@ Legend of shape suffixes: B batch, C channel (one), Z X Y voxels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from difftumor.networks.discriminators import SliceDiscriminator, VolumeDiscrimi
 from stages.losses import Adversarial, discriminator_loss, feature_matching, generator_loss, take_slices
 
 AXIAL = 2  # axis Z of (B, C, Z, X, Y)
+# From so many slices on, none of the volume discriminator's convolutions has an input thinner than its kernel.
+NO_LONGER_THIN = 18
 Sight = Mapping[str, tuple[Tensor, ...]]
 
 
@@ -39,7 +41,8 @@ class Critics(nn.Module):
             ct_BCZXY: CT or reconstruction in [-1, 1].
             positions_B: Number of the axial slice that is looked at in each element.
         """
-        return {"slice": self.slice(take_slices(ct_BCZXY, positions_B, AXIAL)), "volume": self.volume(ct_BCZXY)}
+        with _exact_if_thin(ct_BCZXY):
+            return {"slice": self.slice(take_slices(ct_BCZXY, positions_B, AXIAL)), "volume": self.volume(ct_BCZXY)}
 
     def demands(self, fake_BCZXY: Tensor, positions_B: Tensor, real: Sight) -> dict[str, Tensor]:
         """Return what the autoencoder minimizes against both; no gradient reaches the discriminators.
@@ -79,3 +82,14 @@ class Critics(nn.Module):
             yield
         finally:
             self.requires_grad_(True)
+
+
+def _exact_if_thin(ct_BCZXY: Tensor) -> AbstractContextManager[object]:
+    """Keep thin crops out of 16 bits on a CPU.
+
+    There, oneDNN's bfloat16 gradient of a 3-D convolution's weights is uninitialized memory in part where the input
+    is thinner along its first axis than the kernel (jit_bf16:avx512_core_bf16 of oneDNN 3.13).
+    """
+    if ct_BCZXY.device.type == "cpu" and ct_BCZXY.shape[AXIAL] < NO_LONGER_THIN:
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()

@@ -66,10 +66,11 @@ def _say(imported: Imported) -> None:
     from difftumor.artifact_config import read_config
 
     config = read_config(imported.path)
-    stage = f"{config.settings['tumor_stage']}-tumor " if "tumor_stage" in config.settings else ""
+    stage = config.settings.get("tumor_stage")
+    what = f"{stage}-tumor diffusion model" if stage else config.kind
     facts = [f"{name} {value}" for name, value in imported.source.items() if name not in ("file", "sha256")]
     trained = f" ({', '.join(facts)})" if facts else ""
-    typer.echo(f"{imported.path} is the {stage}{config.kind} of {imported.source['file']}{trained}.")
+    typer.echo(f"{imported.path} is the {what} of {imported.source['file']}{trained}.")
     if imported.ignored:
         groups = [f"{name} ({count})" if count > 1 else name for name, count in imported.ignored.items()]
         typer.echo(f"Entries ignored: {', '.join(groups)}.")

@@ -88,13 +88,13 @@ def import_diffusion(
 def _check_schedule(entries: Mapping[str, Tensor], source: Path) -> tuple[int, set[str]]:
     """Return the number of timesteps, and the names of the tables, which must be those of our schedule."""
     betas = entries.get("betas")
-    if betas is None or betas.ndim != 1 or len(betas) not in STAGES:
-        found = "none" if betas is None else tuple(betas.shape)
+    timesteps = len(betas) if betas is not None and betas.ndim == 1 else 0
+    if timesteps not in STAGES:
         raise PublishedFileError(
-            f"{source} holds a noise schedule (betas) of shape {found}, and the published ones have "
-            f"{' or '.join(map(str, STAGES))} timesteps: give a published diffusion model."
+            f"{source} holds a noise schedule (betas) of {timesteps or 'no'} timesteps, and the published ones have "
+            f"{' or '.join(map(str, STAGES))}: give a published diffusion model."
         )
-    expected = _tables(NoiseSchedule(len(betas)))
+    expected = _tables(NoiseSchedule(timesteps))
     for name, table in expected.items():
         found_table = entries.get(name)
         if found_table is None or found_table.shape != table.shape:
@@ -104,7 +104,7 @@ def _check_schedule(entries: Mapping[str, Tensor], source: Path) -> tuple[int, s
                 f"{source} was trained with another noise schedule ({name} is not that of the cosine schedule): "
                 "give a published diffusion model."
             )
-    return len(betas), set(expected)
+    return timesteps, set(expected)
 
 
 def _tables(schedule: NoiseSchedule) -> dict[str, Tensor]:

@@ -55,11 +55,11 @@ _INERT_NAMES = (
     *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig")),
     *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "UnionNode")),
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Boolean", "Bytes", "Float", "Integer", "Path", "String")),
-    "typing.Any",
-    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str")),
+    *("typing.Any", "typing.Union", "_operator.getitem"),  # the last makes Union[int, str] of Union
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "bool", "str", "bytes")),
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    *(f"pathlib.{kind}Path" for kind in ("Posix", "Windows")),
+    *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows")),
     *(f"numpy.{kind}" for kind in ("dtype", "ndarray")),
     *(f"numpy.{core}.multiarray.{made}" for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
 )

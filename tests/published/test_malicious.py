@@ -203,6 +203,8 @@ def test_what_others_allow_is_neither_used_nor_lost(tmp_path):
         read(good)
         with pytest.raises(PublishedFileError, match="posix"):
             read(saved({"state_dict": Payload(tmp_path / "marker")}, tmp_path / "bad.ckpt"))
+        with pytest.raises(PublishedFileError, match="Can only SETITEM"):  # while the stand-ins are allowed
+            read(archive(tmp_path / "bad.ckpt", checkpoint(GADGETS["items set on a stand-in"])))
         assert set(torch.serialization.get_safe_globals()) == before
     assert not (tmp_path / "marker").exists()
 

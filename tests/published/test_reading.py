@@ -6,8 +6,10 @@ import struct
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Union
 
 import numpy as np
+import omegaconf
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -39,17 +41,36 @@ def test_classes_of_lightning_name_callbacks(tmp_path):
     assert read(archive(tmp_path / "a.ckpt", checkpoint(b"}" + name + b"}s"))).unread == ("extra",)
 
 
+def every_node() -> omegaconf.DictConfig:
+    """A config of every type that OmegaConf has, but enumerations, which are classes of one's own."""
+    values = {
+        omegaconf.AnyNode: None,
+        omegaconf.BooleanNode: True,
+        omegaconf.BytesNode: b"",
+        omegaconf.FloatNode: 0.5,
+        omegaconf.IntegerNode: 1,
+        omegaconf.PathNode: Path("/logs"),
+        omegaconf.StringNode: "a",
+    }
+    made = omegaconf.DictConfig({kind.__name__: kind(value) for kind, value in values.items()})
+    made.union = omegaconf.UnionNode(1, Union[int, str])  # noqa: UP007 -- as Python 3.9 and older have it
+    made.numbers = omegaconf.ListConfig([1.0], element_type=float)
+    made.words = omegaconf.DictConfig({"a": "b"}, key_type=str, element_type=str)
+    return made
+
+
 @pytest.mark.parametrize(
     "content",
     [
         Path("/logs/run"),
         OmegaConf.create({"folder": Path("/logs"), "bytes": b"12", "list": [1, "b", None, {"c": 2.5}]}),
+        every_node(),
         torch.device("cuda", 0),
         [torch.Size([1, 2]), {1, 2}],
         np.arange(3.0),
         torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.ones(1)], lr=1), [3, 5]).state_dict(),
     ],
-    ids=["path", "config", "device", "sizes and sets", "array", "scheduler"],
+    ids=["path", "config", "typed config", "device", "sizes and sets", "array", "scheduler"],
 )
 def test_what_trainings_put_beside_the_weights_is_no_reason_to_refuse(tmp_path, content):
     found = read(saved({"state_dict": STATE, "hyper_parameters": content}, tmp_path / "a.ckpt"))

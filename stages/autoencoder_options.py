@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from difftumor.errors import ConfigError
 from stages.module import adam_betas
-from stages.settings import Settings, check_positive, construct
+from stages.settings import Settings, check_not_negative, check_positive, check_whole, construct
 
 # What eq. 2 weighs besides the perceptual loss.
 WEIGHTED = ("l1", "codebook", "commitment", "slice_adversarial", "volume_adversarial", "feature_matching")
@@ -31,10 +30,7 @@ class StepOptions:
         adam_betas(self.betas)
         if self.clip_norm is not None:
             check_positive(optimizer__clip_norm=self.clip_norm)
-        for name in ("accumulate", "nonfinite_limit"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"training.{name} is {value!r}: give a whole number above 0.")
+        check_whole(1, training__accumulate=self.accumulate, training__nonfinite_limit=self.nonfinite_limit)
         for name in ("compile", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"training.{name} is {getattr(self, name)!r}: choose true or false.")
@@ -46,15 +42,16 @@ def step_options(settings: Settings) -> StepOptions:
     Raises:
         ConfigError: Names the option.
     """
-    training, critics = settings.training, settings.discriminators
+    training, codebook, critics = settings.training, settings.codebook, settings.discriminators
     if critics.loss not in ("hinge", "vanilla"):
         raise ConfigError(f"discriminators.loss is {critics.loss!r}: choose hinge or vanilla.")
-    if settings.codebook.update not in ("ema", "gradient"):
-        raise ConfigError(f"codebook.update is {settings.codebook.update!r}: choose ema or gradient.")
-    for name in WEIGHTED:
-        weight = settings.loss_weights[name]
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise ConfigError(f"loss_weights.{name} is {weight!r}: give a number from 0.")
+    check_whole(1, discriminators__base_channels=critics.base_channels)
+    check_whole(0, discriminators__start_step=critics.start_step)
+    if codebook.update not in ("ema", "gradient"):
+        raise ConfigError(f"codebook.update is {codebook.update!r}: choose ema or gradient.")
+    check_not_negative(codebook__decay=codebook.decay, codebook__restart_below=codebook.restart_below)
+    check_not_negative(**{f"loss_weights__{name}": settings.loss_weights[name] for name in WEIGHTED})
+    check_not_negative(perceptual__weight=settings.perceptual.weight)
     if str(settings.trainer.precision) in ("16-true", "bf16-true"):
         raise ConfigError(f"trainer.precision is {settings.trainer.precision!r}: choose bf16-mixed or 16-mixed.")
     if not str(settings.trainer.strategy).startswith(("auto", "ddp", "single_device")):

@@ -13,13 +13,13 @@ from matplotlib.image import imread
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from difftumor.errors import ConfigError
 from difftumor.grids import Box, Triple, triple
 from difftumor.intensity import IntensityWindow
 from difftumor.pictures import Panel, three_planes
 from difftumor.plots import save_png
 from stages.autoencoder_data import Scan
 from stages.module import StageModule
+from stages.settings import check_whole
 
 # One scale for all pictures, so that they can be compared.
 DIFFERENCE_HU = 100.0
@@ -33,10 +33,7 @@ class PictureOptions:
     scans: int
 
     def __post_init__(self) -> None:
-        for name in ("every_n_epochs", "scans"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"pictures.{name} is {value!r}: give a whole number from 0.")
+        check_whole(0, pictures__every_n_epochs=self.every_n_epochs, pictures__scans=self.scans)
 
 
 class Pictures:

@@ -17,7 +17,7 @@ from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
 from stages.module import StageModule
-from stages.settings import check_positive
+from stages.settings import check_positive, check_whole
 
 
 def check_sizes(data: Any, *, multiple: int) -> None:
@@ -54,13 +54,13 @@ def check_steps(settings: Any) -> int:
         ConfigError: Names the option.
     """
     data, training = settings.data, settings.training
-    check_positive(
+    check_whole(
+        1,
         training__steps=training.steps,
         training__steps_per_epoch=training.steps_per_epoch,
         data__batch_size=data.batch_size,
-        data__foreground_ratio=data.foreground_ratio,
-        optimizer__lr=settings.optimizer.lr,
     )
+    check_positive(data__foreground_ratio=data.foreground_ratio, optimizer__lr=settings.optimizer.lr)
     if training.steps % training.steps_per_epoch:
         raise ConfigError(
             f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "

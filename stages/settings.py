@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -137,6 +138,28 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(f"{name.replace('__', '.')} is {value!r}: give a number above 0.")
+
+
+def check_whole(least: int, **options: int) -> None:
+    """Refuse options that are not whole numbers from ``least`` on; ``__`` in a name stands for a dot.
+
+    Raises:
+        ConfigError: Names the first such option.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name.replace('__', '.')} is {value!r}: give a whole number, {least} or more.")
+
+
+def check_not_negative(**options: float) -> None:
+    """Refuse options that are not finite numbers from 0 on; ``__`` in a name stands for a dot.
+
+    Raises:
+        ConfigError: Names the first such option.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"{name.replace('__', '.')} is {value!r}: give a number from 0.")
 
 
 def _frozen(value: Any) -> Any:

@@ -120,7 +120,7 @@ def test_a_wrong_overlap_is_named(overlap):
 
 @pytest.mark.parametrize(("every", "scans", "name"), [(-1, 2, "every_n_epochs"), (1, 1.5, "scans")])
 def test_wrong_picture_options_are_named(every, scans, name):
-    with pytest.raises(ConfigError, match=rf"pictures\.{name} is .*whole number from 0"):
+    with pytest.raises(ConfigError, match=rf"pictures\.{name} is .*whole number, 0 or more"):
         PictureOptions(every_n_epochs=every, scans=scans)
 
 

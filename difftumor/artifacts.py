@@ -199,8 +199,11 @@ def save_artifact(
     from safetensors.torch import save_file
 
     folder = Path(path)
-    if folder.exists() and not (folder / CONFIG_FILE).is_file():
-        raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.")
+    if folder.exists():
+        try:
+            read_config(folder)
+        except ArtifactError as error:  # other programs write files of the same names
+            raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.") from error
     references = {
         role: ParentReference(Path(os.path.relpath(parent.path, folder)).as_posix(), parent.identity)
         for role, parent in (parents or {}).items()

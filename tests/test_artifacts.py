@@ -175,8 +175,10 @@ def test_replacing_leaves_nothing_else_behind_and_foreign_folders_alone(tmp_path
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
-    with pytest.raises(ArtifactError, match="is not an artifact"):
-        _save_autoencoder(tmp_path / "thesis")
+    for name in ("notes.txt", "config.json"):
+        (tmp_path / "thesis" / name).write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+        with pytest.raises(ArtifactError, match="is not an artifact"):
+            _save_autoencoder(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 
 

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
@@ -16,6 +17,7 @@ from stages.autoencoder import split
 from stages.entry import compose_config
 from stages.folder import flatten
 from tests.stages.autoencoder_training import (
+    TRAINER,
     WEIGHTS,
     Batches,
     SliceDistance,
@@ -261,6 +263,24 @@ def test_float16_settles_its_scale_and_trains():
     # Lightning refuses this on a CPU by name, torch does not.
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     check_settled(*trained_in_float16(2.0**40, plugins=[plugin]))
+
+
+def test_float16_goes_on_with_the_scale_of_its_checkpoint(tmp_path):
+    def trained(epochs, checkpoint=None):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=4)
+        options = {"max_epochs": epochs, "plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+        ours, trainer = module(start_step=2), pl.Trainer(**{**TRAINER, **options})
+        trainer.fit(ours, Batches(5, 2), ckpt_path=checkpoint, weights_only=True)
+        return trainer, ours, scaler.state_dict()
+
+    trained(1)[0].save_checkpoint(tmp_path / "half.ckpt")
+    (_, whole, expected), (_, parted, found) = trained(2), trained(2, tmp_path / "half.ckpt")
+    assert found == expected
+    assert found["scale"] != 2.0**12
+    assert found["_growth_tracker"] != 0
+    assert parted.steps_done == 10
+    assert parted.steps.state_dict() == whole.steps.state_dict()
+    assert not changed(parted, state(whole))
 
 
 @pytest.mark.gpu

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from difftumor.artifacts import Parent, load_artifact
 from difftumor.datasets.cases import Case
+from difftumor.datasets.tumor_cases import AnnotatedTumor, choose_tumors
 from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
@@ -22,17 +26,17 @@ from difftumor.organs import Organ
 from difftumor.volume import Volume
 from stages.case_lists import read_root, sort_and_say, stated_validation
 from stages.data import check_same_preprocessing, check_sizes, check_steps, window_of
-from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
+from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe, describe_choice
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
 from stages.run import Stage, say
-from stages.settings import Settings, construct
+from stages.settings import Settings, check_positive, construct
 
 
 @dataclass(frozen=True)
 class _Crops:
     data: TumorCrops
-    lesions: dict[str, int]  # of every training case
+    cases: dict[str, Any]  # what is trained on, for the artifact
 
 
 def build(settings: Settings) -> Stage:
@@ -77,32 +81,29 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     rules = construct(LesionRules, settings.lesions)
     if rules.stage not in TUMOR_STAGES:
         raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
+    check_positive(lesions__early_radius_mm=rules.early_radius_mm, lesions__minimum_voxels=rules.minimum_voxels)
+    _check_most(data.max_tumors)
     cases = read_root(data.root, data.labels)
     stated = stated_validation(cases, fold=settings.fold)
     reader = TumorReader(
         cases=cases, organ=organ, rules=rules, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
     )
-    found: dict[str, int] = {}
+    found: dict[str, tuple[AnnotatedTumor, ...]] = {}
 
-    def count(case: Case, labels: Volume) -> None:
-        found[case.id] = len(reader.lesions(labels))
+    def note(case: Case, labels: Volume) -> None:
+        found[case.id] = reader.tumors(case, labels)
 
-    sorted_cases = sort_and_say(cases, organ, workers=data.num_workers, look=count)
+    sorted_cases = sort_and_say(cases, organ, workers=data.num_workers, look=note)
     folds = settings.folds
     train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed, stated=stated)
-    counts = {case.id: found[case.id] for case in (*train.tumor, *validation)}
-    say(describe(counts, rules, cases.source))
-    chosen = tuple(case for case in train.tumor if counts[case.id])
-    if not chosen:
-        raise CaseListError(
-            f"{cases.source} has no {rules.stage} {organ.name} tumor to train on: give other data, another organ, "
-            "or another tumor_stage."
-        )
+    say(describe({case.id: len(found[case.id]) for case in (*train.tumor, *validation)}, rules, cases.source))
+    reader, tumors = _chosen(settings, reader, [tumor for case in train.tumor for tumor in found[case.id]])
+    counts = Counter(tumor.case for tumor in tumors)
     crops = TumorCrops(
         reader=reader,
         foreground_ratio=data.foreground_ratio,
-        train=chosen,
-        validation=tuple(case for case in validation if counts[case.id]),
+        train=tuple(case for case in train.tumor if counts[case.id]),
+        validation=tuple(case for case in validation if found[case.id]),
         seed=settings.seed,
         batch_size=data.batch_size,
         steps_per_epoch=settings.training.steps_per_epoch,
@@ -111,7 +112,43 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
         cache_rate=data.cache_rate,
         overfit=data.overfit,
     )
-    return _Crops(crops, {case.id: counts[case.id] for case in chosen})
+    provenance: dict[str, Any] = {
+        "training": {case.id: counts[case.id] for case in crops.train},
+        "validation": [case.id for case in crops.validation],
+    }
+    if reader.only:  # otherwise the cases and the rules say which tumors
+        provenance["tumors"] = [{"case": t.case, "center_mm": t.center_mm, "radius_mm": t.radius_mm} for t in tumors]
+    return _Crops(crops, provenance)
+
+
+def _check_most(value: Any) -> None:
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ConfigError(f"data.max_tumors is {value!r}: give a whole number from 1 up, or all.")
+
+
+def _chosen(
+    settings: Settings, reader: TumorReader, tumors: Sequence[AnnotatedTumor]
+) -> tuple[TumorReader, Sequence[AnnotatedTumor]]:
+    """Choose the tumors to learn, and make the reader take the others for organ."""
+    most, source = settings.data.max_tumors, reader.cases.source
+    kind = f"{reader.rules.stage} {reader.organ.name} tumor"
+    if not tumors:
+        raise CaseListError(
+            f"{source} has no {kind} to train on: give other data, another organ, or another tumor_stage."
+        )
+    if most == "all":
+        return reader, tumors
+    if most > len(tumors):
+        raise ConfigError(
+            f"data.max_tumors is {most}, but of the {kind}s of {source} {len(tumors)} can be trained on: "
+            "give no more than that, or all."
+        )
+    chosen = choose_tumors(tumors, most, seed=settings.seed)
+    say(describe_choice(chosen, len(tumors), reader.rules))
+    only: dict[str, set[int]] = {}
+    for tumor in chosen:
+        only.setdefault(tumor.case, set()).add(tumor.index)
+    return replace(reader, only=only), chosen
 
 
 def _module(
@@ -134,10 +171,7 @@ def _module(
         window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
-        cases={
-            "training": crops.lesions,
-            "validation": [case.id for case in crops.data.validation],
-        },
+        cases=crops.cases,
     )
 
 

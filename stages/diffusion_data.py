@@ -1,9 +1,9 @@
-"""Data of stage 2: crops around tumors of one stage; the other tumors count as organ."""
+"""Data of stage 2: crops around tumors of one stage, and some around the organ; the other tumors count as organ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from difftumor.datasets.cases import Case, CaseList
-from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to, with_centers
-from difftumor.datasets.tumor_stages import Lesion, TumorStage, keep_stage, split_tumors
+from difftumor.datasets.crops import with_class_centers
+from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to
+from difftumor.datasets.tumor_cases import AnnotatedTumor
+from difftumor.datasets.tumor_stages import Lesion, TumorSplit, TumorStage, center_mm, keep_lesions, split_tumors
 from difftumor.grids import Box
-from difftumor.organs import TUMOR, Organ, resolve_labels
+from difftumor.organs import Organ, resolve_labels
 from difftumor.spaces import ModelSpace
-from difftumor.volume import Volume
+from difftumor.volume import Volume, read_grid
 from stages.data import CropData
 
 
@@ -35,15 +37,12 @@ class LesionRules:
     early_radius_mm: float
     minimum_voxels: int
 
-    def choose(self, labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, tuple[Lesion, ...]]:
-        """Return labels in which other tumors are organ, and the lesions that are wanted."""
-        split = split_tumors(
-            labels_XYZ,
-            triple_mm(spacing_mm),
-            early_radius_mm=self.early_radius_mm,
-            minimum_voxels=self.minimum_voxels,
+    def split(self, labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> TumorSplit:
+        """Return the tumors of a label map, sorted by stage."""
+        x, y, z = (float(step) for step in spacing_mm)
+        return split_tumors(
+            labels_XYZ, (x, y, z), early_radius_mm=self.early_radius_mm, minimum_voxels=self.minimum_voxels
         )
-        return keep_stage(labels_XYZ, split, self.stage), split.of_stage(self.stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,7 @@ class TumorReader:
         rules: Which tumors are wanted.
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
+        only: By case, the ``AnnotatedTumor.index`` of the tumors that are wanted; all of the stage in other cases.
     """
 
     cases: CaseList
@@ -63,25 +63,37 @@ class TumorReader:
     rules: LesionRules
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __call__(self, case: Case) -> Item:
-        """Load a case for ``RandomCrop``, which will center crops on the voxels of wanted tumors."""
+        """Load a case for ``RandomCrop``, which will center crops on voxels of wanted tumors or of the organ."""
         item, _ = self.load(case)
-        centers = with_centers({"labels": (item["labels"] == TUMOR).to(torch.uint8)})
-        return {**item, "foreground": centers["foreground"], "background": centers["background"]}
+        elsewhere, organ, tumor = with_class_centers(item)["centers"]
+        # An organ that is nothing but tumor still has surroundings.
+        return {**item, "foreground": tumor, "background": organ if len(organ) else elsewhere}
 
     def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:
         """Load a case, padded to the crop, and the lesions that are wanted."""
         names = self.cases.label_names
         labels = resolve_labels(names, self.organ, source=self.cases.source)
         item = pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
-        kept, lesions = self.rules.choose(item["labels"][0].numpy(), self.spacing_mm)
-        return {**item, "labels": torch.from_numpy(kept)[None]}, lesions
+        labels_XYZ = item["labels"][0].numpy()
+        split = self.rules.split(labels_XYZ, self.spacing_mm)
+        lesions = split.of_stage(self.rules.stage)
+        if case.id in self.only:
+            lesions = tuple(lesion for lesion in lesions if lesion.index in self.only[case.id])
+        return {**item, "labels": torch.from_numpy(keep_lesions(labels_XYZ, split, lesions))[None]}, lesions
 
-    def lesions(self, labels: Volume) -> tuple[Lesion, ...]:
-        """Return the wanted lesions of a label map of 0 background, 1 organ, 2 tumor on its own grid."""
-        model = ModelSpace(labels.grid, self.spacing_mm).to_model(labels.data, kind="labels")
-        return self.rules.choose(model, self.spacing_mm)[1]
+    def tumors(self, case: Case, labels: Volume) -> tuple[AnnotatedTumor, ...]:
+        """Return the tumors of the stage in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
+        space = ModelSpace(read_grid(case.image), self.spacing_mm)  # as `load` has it, to the last bit
+        split = self.rules.split(space.to_model(labels.data, kind="labels"), self.spacing_mm)
+        return tuple(
+            AnnotatedTumor(
+                case=case.id, index=lesion.index, center_mm=center_mm(lesion, space.grid), radius_mm=lesion.radius_mm
+            )
+            for lesion in split.of_stage(self.rules.stage)
+        )
 
     def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
         """Cut one crop around each wanted lesion, case after case, at most ``limit``.
@@ -107,7 +119,7 @@ class TumorCrops(CropData):
 
     Args:
         reader: Reads the cases.
-        foreground_ratio: Crops around tumor voxels per crop around another voxel.
+        foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
         validation_crops: Crops of a validation at most, over all ranks.
         options: See ``CropData``.
     """
@@ -134,12 +146,6 @@ class TumorCrops(CropData):
         return DataLoader(own, batch_size=self.batch_size)  # type: ignore[arg-type]
 
 
-def triple_mm(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    """Return three lengths as a tuple of floats."""
-    x, y, z = (float(step) for step in spacing_mm)
-    return x, y, z
-
-
 def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
     """Say how many tumors there are, and which cases are left out for having none."""
     without = sorted(case for case, count in counts.items() if not count)
@@ -149,3 +155,12 @@ def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
         return text + "."
     shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
     return f"{text}; left out for having none: {len(without)} ({shown})."
+
+
+def describe_choice(chosen: Sequence[AnnotatedTumor], available: int, rules: LesionRules) -> str:
+    """Say which tumors were chosen, one per line."""
+    lines = [f"Learning {len(chosen)} of {available} {rules.stage} tumors (data.max_tumors), the others not:"]
+    for tumor in chosen:
+        place = ", ".join(f"{value:.0f}" for value in tumor.center_mm)
+        lines.append(f"  {tumor.case}: radius {tumor.radius_mm:.1f} mm, at ({place}) mm")
+    return "\n".join(lines)

@@ -6,13 +6,14 @@ of files never matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
 from difftumor.errors import CaseListError
 from difftumor.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
+from difftumor.seeding import derive_seed
 from difftumor.volume import Volume
 
 
@@ -27,6 +28,33 @@ class LeftOut:
 
     case: Case
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedTumor:
+    """One tumor of a case.
+
+    Args:
+        case: Id of the case.
+        index: Number of the tumor among the components of the case's label map in model space, from 1.
+        center_mm: Right, anterior and superior of the scan's origin.
+        radius_mm: Equivalent radius.
+    """
+
+    case: str
+    index: int
+    center_mm: tuple[float, float, float]
+    radius_mm: float
+
+
+def choose_tumors(tumors: Iterable[AnnotatedTumor], count: int, *, seed: int) -> tuple[AnnotatedTumor, ...]:
+    """Choose so many tumors, all where there are no more; a choice of fewer is the beginning of one of more.
+
+    A tumor's place in the order follows from the seed, its case and its index alone, so that neither the order of the
+    cases nor a split into folds moves it.
+    """
+    ordered = sorted(tumors, key=lambda tumor: derive_seed(seed, "tumor", tumor.case, tumor.index))
+    return tuple(ordered[:count])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Early lesions have a radius of at most 10 mm (a diameter of 2 cm); late ones (mi
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from difftumor.components import Component, equivalent_radius_mm, find_components
 from difftumor.errors import ConfigError
-from difftumor.grids import triple
+from difftumor.grids import Grid, triple
 from difftumor.organs import ORGAN, TUMOR
 
 TumorStage = Literal["early", "late"]
@@ -77,7 +78,7 @@ def split_tumors(
     Raises:
         ConfigError: A size is not positive.
     """
-    if early_radius_mm <= 0 or min(spacing_mm) <= 0:
+    if not early_radius_mm > 0 or not min(spacing_mm) > 0:
         raise ConfigError(
             f"early_radius_mm ({early_radius_mm}) and spacing_mm ({tuple(spacing_mm)}) must be positive; correct them."
         )
@@ -94,13 +95,24 @@ def split_tumors(
     return TumorSplit(lesions=components.indices, found=tuple(found))
 
 
-def keep_stage(labels_XYZ: np.ndarray, split: TumorSplit, stage: TumorStage) -> np.ndarray:
-    """Return a copy of the labels in which tumors of any other stage, and stray voxels, count as organ."""
+def keep_lesions(labels_XYZ: np.ndarray, split: TumorSplit, lesions: Iterable[Lesion]) -> np.ndarray:
+    """Return a copy of the labels in which every component of tumor voxels but ``lesions`` counts as organ."""
     kept = np.zeros(len(split.found) + 1, dtype=bool)
-    kept[[lesion.index for lesion in split.of_stage(stage)]] = True
+    kept[[lesion.index for lesion in lesions]] = True
     labels = labels_XYZ.copy()
     labels[(split.lesions > 0) & ~kept[split.lesions]] = ORGAN
     return labels
+
+
+def center_mm(lesion: Lesion, grid: Grid) -> tuple[float, float, float]:
+    """Return where the center of a lesion lies: right, anterior and superior of the scan's origin.
+
+    Args:
+        lesion: Of a label map on the grid.
+        grid: Where the voxels of that map lie.
+    """
+    x, y, z = (float(value) for value in grid.affine[:3, :3] @ lesion.center + grid.affine[:3, 3])
+    return x, y, z
 
 
 def _nearest_voxel(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from difftumor.datasets.cases import Case, CaseList
-from difftumor.datasets.tumor_cases import SortedCases, sort_cases
+from difftumor.datasets.tumor_cases import AnnotatedTumor, SortedCases, choose_tumors, sort_cases
 from difftumor.errors import CaseListError
 from difftumor.organs import get_organ
 
@@ -139,3 +139,29 @@ def test_other_healthy_scans_do_not_change_the_folds(make):
     for fold in range(3):
         first = SortedCases(tumor, ()).split(fold=fold, count=3, seed=1)[1]
         assert first == more.split(fold=fold, count=3, seed=1)[1]
+
+
+def tumors(count):
+    return [
+        AnnotatedTumor(case=f"c{number // 2}", index=1 + number % 2, center_mm=(0.0, 0.0, 0.0), radius_mm=number)
+        for number in range(count)
+    ]
+
+
+def test_fewer_chosen_tumors_begin_the_choice_of_more_whatever_the_order_of_the_cases():
+    every = tumors(12)
+    whole = choose_tumors(every, 12, seed=3)
+    assert sorted(whole, key=every.index) == every
+    for count in range(13):
+        assert choose_tumors(every[::-1], count, seed=3) == whole[:count]
+
+
+def test_tumors_that_are_left_out_do_not_move_the_others():
+    order = choose_tumors(tumors(12), 12, seed=3)
+    part = choose_tumors(tumors(12)[4:9], 12, seed=3)
+    assert part == tuple(tumor for tumor in order if tumor in part)
+
+
+def test_every_tumor_is_chosen_by_some_seed():
+    # 12 tumors, 200 seeds: one is missed with a chance of (11/12)^200, below 1e-7.
+    assert {choose_tumors(tumors(12), 1, seed=seed)[0].radius_mm for seed in range(200)} == set(range(12))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from difftumor.datasets.tumor_stages import keep_stage, split_tumors
+from difftumor.datasets.tumor_stages import center_mm, keep_lesions, split_tumors
 from difftumor.errors import ConfigError
+from difftumor.grids import Grid
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 
@@ -80,7 +81,7 @@ def test_keeping_a_stage_makes_the_others_organ():
     labels[1, 1, 31] = 0
     before = labels.copy()
     split = split_tumors(labels, ISOTROPIC)
-    kept_early, kept_late = keep_stage(labels, split, "early"), keep_stage(labels, split, "late")
+    kept_early, kept_late = (keep_lesions(labels, split, split.of_stage(stage)) for stage in ("early", "late"))
     assert np.array_equal(labels, before)
     assert np.array_equal(kept_early == 2, early)
     assert np.array_equal(kept_late == 2, late)
@@ -95,6 +96,22 @@ def test_center_lies_in_the_lesion():
     labels[:, 0], labels[:, 8], labels[0] = 2, 2, 2  # a U, whose centroid is outside
     (lesion,) = split_tumors(labels, ISOTROPIC).found
     assert labels[lesion.center] == 2
+
+
+def test_the_center_in_space_is_that_of_its_voxel():
+    labels = np.zeros((6, 5, 4), dtype=np.uint8)
+    labels[1:4, 1:4, 1:4] = 2
+    affine = np.array([[-2.0, 0, 0, 50], [0, 0, 3.0, -20], [0, 1.5, 0, 7], [0, 0, 0, 1]])
+    (lesion,) = split_tumors(labels, (2.0, 1.5, 3.0)).found
+    assert lesion.center == (2, 2, 2)
+    assert center_mm(lesion, Grid((6, 5, 4), affine)) == (46.0, -14.0, 10.0)
+
+
+def test_keeping_no_lesion_or_all():
+    labels = labels_with(ball((12, 12, 12), (6, 6, 6), 3.0))
+    split = split_tumors(labels, ISOTROPIC)
+    assert not (keep_lesions(labels, split, ()) == 2).any()
+    assert np.array_equal(keep_lesions(labels, split, split.found), labels)
 
 
 def test_components_agree_with_scipy():

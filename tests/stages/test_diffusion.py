@@ -1,8 +1,10 @@
 """Stage 2: what it trains, what it leaves alone, and what resuming repeats."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from omegaconf import DictConfig
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import Parent, load_artifact, save_artifact
 from difftumor.datasets.cases import read_case_labels
+from difftumor.datasets.transforms import RandomCrop
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
@@ -19,7 +22,9 @@ from difftumor.synthesis.loading import load_synthesizer
 from stages.diffusion import build
 from stages.diffusion_module import DiffusionModule
 from stages.entry import compose_config
+from stages.folder import flatten
 from stages.run import run_stage
+from stages.settings import to_plain
 from tests.stages.builds import Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder, with_validation
 
@@ -240,6 +245,105 @@ def test_early_training_crops_show_late_tumors_as_organ(tiny_diffusion):
     assert (late == 1).sum() == 16 * 13 * 16
 
 
+def test_crops_sit_on_wanted_tumors_or_the_organ_at_the_stated_ratio(tiny_diffusion):
+    data = built_from(tiny_diffusion("data.foreground_ratio=3"), build).data
+    case = next(case for case in data.train if case.id == "early0")
+    item = data.reader(case)
+    # Boxes of the cohort: 27 voxels of tumor in 16 x 13 x 16 of organ.
+    flat = item["labels"].numpy().ravel()
+    assert len(item["foreground"]) == 27
+    assert set(flat[item["foreground"]]) == {2}
+    assert len(item["background"]) == 16 * 13 * 16 - 27
+    assert set(flat[item["background"]]) == {1}
+    crop = RandomCrop((1, 1, 1), foreground_ratio=3)
+    centers = [int(crop.set_random_state(seed=seed)(item)["labels"]) for seed in range(400)]
+    # 3 of 4; the standard deviation is sqrt(400 * 3/4 * 1/4) = 8.7.
+    assert centers.count(2) == pytest.approx(300, abs=40)
+    assert centers.count(1) == 400 - centers.count(2)
+
+
+def test_an_organ_that_is_all_tumor_is_still_cropped_around(tiny_diffusion, tumor_cohort, tmp_path):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "copy")
+    file = folder / "labelsTr" / "early0.nii.gz"
+    stored = nib.load(file)
+    labels = np.asarray(stored.dataobj)
+    nib.save(nib.Nifti1Image(np.where(labels == 1, 0, labels).astype(np.uint8), stored.affine), file)
+    data = built_from(tiny_diffusion(f"data.root={folder}"), build).data
+    item = data.reader(next(case for case in data.train if case.id == "early0"))
+    assert len(item["foreground"]) == 27
+    assert len(item["background"])
+    assert set(item["labels"].numpy().ravel()[item["background"]]) == {0}
+
+
+@pytest.fixture
+def pairs(tumor_cohort, tmp_path):
+    """The cohort with a second early tumor in every case that has one."""
+    folder = shutil.copytree(tumor_cohort, tmp_path / "pairs")
+    for name in ("early0", "early1", "early2"):
+        file = folder / "labelsTr" / f"{name}.nii.gz"
+        stored = nib.load(file)
+        labels = np.asarray(stored.dataobj).copy()
+        labels[14:17, 12:15, 12:15] = 2
+        nib.save(nib.Nifti1Image(labels, stored.affine), file)
+    return folder
+
+
+def test_chosen_tumors_are_learned_and_the_others_count_as_organ(tiny_diffusion, pairs, capsys):
+    chosen = []
+    for count in range(1, 7):
+        built = built_from(tiny_diffusion(f"data.root={pairs}", f"data.max_tumors={count}", "seed=5"), build)
+        tumors = built.module.cases["tumors"]
+        assert tumors[: count - 1] == chosen
+        chosen = tumors
+        assert f"Learning {count} of 6 early tumors" in (said := capsys.readouterr().out)
+        assert said.count("radius 5.6 mm, at (") == count == len(tumors)
+        assert {case.id for case in built.data.train} == {tumor["case"] for tumor in tumors}
+        assert built.module.cases["training"] == dict(Counter(tumor["case"] for tumor in tumors))
+        for case in built.data.train:
+            labels = built.data.reader(case)["labels"][0]
+            assert (labels > 0).sum() == 16 * 13 * 16
+            centers = [tumor["center_mm"] for tumor in tumors if tumor["case"] == case.id]
+            assert (labels == 2).sum() == 27 * len(centers)
+            for center_mm in centers:  # 3 mm voxels, the first at the origin
+                assert center_mm in ((24, 27, 24), (45, 39, 39))
+                assert labels[tuple(round(value / 3) for value in center_mm)] == 2
+            assert all(tumor["radius_mm"] == pytest.approx((3 * 27 * 27 / (4 * np.pi)) ** (1 / 3)) for tumor in tumors)
+
+
+def test_held_out_tumors_are_all_kept_for_validation(tiny_diffusion, pairs):
+    options = (f"data.root={pairs}", "fold=0", "folds.count=2", "data.validation_crops=99")
+    every = built_from(tiny_diffusion(*options), build).data
+    one = built_from(tiny_diffusion(*options, "data.max_tumors=1"), build).data
+    assert one.validation == every.validation
+    assert len(one.train) == 1 < len(every.train) + len(every.validation)
+    for data in (every, one):
+        data.setup()
+    assert [item["key"] for item in one.fixed] == [item["key"] for item in every.fixed]
+    assert one.train[0] in every.train
+
+
+def test_one_tumor_trains_and_resumes(tiny_diffusion, pairs, tmp_path):
+    options = (f"data.root={pairs}", "data.max_tumors=1")
+    whole = run(tiny_diffusion("name=whole", f"artifact={tmp_path}/whole", *options))
+    config = tiny_diffusion("name=parted", f"artifact={tmp_path}/parted", *options)
+    with pytest.raises(Crash):
+        run(config, crashing_at(build, 4))
+    with pytest.raises(ConfigError, match=r"data\.max_tumors"):
+        run(tiny_diffusion("name=parted", f"artifact={tmp_path}/parted", *options, "data.max_tumors=2"))
+    parted = run(config)
+    assert (parted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    cases = read_config(parted).training["cases"]
+    assert cases == read_config(whole).training["cases"]
+    (tumor,) = cases["tumors"]
+    assert cases["training"] == {tumor["case"]: 1}
+    assert len(tumor["center_mm"]) == 3
+    assert tumor["radius_mm"] == pytest.approx(5.6, abs=0.05)
+
+
+def test_without_a_limit_the_artifact_lists_cases_alone(tiny_diffusion):
+    assert "tumors" not in built_from(tiny_diffusion(), build).module.cases
+
+
 def test_validation_crops_are_fixed_around_held_out_tumors(tiny_diffusion):
     data = built_from(tiny_diffusion("fold=0", "folds.count=2"), build).data
     data.setup()
@@ -286,6 +390,13 @@ def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort,
         ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
         ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),
         ("optimizer.betas=0.9", ConfigError, r"optimizer\.betas is 0\.9: give two numbers"),
+        ("data.max_tumors=0", ConfigError, r"data\.max_tumors is 0: give a whole number from 1 up, or all"),
+        ("data.max_tumors=some", ConfigError, r"data\.max_tumors is 'some'"),
+        ("data.max_tumors=true", ConfigError, r"data\.max_tumors is True"),
+        ("data.max_tumors=1.5", ConfigError, r"data\.max_tumors is 1\.5"),
+        ("data.max_tumors=4", ConfigError, r"data\.max_tumors is 4, but of the early liver tumors .* 3 can be trained"),
+        ("lesions.early_radius_mm=0", ConfigError, r"lesions\.early_radius_mm is 0"),
+        ("lesions.minimum_voxels=0", ConfigError, r"lesions\.minimum_voxels is 0"),
         ("+ema.bogus=1", ConfigError, r"Unknown option 'ema\.bogus'"),
         ("+network.latent_channels=8", ConfigError, r"Unknown option 'network\.latent_channels'"),
         ("fold=7", ConfigError, r"Fold 7 does not exist"),
@@ -310,3 +421,25 @@ def test_the_defaults_are_the_published_ones():
     assert (config.training.steps, config.data.batch_size, config.optimizer.lr) == (60000, 10, 1e-4)
     assert (config.ema.decay, config.ema.start, config.ema.every) == (0.995, 2000, 10)
     assert list(config.data.crop) == [96, 96, 96]
+
+
+def difference(config, other):
+    """Names of the options that differ."""
+    flat, others = flatten(to_plain(config)), flatten(to_plain(other))
+    return {name for name in {**flat, **others} if flat.get(name) != others.get(name)}
+
+
+@pytest.mark.parametrize("stage", ["early", "late"])
+def test_presets_differ_as_documented(stage):
+    options = ["organ=liver", f"tumor_stage={stage}"]
+    default = compose_config("diffusion", options)
+    assert not difference(default, compose_config("diffusion", [*options, "experiment=published"]))
+    paper = compose_config("diffusion", [*options, "experiment=paper"])
+    assert difference(default, paper) == {"name", "diffusion.loss", "diffusion.masked"}
+    assert (paper.diffusion.loss, paper.diffusion.masked, paper.name) == ("l2", "latent", f"liver_{stage}_paper")
+
+
+def test_the_paper_preset_trains(tiny_diffusion):
+    stored = read_config(run(tiny_diffusion("experiment=paper", "training.steps=2")))
+    assert stored.settings["masked"] == "latent"
+    assert stored.training["config"]["diffusion"]["loss"] == "l2"

@@ -13,7 +13,7 @@ from difftumor.artifact_config import ArtifactConfig
 from difftumor.artifacts import Artifact
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
-from difftumor.reconstruction import reconstruct, reconstruct_scan
+from difftumor.reconstruction import reconstruct, reconstruct_scan, windows_together
 from difftumor.volume import read_ct
 
 
@@ -93,6 +93,17 @@ def test_windows_keep_every_voxel_in_its_place():
     windows = sum(len(seen) for seen in network.seen)
     assert result.code_counts_K.tolist() == [0, 0, 0, windows * 2 * 3 * 1, 0]
     assert result.code_counts_K.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("window", "count"), [((8, 8, 8), 8), ((64, 64, 64), 3), ((96,) * 3, 1), ((160,) * 3, 1)])
+def test_small_windows_go_together(window, count):
+    assert windows_together(window) == count
+
+
+def test_a_scan_goes_through_in_batches_of_that_many():
+    network = Pointwise()
+    reconstruct(network, noise(24, 16, 16), window=(8, 8, 8), overlap=0.0)
+    assert [len(seen) for seen in network.seen] == [8, 4]
 
 
 def test_what_leaves_the_window_of_hu_is_clipped():

@@ -41,7 +41,14 @@ def evaluate_autoencoder(
     pictures: Annotated[int, typer.Option(metavar="N", help="Scans that the report shows.", min=0)] = 8,
     overlap: Annotated[float, typer.Option(help="Part of a window that its neighbor shares.")] = 0.25,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    windows_per_batch: Annotated[int, typer.Option(help="Windows reconstructed together.", min=1)] = 1,
+    windows_per_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows reconstructed together; by default as many as hold 96³ voxels, up to 8.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where the verdict is no.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier card in the folder.")] = False,
     allow_incomplete: Annotated[
@@ -62,6 +69,7 @@ def evaluate_autoencoder(
     from difftumor.evaluation.verdict import Thresholds
     from difftumor.files import check_results, folder_written_whole
     from difftumor.organs import get_convention
+    from difftumor.reconstruction import windows_together
 
     thresholds = Thresholds().changed(threshold or ())
     case_list = read_case_list(data)
@@ -70,6 +78,7 @@ def evaluate_autoencoder(
     label_names = case_list.label_names if labels is None else get_convention(labels)
     where = pick_device(device)
     autoencoder = load_artifact(artifact, kind="autoencoder", device=where, allow_incomplete=allow_incomplete)
+    windows_per_batch = windows_per_batch or windows_together(autoencoder.config.preprocessing["crop"])
     settings = {"labels": labels, "overlap": overlap, "windows_per_batch": windows_per_batch}
     scans, drawn, failed = _measure(
         autoencoder, case_list, label_names, pictures, overlap=overlap, windows_per_batch=windows_per_batch

@@ -126,7 +126,7 @@ def measure_case(
     *,
     label_names: Mapping[str, int],
     overlap: float = OVERLAP,
-    windows_per_batch: int = 1,
+    windows_per_batch: int | None = None,
 ) -> Measured:
     """Read, reconstruct and measure one scan, in the model space of the autoencoder.
 

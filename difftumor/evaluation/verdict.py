@@ -199,15 +199,22 @@ class Check:
 
     @property
     def sentence(self) -> str:
-        """In words, such as "the bias in the liver is 8 HU, above 5 HU"."""
+        """In words, such as "the bias in the liver is 8 HU, beyond ±5 HU"."""
         where = "" if self.structure is None else f" in {spoken(self.structure)}"
         if self.passed is None:
             return f"the {self.limit.name}{where} could not be measured"
-        side = ("above" if self.passed else "below") if self.limit.least else ("within" if self.passed else "above")
-        return f"the {self.limit.name}{where} is {self._shown(self.value)}, {side} {self._shown(self.bound)}"
+        below, above, sign = ("within", "beyond", "±") if self.limit.measure == "bias_hu" else ("below", "above", "")
+        side = above if self.passed is self.limit.least else below
+        value, bound = self._numbers()
+        return f"the {self.limit.name}{where} is {value}, {side} {sign}{bound}"
 
-    def _shown(self, value: float) -> str:
-        return f"{value:.3g} {self.limit.unit}".strip().replace("-", "−")
+    def _numbers(self) -> tuple[str, str]:
+        """Value and bound with three digits, or with as many as tell them apart."""
+        for digits in range(3, 18):
+            value, bound = (f"{number:.{digits}g} {self.limit.unit}".strip() for number in (self.value, self.bound))
+            if value != bound or self.value == self.bound:
+                break
+        return value.replace("-", "−"), bound
 
 
 @dataclass(frozen=True)
@@ -238,13 +245,13 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        if self.good_enough:
-            return "Good enough for stage 2: yes."
-        return f"Good enough for stage 2: no, because {self.reasons}."
+        return f"Good enough for stage 2: {'yes' if self.good_enough else 'no'}, because {self.reasons}."
 
     @property
     def reasons(self) -> str:
-        """The first failures, and how many there are besides."""
+        """The first failures, and how many there are besides; without any, that there is none."""
+        if self.good_enough:
+            return "; ".join(("all that was measured keeps to its threshold", *self.unmeasured))
         told, more = self.failures[:_TOLD], len(self.failures) - _TOLD
         return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
 
@@ -282,12 +289,9 @@ def judged_structures(overall: Fidelity, thresholds: Thresholds) -> tuple[str, .
 def _checks(overall: Fidelity, thresholds: Thresholds) -> Iterator[Check]:
     structures = judged_structures(overall, thresholds)
     for limit in LIMITS:
-        bound = getattr(thresholds, limit.threshold)
-        if not limit.structure:
-            yield _check(limit, None, getattr(overall, limit.measure), bound)
-            continue
-        for name in structures:
-            yield _check(limit, name, getattr(overall.structures[name], limit.measure), bound)
+        for name in structures if limit.structure else (None,):
+            measured = overall if name is None else overall.structures[name]
+            yield _check(limit, name, getattr(measured, limit.measure), getattr(thresholds, limit.threshold))
 
 
 def _check(limit: Limit, structure: str | None, value: float, bound: float) -> Check:

@@ -121,7 +121,7 @@ def test_a_card_of_two_scans(artifact, data, tmp_path, capsys):
     config = json.loads((artifact / "config.json").read_text())
     assert card["artifact"]["identity"] == config["identity"]
     assert card["thresholds"]["psnr_db"] == 28
-    assert card["settings"] == {"labels": None, "overlap": 0.25, "windows_per_batch": 1, "device": "cpu"}
+    assert card["settings"] == {"labels": None, "overlap": 0.25, "windows_per_batch": 8, "device": "cpu"}
     with (out / "cases.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == ["a", "b"]
@@ -201,7 +201,7 @@ def test_thresholds_and_strict_decide_the_exit(artifact, data, tmp_path, capsys)
     changes = [word for setting in LENIENT for word in ("--threshold", setting)]
     capsys.readouterr()
     assert evaluate(artifact, one, out, "--strict", "--overwrite", *changes) == 0
-    assert "Good enough for stage 2: yes." in capsys.readouterr().out
+    assert "Good enough for stage 2: yes, because" in capsys.readouterr().out
     card = json.loads((out / "card.json").read_text())
     assert card["verdict"]["good_enough"] is True
     assert card["thresholds"]["mae_hu"] == 999

@@ -21,7 +21,7 @@ def verdict(**changes):
 
 def test_what_keeps_to_all_thresholds_is_good_enough():
     assert verdict().good_enough
-    assert verdict().sentence == "Good enough for stage 2: yes."
+    assert verdict().sentence == "Good enough for stage 2: yes, because all that was measured keeps to its threshold."
     assert verdict().failures == verdict().unmeasured == ()
     assert len(verdict().checks) == 8 + 2 * 2
 
@@ -32,8 +32,10 @@ def test_what_keeps_to_all_thresholds_is_good_enough():
         ({"psnr_db": 24.13}, "the PSNR is 24.1 dB, below 28 dB"),
         ({"ssim": 0.5}, "the structural similarity is 0.5, below 0.8"),
         ({"mae_hu": 15.1}, "the mean absolute error is 15.1 HU, above 15 HU"),
-        ({"bias_hu": 7.0}, "the bias is 7 HU, above 5 HU"),
-        ({"bias_hu": -7.0}, "the bias is −7 HU, above 5 HU"),
+        ({"bias_hu": 7.0}, "the bias is 7 HU, beyond ±5 HU"),
+        ({"bias_hu": -7.0}, "the bias is −7 HU, beyond ±5 HU"),
+        ({"psnr_db": 27.96}, "the PSNR is 27.96 dB, below 28 dB"),
+        ({"mae_hu": 15.04}, "the mean absolute error is 15.04 HU, above 15 HU"),
         ({"edge_ratio": 0.7}, "the edge ratio is 0.7, below 0.8"),
         ({"edge_ratio": 1.3}, "the edge ratio is 1.3, above 1.2"),
         ({"noise_ratio": 0.1}, "the noise ratio is 0.1, below 0.25"),
@@ -44,9 +46,9 @@ def test_what_keeps_to_all_thresholds_is_good_enough():
         ),
         (
             {"structures": {"kidney_right": StructureError(5000, 3.0, -8.0)}},
-            "the bias in the right kidney is −8 HU, above 5 HU",
+            "the bias in the right kidney is −8 HU, beyond ±5 HU",
         ),
-        ({"structures": {"label 5": StructureError(5000, 3.0, 6.0)}}, "the bias in label 5 is 6 HU, above 5 HU"),
+        ({"structures": {"label 5": StructureError(5000, 3.0, 6.0)}}, "the bias in label 5 is 6 HU, beyond ±5 HU"),
     ],
 )
 def test_what_fails_is_named(changes, sentence):
@@ -71,6 +73,7 @@ def test_what_could_not_be_measured_is_named_and_not_judged():
     found = verdict(noise_ratio=math.nan)
     assert found.good_enough
     assert found.unmeasured == ("the noise ratio could not be measured",)
+    assert found.sentence.endswith("keeps to its threshold; the noise ratio could not be measured.")
     assert [outcome([check]) for check in found.checks if check.limit.measure == "noise_ratio"] == [None, None]
 
 

@@ -67,13 +67,17 @@ def sha256_of(file: Path) -> str:
 
 
 def check_folder(path: Path, *, option: str) -> None:
-    """Refuse a file where a folder is to be made, or above it, before hours are spent on what would go there.
+    """Refuse a place where no folder can be made or written to, before hours are spent on what would go there.
 
     Raises:
-        ConfigError: The path is a file or lies inside of one.
+        ConfigError: The path is a file, lies inside of one, or may not be written to.
     """
     for above in (path, *path.parents):
         if above.is_dir():
+            try:
+                tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+            except OSError as error:
+                raise _cannot_write(path, error) from error
             return
         if above.exists():
             what = "is a file" if above == path else f"lies inside the file {above}"

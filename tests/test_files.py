@@ -1,11 +1,12 @@
 """Files and folders appear whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.files import folder_written_whole, written_whole
+from difftumor.files import check_folder, folder_written_whole, written_whole
 
 
 def tree(folder):
@@ -98,3 +99,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/out cannot be written \(.*\): give a place"):
         write_folder(tmp_path / "file" / "out")
+
+
+def test_a_place_is_tried_before_the_work_and_left_as_it_was(tmp_path):
+    check_folder(tmp_path / "new" / "deep", option="--out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="nowhere that even root may not write")
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work():
+    with pytest.raises(ConfigError, match="/proc/out cannot be written"):
+        check_folder(Path("/proc/out"), option="--out")

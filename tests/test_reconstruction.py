@@ -159,7 +159,9 @@ def write_scan(path: Path) -> Path:
 
 def test_a_scan_is_reconstructed_in_model_space(tmp_path):
     ct = read_ct(write_scan(tmp_path / "ct.nii.gz"))
-    result = reconstruct_scan(ct, artifact(Pointwise()))
+    network = Pointwise()
+    result = reconstruct_scan(ct, artifact(network))
+    assert {tuple(seen.shape[2:]) for seen in network.seen} == {(8, 8, 8)}  # the crop of the training
     assert tuple(result.ct_hu_XYZ.shape) == tuple(result.reconstruction_hu_XYZ.shape) == result.space.grid.shape
     assert result.space.grid.spacing_mm == (2.0, 2.0, 2.0)
     # The first axis of RAS grows towards the right, that of the file towards the left.

@@ -93,6 +93,13 @@ def test_errors_by_hand():
     assert math.isnan(result.noise_ratio)
 
 
+def test_noise_is_not_looked_for_in_bright_tissue_nor_in_too_little_of_any():
+    bright, liver = (level + 5 * normal(30, 24, 24) for level in (225, 60))
+    assert math.isnan(measure(bright, bright).noise_ratio)
+    assert measure(liver, liver).noise_ratio == 1
+    assert math.isnan(measure(liver[:4, :4, :6], liver[:4, :4, :6]).noise_ratio)  # 96 voxels
+
+
 def test_a_ct_without_noise_has_none_to_keep():
     ct = torch.full((20, 20, 20), 60.0)
     assert math.isnan(measure(ct, ct + 10 * normal(20, 20, 20)).noise_ratio)
@@ -118,6 +125,24 @@ def test_the_body_is_the_largest_part_without_its_gas():
     expected[6:8, 5:7, 5:7] = False
     assert torch.equal(body, expected)
     assert body_mask(torch.full((3, 3, 3), -1000.0), WINDOW).all()
+    # A window that shows the lungs does not make them body.
+    assert torch.equal(body_mask(ct, IntensityWindow(-1100, 300)), expected)
+
+
+def test_a_scan_without_air_is_all_body():
+    assert body_mask(normal(9, 8, 7) * 10 + 50, WINDOW).all()
+
+
+def test_a_chest_that_fills_the_scan_is_body_but_for_its_lungs():
+    """It touches five sides; of the lung only the vessel is body, and what touches tissue."""
+    ct = torch.full((14, 14, 14), 40.0)
+    ct[:, 13:] = -1000  # in front of the patient
+    ct[3:11, 3:11, 3:11] = -850
+    ct[3:11, 7, 7] = 60
+    expected = torch.ones(14, 14, 14, dtype=torch.bool)
+    expected[4:10, 4:10, 4:10] = False
+    expected[4:10, 6:9, 6:9] = True
+    assert torch.equal(body_mask(ct, WINDOW), expected)
 
 
 def test_blur_softens_edges_and_takes_noise(ct):

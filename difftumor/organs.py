@@ -217,7 +217,7 @@ class OrganLabels:
             raise OrganError(
                 f"{source or 'The label map'} holds labels {_listed(labels)} and no label names come with it, so "
                 "only 0 background, 1 organ and 2 tumor can be understood; give a dataset.json with 'labels', or name "
-                f"the convention (data.labels={'|'.join(CONVENTIONS)})."
+                f"the convention (data.labels={'|'.join(CONVENTIONS)}; --labels in commands)."
             )
         known = (*self.organ, *self.tumor)
         if require_organ and not np.isin(labels, known).any():

@@ -12,6 +12,7 @@ from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
+from difftumor.cli.split_tumors import split_tumors
 from difftumor.cli.synthesize import synthesize
 
 # Name on the command line -> function, or an app with commands of its own, in the order of `difftumor --help`.
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "evaluate": evaluate,
     "evaluate-autoencoder": evaluate_autoencoder,
     "import-published": import_published,
+    "split-tumors": split_tumors,
     "info": info,
 }
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import Parent, load_artifact, save_artifact
+from difftumor.cli import main
 from difftumor.datasets.cases import read_case_labels
 from difftumor.datasets.transforms import RandomCrop
 from difftumor.diffusion.latent import LatentCodec
@@ -338,6 +339,25 @@ def test_one_tumor_trains_and_resumes(tiny_diffusion, pairs, tmp_path):
     assert cases["training"] == {tumor["case"]: 1}
     assert len(tumor["center_mm"]) == 3
     assert tumor["radius_mm"] == pytest.approx(5.6, abs=0.05)
+
+
+def test_split_tumors_makes_lists_that_the_stage_reads(tiny_diffusion, tumor_cohort, tmp_path):
+    """Each list has the tumors of its stage and no others, whatever the stage's own limit."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(["split-tumors", str(tumor_cohort), str(tmp_path / "split")])
+    assert not exit_info.value.code
+    options = ("fold=0", "folds.count=2", "data.validation_crops=99")
+    whole = built_from(tiny_diffusion(*options), build).data
+    early = built_from(
+        tiny_diffusion(*options, f"data.root={tmp_path}/split/early", "lesions.early_radius_mm=12"), build
+    ).data
+    for part in ("train", "validation"):
+        assert [case.id for case in getattr(early, part)] == [case.id for case in getattr(whole, part)]
+    for ours, theirs in zip(early.train, whole.train, strict=True):
+        assert torch.equal(early.reader(ours)["labels"], whole.reader(theirs)["labels"])
+        assert torch.equal(early.reader(ours)["ct"], whole.reader(theirs)["ct"])
+    late = built_from(tiny_diffusion(f"data.root={tmp_path}/split/late", "tumor_stage=late"), build).data
+    assert [case.id for case in late.train] == ["late0"]
 
 
 def test_without_a_limit_the_artifact_lists_cases_alone(tiny_diffusion):

@@ -79,6 +79,12 @@ def test_a_scan_is_measured_whole():
     assert counts.sum() == 2**3 * 4**3
 
 
+def test_windows_overlap_as_the_option_says():
+    """Windows of 16 voxels, 12 apart, cover 32 voxels in three; without overlap, two would do."""
+    _, counts, _ = validation().measure(constant_autoencoder(0.0), scan(shape=(32, 16, 16)))
+    assert counts.sum() == 3 * 4**3
+
+
 def test_a_scan_without_labels_has_no_organ():
     values, _, _ = validation().measure(constant_autoencoder(0.0), scan(labelled=False))
     assert not [name for name in values if name.startswith("organ")]

@@ -14,6 +14,7 @@ from difftumor.artifacts import load_artifact
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
+from difftumor.pictures import three_planes
 from difftumor.seeding import torch_generator
 from stages.autoencoder import build
 from stages.autoencoder_data import Scan
@@ -164,6 +165,23 @@ def test_the_picture_is_around_what_is_labelled():
     labels[20:25, 3:4, 0:3] = 2
     labels[20:25, 5:6, 0:3] = 1
     assert labelled_center(labels) == (22, 4, 1)
+
+
+def test_a_picture_shows_where_the_reconstruction_is_too_bright(tmp_path, monkeypatch):
+    """The voxel at the center of what is labelled, which is 20 HU above the rest, shown at the center of the crop."""
+    shown = {}
+
+    def capture(panels, *, center, **options):
+        shown.update({panel.title: panel.image[tuple(center)] for panel in panels})
+        return three_planes(panels, center=center, **options)
+
+    monkeypatch.setattr("stages.autoencoder_pictures.three_planes", capture)
+    ct = torch.full((40, 40, 40), 37.5)
+    labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    labels[30, 28, 27], ct[30, 28, 27] = 1, 57.5
+    module = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=str(tmp_path)), steps_done=40)
+    drawing(1, "a").draw(Scan("a", ct, labels), torch.full_like(ct, 60.0), module=module, psnr_db=30.0)
+    assert shown == {"CT": 57.5, "Reconstruction": 60.0, "Reconstruction − CT": 2.5}
 
 
 def test_pictures_of_cases_that_would_share_a_file_name_do_not(tmp_path):

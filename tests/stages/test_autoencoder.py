@@ -13,7 +13,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.seeding import torch_generator
-from stages.autoencoder import split
+from stages.autoencoder import build, split
+from stages.autoencoder_options import StepOptions
 from stages.entry import compose_config
 from stages.folder import flatten
 from tests.stages.autoencoder_training import (
@@ -27,6 +28,7 @@ from tests.stages.autoencoder_training import (
     module,
     state,
 )
+from tests.stages.builds import built_from
 
 
 def train(ours, steps):
@@ -59,22 +61,32 @@ def test_every_network_learns_once_they_have_joined():
     assert losses | watched | {"skipped_steps"} == set(metrics)
     assert ours.steps_done == 3
     assert metrics["skipped_steps"] == 0
+    assert 1 <= metrics["perplexity"] <= 16
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_the_total_is_the_weighted_sum(update):
-    codebook = {"update": update}
-    metrics = train(module(codebook=codebook), 1)
-    weights = {**WEIGHTS, "codebook": WEIGHTS["codebook"] if update == "gradient" else 0.0}
+    codebook, given = {"update": update}, {**WEIGHTS, "volume_adversarial": 0.5}
+    metrics = train(module(codebook=codebook, weights=given), 1)
+    weights = {**given, "codebook": given["codebook"] if update == "gradient" else 0.0}
     total = sum(weight * metrics[name] for name, weight in weights.items())
     assert metrics["loss"] == pytest.approx(total, rel=1e-5)
-    critics = metrics["slice_discriminator"] + metrics["volume_discriminator"]
+    critics = metrics["slice_discriminator"] + 0.5 * metrics["volume_discriminator"]
     assert metrics["discriminators"] == pytest.approx(critics, rel=1e-5)
     # The first step has the same networks: what is logged does not depend on the weights, the total does.
-    halved = train(module(codebook=codebook, weights={name: weight / 2 for name, weight in WEIGHTS.items()}), 1)
+    halved = train(module(codebook=codebook, weights={name: weight / 2 for name, weight in given.items()}), 1)
     for name in weights:
         assert halved[name] == pytest.approx(metrics[name], rel=1e-5)
     assert halved["loss"] == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_slices_lie_inside_crops_that_are_no_cubes():
+    ct = 100 * torch.randn(8, 1, 8, 12, 48, generator=torch_generator(7))
+    (metrics,) = fit(
+        module(perceptual=SliceDistance(), perceptual_weight=4.0),
+        torch.utils.data.DataLoader([{"ct": ct}], batch_size=None),
+    )
+    assert metrics["perceptual"] > 0
 
 
 def test_reconstructions_get_better():
@@ -316,6 +328,31 @@ def test_the_presets_are_what_the_documentation_says():
     }  # fmt: skip
     weights = {key.removeprefix("loss_weights."): v for key, v in default.items() if key.startswith("loss_weights.")}
     assert weights == WEIGHTS
+
+
+def test_every_option_reaches_what_it_is_for(tiny_config, monkeypatch):
+    given = {}
+    monkeypatch.setattr("stages.autoencoder.PerceptualLoss", lambda **options: given.update(options))
+    options = (
+        "codebook.update=gradient", "codebook.decay=0.5", "codebook.restart_below=2.5", "discriminators.loss=vanilla",
+        "discriminators.start_step=9", "perceptual.weight=0.7", "perceptual.backbone=alex", "perceptual.weights=file",
+        "optimizer.lr=0.01", "optimizer.betas=[0.5,0.6]", "optimizer.clip_norm=0.3", "training.accumulate=3",
+        "training.nonfinite_limit=7", "training.compile=true", "training.gradient_checkpointing=true",
+    )  # fmt: skip
+    weights = {name: 0.1 * place for place, name in enumerate(WEIGHTS)}
+    stage = built_from(tiny_config(*options, *(f"loss_weights.{n}={w}" for n, w in weights.items())), build)
+    ours, book = stage.module, stage.module.autoencoder.codebook
+    assert (book.learning, book.decay, book.restart_below) == ("gradient", 0.5, 2.5)
+    assert (ours.critics.kind, ours.start_step) == ("vanilla", 9)
+    assert given == {"backbone": "alex", "weights": Path("file")}
+    assert ours.weights == {**weights, "perceptual": 0.7}
+    assert ours.options == StepOptions(
+        lr=0.01, betas=(0.5, 0.6), clip_norm=0.3, accumulate=3, nonfinite_limit=7, compile=True,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    assert (ours.steps.limit, ours.steps.clip_norm) == (7, 0.3)
+    assert [adam.defaults["betas"] for adam in ours.configure_optimizers()] == 2 * [(0.5, 0.6)]
+    assert (stage.data.batch_size, stage.epochs, stage.mode) == (6, 4, "max")
 
 
 def listed(count=20, validation=()):

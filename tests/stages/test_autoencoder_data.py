@@ -8,15 +8,14 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from difftumor.artifact_config import read_config
 from stages.autoencoder import build
 from stages.autoencoder_data import OwnScans, Scan, evenly_spaced
 from stages.run import run_stage
-from tests.stages.autoencoder_training import TRAINER
 from tests.stages.builds import built_from
+from tests.stages.ranks import trainer_of
 
 ONE_STEP = ("training.steps=1", "training.steps_per_epoch=1", "validation.scans=null")
 
@@ -204,8 +203,7 @@ def test_a_validation_is_the_same_on_two_processes_as_on_one(tiny_config, tmp_pa
         )
         config = tiny_config(f"data.root={tmp_path}/data", *ONE_STEP, *options)
         stage = built_from(config, build)
-        more = {"devices": ranks, "strategy": "ddp_spawn"} if ranks > 1 else {}
-        trainer = pl.Trainer(**{**TRAINER, **more}, default_root_dir=tmp_path / f"run{ranks}", num_sanity_val_steps=0)
+        trainer = trainer_of(ranks, default_root_dir=tmp_path / f"run{ranks}", num_sanity_val_steps=0)
         trainer.fit(stage.module, stage.data)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "validation/" in name}
         found[ranks] = metrics, sorted(file.name for file in (tmp_path / f"run{ranks}" / "pictures").iterdir())

@@ -1,11 +1,11 @@
 """Stage 1 on two processes: the same on both, and the same as one process with the joint batch."""
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from tests.stages.autoencoder_training import CODEBOOK, TRAINER, Batches, SliceDistance, module
+from tests.stages.autoencoder_training import CODEBOOK, Batches, SliceDistance, module
+from tests.stages.ranks import trainer_of
 
 STEPS = 11  # one of them is skipped
 NETWORK = {"base_channels": 2, "norm_groups": 2, "codes": 200}
@@ -27,10 +27,7 @@ def train(folder, *, ranks, poisoned=(), **options):
     """Train; returns what each rank ends with."""
     folder.mkdir()
     ours = module(perceptual=SliceDistance(), perceptual_weight=4.0, network=NETWORK, **options)
-    # Plain DDP: it complains about parameters without gradients wherever it averages them itself.
-    more = {"devices": ranks, "strategy": "ddp_spawn"} if ranks > 1 else {}
-    trainer = pl.Trainer(**{**TRAINER, **more}, callbacks=[Keep(folder)])
-    trainer.fit(ours, Batches(STEPS, 4, poisoned))
+    trainer_of(ranks, callbacks=[Keep(folder)]).fit(ours, Batches(STEPS, 4, poisoned))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 

@@ -159,7 +159,7 @@ def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
 
 def describe_choice(chosen: Sequence[AnnotatedTumor], available: int, rules: LesionRules) -> str:
     """Say which tumors were chosen, one per line."""
-    lines = [f"Learning {len(chosen)} of {available} {rules.stage} tumors (data.max_tumors), the others not:"]
+    lines = [f"Learning {len(chosen)} of {available} {rules.stage} tumors, chosen by seed:"]
     for tumor in chosen:
         place = ", ".join(f"{value:.0f}" for value in tumor.center_mm)
         lines.append(f"  {tumor.case}: radius {tumor.radius_mm:.1f} mm, at ({place}) mm")

@@ -134,7 +134,8 @@ class Codebook(nn.Module):
                 for part in vectors_ND.split(chunk)
             ]
         batch, _, *size = features_BCZXY.shape
-        return torch.cat(found).view(batch, *size)
+        # Infinite features make NaN of the filling, and NaN wins; what they are worth is for the training step to say.
+        return torch.cat(found).clamp_(max=self.codes - 1).view(batch, *size)
 
     def lookup(self, indices_BZXY: Tensor) -> Tensor:
         """Return the codes (B, D, Z, X, Y), channels last in memory, with the given numbers (B, Z, X, Y)."""

@@ -78,6 +78,13 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_features_that_are_no_numbers_get_a_code(value):
+    book = filled(codes=16)
+    found = book.nearest(torch.full((1, 3, 2, 2, 2), value))
+    assert 0 <= found.min() <= found.max() < 16
+
+
 def test_search_memory_is_bounded_by_the_chunk():
     book, x = filled(codes=64, search_chunk=8), features(1, 3, 8, 8, 8)
     with LargestTensor() as largest:

@@ -69,7 +69,7 @@ def train(dataset: Path, out: Path, arguments: argparse.Namespace) -> Path:
         "data.num_workers": 0, "data.cache_rate": 1.0, "validation.scans": len(CROPS),
         "pictures.scans": len(CROPS), "pictures.every_n_epochs": 5,
         "network.codes": arguments.codes, "discriminators.start_step": arguments.discriminators_from,
-        "perceptual.weight": 0.0, "training.steps": arguments.steps, "training.steps_per_epoch": arguments.steps // 20,
+        "perceptual.weight": 0.0, "training.steps": arguments.steps, "training.steps_per_epoch": 50,
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in options.items()] + arguments.override
     subprocess.run([sys.executable, "-m", "stages.autoencoder", *words], check=True)
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/overfit"), help="folder for everything")
     parser.add_argument("--size", type=int, default=48, help="voxels of 1 mm per side of a crop")
     parser.add_argument("--codes", type=int, default=512, help="codes; four crops hold few vectors")
-    parser.add_argument("--steps", type=int, default=1000, help="a multiple of 20")
+    parser.add_argument("--steps", type=int, default=1000, help="a multiple of 50")
     parser.add_argument("--discriminators-from", type=int, default=700, help="step at which the discriminators join")
     parser.add_argument("--trainer", default="cpu", help="cpu or gpu")
     parser.add_argument("override", nargs="*", help="further options of stage 1, such as seed=1")
@@ -104,7 +104,13 @@ def main() -> int:
         temporary.write_text(json.dumps(series, indent=2) + "\n")
     figure = curves({"whole crops": series["validation/psnr"]}, y_label="PSNR (dB)", title="Overfitting four crops")
     save_png(figure, arguments.out / "psnr.png")
-    judge = [sys.executable, "-m", "difftumor", "evaluate-autoencoder", str(arguments.out / "checkpoints/autoencoder")]
+    judge = [
+        sys.executable,
+        "-m",
+        "difftumor",
+        "evaluate-autoencoder",
+        str(arguments.out / "checkpoints/autoencoder_best"),
+    ]
     subprocess.run([*judge, str(crops / "crops.json"), "--out", str(arguments.out / "card"), "--overwrite"], check=True)
     sys.stdout.write(f"  step  {'  '.join(series)}\n")
     for step, *values in zip(series["validation/psnr"][0], *(values for _, values in series.values()), strict=True):

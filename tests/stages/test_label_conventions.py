@@ -54,7 +54,7 @@ def test_a_convention_says_what_the_numbers_mean(request, nameless, stage):
     settings = Settings(to_plain(request.getfixturevalue(compose)(*options)))
     data = build(settings).data
     if stage == "autoencoder":
-        assert data.load.keywords["label_names"] == get_convention("kits")
+        assert data.reader.label_names == get_convention("kits")
     else:
         item = data.load(data.train[0])
         assert set(item["labels"].unique().tolist()) == {0, 1, 2}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from autoencoder_parts import DTYPES, PARTS, measure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -72,9 +73,9 @@ def add_rates(parts: dict[str, dict[str, Any]], *, compiled: bool) -> None:
 def table(figures: dict[str, Any]) -> Table:
     """Return the figures as a table."""
     ceiling = figures["ceilings"]
-    result = Table(title=figures["title"], caption=figures["machine"])
+    result = Table(title=figures["title"], caption=f"{figures['machine']}; times in s, memory in GiB", box=SIMPLE_HEAD)
     result.add_column("part", no_wrap=True)
-    for name in ("median s", "quartiles s", "peak GiB", "growth GiB", "TFLOP/s", "GB/s"):
+    for name in ("median", "quartiles", "peak", "growth", "TFLOP/s", "GB/s"):
         result.add_column(name, justify="right", no_wrap=True)
     for name, part in figures["parts"].items():
         low, high = part["quartiles_s"]

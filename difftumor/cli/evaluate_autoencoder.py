@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def evaluate_autoencoder(
-    artifact: Annotated[Path, typer.Argument(help="Autoencoder artifact.", show_default=False)],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Autoencoder artifact.", show_default=False)],
     data: Annotated[
         Path,
         typer.Argument(
+            metavar="DATA",
             help="A CT (.nii.gz or .nii), a folder of them, or a list such as dataset.json; organs and tumors are "
             "judged one by one where it names labels.",
             show_default=False,

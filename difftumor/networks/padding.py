@@ -7,6 +7,7 @@ autograd, the outputs of all three would be kept too.
 Shapes: B batch, C channels, Z, X, Y voxels.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -38,16 +39,14 @@ def norm_silu_replicate(x_BCZXY: Tensor, norm: nn.GroupNorm, padding: Padding) -
 class _Replicate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCZXY: Tensor, padding: Padding) -> Tensor:
-        ctx.shape, ctx.padding = x_BCZXY.shape, padding
-        padded, inner = _padded(x_BCZXY, x_BCZXY.dtype, padding)
-        inner.copy_(x_BCZXY)
-        return _fill_edges(padded, padding)
+        ctx.padding = padding
+        return _padded(x_BCZXY, x_BCZXY.dtype, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # Of its second argument it only reads the shape.
-        return torch.ops.aten.replication_pad3d_backward(grad, grad.new_empty(()).expand(ctx.shape), ctx.padding), None
+        # Of its second argument it only reads the shape and the memory format.
+        return torch.ops.aten.replication_pad3d_backward(grad, _inner(grad, ctx.padding), ctx.padding), None
 
 
 class _NormSiluReplicate(torch.autograd.Function):
@@ -57,16 +56,13 @@ class _NormSiluReplicate(torch.autograd.Function):
     ) -> Tensor:
         device = x_BCZXY.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BCZXY.dtype
-        B, C, *size = x_BCZXY.shape
         with torch.autocast(device, enabled=False):
             x, weight, bias = _precise(x_BCZXY, weight_C, bias_C)
-            voxels = size[0] * size[1] * size[2]
-            normed, mean_BG, rstd_BG = torch.native_group_norm(x, weight, bias, B, C, voxels, groups, eps)
-            padded, inner = _padded(x_BCZXY, dtype, padding)
-            inner.copy_(F.silu(normed, inplace=True))
+            normed, mean_BG, rstd_BG = _group_norm(x, weight, bias, groups, eps)
+            padded = _padded(F.silu(normed, inplace=True), dtype, padding)
         ctx.save_for_backward(x_BCZXY, weight_C, bias_C, mean_BG, rstd_BG)
         ctx.padding = padding
-        return _fill_edges(padded, padding)
+        return padded
 
     @staticmethod
     @once_differentiable
@@ -96,25 +92,41 @@ class _NormSiluReplicate(torch.autograd.Function):
         return grad.to(x_BCZXY.dtype), products_BC.sum(0), sums_BC.sum(0), None, None, None
 
 
-def _padded(x_BCZXY: Tensor, dtype: torch.dtype, padding: Padding) -> tuple[Tensor, Tensor]:
-    """Return an empty padded tensor in channels-last memory, and the view of it that the input fills."""
-    B, C, *size = x_BCZXY.shape
-    before, after = (padding[4], padding[2], padding[0]), (padding[5], padding[3], padding[1])
-    wide = [b + n + a for b, n, a in zip(before, size, after, strict=True)]
-    padded = torch.empty(B, C, *wide, dtype=dtype, device=x_BCZXY.device, memory_format=torch.channels_last_3d)
-    inner = padded
-    for axis, (b, n) in enumerate(zip(before, size, strict=True), start=2):
-        inner = inner.narrow(axis, b, n)
-    return padded, inner
+def _padded(x_BCZXY: Tensor, dtype: torch.dtype, padding: Padding) -> Tensor:
+    """Return a copy in channels-last memory whose outermost voxels go on outward, axis by axis."""
+    shape = list(x_BCZXY.shape)
+    for axis, before, after in _sides(padding):
+        shape[axis] += before + after
+    padded = torch.empty(shape, dtype=dtype, device=x_BCZXY.device, memory_format=torch.channels_last_3d)
+    _inner(padded, padding).copy_(x_BCZXY)
+    for axis, before, after in _sides(padding):
+        last = shape[axis] - after - 1
+        padded.narrow(axis, 0, before).copy_(padded.narrow(axis, before, 1))
+        padded.narrow(axis, last + 1, after).copy_(padded.narrow(axis, last, 1))
+    return padded
 
 
-def _fill_edges(padded_BCZXY: Tensor, padding: Padding) -> Tensor:
-    """Copy the outermost voxels of the inner part outward, axis by axis."""
-    for axis, before, after in ((4, *padding[:2]), (3, *padding[2:4]), (2, *padding[4:])):
-        last = padded_BCZXY.shape[axis] - after - 1
-        padded_BCZXY.narrow(axis, 0, before).copy_(padded_BCZXY.narrow(axis, before, 1))
-        padded_BCZXY.narrow(axis, last + 1, after).copy_(padded_BCZXY.narrow(axis, last, 1))
+def _inner(padded_BCZXY: Tensor, padding: Padding) -> Tensor:
+    """Return the view of a padded tensor that the input fills."""
+    for axis, before, after in _sides(padding):
+        padded_BCZXY = padded_BCZXY.narrow(axis, before, padded_BCZXY.shape[axis] - before - after)
     return padded_BCZXY
+
+
+def _sides(padding: Padding) -> tuple[tuple[int, int, int], ...]:
+    """Return each axis with what stands before and after it."""
+    return (4, *padding[:2]), (3, *padding[2:4]), (2, *padding[4:])
+
+
+def _group_norm(
+    x_BCZXY: Tensor, weight_C: Tensor, bias_C: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the norm gives, and the mean and the inverse deviation of each group, (B, groups)."""
+    # Older versions of PyTorch refuse memory with gaps and, on a GPU, channels-last memory.
+    if x_BCZXY.device.type != "cpu" or not x_BCZXY.is_contiguous(memory_format=torch.channels_last_3d):
+        x_BCZXY = x_BCZXY.contiguous()
+    B, C, *size = x_BCZXY.shape
+    return torch.native_group_norm(x_BCZXY, weight_C, bias_C, B, C, math.prod(size), groups, eps)
 
 
 def _sums(grad_BCZXY: Tensor, x_BCZXY: Tensor) -> tuple[Tensor, Tensor]:

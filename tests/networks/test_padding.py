@@ -4,16 +4,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from difftumor.networks.padding import norm_silu_replicate, replicate
 
 PADDINGS = [(1, 1, 1, 1, 1, 1), (2, 1, 2, 1, 2, 1), (0, 0, 1, 0, 0, 2)]
-FORMATS = [torch.contiguous_format, torch.channels_last_3d]
+FORMATS = {
+    "channels first": lambda x: x.contiguous(),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+    "channels last with gaps": lambda x: F.pad(x, (1, 2)).contiguous(memory_format=torch.channels_last_3d)[..., 1:-2],
+    "other order": lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
+}
 
 
-def voxels(*shape, memory_format=torch.contiguous_format, dtype=torch.float64):
+def voxels(*shape, memory_format="channels first", dtype=torch.float64):
     x = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    return x.contiguous(memory_format=memory_format).requires_grad_()
+    return FORMATS[memory_format](x).requires_grad_()
 
 
 def norm(groups, channels, dtype=torch.float64):
@@ -33,8 +40,10 @@ def test_replicate_is_that_of_pytorch_in_channels_last(padding, memory_format):
     assert torch.equal(ours, plain)
     assert ours.is_contiguous(memory_format=torch.channels_last_3d)
     weight = torch.randn(plain.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    weight = weight.contiguous(memory_format=torch.channels_last_3d)
     mine, theirs = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, plain))
     assert torch.allclose(mine, theirs)
+    assert mine.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_nothing_to_pad_copies_nothing():
@@ -81,3 +90,29 @@ def test_half_precision_computes_in_float32_and_gives_what_the_convolution_takes
     assert layer.weight.grad.dtype == torch.float32
     plain = torch.autograd.grad(F.pad(F.silu(layer(x)), PADDINGS[0], mode="replicate").sum(), x)[0]
     assert torch.allclose(half.grad.float(), plain, atol=0.05)
+
+
+class GpuNorm(TorchDispatchMode):
+    """Refuses memory that the norm of a GPU refuses."""
+
+    norms = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_group_norm.default:
+            self.norms += 1
+            assert args[0].is_contiguous()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_last_on_a_gpu(dtype):
+    """Without one: tensors that only have shape and device."""
+    layer = norm(2, 4, torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True), GpuNorm() as gpu:
+        layer.to("cuda")
+        x = torch.empty(2, 4, 3, 4, 5, device="cuda", dtype=dtype, memory_format=torch.channels_last_3d)
+        y = norm_silu_replicate(x, layer, PADDINGS[0])
+    assert gpu.norms == 1
+    assert y.device.type == "cuda"
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)

@@ -257,22 +257,19 @@ def _argmin(x_NK: Tensor) -> Tensor:
 
 
 def _for_product(x_ND: Tensor, *, left: bool) -> Tensor:
-    """Prepare a factor so that its product keeps float32 accuracy where the GPU rounds factors to TF32.
+    """Prepare a factor of a product; only a GPU may round it to TF32."""
+    return split_factor(x_ND, left=left) if x_ND.device.type == "cuda" else x_ND
+
+
+def split_factor(x_ND: Tensor, *, left: bool) -> Tensor:
+    """Return a factor (N, 3·D) whose product keeps float32 accuracy though the factors are rounded to TF32.
 
     TF32 keeps 10 bits of the mantissa. With x = high + low, where high has no more bits than that,
-    x·e ≈ high·high + high·low + low·high, which one product of three times the inner size sums up. On the CPU the
-    factors are left alone.
+    x·e ≈ high·high + high·low + low·high, which one product of three times the inner size sums up.
     """
-    if x_ND.device.type != "cuda":
-        return x_ND
-    high, low = split_mantissa(x_ND)
+    high = (x_ND.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+    low = x_ND - high
     return torch.cat([high, high, low] if left else [high, low, high], dim=1)
-
-
-def split_mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split float32 numbers exactly into high + low, where high has only 10 bits of mantissa."""
-    high = (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
-    return high, x - high
 
 
 def _world_size() -> int:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from difftumor.errors import ConfigError, ShapeError, TrainingError
-from difftumor.networks.codebook import Codebook, split_mantissa
+from difftumor.networks.codebook import Codebook, split_factor
 from tests.reference import load_reference, reference_state, relative_error
 
 
@@ -99,13 +99,18 @@ def test_search_is_exact_under_autocast():
         assert torch.equal(book.nearest(x), filled(codes=50).nearest(x))
 
 
-def test_split_mantissa_is_exact_and_short():
-    x = features(4096) * torch.logspace(-10, 10, 4096)
-    high, low = split_mantissa(x)
-    assert torch.equal(high + low, x)
-    assert not (high.view(torch.int32) & 0x1FFF).any()
-    # What a product of factors rounded to 10 bits would leave out is of the order of 2^-20.
-    assert (low.abs() <= high.abs() * 2**-10).all()
+def rounded_to_tf32(x):
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_split_factors_bear_rounding_to_tf32():
+    """What a GPU may do to them."""
+    x, codes = features(512, 8), features(64, 8, seed=1)
+    exact = x.double() @ codes.double().T
+    plain = rounded_to_tf32(x) @ rounded_to_tf32(codes).T
+    split = rounded_to_tf32(split_factor(x, left=True)) @ rounded_to_tf32(split_factor(codes, left=False)).T
+    assert (plain - exact).abs().max() > 1e-3
+    assert (split - exact).abs().max() < 1e-5
 
 
 def test_lookup_gives_the_codes():

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from difftumor.datasets.cases import Case, CaseList
+    from difftumor.datasets.cases import CaseList
     from difftumor.datasets.tumor_maps import SplitCase
     from difftumor.organs import Organ
 
@@ -129,9 +129,9 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
     """Read LABELS; the second value says whether CTs come with it."""
     from dataclasses import replace
 
-    from difftumor.datasets.cases import CaseList, read_cases
-    from difftumor.datasets.sources import case_id, load_listing
-    from difftumor.evaluation.cohort import label_maps
+    from difftumor.datasets.cases import Case, CaseList, read_cases
+    from difftumor.datasets.sources import case_id
+    from difftumor.evaluation.cohort import label_maps, label_names_of
     from difftumor.organs import get_convention
     from difftumor.volume import is_nifti
 
@@ -143,17 +143,9 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
     else:
         cases = read_cases(labels)
         return (cases if names is None else replace(cases, label_names=names)), True
-    beside = folder.resolve().parent / "dataset.json"
     if names is None:
-        # Only its label names are wanted, so its CTs need not be there.
-        names = load_listing(beside).label_names if beside.is_file() else {}
-    return CaseList(tuple(_case(name, path) for name, path in maps.items()), names, labels), False
-
-
-def _case(name: str, path: Path) -> Case:
-    from difftumor.datasets.cases import Case
-
-    return Case(name, path, path)
+        names = label_names_of(folder)
+    return CaseList(tuple(Case(name, path, path) for name, path in maps.items()), names, labels), False
 
 
 def _choose_organ(name: str | None, cases: CaseList) -> Organ:

@@ -1,5 +1,6 @@
 """Evaluation of a folder of predicted label maps against true ones, case by case."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,9 +151,7 @@ def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:
         listing = read_cases(labels)
         return {case.id: case for case in listing.cases if case.labels is not None}, listing.label_names
     maps = {case: Case(case, path, path) for case, path in label_maps(labels).items()}
-    beside = labels.parent / "dataset.json"
-    # Only its label names are wanted, so its CTs need not be there.
-    return maps, load_listing(beside).label_names if beside.is_file() else {}
+    return maps, label_names_of(labels)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -174,6 +173,21 @@ def label_maps(folder: Path) -> dict[str, Path]:
     if not found:
         raise CaseListError(f"{folder} holds no label maps: give a folder of .nii.gz or .nii files.")
     return found
+
+
+def label_names_of(folder: Path) -> Mapping[str, int]:
+    """Return the label names in the ``dataset.json`` in or beside a folder of label maps; empty where there is none.
+
+    Nothing else of it is wanted, so its CTs need not be there.
+
+    Raises:
+        CaseListError: It is malformed.
+    """
+    folder = Path(os.path.abspath(folder))  # "." has no parent, and that of a link is where the link lies
+    for place in (folder, folder.parent):
+        if (place / "dataset.json").is_file():
+            return load_listing(place / "dataset.json").label_names
+    return {}
 
 
 def _check_partners(missing: set[str], what: str, remedy: str) -> None:

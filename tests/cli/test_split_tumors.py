@@ -143,11 +143,16 @@ def test_a_convention_of_one_organ_names_it(maps, tmp_path, capsys, convention, 
     assert f"1 early and 1 late {organ} tumors" in capsys.readouterr().out
 
 
-def test_names_beside_the_folder_are_read(tmp_path, capsys):
+def test_names_in_or_beside_the_folder_are_read(tmp_path, monkeypatch):
     write_nifti(tmp_path / "labelsTr" / "a.nii.gz", np.array([0, 5, 6], np.uint8)[organ_with(LATE)], AFFINE)
     names = {"background": 0, "spleen": 1, "liver": 5, "liver_tumor": 6}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": names, "training": []}))
-    for place, out in ((tmp_path / "labelsTr", "x"), (tmp_path / "labelsTr" / "a.nii.gz", "y")):
+    monkeypatch.chdir(tmp_path / "labelsTr")
+    for place, out in ((tmp_path / "labelsTr", "x"), (tmp_path / "labelsTr" / "a.nii.gz", "y"), (".", "z")):
+        assert run("split-tumors", place, tmp_path / out) == 0
+        assert np.array_equal(voxels(tmp_path / out / "late" / "a.nii.gz"), organ_with(LATE))
+    (tmp_path / "dataset.json").rename("dataset.json")
+    for place, out in ((tmp_path / "labelsTr" / "a.nii.gz", "v"), ("a.nii.gz", "w")):
         assert run("split-tumors", place, tmp_path / out) == 0
         assert np.array_equal(voxels(tmp_path / out / "late" / "a.nii.gz"), organ_with(LATE))
 

@@ -151,10 +151,12 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
 def _choose_organ(name: str | None, cases: CaseList) -> Organ:
     """Return the organ that was named, or else the only one whose tumors the label names hold."""
     from difftumor.errors import ConfigError
-    from difftumor.organs import ORGANS, get_organ
+    from difftumor.organs import ORGANS, get_organ, resolve_labels
 
     if name is not None:
-        return get_organ(name)
+        organ = get_organ(name)
+        resolve_labels(cases.label_names, organ, source=cases.source)  # else every case would be refused for it
+        return organ
     found = [organ for organ in ORGANS.values() if _has_tumor_label(cases.label_names, organ)]
     if len(found) != 1:
         open_ = " or ".join(organ.name for organ in found) if found else "none that is known"

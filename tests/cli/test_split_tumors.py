@@ -264,7 +264,9 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
 )
 def test_bad_options_are_named_and_leave_nothing(maps, tmp_path, capsys, words, sentence):
     assert run("split-tumors", maps, tmp_path / "out", *words) == 1
-    assert sentence in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

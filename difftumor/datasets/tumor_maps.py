@@ -132,7 +132,7 @@ def write_stage_lists(folder: Path, cases: Sequence[Case], organ: Organ, *, vali
         for case in cases:
             entry: dict[str, object] = {
                 "id": case.id,
-                "image": str(case.image.resolve()),
+                "image": str(case.image.absolute()),  # what a link points to may bear another name
                 "label": _map(folder, stage, case).name,
                 "patient": case.patient,
                 "tumor_organs": [organ.name],

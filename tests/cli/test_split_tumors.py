@@ -214,6 +214,18 @@ def test_lists_for_stage_2_have_the_tumors_of_a_stage_and_the_folds_of_the_whole
             assert [case.id for case in parts[0][1]] == [case.id for case in parts[1][1]]
 
 
+def test_lists_lead_to_cts_that_are_links_and_from_everywhere(listed, tmp_path, monkeypatch):
+    monkeypatch.chdir(listed())
+    (tmp_path / "blobs").mkdir()
+    for file in (tmp_path / "ct").iterdir():
+        blob = file.rename(tmp_path / "blobs" / hashlib.sha256(file.name.encode()).hexdigest())
+        file.symlink_to(blob)
+    assert run("split-tumors", "dataset.json", "out") == 0
+    monkeypatch.chdir("/")
+    images = [case.image for case in read_cases(tmp_path / "out" / "late").cases]
+    assert images == [tmp_path / "ct" / f"{number}.nii.gz" for number in range(1, 12)]
+
+
 def test_stated_validation_cases_stay_so(listed, tmp_path):
     assert run("split-tumors", listed(4, 5), tmp_path / "out") == 0
     assert read_cases(tmp_path / "out" / "early").validation_ids == ("4", "5")

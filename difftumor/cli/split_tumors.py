@@ -179,8 +179,11 @@ def _has_tumor_label(names: Mapping[str, int], organ: Organ) -> bool:
 
 def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse a place that holds something; even with ``--overwrite`` an input, and what is no earlier result."""
+    from difftumor.datasets.tumor_maps import DATASET_FILE
+    from difftumor.datasets.tumor_stages import TUMOR_STAGES
     from difftumor.errors import ConfigError
     from difftumor.files import check_folder
+    from difftumor.volume import is_nifti
 
     check_folder(out, option="OUT")
     present = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -188,8 +191,13 @@ def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(f"OUT {out} is not empty: give another folder, or --overwrite to replace an earlier result.")
-    if LESIONS_FILE not in present or not present <= {"early", "late", LESIONS_FILE}:
-        raise ConfigError(f"OUT {out} holds something other than an earlier result: give another folder.")
+    strange = present - {*TUMOR_STAGES, LESIONS_FILE}
+    for file in (file for stage in TUMOR_STAGES for file in (out / stage).glob("*")):
+        if not is_nifti(file) and file.name != DATASET_FILE:
+            strange.add(f"{file.parent.name}/{file.name}")
+    if strange or LESIONS_FILE not in present:
+        found = min(strange, default=f"no {LESIONS_FILE}")
+        raise ConfigError(f"OUT {out} holds {found}, so it is no earlier result alone: give another folder.")
     for file in inputs:
         if file.resolve().is_relative_to(out.resolve()):
             raise ConfigError(f"OUT {out} holds the input {file}, which would be replaced: give another folder.")

@@ -255,11 +255,15 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
     before = digests(out)
     assert run("split-tumors", out / "late", out, "--organ", "liver", "--overwrite") == 1
     assert "which would be replaced" in capsys.readouterr().err
-    (out / "mine.txt").write_text("mine")
-    assert run(*words, "--overwrite") == 1
-    assert "something other than an earlier result" in capsys.readouterr().err
-    (out / "mine.txt").unlink()
+    for mine in ("mine.txt", "early/mine.txt"):
+        (out / mine).write_text("mine")
+        assert run(*words, "--overwrite") == 1
+        assert f"holds {mine}, so it is no earlier result alone" in capsys.readouterr().err
+        (out / mine).unlink()
     assert digests(out) == before
+    (out / "lesions.csv").unlink()
+    assert run(*words, "--overwrite") == 1
+    assert "holds no lesions.csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

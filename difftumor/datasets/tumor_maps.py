@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,8 +91,13 @@ def split_case(
         reason = found.left_out[0].reason if found.left_out else f"has no {organ.name} tumor"
         return SplitCase(case=case, left_out=reason)
     (labels,) = seen
-    spacing_mm = labels.grid.spacing_mm
-    split = split_tumors(labels.data, spacing_mm, early_radius_mm=early_radius_mm, minimum_voxels=minimum_voxels)
+    split = split_tumors(
+        labels.data,
+        labels.grid.spacing_mm,
+        voxel_mm3=labels.grid.voxel_mm3,
+        early_radius_mm=early_radius_mm,
+        minimum_voxels=minimum_voxels,
+    )
     for stage in TUMOR_STAGES:
         write_labels(_map(folder, stage, case), keep_lesions(labels.data, split, split.of_stage(stage)), labels)
     tumors = []
@@ -104,7 +108,7 @@ def split_case(
             number=lesion.index,
             stage=lesion.stage or "too_small",
             voxels=lesion.voxels,
-            volume_mm3=lesion.voxels * math.prod(spacing_mm),
+            volume_mm3=lesion.voxels * labels.grid.voxel_mm3,
             radius_mm=lesion.radius_mm,
             right_mm=right_mm,
             anterior_mm=anterior_mm,

@@ -64,6 +64,7 @@ def split_tumors(
     labels_XYZ: np.ndarray,
     spacing_mm: tuple[float, float, float],
     *,
+    voxel_mm3: float | None = None,
     early_radius_mm: float = EARLY_RADIUS_MM,
     minimum_voxels: int = MINIMUM_VOXELS,
 ) -> TumorSplit:
@@ -72,6 +73,7 @@ def split_tumors(
     Args:
         labels_XYZ: 0 background, 1 organ, 2 tumor.
         spacing_mm: Size of a voxel along each axis.
+        voxel_mm3: Volume of a voxel, where the axes may be tilted; by default that of square ones.
         early_radius_mm: Largest equivalent radius of an early lesion.
         minimum_voxels: Smaller components belong to no stage.
 
@@ -82,10 +84,12 @@ def split_tumors(
         raise ConfigError(
             f"early_radius_mm ({early_radius_mm}) and spacing_mm ({tuple(spacing_mm)}) must be positive; correct them."
         )
+    if voxel_mm3 is None:
+        voxel_mm3 = math.prod(spacing_mm)
     components = find_components(labels_XYZ == TUMOR)
     found = []
     for component in components.found:
-        radius_mm = equivalent_radius_mm(component.voxels * math.prod(spacing_mm))
+        radius_mm = equivalent_radius_mm(component.voxels * voxel_mm3)
         stage: TumorStage | None = "early" if radius_mm <= early_radius_mm else "late"
         if component.voxels < minimum_voxels:
             stage = None

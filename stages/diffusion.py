@@ -30,7 +30,7 @@ from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
 from stages.run import Stage, say
-from stages.settings import Settings, check_positive, construct
+from stages.settings import Settings, check_positive, check_whole, construct
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     rules = construct(LesionRules, settings.lesions)
     if rules.stage not in TUMOR_STAGES:
         raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
-    check_positive(lesions__early_radius_mm=rules.early_radius_mm, lesions__minimum_voxels=rules.minimum_voxels)
+    check_positive(lesions__early_radius_mm=rules.early_radius_mm)
+    check_whole(1, lesions__minimum_voxels=rules.minimum_voxels)
     _check_most(data.max_tumors)
     cases = read_root(data.root, data.labels)
     stated = stated_validation(cases, fold=settings.fold)

@@ -256,6 +256,7 @@ def test_crops_sit_on_wanted_tumors_or_the_organ_at_the_stated_ratio(tiny_diffus
     assert set(flat[item["foreground"]]) == {2}
     assert len(item["background"]) == 16 * 13 * 16 - 27
     assert set(flat[item["background"]]) == {1}
+    assert data.transform.around.cropper.pos_ratio == 3 / 4
     crop = RandomCrop((1, 1, 1), foreground_ratio=3)
     centers = [int(crop.set_random_state(seed=seed)(item)["labels"]) for seed in range(400)]
     # 3 of 4; the standard deviation is sqrt(400 * 3/4 * 1/4) = 8.7.

@@ -205,6 +205,7 @@ def _measure_training(options: Namespace, device: torch.device) -> dict[str, Any
         precision=LIGHTNING_PRECISIONS[options.precision], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    module.to(device)  # so that growth is what comes on top of it
     memory = PeakMemory(device)
     batches = [{"ct": ct_BCXYZ}] * (options.warmups + options.repeats)
     trainer.fit(module, torch.utils.data.DataLoader(cast(Dataset[Any], batches), batch_size=None))

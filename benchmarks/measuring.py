@@ -1,8 +1,8 @@
 """Time, memory, arithmetic and traffic of a function on the CPU or a GPU, and what the machine can do at most."""
 
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,9 @@ class PeakMemory:
 
 
 def _largest_resident_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    # Unlike getrusage, which begins with what the parent had when it started this process.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / GIB
 
 
 class Traffic(TorchDispatchMode):

@@ -82,5 +82,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
         assert 0 < low <= part["median_s"] <= high
         assert part["repeats"] == 2
         assert 0 <= part["growth_gib"] < part["peak_gib"]
+    # At least gradients and what Adam keeps: three times the 58 MiB of the networks.
+    assert figures["parts"]["joint"]["growth_gib"] > 0.16
     assert figures["parts"]["encode"]["tflops"] > 0
     assert figures["ceilings"]["matmul_tflops"] > 0

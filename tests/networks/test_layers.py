@@ -68,6 +68,20 @@ def test_residual_block_with_zero_weights_is_the_identity():
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_residual_block_gives_the_same_values_and_gradients(checkpointed):
+    """The compiler sees plain operations, and all of them."""
+    block = ResidualBlock(4, norm_groups=2, checkpointed=checkpointed)
+    x = torch.randn(2, 4, 3, 4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    y, compiled = block(x), torch.compile(block, backend="eager", fullgraph=True)(x)
+    assert torch.allclose(compiled, y, atol=1e-6)
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    inputs = (x, *block.parameters())
+    mine, theirs = (torch.autograd.grad((out * weight).sum(), inputs) for out in (y, compiled))
+    for ours, plain in zip(mine, theirs, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [0, 3])
 def test_groups_must_divide_the_channels(groups):
     with pytest.raises(ConfigError, match="doesn't divide 16 channels"):

@@ -91,7 +91,7 @@ class Codebook(nn.Module):
         search_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if min(codes, dimensions, search_chunk or 1) < 1 or search_chunk == 0:
+        if min(codes, dimensions, 1 if search_chunk is None else search_chunk) < 1:
             raise ConfigError(
                 f"codes {codes}, dimensions {dimensions} and search_chunk {search_chunk} must be positive."
             )

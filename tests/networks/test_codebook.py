@@ -113,6 +113,14 @@ def test_split_factors_bear_rounding_to_tf32():
     assert (split - exact).abs().max() < 1e-5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_search_on_a_gpu_that_rounds_factors_is_that_of_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    book, x = filled(codes=300, dimensions=8), features(2, 8, 6, 6, 6)
+    here = book.nearest(x)
+    assert torch.equal(book.to("cuda").nearest(x.to("cuda")).cpu(), here)
+
+
 def test_lookup_gives_the_codes():
     book = filled()
     indices = torch.randint(7, (2, 3, 4, 5), generator=generator())

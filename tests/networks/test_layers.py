@@ -1,5 +1,7 @@
 """Padding, residual blocks and norm groups, on inputs whose answer is known by hand."""
 
+import copy
+
 import pytest
 import torch
 
@@ -80,6 +82,20 @@ def test_compiled_residual_block_gives_the_same_values_and_gradients(checkpointe
     mine, theirs = (torch.autograd.grad((out * weight).sum(), inputs) for out in (y, compiled))
     for ours, plain in zip(mine, theirs, strict=True):
         assert torch.allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_residual_block_gives_the_same_values_and_gradients_on_a_gpu():
+    block = ResidualBlock(8, norm_groups=2).double().to(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 8, 6, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cpu", "cuda"):
+        ours = copy.deepcopy(block).to(device)
+        inputs = (x.to(device).requires_grad_(), *ours.parameters())
+        y = ours(inputs[0])
+        found.append([tensor.cpu() for tensor in (y.detach(), *torch.autograd.grad(y.square().sum(), inputs))])
+    for here, there in zip(*found, strict=True):
+        assert torch.allclose(here, there)
 
 
 @pytest.mark.parametrize("groups", [0, 3])

@@ -114,11 +114,15 @@ def test_split_factors_bear_rounding_to_tf32():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_search_on_a_gpu_that_rounds_factors_is_that_of_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_search_on_a_gpu_that_rounds_factors_is_that_of_the_cpu():
     book, x = filled(codes=300, dimensions=8), features(2, 8, 6, 6, 6)
-    here = book.nearest(x)
-    assert torch.equal(book.to("cuda").nearest(x.to("cuda")).cpu(), here)
+    here, precision = book.nearest(x), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32
+    try:
+        there = book.to("cuda").nearest(x.to("cuda"))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert torch.equal(there.cpu(), here)
 
 
 def test_lookup_gives_the_codes():

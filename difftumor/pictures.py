@@ -102,6 +102,46 @@ def mask_center(mask: NDArray[Any]) -> tuple[int, int, int]:
     return x, y, z
 
 
+def reconstruction_planes(
+    ct_hu: NDArray[Any],
+    reconstruction_hu: NDArray[Any],
+    *,
+    window_hu: tuple[float, float],
+    spacing_mm: Sequence[float],
+    center: Sequence[int],
+    difference_hu: float | None = None,
+    column_inches: float = 2.6,
+    title: str | None = None,
+) -> Figure:
+    """Show a CT, clipped to a window, beside its reconstruction and what the reconstruction adds to it.
+
+    Args:
+        ct_hu: (X, Y, Z).
+        reconstruction_hu: (X, Y, Z).
+        window_hu: HU that the autoencoder sees.
+        spacing_mm: See `three_planes`, as for all that follow.
+        center: See there.
+        difference_hu: See there.
+        column_inches: See there.
+        title: See there.
+    """
+    seen = ct_hu.clip(*window_hu)
+    panels = [
+        Panel(title="CT", image=seen),
+        Panel(title="Reconstruction", image=reconstruction_hu),
+        Panel(title="Reconstruction − CT", image=reconstruction_hu - seen, kind="difference"),
+    ]
+    return three_planes(
+        panels,
+        spacing_mm=spacing_mm,
+        center=center,
+        window_hu=window_hu,
+        difference_hu=difference_hu,
+        column_inches=column_inches,
+        title=title,
+    )
+
+
 def three_planes(
     panels: Sequence[Panel],
     *,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difftumor.grids import Box, Triple, triple
 from difftumor.intensity import IntensityWindow
-from difftumor.pictures import Panel, three_planes
+from difftumor.pictures import reconstruction_planes
 from difftumor.plots import save_png
 from stages.autoencoder_data import Scan
 from stages.module import StageModule
@@ -75,18 +75,12 @@ class Pictures:
         """Write the picture of a scan; called by the rank that has it."""
         center = labelled_center(scan.labels_XYZ)
         box = Box.centered(center, self.crop, within=scan.ct_hu_XYZ.shape)
-        ct = scan.ct_hu_XYZ[box.slices].clip(self.window.low_hu, self.window.high_hu).cpu().numpy()
-        ours = reconstruction_hu_XYZ[box.slices].cpu().numpy()
-        panels = [
-            Panel(title="CT", image=ct),
-            Panel(title="Reconstruction", image=ours),
-            Panel(title="Reconstruction − CT", image=ours - ct, kind="difference"),
-        ]
-        figure = three_planes(
-            panels,
+        figure = reconstruction_planes(
+            scan.ct_hu_XYZ[box.slices].cpu().numpy(),
+            reconstruction_hu_XYZ[box.slices].cpu().numpy(),
+            window_hu=(self.window.low_hu, self.window.high_hu),
             spacing_mm=self.spacing_mm,
             center=[place - start for place, start in zip(center, box.start, strict=True)],
-            window_hu=(self.window.low_hu, self.window.high_hu),
             difference_hu=DIFFERENCE_HU,
             title=f"{scan.id[:40]}, step {module.steps_done}: PSNR of the whole scan {psnr_db:.1f} dB",
         )

@@ -25,7 +25,7 @@ from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.organs import get_organ, resolve_labels
-from difftumor.pictures import Panel, mask_center, three_planes
+from difftumor.pictures import Panel, mask_center, reconstruction_planes, three_planes
 from difftumor.plots import curves
 from difftumor.report import Report
 from difftumor.spaces import ModelSpace
@@ -139,14 +139,11 @@ def _autoencoder(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     signed = window.to_signed(torch.from_numpy(np.ascontiguousarray(ct))[None, None])
     with torch.no_grad():
         rebuilt = window.from_signed(codec.decode(codec.encode(signed)))[0, 0].numpy()
-    seen = window.from_signed(signed)[0, 0].numpy()
-    panels = [
-        Panel(title="CT", image=seen),
-        Panel(title="Reconstruction", image=rebuilt),
-        Panel(title="Difference", image=rebuilt - seen, kind="difference"),
-    ]
-    picture = three_planes(panels, spacing_mm=reader.spacing_mm, center=_center(labels))
-    error = float(np.abs(rebuilt - seen).mean())
+    window_hu = (window.low_hu, window.high_hu)
+    picture = reconstruction_planes(
+        ct, rebuilt, window_hu=window_hu, spacing_mm=reader.spacing_mm, center=_center(labels)
+    )
+    error = float(np.abs(rebuilt - ct.clip(*window_hu)).mean())
     report.figure(picture, caption=f"A crop of test scan {case.id}; mean absolute error {error:.1f} HU.")
 
 

@@ -13,7 +13,7 @@ from difftumor.evaluation.autoencoder_card import Card, Measured, ScanCard
 from difftumor.evaluation.fidelity import Fidelity, StructureError, body_mask
 from difftumor.evaluation.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
 from difftumor.grids import Box, triple
-from difftumor.pictures import Panel, mask_center, three_planes
+from difftumor.pictures import mask_center, reconstruction_planes
 from difftumor.plots import CURVE_COLORS, to_png
 from difftumor.report import Cell, Report, format_cell
 
@@ -71,18 +71,12 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
 def draw_case(measured: Measured) -> bytes:
     """Draw CT, reconstruction and their difference in three planes, through the largest tumor where there is one."""
     volumes, window = measured.volumes, measured.volumes.window
-    ct = volumes.ct_hu_XYZ.clip(window.low_hu, window.high_hu).numpy()
-    reconstruction = volumes.reconstruction_hu_XYZ.numpy()
-    panels = [
-        Panel(title="CT", image=ct),
-        Panel(title="Reconstruction", image=reconstruction),
-        Panel(title="Difference", image=reconstruction - ct, kind="difference"),
-    ]
-    figure = three_planes(
-        panels,
+    figure = reconstruction_planes(
+        volumes.ct_hu_XYZ.numpy(),
+        volumes.reconstruction_hu_XYZ.numpy(),
+        window_hu=(window.low_hu, window.high_hu),
         spacing_mm=volumes.space.grid.spacing_mm,
         center=_center(measured),
-        window_hu=(window.low_hu, window.high_hu),
         difference_hu=DIFFERENCE_HU,
         column_inches=3.0,
     )

@@ -175,7 +175,7 @@ def test_a_picture_shows_where_the_reconstruction_is_too_bright(tmp_path, monkey
         shown.update({panel.title: panel.image[tuple(center)] for panel in panels})
         return three_planes(panels, center=center, **options)
 
-    monkeypatch.setattr("stages.autoencoder_pictures.three_planes", capture)
+    monkeypatch.setattr("difftumor.pictures.three_planes", capture)
     ct = torch.full((40, 40, 40), 37.5)
     labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
     labels[30, 28, 27], ct[30, 28, 27] = 1, 57.5

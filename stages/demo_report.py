@@ -25,7 +25,8 @@ from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.organs import get_organ, resolve_labels
-from difftumor.pictures import Panel, mask_center, reconstruction_planes, three_planes
+from difftumor.picture_rows import Panel
+from difftumor.pictures import mask_center, reconstruction_planes, three_planes
 from difftumor.plots import curves
 from difftumor.report import Report
 from difftumor.spaces import ModelSpace

@@ -27,11 +27,12 @@ FLOORS = {
     "difftumor.evaluation": 4,
     "difftumor.cli": 5,
     "stages": 5,
+    "studies": 6,
 }
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    for package in ("difftumor", "stages"):
+    for package in ("difftumor", "stages", "studies"):
         for file in sorted((REPOSITORY / package).rglob("*.py")):
             parts = file.relative_to(REPOSITORY).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
@@ -100,7 +101,7 @@ def test_library_needs_no_training_framework(module):
 
 def test_top_level_holds_what_design_names():
     tracked = {
-        "difftumor", "configs", "stages", "tests", "checkpoints", "benchmarks", "docs",
+        "difftumor", "configs", "stages", "tests", "checkpoints", "benchmarks", "studies", "docs",
         "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md",
     }  # fmt: skip
     listing = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)

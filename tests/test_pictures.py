@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from difftumor.pictures import LABEL_COLORS, Panel, mask_center, three_planes
+from difftumor.picture_rows import LABEL_COLORS, Panel
+from difftumor.pictures import axial_rows, mask_center, three_planes
 
 WINDOW = (-160.0, 240.0)
 
@@ -154,6 +155,24 @@ def test_bad_panels_and_centers_are_refused():
         three_planes([Panel(title="a", image=ct), Panel(title="b", image=ct[1:])], spacing_mm=(1, 1, 1))
     with pytest.raises(ValueError, match="outside a volume"):
         three_planes([Panel(title="a", image=ct)], center=(0, 8, 0), spacing_mm=(1, 1, 1))
+
+
+def test_axial_rows_show_each_case_through_its_own_center():
+    first, second = np.full((20, 20, 20), WINDOW[0], np.float32), np.full((10, 10, 12), WINDOW[0], np.float32)
+    first[12:, 12:, 3] = WINDOW[1]
+    second[:5, :5, 8] = WINDOW[1]
+    rows = {
+        "a": [Panel(title="x", image=first), Panel(title="y", image=first)],
+        "b": [Panel(title="", image=second)] * 2,
+    }
+    figure = axial_rows(rows, centers=[(0, 0, 3), (0, 0, 8)], spacing_mm=(1, 1, 1))
+    assert [axes.get_label() for axes in figure.axes] == ["a 0", "a 1", "b 0", "b 1"]
+    # Towards the patient's right and front is at the left and top.
+    assert [bright_corner(picture(figure, label)) for label in ("a 0", "b 0")] == ["left top", "right bottom"]
+    with pytest.raises(ValueError, match="as many in each"):
+        axial_rows({**rows, "c": rows["b"][:1]}, centers=[(0, 0, 0)] * 3, spacing_mm=(1, 1, 1))
+    with pytest.raises(ValueError, match="outside a volume"):
+        axial_rows(rows, centers=[(0, 0, 3), (0, 0, 12)], spacing_mm=(1, 1, 1))
 
 
 def test_mask_center_is_a_voxel_of_the_mask():

@@ -11,7 +11,8 @@ from scipy.ndimage import distance_transform_edt
 from difftumor.components import equivalent_radius_mm
 from difftumor.grids import Box
 from difftumor.organs import ORGAN
-from difftumor.pictures import Panel, mask_center, three_planes
+from difftumor.picture_rows import Panel
+from difftumor.pictures import mask_center, three_planes
 from difftumor.synthesis.records import Triple, TumorRecord
 from difftumor.synthesis.scan import ScanSynthesis
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from difftumor.files import folder_written_whole, written_whole
 from difftumor.grids import Box
@@ -22,6 +21,7 @@ from difftumor.pictures import mask_center
 from difftumor.plots import curves, save_png
 from difftumor.spaces import ModelSpace
 from difftumor.volume import read_ct, read_labels
+from stages.curves import read_curves
 
 SARCOMA = 90
 LABEL_NAMES = {"background": 0, "spleen": 1, "kidney_right": 2, "liver": 5, "sarcoma": SARCOMA}
@@ -74,14 +74,6 @@ def train(dataset: Path, out: Path, arguments: argparse.Namespace) -> Path:
     words = [f"{key}={value}" for key, value in options.items()] + arguments.override
     subprocess.run([sys.executable, "-m", "stages.autoencoder", *words], check=True)
     return out / "runs" / "autoencoder" / "overfit"
-
-
-def read_curves(run: Path, names: tuple[str, ...]) -> dict[str, tuple[list[int], list[float]]]:
-    """Return steps and values of logged numbers."""
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    found = [name for name in names if name in events.Tags()["scalars"]]
-    return {name: ([e.step for e in events.Scalars(name)], [e.value for e in events.Scalars(name)]) for name in found}
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from difftumor.artifacts import load_artifact
 from difftumor.datasets.cases import Case, CaseList, read_cases
@@ -31,6 +30,7 @@ from difftumor.plots import curves
 from difftumor.report import Report
 from difftumor.spaces import ModelSpace
 from difftumor.volume import read_ct, read_labels
+from stages.curves import read_curves
 from stages.demo_folder import DemoFolder, StepCost
 
 _PACKAGES = ("difftumor", "torch", "monai", "pytorch-lightning", "numpy", "scipy", "nibabel", "hydra-core")
@@ -160,17 +160,9 @@ def _stage(report: Report, folder: DemoFolder, stage: str, title: str, artifact:
             **{name.removeprefix("validation/"): value for name, value in config.metrics.items()},
         }
     )
-    events = EventAccumulator(str(folder.logs(stage) / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    known = set(events.Tags()["scalars"])
     for name, (tags, y_label, log) in _CURVES[stage].items():
-        series = {tag: _curve(events, tag) for tag in tags if tag in known}
-        if series:
+        if series := read_curves(folder.logs(stage), tags):
             report.figure(curves(series, y_label=y_label, log=log, smoothing=0.8, title=name), caption=f"{name}.")
-
-
-def _curve(events: EventAccumulator, tag: str) -> tuple[list[int], list[float]]:
-    scalars = events.Scalars(tag)
-    return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
 
 
 def _synthesis(report: Report, title: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -60,7 +61,7 @@ def curves(
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing {smoothing} is not in [0, 1)")
-    figure, axes = _new_figure(inches, title)
+    figure, (axes,) = new_axes(1, inches, title)
     for number, (name, (x_values, y_values)) in enumerate(series.items()):
         x, y = np.asarray(x_values, np.float64), np.asarray(y_values, np.float64)
         if x.shape != y.shape or x.ndim != 1:
@@ -80,7 +81,7 @@ def curves(
             set_formatter("{x:g}")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    _finish(axes, len(series))
+    finish_axes(axes, legend=bool(series))
     return figure
 
 
@@ -93,18 +94,20 @@ def _smoothed(values: Sequence[float] | Any, weight: float) -> Any:
     return out
 
 
-def _new_figure(inches: tuple[float, float], title: str | None) -> tuple[Figure, Any]:
+def new_axes(count: int, inches: tuple[float, float], title: str | None) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure with so many axes side by side, and a title above them."""
     figure = Figure(figsize=inches, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
     if title is not None:
-        axes.set_title(title, fontsize=11)
+        figure.suptitle(title, fontsize=11)
     return figure, axes
 
 
-def _finish(axes: Any, count: int) -> None:
+def finish_axes(axes: Axes, *, legend: bool) -> None:
+    """Give drawn axes the look that all figures share."""
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", labelsize=8)
-    if count:
+    if legend:
         axes.legend(frameon=False, fontsize=8)

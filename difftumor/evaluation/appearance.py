@@ -1,0 +1,167 @@
+"""How tumors look in CT: contrast, inner variation and edge of each, and how far two sets of tumors are apart.
+
+The CT is clipped to the HU window, since more the networks neither see nor make. A tumor's *surroundings* are the
+voxels of its organ, other tumors left out, whose distance from its surface lies in ``SURROUNDINGS_MM``: beyond its rim,
+near enough to be the tissue it grows in. Distances are negative inside. What cannot be measured is NaN, never 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.stats import wasserstein_distance
+
+from difftumor.grids import Box
+from difftumor.intensity import IntensityWindow
+
+SURROUNDINGS_MM = (5.0, 15.0)
+# The edge profile: shells of 1 mm; in coarse voxels some of them are empty.
+EDGE_BINS_MM = tuple(float(edge) for edge in range(-8, 9))
+# Fewer voxels than these say nothing about a tumor, its surroundings or a shell.
+LEAST_VOXELS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """How one tumor looks.
+
+    Attributes:
+        contrast_hu: Mean inside the tumor, less the mean of its surroundings.
+        sd_hu: Standard deviation inside the tumor.
+        edge_hu: Mean of each shell between ``EDGE_BINS_MM``, less the mean of the surroundings; shells outside the
+            tumor count voxels of the organ alone.
+        voxels: Of the tumor.
+    """
+
+    contrast_hu: float
+    sd_hu: float
+    edge_hu: tuple[float, ...]
+    voxels: int
+
+    def to_row(self) -> tuple[float, ...]:
+        """Return all numbers in one row; ``from_row`` gives back the same."""
+        return self.contrast_hu, self.sd_hu, float(self.voxels), *self.edge_hu
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> "Appearance":
+        """Read what ``to_row`` gave."""
+        contrast_hu, sd_hu, voxels, *edge_hu = (float(value) for value in row)
+        return cls(contrast_hu=contrast_hu, sd_hu=sd_hu, edge_hu=tuple(edge_hu), voxels=int(voxels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceDistance:
+    """How far two sets of tumors are apart, in HU; NaN where a set has nothing to compare.
+
+    Attributes:
+        contrast_hu: Wasserstein-1 distance of the contrasts, the area between their cumulative distributions.
+        sd_hu: The same of the standard deviations.
+        edge_hu: Mean absolute difference of the two mean edge profiles, over the shells that both have.
+    """
+
+    contrast_hu: float
+    sd_hu: float
+    edge_hu: float
+
+
+def measure_appearance(
+    ct_hu_XYZ: NDArray[np.floating],
+    tumor_XYZ: NDArray[np.bool_],
+    organ_XYZ: NDArray[np.bool_],
+    *,
+    spacing_mm: Sequence[float],
+    window: IntensityWindow,
+) -> Appearance:
+    """Measure one tumor.
+
+    Args:
+        ct_hu_XYZ: (X, Y, Z) HU.
+        tumor_XYZ: Mask of the tumor.
+        organ_XYZ: Mask of the organ without other tumors; voxels of this tumor may belong to it or not.
+        spacing_mm: Voxel size along X, Y, Z.
+        window: HU that count.
+
+    Raises:
+        ValueError: The shapes differ or are not 3-D.
+    """
+    if ct_hu_XYZ.ndim != 3 or not ct_hu_XYZ.shape == tumor_XYZ.shape == organ_XYZ.shape:
+        raise ValueError(
+            f"CT {ct_hu_XYZ.shape}, tumor {tumor_XYZ.shape} and organ {organ_XYZ.shape} must be of one 3-D shape"
+        )
+    # Nothing farther away is looked at; a voxel more, so that no distance is measured to the box's border.
+    margin = [math.ceil(max(SURROUNDINGS_MM[1], EDGE_BINS_MM[-1]) / step) + 1 for step in spacing_mm]
+    box = Box.around(tumor_XYZ).padded(margin).clipped(ct_hu_XYZ.shape).slices
+    tumor = np.asarray(tumor_XYZ[box], bool)
+    if not tumor.any():
+        return Appearance(contrast_hu=math.nan, sd_hu=math.nan, edge_hu=(math.nan,) * (len(EDGE_BINS_MM) - 1), voxels=0)
+    outside = np.asarray(organ_XYZ[box], bool) & ~tumor
+    ct_hu = np.asarray(ct_hu_XYZ[box], np.float64).clip(window.low_hu, window.high_hu)
+    distance_mm = surface_distance_mm(tumor, spacing_mm)
+    near_mm, far_mm = SURROUNDINGS_MM
+    around_hu = _mean(ct_hu[outside & (near_mm <= distance_mm) & (distance_mm <= far_mm)])
+    shells = np.where(tumor | outside, np.digitize(distance_mm, EDGE_BINS_MM), 0)
+    inside_hu = ct_hu[tumor]
+    return Appearance(
+        contrast_hu=_mean(inside_hu) - around_hu,
+        sd_hu=float(inside_hu.std()) if inside_hu.size >= LEAST_VOXELS else math.nan,
+        edge_hu=tuple(_mean(ct_hu[shells == shell]) - around_hu for shell in range(1, len(EDGE_BINS_MM))),
+        voxels=inside_hu.size,
+    )
+
+
+def surface_distance_mm(mask_XYZ: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Return how far the center of each voxel is from a mask's surface, negative inside.
+
+    Measured to the nearest voxel on the other side as the box that it is: at 1 mm, the voxels on both sides of a face
+    are half a millimeter from it. Infinite where there is no other side.
+
+    Args:
+        mask_XYZ: Boolean mask.
+        spacing_mm: Voxel size along X, Y, Z.
+    """
+    mask = np.asarray(mask_XYZ, bool)
+    return np.where(mask, -_distance_mm(~mask, spacing_mm), _distance_mm(mask, spacing_mm))
+
+
+def appearance_distance(one: Sequence[Appearance], other: Sequence[Appearance]) -> AppearanceDistance:
+    """Compare two sets of tumors; every tumor counts the same, whatever its size."""
+    profiles = np.abs(mean_edge_hu(one) - mean_edge_hu(other))
+    measured = np.isfinite(profiles)
+    return AppearanceDistance(
+        contrast_hu=_wasserstein([t.contrast_hu for t in one], [t.contrast_hu for t in other]),
+        sd_hu=_wasserstein([t.sd_hu for t in one], [t.sd_hu for t in other]),
+        edge_hu=float(profiles[measured].mean()) if measured.any() else math.nan,
+    )
+
+
+def mean_edge_hu(tumors: Sequence[Appearance]) -> NDArray[np.float64]:
+    """Return the mean edge profile of a set, shell by shell over the tumors that have it; NaN where none has."""
+    profiles = np.array([tumor.edge_hu for tumor in tumors], np.float64).reshape(-1, len(EDGE_BINS_MM) - 1)
+    counts = np.isfinite(profiles).sum(axis=0)
+    return np.where(counts > 0, np.nansum(profiles, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Return the distance of each voxel's center to the target voxel nearest to it, taken as a box."""
+    if not target.any():
+        return np.full(target.shape, math.inf)
+    nearest = ndimage.distance_transform_edt(
+        ~target, sampling=tuple(spacing_mm), return_distances=False, return_indices=True
+    )
+    square = np.zeros(target.shape)
+    for found, here, step in zip(nearest, np.indices(target.shape, sparse=True), spacing_mm, strict=True):
+        square += (np.maximum(np.abs(found - here) - 0.5, 0.0) * step) ** 2
+    distance: NDArray[np.float64] = np.sqrt(square)
+    return distance
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size >= LEAST_VOXELS else math.nan
+
+
+def _wasserstein(one: Sequence[float], other: Sequence[float]) -> float:
+    sets = [[value for value in values if math.isfinite(value)] for values in (one, other)]
+    return float(wasserstein_distance(*sets)) if all(sets) else math.nan

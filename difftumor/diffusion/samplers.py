@@ -4,14 +4,17 @@ Every element of a batch has noise of its own, so that a batch gives what its el
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ConfigError, ShapeError
+
+Kind = Literal["ddpm", "ddim"]
+Spacing = Literal["leading", "trailing"]
 
 
 class NoisePredictor(Protocol):
@@ -32,30 +35,58 @@ class SamplerConfig:
         kind: "ddpm" goes through all time steps and adds noise in each; "ddim" may skip steps.
         steps: Number of calls of the denoiser; None for all time steps of the schedule, the only choice with DDPM.
         eta: DDIM's noise in [0, 1]: 0 none, 1 as much as DDPM with its posterior variance.
+        spacing: Which time steps DDIM visits where it skips some. "leading", as in the published models, starts below
+            the last time step and ends at step 0; with few steps it starts from noise alone where the denoiser expects
+            some of the latent. "trailing" (Lin et al. 2024, Common Diffusion Noise Schedules, table 2) starts at the
+            last time step, where noise alone is right, and ends at x_0. So little of x_0 is left there that it clamps
+            the x_0 it predicts, as DDPM does.
 
     Raises:
         ConfigError: A value is unknown or out of range.
     """
 
-    kind: Literal["ddpm", "ddim"] = "ddpm"
+    kind: Kind = "ddpm"
     steps: int | None = None
     eta: float = 0.0
+    spacing: Spacing = "leading"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ddpm", "ddim"):
+        if self.kind not in get_args(Kind):
             raise ConfigError(f"the sampler's kind must be 'ddpm' or 'ddim', not {self.kind!r}")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"the sampler's steps must be at least 1, not {self.steps}")
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"the sampler's eta must be in [0, 1], not {self.eta}")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ConfigError(f"the sampler's steps must be a whole number from 1 up, not {self.steps!r}")
+        if not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
+            raise ConfigError(f"the sampler's eta must be in [0, 1], not {self.eta!r}")
+        if self.spacing not in get_args(Spacing):
+            raise ConfigError(f"the sampler's spacing must be 'leading' or 'trailing', not {self.spacing!r}")
         if self.kind == "ddpm" and self.eta != 0:
             raise ConfigError(f"the sampler's eta {self.eta} has no meaning for 'ddpm'; leave it at 0 or use 'ddim'")
+        if self.kind == "ddpm" and self.spacing != "leading":
+            raise ConfigError(f"the sampler's spacing {self.spacing!r} has no meaning for 'ddpm'; use 'ddim'")
+
+    def changed(
+        self,
+        *,
+        kind: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        spacing: str | None = None,
+    ) -> "SamplerConfig":
+        """Return the config with other values; None keeps what is, except that another kind starts from its defaults.
+
+        Raises:
+            ConfigError: A value is unknown or out of range.
+        """
+        options = {"kind": kind, "steps": steps, "eta": eta, "spacing": spacing}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return replace(self if kind in (None, self.kind) else SamplerConfig(), **given)
 
     def time_steps(self, total: int) -> tuple[int, ...]:
         """Return the visited time steps of a schedule with ``total`` ones, ascending.
 
-        DDIM visits 1 + i·T/S, rounded down: 1, 5, …, 197 for S = 50 of T = 200. With fewer than two time steps per
-        visited one there is no room for the 1, and the visited ones start at 0.
+        Leading DDIM visits 1 + i·T/S, rounded down: 1, 5, …, 197 for S = 50 of T = 200. With fewer than two time steps
+        per visited one there is no room for the 1, and the visited ones start at 0. Trailing DDIM visits
+        (i + 1)·T/S - 1, rounded: 3, 7, …, 199.
 
         Raises:
             ConfigError: ``steps`` doesn't fit the schedule.
@@ -64,6 +95,8 @@ class SamplerConfig:
         if steps > total or (self.kind == "ddpm" and steps != total):
             allowed = f"all {total}" if self.kind == "ddpm" else f"at most {total}"
             raise ConfigError(f"the sampler's steps must be {allowed} of the schedule with {self.kind!r}, not {steps}")
+        if self.spacing == "trailing":
+            return tuple(round((i + 1) * total / steps) - 1 for i in range(steps))
         offset = 1 if self.kind == "ddim" and total >= 2 * steps else 0
         return tuple(offset + i * total // steps for i in range(steps))
 
@@ -88,6 +121,7 @@ def sample(
     """Draw latents z_0 given conditions, by the reverse process of DiffTumor's section 3.2.
 
     Exactly one of ``noise`` and ``generators`` is given. The result has no autograd history, yet may enter graphs.
+    The denoiser stays in its mode, and runs in the precision of the caller's autocast; all else is float32.
 
     Args:
         denoiser: Predicts the noise ε_θ.
@@ -138,18 +172,22 @@ def _ddim(
     config: SamplerConfig,
     source: Iterator[Tensor],
 ) -> Tensor:
-    """DDIM over a part of the time steps, x_0 not clamped."""
+    """DDIM over a part of the time steps."""
     steps = config.time_steps(schedule.timesteps)
     table = schedule.alphas_cumprod.tolist()
     alpha_bars = [table[t] for t in steps]
+    trailing = config.spacing == "trailing"
     # Below the first visited step lies step 0, whose ᾱ is not quite 1; below step 0 itself there is no noise.
-    lowest = table[0] if steps[0] > 0 else 1.0
+    lowest = table[0] if steps[0] > 0 and not trailing else 1.0
 
     x = next(source)
     for t, alpha_bar, previous in reversed(list(zip(steps, alpha_bars, [lowest, *alpha_bars[:-1]], strict=True))):
         time_B = torch.full((len(x),), t, device=x.device)
         epsilon = denoiser(x, time_B, condition).float()
         x0 = schedule.predict_x0(x, epsilon, time_B)
+        if trailing:
+            x0 = x0.clamp(-1, 1)
+            epsilon = schedule.predict_noise(x, x0, time_B)
         # σ² = η² (1 - ᾱ_prev) / (1 - ᾱ_t) (1 - ᾱ_t / ᾱ_prev)   (DDIM, eq. 16)
         variance = config.eta**2 * (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)
         # x_prev = √ᾱ_prev x_0 + √(1 - ᾱ_prev - σ²) ε + σ z   (DDIM, eq. 12)

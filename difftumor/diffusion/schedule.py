@@ -63,6 +63,13 @@ class NoiseSchedule(nn.Module):
             - _at(self.sqrt_recipm1_alphas_cumprod, time_B, xt) * noise
         )
 
+    def predict_noise(self, xt: Tensor, x0: Tensor, time_B: Tensor) -> Tensor:
+        """Return the ε that would have turned x_0 into x_t; undoes `predict_x0`."""
+        # ε = (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t)
+        return (xt - _at(self.sqrt_alphas_cumprod, time_B, xt) * x0) / _at(
+            self.sqrt_one_minus_alphas_cumprod, time_B, xt
+        )
+
     def posterior(self, x0: Tensor, xt: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean (B, …) and log-variance (B, 1, …) of q(x_{t-1} | x_t, x_0) (DDPM, eq. 6 and 7)."""
         mean = _at(self.posterior_mean_coef1, time_B, xt) * x0 + _at(self.posterior_mean_coef2, time_B, xt) * xt

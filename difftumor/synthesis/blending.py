@@ -39,9 +39,11 @@ def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float) -> Tensor:
         for a, b, size in zip(first, last, weight.shape, strict=True)
     )
     blurred = weight[source]
-    for axis in range(3):
-        rows = _gaussian_matrix(weight.shape[axis], sigma_voxels, radius)[target[axis], source[axis]]
-        blurred = torch.tensordot(blurred, rows.to(weight), dims=([0], [1]))  # the new axis comes last: a cyclic shift
+    with torch.autocast(weight.device.type, enabled=False):
+        for axis in range(3):
+            rows = _gaussian_matrix(weight.shape[axis], sigma_voxels, radius)[target[axis], source[axis]]
+            # The new axis comes last: a cyclic shift.
+            blurred = torch.tensordot(blurred, rows.to(weight), dims=([0], [1]))
     result = torch.zeros_like(weight)
     result[target] = blurred.clamp(0.0, 1.0)
     return result

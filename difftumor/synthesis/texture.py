@@ -5,7 +5,7 @@ without the tumor voxels and on the mask.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torch import Tensor
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.samplers import SamplerConfig, sample
 from difftumor.diffusion.schedule import NoiseSchedule
-from difftumor.errors import SynthesisError
+from difftumor.errors import ConfigError, SynthesisError
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.denoiser import Denoiser
 from difftumor.seeding import torch_generator
+
+Precision = Literal["fp32", "bf16"]
 
 
 class DiffusionTexture:
@@ -30,6 +32,11 @@ class DiffusionTexture:
         window: HU that the networks see.
         patches_at_once: Patches that go through the networks together; bounds the memory.
         masked: Where the tumor is taken out of the condition, as in the denoiser's training; see ``LatentCodec``.
+        precision: What the networks compute in, whatever the caller's autocast: "fp32", or "bf16" for convolutions and
+            products. The sampler's state, the scaling of latents and the search for codes are always float32.
+
+    Raises:
+        ConfigError: ``patches_at_once`` is less than 1, or the precision is unknown.
     """
 
     name = "diffusion"
@@ -44,12 +51,18 @@ class DiffusionTexture:
         window: IntensityWindow | None = None,
         patches_at_once: int = 4,
         masked: Literal["image", "latent"] = "image",
+        precision: Precision = "fp32",
     ) -> None:
+        if patches_at_once < 1:
+            raise ConfigError(f"patches_at_once is {patches_at_once}: give 1 or more.")
+        if precision not in get_args(Precision):
+            raise ConfigError(f"The precision {precision!r} is unknown: choose fp32 or bf16.")
         self.codec = codec
         self.window = window or IntensityWindow()
+        self.sampler = sampler or SamplerConfig()
+        self.precision: Precision = precision
         self._denoiser = denoiser
         self._schedule = schedule
-        self._sampler = sampler or SamplerConfig()
         self._patches_at_once = patches_at_once
         self._masked = masked
 
@@ -77,28 +90,37 @@ class DiffusionTexture:
             CT in HU inside the window, (B, 1, X, Y, Z). Only the tumor and its rim are meant to be used.
 
         Raises:
-            SynthesisError: The networks return values that are not finite.
+            SynthesisError: The networks return values that are not finite, or there are not as many seeds as elements.
         """
+        if len(seeds) != len(ct_hu_B1XYZ):
+            raise SynthesisError(f"{len(ct_hu_B1XYZ)} patches need as many seeds, not {len(seeds)}: give one for each.")
         parts = []
         for start in range(0, len(seeds), self._patches_at_once):
             part = slice(start, start + self._patches_at_once)
             generators = [torch_generator(seed, "texture") for seed in seeds[part]]
-            condition = self._condition(ct_hu_B1XYZ[part], mask_B1XYZ[part])
-            latent = sample(self._denoiser, condition, self._schedule, self._sampler, generators=generators)
-            parts.append(self._decoded(latent))
+            parts.append(self._made(ct_hu_B1XYZ[part], mask_B1XYZ[part], generators=generators))
         return torch.cat(parts)
 
     @torch.no_grad()
     def make_from_noise(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor, noise: Tensor) -> Tensor:
         """Make the CT with tumors from given noise (steps + 1, B, C, z, x, y); otherwise as ``make``."""
-        condition = self._condition(ct_hu_B1XYZ, mask_B1XYZ)
-        return self._decoded(sample(self._denoiser, condition, self._schedule, self._sampler, noise=noise))
+        return self._made(ct_hu_B1XYZ, mask_B1XYZ, noise=noise)
 
-    def _condition(self, ct_hu_B1XYZ: Tensor, mask_B1XYZ: Tensor) -> Tensor:
-        return self.codec.condition(self.window.to_signed(ct_hu_B1XYZ), mask_B1XYZ, masked=self._masked)
-
-    def _decoded(self, latent: Tensor) -> Tensor:
-        signed = self.codec.decode(latent)
+    def _made(
+        self,
+        ct_hu_B1XYZ: Tensor,
+        mask_B1XYZ: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        signed_B1XYZ = self.window.to_signed(ct_hu_B1XYZ)
+        # Without autocast's cache: weights that it keeps from here would have no gradients in a caller's training step.
+        bf16 = self.precision == "bf16"
+        with torch.autocast(signed_B1XYZ.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
+            condition = self.codec.condition(signed_B1XYZ, mask_B1XYZ, masked=self._masked)
+            latent = sample(self._denoiser, condition, self._schedule, self.sampler, noise=noise, generators=generators)
+            signed = self.codec.decode(latent)
         # The latent too: the codebook turns any latent into codes, and so hides what is not finite.
         if not (latent.isfinite().all() and signed.isfinite().all()):
             raise SynthesisError(

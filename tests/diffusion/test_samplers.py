@@ -230,7 +230,7 @@ def test_sample_has_no_history_but_may_be_trained_on(small):
     ("options", "message"),
     [
         ({"kind": "euler"}, "'ddpm' or 'ddim', not 'euler'"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number from 1 up, not 0"),
         ({"kind": "ddim", "eta": 1.5}, r"eta must be in \[0, 1\]"),
         ({"kind": "ddim", "eta": float("nan")}, "eta"),
         ({"kind": "ddpm", "eta": 0.5}, "no meaning for 'ddpm'"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     The sibling keeps the file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # Processes on other machines, or in other containers, may have the same number.
+    temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{path.name}")
     with _parents_made(path):
         try:
             yield temporary

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from difftumor.datasets.tumor_cases import AnnotatedTumor, choose_tumors
 from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.latent_cache import LatentCache
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
@@ -27,6 +29,7 @@ from difftumor.volume import Volume
 from stages.case_lists import read_root, sort_and_say, stated_validation
 from stages.data import check_same_preprocessing, check_sizes, check_steps, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe, describe_choice
+from stages.diffusion_latents import CachedTumorCrops, LatentOptions
 from stages.diffusion_module import DiffusionModule
 from stages.entry import command_line
 from stages.run import Stage, say
@@ -55,7 +58,9 @@ def build(settings: Settings) -> Stage:
         data=crops.data,
         epochs=epochs,
         monitor="validation/loss" if crops.data.validation else None,
-        neutral=("training.steps",),  # nothing depends on how long the run will be
+        # Nothing depends on how long the run will be, and without a cache there is no pool.
+        neutral=("training.steps", *([] if settings.latents.cache else ["latents.crops"])),
+        only_whether=("latents.cache",),
     )
 
 
@@ -100,7 +105,9 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     say(describe({case.id: len(found[case.id]) for case in (*train.tumor, *validation)}, rules, cases.source))
     reader, tumors = _chosen(settings, reader, [tumor for case in train.tumor for tumor in found[case.id]])
     counts = Counter(tumor.case for tumor in tumors)
-    crops = TumorCrops(
+    crops = _data(
+        construct(LatentOptions, settings.latents),
+        held_out={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
         reader=reader,
         foreground_ratio=data.foreground_ratio,
         train=tuple(case for case in train.tumor if counts[case.id]),
@@ -120,6 +127,14 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     if reader.only:  # otherwise the cases and the rules say which tumors
         provenance["tumors"] = [{"case": t.case, "center_mm": t.center_mm, "radius_mm": t.radius_mm} for t in tumors]
     return _Crops(crops, provenance)
+
+
+def _data(latents: LatentOptions, *, held_out: Mapping[str, Sequence[int]], **options: Any) -> TumorCrops:
+    """Crops that are encoded in every step, or once."""
+    if latents.cache is None:
+        return TumorCrops(**options)
+    cache = LatentCache(Path(latents.cache))
+    return CachedTumorCrops(cache=cache, crops=latents.crops, held_out=held_out, **options)
 
 
 def _check_most(value: Any) -> None:

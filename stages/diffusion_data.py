@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,23 +95,31 @@ class TumorReader:
             for lesion in split.of_stage(self.rules.stage)
         )
 
-    def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
-        """Cut one crop around each wanted lesion, case after case, at most ``limit``.
+    def around(self, item: Item, lesion: Lesion) -> Item:
+        """Cut the crop around a lesion out of a case that ``load`` returned.
 
         Returns:
-            Items with ``ct``, ``labels``, ``case`` and ``key``, which is unique.
+            ``ct``, ``labels``, ``case``, and ``key``, which no other lesion has.
         """
+        box = Box.centered(lesion.center, self.crop, within=item["ct"].shape[1:])
+        # Cloned, so that the whole scan is not kept.
+        cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
+        return {**cut, "case": item["case"], "key": crop_name(item["case"], lesion.index)}
+
+    def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
+        """Cut one crop around each wanted lesion, case after case, at most ``limit``."""
         crops: list[Item] = []
         for case in cases:
             if len(crops) >= limit:
                 break
             item, lesions = self.load(case)
-            for lesion in lesions[: limit - len(crops)]:
-                box = Box.centered(lesion.center, self.crop, within=item["ct"].shape[1:])
-                # Cloned, so that the whole scan is not kept.
-                cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
-                crops.append({**cut, "case": case.id, "key": f"{case.id}/{lesion.index}"})
+            crops += [self.around(item, lesion) for lesion in lesions[: limit - len(crops)]]
         return crops
+
+
+def crop_name(case: str, index: int) -> str:
+    """Return the name of the crop around a lesion."""
+    return f"{case}/{index}"
 
 
 class TumorCrops(CropData):
@@ -125,15 +133,20 @@ class TumorCrops(CropData):
     """
 
     def __init__(self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, **options: Any) -> None:
-        transform: Callable[[Item], Item] = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
-        super().__init__(load=reader, transform=transform, **options)
+        cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
+        super().__init__(load=reader, transform=cut, **options)
+        self.cut = cut
         self.reader = reader
         self.validation_crops = validation_crops
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache and cut the validation crops."""
         super().setup(stage)
-        self.fixed = self.reader.fixed_crops(self.validation, limit=self.validation_crops)
+        self.fixed = self.fixed_crops()
+
+    def fixed_crops(self) -> list[Item]:
+        """Cut the validation crops."""
+        return self.reader.fixed_crops(self.validation, limit=self.validation_crops)
 
     def val_dataloader(self) -> DataLoader[Item] | list[Any]:
         """Return the loader of the fixed crops; empty where no tumor is held out."""

@@ -152,7 +152,9 @@ class DiffusionModule(StageModule):
 
     @torch.no_grad()
     def encoded(self, batch: Item) -> tuple[Tensor, Tensor]:
-        """Return z₀ and the condition of a batch with ``ct`` in HU and ``labels``, (B, 1, X, Y, Z)."""
+        """Return z₀ and the condition of a batch with ``ct`` in HU and ``labels``, (B, 1, X, Y, Z), or with both."""
+        if "latent" in batch:
+            return batch["latent"], batch["condition"]
         with torch.autocast(batch["ct"].device.type, enabled=False):
             signed_B1XYZ = self.window.to_signed(batch["ct"].float())
             tumor_B1XYZ = batch["labels"] == TUMOR

@@ -103,12 +103,15 @@ class RunFolder:
             text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
             temporary.write_text(f"{HEADER}\n{text}", encoding="utf-8")
 
-    def changed(self, values: Mapping[str, Any], neutral: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+    def changed(
+        self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
+    ) -> list[tuple[str, Any, Any]]:
         """Options that differ from those the run was started with and that change its results.
 
         Args:
             values: The resolved config of this call.
             neutral: Options of the stage that change no result, besides the common ones.
+            only_whether: Options of the stage of which all values but null give the same results.
 
         Returns:
             (name, value of the run, value of this call) of each.
@@ -117,15 +120,19 @@ class RunFolder:
         # Through YAML once, so that both sides went the same way.
         given = flatten(yaml.safe_load(yaml.safe_dump(dict(values))))
         names = [name for name in {**stored, **given} if name not in (*NEUTRAL, *neutral)]
-        return [(n, stored.get(n), given.get(n)) for n in names if stored.get(n) != given.get(n)]
+        pairs = [(name, stored.get(name), given.get(name)) for name in names]
+        alike = {name for name, one, other in pairs if name in only_whether and None not in (one, other)}
+        return [(name, one, other) for name, one, other in pairs if one != other and name not in alike]
 
-    def check_resumable(self, values: Mapping[str, Any], neutral: tuple[str, ...] = ()) -> None:
+    def check_resumable(
+        self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
+    ) -> None:
         """Refuse to go on with a run under other options.
 
         Raises:
             ConfigError: Names the first option that differs.
         """
-        if changes := self.changed(values, neutral):
+        if changes := self.changed(values, neutral, only_whether):
             name, stored, given = changes[0]
             raise ConfigError(
                 f"{self.path} was started with {name}={stored}, not {given}: give the run another name=…, "

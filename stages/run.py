@@ -35,6 +35,7 @@ class Stage:
         monitor: Validation metric by which the best network is kept, or None.
         mode: Whether less or more of it is better.
         neutral: Options, besides the common ones, that a resumed run may change.
+        only_whether: Options of which all values but null give the same results.
     """
 
     module: StageModule
@@ -43,6 +44,7 @@ class Stage:
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
     neutral: tuple[str, ...] = ()
+    only_whether: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
         for artifact in (run.artifact, run.best):
             run.ownership.check(artifact)
     if resuming:
-        run.folder.check_resumable(run.values, built.neutral)
+        run.folder.check_resumable(run.values, built.neutral, built.only_whether)
         run.folder.check_start(start)
     else:
         run.folder.remove()

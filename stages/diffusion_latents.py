@@ -1,0 +1,324 @@
+"""Cached latents of stage 2: a fixed pool of crops per case, encoded once, from which training then draws."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, TypeVar
+
+import torch
+from monai.transforms import Randomizable
+from torch import Tensor
+
+from difftumor.cli.progress import progress_bar
+from difftumor.datasets.cases import Case
+from difftumor.datasets.transforms import Item
+from difftumor.diffusion.latent_cache import LatentCache, latent_key
+from difftumor.errors import ConfigError, TrainingError
+from difftumor.files import check_folder
+from difftumor.organs import resolve_labels
+from difftumor.seeding import derive_seed
+from difftumor.volume import is_nifti
+from stages.diffusion_data import TumorCrops, TumorReader, crop_name
+from stages.diffusion_module import DiffusionModule
+from stages.run import say
+from stages.settings import check_whole
+
+T = TypeVar("T")
+# Crops after which a line is said.
+SAID_EVERY = 500
+Encode = Callable[[Item], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """The group ``latents`` of the config.
+
+    Args:
+        cache: Folder of the latents; None encodes random crops in every step.
+        crops: Crops per case to draw from.
+
+    Raises:
+        ConfigError: An option is out of range, or the folder cannot be one.
+    """
+
+    cache: str | None
+    crops: int
+
+    def __post_init__(self) -> None:
+        check_whole(1, latents__crops=self.crops)
+        if self.cache is None:
+            return
+        if not isinstance(self.cache, str) or not self.cache:
+            raise ConfigError(f"latents.cache is {self.cache!r}: give a folder, or null to encode in every step.")
+        check_folder(Path(self.cache), option="latents.cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseCrops:
+    """The crops of one case that are wanted.
+
+    Args:
+        load: Reads the case.
+        cuts: By key, what cuts the crop out of what was read.
+    """
+
+    load: Callable[[], Any]
+    cuts: Mapping[str, Callable[[Any], Item]]
+
+
+class CachedTumorCrops(TumorCrops):
+    """The crops of ``TumorCrops`` as latents and conditions, from a fixed pool that is encoded before training starts.
+
+    A crop is encoded alone, and its key names all that decides it, so that a latent is the same whoever made it, and
+    when. Once the cache is full, no CT is read.
+
+    Args:
+        cache: Where latents are.
+        crops: Size of the pool of each training case.
+        held_out: By validation case, the indices of its tumors.
+        foreground_ratio: See ``TumorCrops``.
+        options: See ``TumorCrops``.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: LatentCache,
+        crops: int,
+        held_out: Mapping[str, Sequence[int]],
+        foreground_ratio: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(foreground_ratio=foreground_ratio, **options)
+        self.transform = DrawLatent(cache)
+        self.cache = cache
+        self.crops = crops
+        self.held_out = held_out
+        self.foreground_ratio = float(foreground_ratio)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encode what is missing."""
+        assert self.trainer is not None
+        module, device = self.trainer.lightning_module, self.trainer.strategy.root_device
+        assert isinstance(module, DiffusionModule)
+        module.codec.autoencoder.to(device)
+        common = {"device": device.type, **_of_module(module), **_of_reader(self.reader)}
+        pools = {case.id: self._pool(case, common) for case in self.train}
+        self._fixed: dict[str, tuple[str, str]] = {}
+        held_out = [self._held_out(case, common) for case in self.validation]
+        fill(
+            self.cache,
+            [*pools.values(), *held_out],
+            encode=partial(_encoded, module=module, device=device),
+            bytes_each=_bytes_each(module, self.reader.crop),
+            silent=self.trainer.global_rank > 0,
+        )
+        self.load = PoolKeys({case: tuple(pool.cuts) for case, pool in pools.items()})
+        super().setup(stage)
+
+    def fixed_crops(self) -> list[Item]:
+        """Return latent and condition of each held-out crop, with ``case`` and ``key`` as without a cache."""
+        return [
+            {**read_latent(self.cache, key), "case": case, "key": name} for name, (case, key) in self._fixed.items()
+        ]
+
+    def _pool(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
+        """Return the crops to draw from; number k is the same however many there are."""
+        about = {**common, **_of_case(case, self.reader), "foreground_ratio": self.foreground_ratio}
+        states = [derive_seed(self.seed, "latents", case.id, number) for number in range(self.crops)]
+        cuts = {latent_key(**about, state=state): partial(self._cut_at_random, state=state) for state in states}
+        return CaseCrops(load=partial(self.reader, case), cuts=cuts)
+
+    def _cut_at_random(self, item: Item, *, state: int) -> Item:
+        return self.cut.set_random_state(seed=state % 2**32)(item)
+
+    def _held_out(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
+        about = {**common, **_of_case(case, self.reader)}
+        cuts = {}
+        for index in self.held_out[case.id][: self.validation_crops - len(self._fixed)]:
+            key = latent_key(**about, tumor=index)
+            self._fixed[crop_name(case.id, index)] = (case.id, key)
+            cuts[key] = partial(self._cut_around, index=index)
+        return CaseCrops(load=partial(self.reader.load, case), cuts=cuts)
+
+    def _cut_around(self, loaded: tuple[Item, Sequence[Any]], *, index: int) -> Item:
+        item, lesions = loaded
+        return self.reader.around(item, next(lesion for lesion in lesions if lesion.index == index))
+
+
+@dataclass(frozen=True)
+class PoolKeys:
+    """Takes the place of reading a case: which latents there are of it.
+
+    Args:
+        keys: By case.
+    """
+
+    keys: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, case: Case) -> Item:
+        """Return ``case`` and ``keys``."""
+        return {"case": case.id, "keys": self.keys[case.id]}
+
+
+class DrawLatent(Randomizable):
+    """Takes the place of cutting a crop: read one of a case's latents.
+
+    Args:
+        cache: Where they are.
+    """
+
+    def __init__(self, cache: LatentCache) -> None:
+        self.cache = cache
+
+    def __call__(self, item: Item) -> Item:
+        """Return ``latent``, ``condition`` and ``case`` of an item of ``PoolKeys``."""
+        key = item["keys"][self.R.randint(len(item["keys"]))]
+        return {**read_latent(self.cache, key), "case": item["case"]}
+
+
+def read_latent(cache: LatentCache, key: str) -> dict[str, Tensor]:
+    """Read a latent that was there when training started.
+
+    Raises:
+        TrainingError: It is no longer there, or damaged.
+    """
+    if (tensors := cache.read(key)) is None:
+        raise TrainingError(
+            f"{cache.file(key)} has gone or been damaged since the run started: rerun the same command, which makes "
+            "it again."
+        )
+    return tensors
+
+
+def fill(
+    cache: LatentCache, wanted: Sequence[CaseCrops], *, encode: Encode, bytes_each: int, silent: bool = False
+) -> None:
+    """Make the latents that are missing or damaged.
+
+    Every process, of this run or of another, makes whatever it finds missing, in an order of its own. So they share the
+    work, none waits for another, and when one is done, all latents are there.
+
+    Args:
+        cache: To fill.
+        wanted: What is to be there.
+        encode: Makes latent and condition of a crop.
+        bytes_each: Size of a latent and its condition.
+        silent: Say nothing, as another rank does.
+
+    Raises:
+        ConfigError: The disk has no room for them.
+    """
+    total = sum(len(crops.cuts) for crops in wanted)
+    with _progress("Checking latents", total, silent) as advance:
+        missing = [replace(crops, cuts=_missing(cache, crops, advance)) for crops in wanted]
+    to_make = sum(len(crops.cuts) for crops in missing)
+    if not silent:
+        say(
+            f"Latents in {cache.folder}: {total} of {bytes_each / 1e6:.2g} MB, {total * bytes_each / 1e9:.2g} GB in "
+            f"all; {total - to_make} are there, {to_make} to be made."
+        )
+    _check_room(cache.folder, to_make * bytes_each)
+    with _progress("Encoding crops", to_make, silent) as advance:
+        for crops in _in_any_order(missing):
+            _make(cache, crops, encode, advance)
+
+
+def _missing(cache: LatentCache, crops: CaseCrops, advance: Callable[[], None]) -> dict[str, Callable[[Any], Item]]:
+    missing = {}
+    for key, cut in crops.cuts.items():
+        if cache.read(key) is None:
+            missing[key] = cut
+        advance()
+    return missing
+
+
+def _make(cache: LatentCache, crops: CaseCrops, encode: Encode, advance: Callable[[], None]) -> None:
+    loaded = None
+    for key in _in_any_order(list(crops.cuts)):
+        if cache.read(key) is None:  # still
+            loaded = crops.load() if loaded is None else loaded
+            cache.write(key, encode(crops.cuts[key](loaded)))
+        advance()
+
+
+def _in_any_order(things: Sequence[T]) -> list[T]:
+    # Of no matter to what is made, only to who makes it: two processes would otherwise make the same at the same time.
+    return SystemRandom().sample(things, len(things))
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if (free := shutil.disk_usage(there).free) < wanted:
+        raise ConfigError(
+            f"latents.cache is {folder}, where {free / 1e9:.2g} GB are free and {wanted / 1e9:.2g} GB needed: make "
+            "room, give another folder, or fewer latents.crops."
+        )
+
+
+@contextmanager
+def _progress(description: str, total: int, silent: bool) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, and lines for logs."""
+    if silent or not total:
+        yield lambda: None
+        return
+    number = count(1)
+    with progress_bar(description, total) as advance:
+
+        def done() -> None:
+            advance()
+            if (done_so_far := next(number)) % SAID_EVERY == 0 and done_so_far < total:
+                say(f"{description}: {done_so_far} of {total}.")
+
+        yield done
+
+
+def _encoded(item: Item, *, module: DiffusionModule, device: torch.device) -> dict[str, Tensor]:
+    """Latent and condition of one crop, as training would have them."""
+    latent, condition = module.encoded({name: item[name][None].to(device) for name in ("ct", "labels")})
+    return {"latent": latent[0], "condition": condition[0]}
+
+
+def _bytes_each(module: DiffusionModule, crop: Sequence[int]) -> int:
+    channels, *size = module.codec.latent_shape(crop)
+    return (2 * channels + 1) * math.prod(size) * torch.float32.itemsize
+
+
+def _of_module(module: DiffusionModule) -> dict[str, Any]:
+    """What decides how a crop is encoded."""
+    return {
+        "autoencoder": module.parents["autoencoder"].identity,
+        "masked": module.masked,
+        "window_hu": [module.window.low_hu, module.window.high_hu],
+    }
+
+
+def _of_reader(reader: TumorReader) -> dict[str, Any]:
+    """What decides how a case is read."""
+    names = reader.cases.label_names
+    return {
+        "crop": list(reader.crop),
+        "spacing_mm": [float(step) for step in reader.spacing_mm],
+        "lesions": asdict(reader.rules),
+        "labels": asdict(resolve_labels(names, reader.organ, source=reader.cases.source)),
+        "label_names": dict(names),
+    }
+
+
+def _of_case(case: Case, reader: TumorReader) -> dict[str, Any]:
+    """What decides what is read: the case's files as they are now, and which of its tumors count."""
+    assert case.labels is not None
+    labels = sorted(filter(is_nifti, case.labels.iterdir())) if case.labels.is_dir() else [case.labels]
+    files = [(str(file.resolve()), file.stat()) for file in (case.image, *labels)]
+    return {
+        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files],
+        "tumors": sorted(reader.only[case.id]) if case.id in reader.only else "all",
+    }

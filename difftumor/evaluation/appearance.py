@@ -152,8 +152,9 @@ def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDAr
         ~target, sampling=tuple(spacing_mm), return_distances=False, return_indices=True
     )
     square = np.zeros(target.shape)
-    for found, here, step in zip(nearest, np.indices(target.shape, sparse=True), spacing_mm, strict=True):
-        square += (np.maximum(np.abs(found - here) - 0.5, 0.0) * step) ** 2
+    for axis, step in enumerate(spacing_mm):
+        here = np.arange(target.shape[axis]).reshape([-1 if other == axis else 1 for other in range(3)])
+        square += (np.maximum(np.abs(nearest[axis] - here) - 0.5, 0.0) * step) ** 2
     distance: NDArray[np.float64] = np.sqrt(square)
     return distance
 

@@ -35,8 +35,8 @@ def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | 
     for axes in (contrast, sd):
         axes.set_ylim(-0.03, 1.03)
     for axes in (contrast, sd, edge):
-        axes.xaxis.label.set_size(9)
-        axes.yaxis.label.set_size(9)
+        axes.xaxis.label.set_fontsize(9)
+        axes.yaxis.label.set_fontsize(9)
         finish_axes(axes, legend=axes is edge and bool(sets))
     return figure
 

@@ -4,16 +4,71 @@ from dataclasses import replace
 
 import numpy as np
 
+from difftumor.errors import SynthesisError
 from difftumor.organs import Organ
 from difftumor.seeding import Key, derive_seed, numpy_generator
 from difftumor.synthesis.placement import Room
-from difftumor.synthesis.records import SIZES, Triple, TumorRecord
+from difftumor.synthesis.records import SIZES, Triple, TumorRecord, sizes_of
 from difftumor.synthesis.shapes import tumor_shape
 
 # Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
 LEAVING_CHANCE = 0.5
 # Published as U(0, 4) voxels of 1 mm; in mm a rim stays as soft at any spacing.
 LARGEST_BLUR_MM = 4.0
+
+
+def draw_tumors(
+    organ_mask_XYZ: np.ndarray,
+    *,
+    organ: Organ,
+    texture: str,
+    size: str,
+    count: int,
+    spacing_mm: Triple,
+    seed: int,
+    keys: tuple[Key, ...] = (),
+    affine: np.ndarray | None = None,
+    open_border: bool = True,
+) -> tuple[TumorRecord, ...]:
+    """Draw tumors for one organ; no network is needed. See ``TumorSynthesizer.draw``, as for what it raises.
+
+    Args:
+        organ_mask_XYZ: See there, as for all that follow but these.
+        organ: Rules of placement.
+        texture: Name of the generator that the tumors are drawn for.
+        size: See there.
+        count: See there.
+        spacing_mm: Voxel size of the mask.
+        seed: See there.
+        keys: See there.
+        affine: See there.
+        open_border: See there.
+    """
+    sizes = sizes_of(size)
+    if count < 1:
+        return ()
+    room = Room(organ_mask_XYZ, spacing_mm, erosion_voxels=organ.erosion_voxels, open_border=open_border)
+    to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
+    drawn = (
+        draw_tumor(
+            room,
+            organ=organ,
+            texture=texture,
+            sizes=sizes,
+            spacing_mm=spacing_mm,
+            to_mm=to_mm,
+            seed=seed,
+            keys=(*keys, "tumor", number),
+        )
+        for number in range(count)
+    )
+    records = tuple(record for record in drawn if record is not None)
+    if not records:
+        raise SynthesisError(
+            f"The {organ.name} has no room for a tumor of size {size!r}: choose a smaller size "
+            "or a mask with more of the organ."
+        )
+    return records
 
 
 def draw_tumor(

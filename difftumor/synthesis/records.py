@@ -64,7 +64,7 @@ SIZES: Mapping[str, SizeClass] = MappingProxyType(
 )
 # What a user may ask for: a class, or a group whose members have equal chance for each tumor.
 SIZE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {**{name: (name,) for name in SIZES}, "early": (_TINY, _SMALL)}
+    {**{name: (name,) for name in SIZES}, "early": (_TINY, _SMALL), "late": (_MEDIUM, _LARGE)}
 )
 
 

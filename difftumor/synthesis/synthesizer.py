@@ -1,9 +1,9 @@
 """The tumor synthesizer: draws records, and applies them to CT."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import Key
 from difftumor.synthesis.blending import add_change, blend_change, blurred_weight
-from difftumor.synthesis.drawing import draw_tumor
+from difftumor.synthesis.drawing import draw_tumors
 from difftumor.synthesis.patches import Patch, PlacedTumor, plan_patches, take_patch
 from difftumor.synthesis.placement import Room
-from difftumor.synthesis.records import TumorRecord, Voxel, sizes_of
+from difftumor.synthesis.records import TumorRecord, Voxel
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.texture import DiffusionTexture
+from difftumor.synthesis.texture import DiffusionTexture, Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,13 @@ class TumorSynthesizer:
         codec: Between CT and latent.
         denoiser: Diffusion model for this organ.
         schedule: The model's noise schedule.
-        sampler: How to sample; by default all steps of the schedule.
+        sampler: How to sample; by default DDPM over all steps.
         window: HU that the networks see.
         patch: Size of what the networks see at once, one number or one per axis.
         spacing_mm: Voxel size of model space.
         patches_at_once: Patches that go through the networks together; bounds the memory.
         masked: Where the tumor is taken out of the condition, as in the denoiser's training.
+        precision: What the networks compute in, "fp32" or "bf16", whatever the caller's autocast.
 
     Raises:
         SynthesisError: The patch is no multiple of what codec and denoiser halve.
@@ -80,6 +81,7 @@ class TumorSynthesizer:
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         patches_at_once: int = 4,
         masked: Literal["image", "latent"] = "image",
+        precision: Precision = "fp32",
     ) -> None:
         self.organ = organ
         self.patch = triple([patch] * 3 if isinstance(patch, int) else patch)
@@ -93,6 +95,7 @@ class TumorSynthesizer:
             window=window,
             patches_at_once=patches_at_once,
             masked=masked,
+            precision=precision,
         )
         in_slice = codec.downsampling * denoiser.in_slice_divisor
         self._multiple = (in_slice, in_slice, codec.downsampling)
@@ -114,6 +117,11 @@ class TumorSynthesizer:
         """HU that the networks see; tumors take values inside it."""
         return self._texture.window
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How tumors are sampled: the fields of ``SamplerConfig``, and ``precision``."""
+        return {**asdict(self._texture.sampler), "precision": self._texture.precision}
+
     def draw(
         self,
         organ_mask_XYZ: np.ndarray | Tensor,
@@ -129,7 +137,8 @@ class TumorSynthesizer:
 
         Args:
             organ_mask_XYZ: Organ in model space; any nonzero voxel counts.
-            size: ``"tiny"``, ``"small"``, ``"medium"``, ``"large"``, or ``"early"`` (tiny or small, equal chance each).
+            size: ``"tiny"``, ``"small"``, ``"medium"``, ``"large"``, ``"early"`` (tiny or small, equal chance each) or
+                ``"late"`` (medium or large).
             count: Tumors wanted.
             seed: With ``keys``, decides everything; the first tumors do not depend on how many follow.
             keys: For instance ``("epoch", 3, "sample", 17)``.
@@ -143,32 +152,18 @@ class TumorSynthesizer:
             SynthesisError: The mask is empty, or not one of the tumors has room.
             ConfigError: The size is unknown.
         """
-        sizes = sizes_of(size)
-        if count < 1:
-            return ()
-        organ = organ_mask_XYZ.cpu().numpy() if isinstance(organ_mask_XYZ, Tensor) else organ_mask_XYZ
-        room = self._room(organ, open_border=open_border)
-        to_mm = np.diag([*self.spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
-        records = []
-        for number in range(count):
-            record = draw_tumor(
-                room,
-                organ=self.organ,
-                texture=self._texture.name,
-                sizes=sizes,
-                spacing_mm=self.spacing_mm,
-                to_mm=to_mm,
-                seed=seed,
-                keys=(*keys, "tumor", number),
-            )
-            if record is not None:
-                records.append(record)
-        if not records:
-            raise SynthesisError(
-                f"The {self.organ.name} has no room for a tumor of size {size!r}: choose a smaller size "
-                "or a mask with more of the organ."
-            )
-        return tuple(records)
+        return draw_tumors(
+            organ_mask_XYZ.cpu().numpy() if isinstance(organ_mask_XYZ, Tensor) else organ_mask_XYZ,
+            organ=self.organ,
+            texture=self._texture.name,
+            size=size,
+            count=count,
+            spacing_mm=self.spacing_mm,
+            seed=seed,
+            keys=keys,
+            affine=affine,
+            open_border=open_border,
+        )
 
     @torch.no_grad()
     def apply(
@@ -214,11 +209,7 @@ class TumorSynthesizer:
         halo = weight > 0
         labels = organ.to(torch.uint8) * ORGAN
         labels[lesions > 0] = TUMOR
-        applied = tuple(tuple(drawn) for drawn in records)
-        return Synthesis(add_change(ct, change, halo), labels, lesions, halo, change, applied)
-
-    def _room(self, organ_XYZ: np.ndarray, *, open_border: bool = True) -> Room:
-        return Room(organ_XYZ, self.spacing_mm, erosion_voxels=self.organ.erosion_voxels, open_border=open_border)
+        return Synthesis(add_change(ct, change, halo), labels, lesions, halo, change, tuple(map(tuple, records)))
 
     def _place(
         self, element: int, organ_XYZ: np.ndarray, drawn: Sequence[TumorRecord], lesions_XYZ: np.ndarray
@@ -226,7 +217,7 @@ class TumorSynthesizer:
         """Write the tumors of one element into its lesion map."""
         if not drawn:
             return
-        room = self._room(organ_XYZ)
+        room = Room(organ_XYZ, self.spacing_mm, erosion_voxels=self.organ.erosion_voxels)
         for instance, record in enumerate(drawn, start=1):
             self._check_record(record, triple(organ_XYZ.shape))
             box, mask = room.cut(tumor_shape(record), record.center_voxel, may_leave=record.may_leave_organ)

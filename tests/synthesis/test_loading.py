@@ -6,7 +6,7 @@ from difftumor.errors import ArtifactError, ConfigError
 from difftumor.synthesis.loading import find_artifact
 from difftumor.synthesis.records import SIZE_GROUPS, stage_of_size
 
-STAGES = {"tiny": "early", "small": "early", "early": "early", "medium": "late", "large": "late"}
+STAGES = {"tiny": "early", "small": "early", "early": "early", "medium": "late", "large": "late", "late": "late"}
 
 
 def test_stages_of_all_sizes():

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from difftumor.synthesis.scan_report import TumorReport
 
+BY_MODEL = "by default as the model says."
+
 
 def synthesize(
     ct: Annotated[Path, typer.Option(help="CT in HU (.nii.gz or .nii).", show_default=False)],
@@ -35,6 +37,16 @@ def synthesize(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="What the networks compute in: fp32 or bf16.")] = "fp32",
+    sampler: Annotated[str | None, typer.Option(help=f"ddpm or ddim; {BY_MODEL}", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help=f"Steps of ddim; {BY_MODEL}", min=1, show_default=False)] = None,
+    eta: Annotated[
+        float | None, typer.Option(help=f"Noise that ddim adds, 0 to 1; {BY_MODEL}", show_default=False)
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help=f"Steps ddim visits: leading, or trailing for few steps; {BY_MODEL}", show_default=False),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the folder.")] = False,
 ) -> None:
     """Make tumors in the organ of a CT with a diffusion model.
@@ -50,7 +62,13 @@ def synthesize(
     # Before the networks are loaded, which takes a while.
     check_output(out, inputs=(ct, mask), overwrite=overwrite)
     artifact = find_artifact(model, organ=organ, size=size)
-    synthesizer = load_synthesizer(artifact, organ=organ, device=pick_device(device))
+    synthesizer = load_synthesizer(
+        artifact,
+        organ=organ,
+        device=pick_device(device),
+        sampler={"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing},
+        precision=precision,  # type: ignore[arg-type]
+    )
     report = synthesize_scan(
         synthesizer,
         ct=ct,

@@ -1,6 +1,8 @@
 """Loading a tumor synthesizer from the artifacts of a diffusion model and its autoencoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from difftumor.intensity import IntensityWindow
 from difftumor.organs import Organ, get_organ
 from difftumor.synthesis.records import stage_of_size
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from difftumor.synthesis.texture import Precision
 
 
 def load_synthesizer(
@@ -21,7 +24,8 @@ def load_synthesizer(
     *,
     organ: Organ | str,
     device: torch.device | str = "cpu",
-    sampler: SamplerConfig | None = None,
+    sampler: SamplerConfig | Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
     autoencoder: Path | str | None = None,
     allow_incomplete: bool = False,
 ) -> TumorSynthesizer:
@@ -31,12 +35,15 @@ def load_synthesizer(
         diffusion_artifact: Folder of the diffusion model.
         organ: Where tumors are to grow; may differ from the organ that the model was trained on.
         device: Where to put the networks.
-        sampler: How to sample; by default as the artifact says.
+        sampler: How to sample; by default as the artifact says. A mapping holds what is to differ from that, as
+            arguments of `SamplerConfig.changed`.
+        precision: What the networks compute in, "fp32" or "bf16".
         autoencoder: Where the autoencoder is now; by default where it was in training.
         allow_incomplete: Also take a model whose training has not finished.
 
     Raises:
         ArtifactError: An artifact is missing, damaged, of another kind, or lacks settings.
+        ConfigError: The sampler does not fit the model, or the precision is unknown.
         OrganError: The organ is unknown.
     """
     artifact = load_artifact(diffusion_artifact, kind="diffusion", device=device, allow_incomplete=allow_incomplete)
@@ -44,15 +51,17 @@ def load_synthesizer(
     settings, preprocessing = artifact.config.settings, artifact.config.preprocessing
     try:
         schedule = NoiseSchedule(int(settings["timesteps"])).to(device)
-        chosen = sampler or SamplerConfig(**settings.get("sampler", {}))
+        usual = SamplerConfig(**settings.get("sampler", {}))
+        usual.time_steps(schedule.timesteps)
         window = IntensityWindow(*(float(limit) for limit in preprocessing["window_hu"]))
         spacing_mm = [float(step) for step in preprocessing["spacing_mm"]]
         patch = [int(size) for size in preprocessing["crop"]]
-        chosen.time_steps(schedule.timesteps)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtifactError(
             f"{artifact.path} lacks or misstates a setting for synthesis ({error}): make it again with its stage."
         ) from error
+    chosen = sampler if isinstance(sampler, SamplerConfig) else usual.changed(**sampler or {})
+    chosen.time_steps(schedule.timesteps)
     return TumorSynthesizer(
         organ=get_organ(organ) if isinstance(organ, str) else organ,
         codec=LatentCodec(parent.network),  # type: ignore[arg-type]
@@ -63,6 +72,7 @@ def load_synthesizer(
         patch=patch,
         spacing_mm=spacing_mm,
         masked=settings.get("masked", "image"),
+        precision=precision,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor import __version__
+from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.files import check_results, folder_written_whole
 from difftumor.plots import save_png
@@ -91,6 +92,7 @@ def synthesize_scan(
         "inputs": {"ct": _provenance(ct), "organ_mask": _provenance(organ_mask)},
         "models": dict(models or {}),
         "device": str(synthesizer.device),
+        "sampling": synthesizer.sampling,
         "warnings": list(warnings),
         "tumors": [tumor.to_dict() for tumor in tumors],
     }
@@ -107,23 +109,49 @@ def read_records(path: Path) -> tuple[TumorRecord, ...]:
     Raises:
         SynthesisError: The file is missing or is none.
     """
+    return tuple(TumorRecord.from_dict(tumor["record"]) for tumor in _read_content(path)["tumors"])
+
+
+def read_sampling(path: Path) -> dict[str, Any]:
+    """Read how the tumors of a ``record.json`` were sampled, for ``load_synthesizer(model, organ=…, **sampling)``.
+
+    With the same model, device and records, the tumors are then the same to the last bit.
+
+    Raises:
+        SynthesisError: The file is missing or is none.
+    """
+    # Before this was recorded, it was as the model said, in float32.
+    content = _read_content(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, tumors = content["format_version"], [tumor["record"] for tumor in content["tumors"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SynthesisError(
-            f"{path} is not a readable {RECORD_FILE} ({error}): give one that difftumor synthesize wrote."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise SynthesisError(
-            f"{path} has format_version {version}, not {FORMAT_VERSION}: use the release that wrote it."
-        )
-    return tuple(TumorRecord.from_dict(tumor) for tumor in tumors)
+        stored = dict(content.get("sampling", {}))
+        precision = stored.pop("precision", "fp32")
+        return {"sampler": SamplerConfig(**stored) if stored else None, "precision": precision}
+    except (TypeError, ValueError, ConfigError) as error:
+        raise _unreadable(path, error) from error
 
 
 def check_output(out: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder that must not be written to; see `difftumor.files.check_results`."""
     check_results(out, FILES, inputs=inputs, overwrite=overwrite)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = content["format_version"], [tumor["record"] for tumor in content["tumors"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    if version != FORMAT_VERSION:
+        raise SynthesisError(
+            f"{path} has format_version {version}, not {FORMAT_VERSION}: use the release that wrote it."
+        )
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> SynthesisError:
+    return SynthesisError(
+        f"{path} is not a readable {RECORD_FILE} ({error}): give one that difftumor synthesize wrote."
+    )
 
 
 def _write_volumes(result: ScanSynthesis, folder: Path) -> None:

@@ -1,12 +1,12 @@
 """The denoiser ε_θ(z_t, z_healthy, m, t) of DiffTumor (CVPR 2024, eq. 6): a 3-D U-Net with factorized attention.
 
-Everything is (B, C, Z, X, Y). Convolutions see one axial slice at a time and only X and Y are down-sampled; slices meet
-in the depth attentions. State-dict names equal those of the published checkpoints.
+Everything is (B, C, Z, X, Y), in channels-last memory. Convolutions see one axial slice at a time and only X and Y are
+down-sampled; slices meet in the depth attentions. State-dict names equal those of the published checkpoints.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,34 @@ from difftumor.networks.attention import (
 
 IN_SLICE = (1, 3, 3)
 RESAMPLE: dict[str, Any] = {"kernel_size": (1, 4, 4), "stride": (1, 2, 2), "padding": (0, 1, 1)}
+
+
+class SliceConv(nn.Conv3d):
+    """Convolution of kernel (1, k, k), run as one of 2-D images: faster in channels-last memory, which it returns."""
+
+    def forward(self, x_BCZXY: Tensor) -> Tensor:
+        """Map (B, in, Z, X, Y) to (B, out, Z, X / stride, Y / stride)."""
+        y_SCXY = F.conv2d(_slices(x_BCZXY), self.weight[:, :, 0], self.bias, self.stride[1:], self.padding[1:])
+        return _volumes(y_SCXY, len(x_BCZXY))
+
+
+class SliceConvTranspose(nn.ConvTranspose3d):
+    """Transposed convolution of kernel (1, k, k), run as one of 2-D images in channels-last memory."""
+
+    def forward(self, x_BCZXY: Tensor, output_size: Any = None) -> Tensor:
+        """Map (B, in, Z, X, Y) to (B, out, Z, X · stride, Y · stride)."""
+        (_, *stride), (_, *padding) = self.stride, cast(tuple[int, ...], self.padding)
+        y_SCXY = F.conv_transpose2d(_slices(x_BCZXY), self.weight[:, :, 0], self.bias, stride, padding)
+        return _volumes(y_SCXY, len(x_BCZXY))
+
+
+def _slices(x_BCZXY: Tensor) -> Tensor:
+    """Return the axial slices (B · Z, C, X, Y); a view of channels-last memory."""
+    return x_BCZXY.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _volumes(x_SCXY: Tensor, batch: int) -> Tensor:
+    return x_SCXY.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 class TimeEmbedding(nn.Module):
@@ -44,7 +72,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, norm_groups: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(in_channels, out_channels, IN_SLICE, padding=(0, 1, 1))
+        self.proj = SliceConv(in_channels, out_channels, IN_SLICE, padding=(0, 1, 1))
         self.norm = nn.GroupNorm(norm_groups, out_channels)
 
     def forward(self, x_BCZXY: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -72,7 +100,7 @@ class ResnetBlock(nn.Module):
         self.block1 = ConvBlock(in_channels, out_channels, norm_groups=norm_groups)
         self.block2 = ConvBlock(out_channels, out_channels, norm_groups=norm_groups)
         same = in_channels == out_channels
-        self.res_conv = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
+        self.res_conv = nn.Identity() if same else SliceConv(in_channels, out_channels, 1)
 
     def forward(self, x_BCZXY: Tensor, time_BT: Tensor | None = None) -> Tensor:
         """Return (B, out_channels, Z, X, Y)."""
@@ -167,7 +195,7 @@ class Denoiser(nn.Module):
         self.norm_groups = norm_groups
 
         self.time_rel_pos_bias = RelativePositionBias(heads=heads, buckets=position_buckets, max_distance=max_distance)
-        self.init_conv = nn.Conv3d(latent_channels + condition_channels, width, (1, 7, 7), padding=(0, 3, 3))
+        self.init_conv = SliceConv(latent_channels + condition_channels, width, (1, 7, 7), padding=(0, 3, 3))
         self.init_temporal_attn = depth_attention(width, **self.attention_sizes)
         self.time_mlp = nn.Sequential(
             TimeEmbedding(width),
@@ -178,7 +206,7 @@ class Denoiser(nn.Module):
         self._build_levels()
         self.final_conv = nn.Sequential(
             ResnetBlock(2 * width, width, time_features=None, norm_groups=norm_groups),
-            nn.Conv3d(width, latent_channels, 1),
+            SliceConv(width, latent_channels, 1),
         )
 
     @property
@@ -196,7 +224,7 @@ class Denoiser(nn.Module):
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
         for index, (outer, inner) in enumerate(steps):
-            down = nn.Conv3d(inner, inner, **RESAMPLE) if index < last else nn.Identity()
+            down = SliceConv(inner, inner, **RESAMPLE) if index < last else nn.Identity()
             self.downs.append(Level(outer, inner, resample=down, **sizes, **self.attention_sizes))
 
         deepest = widths[-1]
@@ -206,7 +234,7 @@ class Denoiser(nn.Module):
         self.mid_block2 = ResnetBlock(deepest, deepest, **sizes)
 
         for index, (outer, inner) in enumerate(reversed(steps)):
-            up = nn.ConvTranspose3d(outer, outer, **RESAMPLE) if index < last else nn.Identity()
+            up = SliceConvTranspose(outer, outer, **RESAMPLE) if index < last else nn.Identity()
             self.ups.append(Level(2 * inner, outer, resample=up, **sizes, **self.attention_sizes))
 
     def forward(self, noisy_BCZXY: Tensor, time_B: Tensor, condition_BCZXY: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from difftumor.networks import attention as module
 from difftumor.networks.attention import (
     Attention,
     ChannelNorm,
@@ -16,6 +16,9 @@ from difftumor.networks.attention import (
     linear_slice_attention,
     slice_attention,
 )
+from tests.reference import relative_error
+
+BLOCKS = [depth_attention, slice_attention, linear_slice_attention]
 
 
 def randn(*shape, seed=0):
@@ -31,9 +34,9 @@ def shuffled(module, seed=0):
 
 def test_channel_norm_is_layer_norm_over_channels():
     norm = shuffled(ChannelNorm(6))
-    x = randn(2, 6, 3, 4, 5)
-    expected = F.layer_norm(x.movedim(1, -1), (6,), weight=norm.gamma.flatten(), eps=1e-5).movedim(-1, 1)
-    torch.testing.assert_close(norm(x), expected)
+    x = randn(2, 3, 20, 6)
+    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected * norm.gamma.flatten())
 
 
 # Worked out by hand: 8 exact distances, then 8 + ⌊8 · log(d/8) / log 4⌋, at most 15; 16 more for keys after the query.
@@ -83,8 +86,9 @@ def test_rotary_leaves_features_beyond_its_own():
     assert not torch.equal(turned[1:, :4], x[1:, :4])
 
 
+@pytest.mark.parametrize("form", ["_by_kernel", "_by_products"])
 @pytest.mark.parametrize("rotary", [True, False])
-def test_attention_is_its_formula(rotary):
+def test_attention_is_its_formula(rotary, form):
     heads, D, N = 2, 4, 5
     attention = shuffled(Attention(6, heads=heads, head_dim=D, rotary=rotary))
     x, bias = randn(3, N, 6), randn(heads, N, N, seed=9)
@@ -96,33 +100,35 @@ def test_attention_is_its_formula(rotary):
         if rotary:
             q, k = (attention.rotary_emb(part, *attention.rotary_emb.angles(N)) for part in (q, k))
         outputs.append(((q / D**0.5) @ k.transpose(1, 2) + bias[head]).softmax(-1) @ v)
-    torch.testing.assert_close(attention(x, bias), torch.cat(outputs, dim=-1) @ attention.to_out.weight.T)
+    attended = getattr(attention, form)(x, bias)
+    torch.testing.assert_close(attended, torch.cat(outputs, dim=-1) @ attention.to_out.weight.T)
 
 
-def test_linear_attention_is_its_formula():
-    heads, D, X, Y = 2, 4, 3, 5
-    attention = shuffled(LinearAttention(6, heads=heads, head_dim=D))
-    x = randn(1, 6, 2, X, Y)
+@pytest.mark.parametrize("X", [3, 1])  # more positions than channels, and fewer
+def test_linear_attention_is_its_formula(X):
+    heads, D, P, C = 2, 4, X * 5, 6
+    attention = shuffled(LinearAttention(C, heads=heads, head_dim=D))
+    x = randn(1, 2, P, C)
     y = attention(x)
     weights = attention.to_qkv.weight.flatten(1), attention.to_out.weight.flatten(1)
     for z in range(2):
-        query, key, value = (weights[0] @ x[0, :, z].flatten(1)).chunk(3)
+        query, key, value = (weights[0] @ x[0, z].T).chunk(3)
         outputs = []
         for head in range(heads):
             q, k, v = (part[head * D : (head + 1) * D] for part in (query, key, value))
             similarity = q.softmax(0).T @ k.softmax(1) / D**0.5  # (query position, key position)
             outputs.append(v @ similarity.T)
         expected = weights[1] @ torch.cat(outputs) + attention.to_out.bias[:, None]
-        torch.testing.assert_close(y[0, :, z].flatten(1), expected)
+        torch.testing.assert_close(y[0, z].T, expected)
 
 
 def test_linear_attention_refuses_a_bias():
     with pytest.raises(ValueError, match="no position bias"):
-        LinearAttention(4, heads=1, head_dim=2)(randn(1, 4, 2, 2, 2), randn(1, 2, 2))
+        LinearAttention(4, heads=1, head_dim=2)(randn(1, 2, 4, 4), randn(1, 2, 2))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("build", [depth_attention, slice_attention, linear_slice_attention])
+@pytest.mark.parametrize("build", BLOCKS)
 def test_attention_sees_its_axis_and_nothing_else(build):
     block = shuffled(build(6, heads=2, head_dim=4))
     x = randn(2, 6, 3, 4, 5)
@@ -136,6 +142,70 @@ def test_attention_sees_its_axis_and_nothing_else(build):
     else:
         seen[0, 1] = True
     assert torch.equal(changed, seen)
+
+
+def blocks_and_inputs(build):
+    block = shuffled(build(6, heads=2, head_dim=4))
+    x = randn(2, 6, 5, 4, 3).requires_grad_()
+    bias = randn(2, 5, 5, seed=9).requires_grad_() if build is depth_attention else None
+    return block, x, bias
+
+
+def learned(block, x, bias):
+    """Return the result of a block and the gradients of all that it depends on."""
+    y = block(x, bias)
+    leaves = [x, *block.parameters(), *([] if bias is None else [bias])]
+    return y, torch.autograd.grad((y * randn(*y.shape, seed=3)).sum(), leaves)
+
+
+@pytest.mark.parametrize("tokens", [1, 25, 10_000])  # pieces of one slice or position, of several and a rest, one
+@pytest.mark.parametrize("build", BLOCKS)
+def test_pieces_and_their_gradients_are_those_of_the_whole(build, tokens, monkeypatch):
+    block, x, bias = blocks_and_inputs(build)
+    monkeypatch.setattr(module, "TOKENS_OF_A_PIECE", tokens)
+    y, gradients = learned(block, x, bias)
+    monkeypatch.setattr(module, "_has_kernels", lambda x: True)
+    torch.testing.assert_close((y, gradients), learned(block, x, bias))
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_what_is_frozen_gets_no_gradient(build):
+    block, x, bias = blocks_and_inputs(build)
+    _, (expected, *_) = learned(block, x, bias)
+    block.requires_grad_(False)
+    y = block(x, None if bias is None else bias.detach())
+    torch.testing.assert_close(torch.autograd.grad((y * randn(*y.shape, seed=3)).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_only_the_input_is_kept_for_the_gradient(build):
+    block, x, bias = blocks_and_inputs(build)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        block(x, bias)
+    weights = {p.data_ptr() for p in (*block.parameters(), *(() if bias is None else (bias,)))}
+    features = [t for t in kept if t.data_ptr() not in weights]
+    assert [t.numel() for t in features] == [x.numel()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", BLOCKS)
+def test_an_element_is_the_same_bit_for_bit_in_a_batch(build):
+    block, x, bias = blocks_and_inputs(build)
+    together = block(x, bias)
+    assert all(torch.equal(together[i : i + 1], block(x[i : i + 1], bias)) for i in range(2))
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_half_precision_is_close(build):
+    block, x, bias = blocks_and_inputs(build)
+    y, gradients = learned(block, x, bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = block(x, bias)
+        assert half.dtype == torch.float32  # the input's: what is added to it alone is rounded
+    grads = torch.autograd.grad((half * randn(*y.shape, seed=3)).sum(), [x, *block.parameters()])
+    assert relative_error(half, y) < 0.03
+    assert all(relative_error(*pair) < 0.1 for pair in zip(grads, gradients, strict=False))
 
 
 @torch.no_grad()

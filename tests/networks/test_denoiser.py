@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 
 from difftumor.errors import ConfigError, ShapeError
-from difftumor.networks.denoiser import Denoiser, ResnetBlock, TimeEmbedding
+from difftumor.networks.denoiser import (
+    RESAMPLE,
+    Denoiser,
+    ResnetBlock,
+    SliceConv,
+    SliceConvTranspose,
+    TimeEmbedding,
+)
 from tests.reference import load_reference, published_keys, reference_state, relative_error
 
 SMALL = {"latent_channels": 4, "condition_channels": 5, "width": 8, "multipliers": (1, 2), "heads": 2, "head_dim": 8}
@@ -81,6 +89,30 @@ def test_every_parameter_learns():
     noise.square().mean().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_slice_convolution_is_the_3d_one(kernel):
+    conv = SliceConv(3, 5, (1, kernel, kernel), padding=(0, kernel // 2, kernel // 2))
+    x = torch.randn(2, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(conv(x), torch.nn.Conv3d.forward(conv, x))
+    assert conv(x).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(SliceConv, nn.Conv3d), (SliceConvTranspose, nn.ConvTranspose3d)])
+def test_resampling_of_slices_is_the_3d_one(ours, theirs):
+    conv = ours(3, 5, **RESAMPLE)
+    x = torch.randn(2, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(conv(x), theirs.forward(conv, x))
+
+
+def test_compiled_denoiser_gives_the_same_values_and_gradients(small):
+    """The compiler sees plain operations, and all of them."""
+    example = inputs(3, 4, 4, batch=2)
+    found = [small(*example), torch.compile(small, backend="eager", fullgraph=True)(*example)]
+    torch.testing.assert_close(*found)
+    mine, theirs = (torch.autograd.grad(y.square().mean(), list(small.parameters())) for y in found)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(4, 3, 4), (4, 4, 5)])

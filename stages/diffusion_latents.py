@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
-from random import SystemRandom
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 
-from difftumor.cli.progress import progress_bar
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
 from difftumor.diffusion.latent_cache import LatentCache, latent_key
@@ -28,13 +23,8 @@ from difftumor.seeding import derive_seed
 from difftumor.volume import is_nifti
 from stages.diffusion_data import TumorCrops, TumorReader, crop_name
 from stages.diffusion_module import DiffusionModule
-from stages.run import say
+from stages.latent_filling import CaseCrops, fill
 from stages.settings import check_whole
-
-T = TypeVar("T")
-# Crops after which a line is said.
-SAID_EVERY = 500
-Encode = Callable[[Item], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +49,6 @@ class LatentOptions:
         if not isinstance(self.cache, str) or not self.cache:
             raise ConfigError(f"latents.cache is {self.cache!r}: give a folder, or null to encode in every step.")
         check_folder(Path(self.cache), option="latents.cache")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseCrops:
-    """The crops of one case that are wanted.
-
-    Args:
-        load: Reads the case.
-        cuts: By key, what cuts the crop out of what was read.
-    """
-
-    load: Callable[[], Any]
-    cuts: Mapping[str, Callable[[Any], Item]]
 
 
 class CachedTumorCrops(TumorCrops):
@@ -197,88 +174,6 @@ def read_latent(cache: LatentCache, key: str) -> dict[str, Tensor]:
             "it again."
         )
     return tensors
-
-
-def fill(
-    cache: LatentCache, wanted: Sequence[CaseCrops], *, encode: Encode, bytes_each: int, silent: bool = False
-) -> None:
-    """Make the latents that are missing or damaged.
-
-    Every process, of this run or of another, makes whatever it finds missing, in an order of its own. So they share the
-    work, none waits for another, and when one is done, all latents are there.
-
-    Args:
-        cache: To fill.
-        wanted: What is to be there.
-        encode: Makes latent and condition of a crop.
-        bytes_each: Size of a latent and its condition.
-        silent: Say nothing, as another rank does.
-
-    Raises:
-        ConfigError: The disk has no room for them.
-    """
-    total = sum(len(crops.cuts) for crops in wanted)
-    with _progress("Checking latents", total, silent) as advance:
-        missing = [replace(crops, cuts=_missing(cache, crops, advance)) for crops in wanted]
-    to_make = sum(len(crops.cuts) for crops in missing)
-    if not silent:
-        say(
-            f"Latents in {cache.folder}: {total} of {bytes_each / 1e6:.2g} MB, {total * bytes_each / 1e9:.2g} GB in "
-            f"all; {total - to_make} are there, {to_make} to be made."
-        )
-    _check_room(cache.folder, to_make * bytes_each)
-    with _progress("Encoding crops", to_make, silent) as advance:
-        for crops in _in_any_order(missing):
-            _make(cache, crops, encode, advance)
-
-
-def _missing(cache: LatentCache, crops: CaseCrops, advance: Callable[[], None]) -> dict[str, Callable[[Any], Item]]:
-    missing = {}
-    for key, cut in crops.cuts.items():
-        if cache.read(key) is None:
-            missing[key] = cut
-        advance()
-    return missing
-
-
-def _make(cache: LatentCache, crops: CaseCrops, encode: Encode, advance: Callable[[], None]) -> None:
-    loaded = None
-    for key in _in_any_order(list(crops.cuts)):
-        if cache.read(key) is None:  # still
-            loaded = crops.load() if loaded is None else loaded
-            cache.write(key, encode(crops.cuts[key](loaded)))
-        advance()
-
-
-def _in_any_order(things: Sequence[T]) -> list[T]:
-    # Of no matter to what is made, only to who makes it: two processes would otherwise make the same at the same time.
-    return SystemRandom().sample(things, len(things))
-
-
-def _check_room(folder: Path, wanted: int) -> None:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if (free := shutil.disk_usage(there).free) < wanted:
-        raise ConfigError(
-            f"latents.cache is {folder}, where {free / 1e9:.2g} GB are free and {wanted / 1e9:.2g} GB needed: make "
-            "room, give another folder, or fewer latents.crops."
-        )
-
-
-@contextmanager
-def _progress(description: str, total: int, silent: bool) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, and lines for logs."""
-    if silent or not total:
-        yield lambda: None
-        return
-    number = count(1)
-    with progress_bar(description, total) as advance:
-
-        def done() -> None:
-            advance()
-            if (done_so_far := next(number)) % SAID_EVERY == 0 and done_so_far < total:
-                say(f"{description}: {done_so_far} of {total}.")
-
-        yield done
 
 
 def _encoded(item: Item, *, module: DiffusionModule, device: torch.device) -> dict[str, Tensor]:

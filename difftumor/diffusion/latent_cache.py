@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from difftumor.errors import ConfigError
@@ -49,11 +49,12 @@ class LatentCache:
     def read(self, key: str) -> dict[str, Tensor] | None:
         """Return the tensors of a key; None where there is no file, or it is damaged, or of another key."""
         try:
-            with safe_open(self.file(key), framework="pt") as file:
-                stated = file.metadata() or {}
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+            # Not mapped into memory: a file that is cut short while it is in use would end the process.
+            content = self.file(key).read_bytes()
+            tensors = load(content)
+        except (OSError, SafetensorError, KeyError):  # KeyError: a damaged type
             return None
+        stated = _metadata(content)
         if stated.get("key") != key or stated.get("content_sha256") != _digest(tensors):
             return None
         return tensors
@@ -73,6 +74,12 @@ class LatentCache:
             raise ConfigError(
                 f"{self.folder} cannot hold another latent ({error}): make room, or give latents.cache another folder."
             ) from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The words in a file's header: 8 bytes of its length, and JSON (https://github.com/huggingface/safetensors)."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

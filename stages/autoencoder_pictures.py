@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from matplotlib.image import imread
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from difftumor.grids import Box, Triple, triple
 from difftumor.intensity import IntensityWindow
 from difftumor.pictures import reconstruction_planes
-from difftumor.plots import save_png
 from stages.autoencoder_data import Scan
 from stages.module import StageModule
+from stages.pictures import PictureFolder, due
 from stages.settings import check_whole
 
 # One scale for all pictures, so that they can be compared.
@@ -57,19 +54,19 @@ class Pictures:
         spacing_mm: Sequence[float],
     ) -> None:
         self.every_n_epochs = options.every_n_epochs
-        # Numbered, since two ids may be alike once they are file names.
-        self.cases = {case: f"{number:02d}_{_file_name(case)}" for number, case in enumerate(cases, start=1)}
+        self.folder = PictureFolder(cases, group="reconstruction")
         self.window = window
         self.crop = tuple(crop)
         self.spacing_mm = tuple(spacing_mm)
 
+    @property
+    def cases(self) -> Collection[str]:
+        """Ids of the scans to draw."""
+        return self.folder.names.keys()
+
     def due(self, trainer: pl.Trainer) -> bool:
         """Whether the validation of this epoch is to be drawn."""
-        if not self.every_n_epochs or not self.cases:
-            return False
-        epoch, interval = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
-        # The last epoch is validated and drawn whatever the intervals are.
-        return epoch == trainer.max_epochs or epoch // self.every_n_epochs > (epoch - interval) // self.every_n_epochs
+        return bool(self.cases) and due(trainer, self.every_n_epochs)
 
     def draw(self, scan: Scan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
         """Write the picture of a scan; called by the rank that has it."""
@@ -84,23 +81,11 @@ class Pictures:
             difference_hu=DIFFERENCE_HU,
             title=f"{scan.id[:40]}, step {module.steps_done}: PSNR of the whole scan {psnr_db:.1f} dB",
         )
-        return save_png(figure, self._file(module, scan.id))
+        return self.folder.save(figure, scan.id, module=module)
 
     def show(self, module: StageModule) -> None:
         """Put the pictures of all ranks into TensorBoard; all ranks call it once they have drawn."""
-        module.trainer.strategy.barrier("pictures")
-        if not module.trainer.is_global_zero or not isinstance(module.logger, TensorBoardLogger):
-            return
-        for case, name in self.cases.items():
-            if (file := self._file(module, case)).is_file():  # fewer may have been validated on, see limit_val_batches
-                image = imread(file)[..., :3]
-                module.logger.experiment.add_image(
-                    f"reconstruction/{name}", image, module.steps_done, dataformats="HWC"
-                )
-
-    def _file(self, module: StageModule, case: str) -> Path:
-        folder = Path(module.trainer.default_root_dir) / "pictures"
-        return folder / f"{self.cases[case]}_step_{module.steps_done:07d}.png"
+        self.folder.show(module)
 
 
 def labelled_center(labels_XYZ: Tensor) -> Triple:
@@ -114,7 +99,3 @@ def labelled_center(labels_XYZ: Tensor) -> Triple:
         profile = labelled.sum(dim=[other for other in range(3) if other != axis])
         center.append(round(float((profile * torch.arange(size, device=profile.device)).sum() / total)))
     return triple(center)
-
-
-def _file_name(case: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", case)[:80]

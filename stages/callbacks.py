@@ -64,6 +64,11 @@ class KeepLastAndBest(Checkpoint):
         if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
             trainer.check_val_every_n_epoch = 1
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the metrics of the validation before: not every one measures all, and none shall pass for another."""
+        for name in validation_metrics(trainer):
+            del trainer.callback_metrics[name]
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that this epoch's metrics are its own."""
         self._just_validated = True

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,43 @@ from difftumor.diffusion.ema import ExponentialMovingAverage
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.latent_cache import LatentCache
 from difftumor.diffusion.samplers import SamplerConfig
+from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
+from difftumor.synthesis.synthesizer import TumorSynthesizer
 from difftumor.volume import Volume
 from stages.case_lists import read_root, sort_and_say, stated_validation
 from stages.data import check_same_preprocessing, check_sizes, check_steps, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe, describe_choice
+from stages.diffusion_hosts import HeldOut
 from stages.diffusion_latents import CachedTumorCrops, LatentOptions
 from stages.diffusion_module import DiffusionModule
+from stages.diffusion_pictures import PictureOptions
+from stages.diffusion_validation import MONITOR, HostValidation, ValidationOptions
 from stages.entry import command_line
 from stages.run import Stage, say
 from stages.settings import Settings, check_positive, check_whole, construct
+
+# What a resumed run may change: what is learned depends neither on how long it will be nor on when and what is drawn.
+NEUTRAL = ("training.steps", "validation.synthesize_every_n_epochs", "pictures.hosts")
 
 
 @dataclass(frozen=True)
 class _Crops:
     data: TumorCrops
     cases: dict[str, Any]  # what is trained on, for the artifact
+    held_out: HeldOut
+
+
+def held_out(settings: Settings) -> HeldOut:
+    """Return the held-out tumors and the hosts that a training with this config is judged by; no artifact is needed.
+
+    Raises:
+        DiffTumorError: As ``build``, but for the networks.
+    """
+    return _crops(settings, construct(Organ, settings.organ)).held_out
 
 
 def build(settings: Settings) -> Stage:
@@ -57,9 +75,9 @@ def build(settings: Settings) -> Stage:
         module=_module(settings, organ, codec, autoencoder, crops),
         data=crops.data,
         epochs=epochs,
-        monitor="validation/loss" if crops.data.validation else None,
-        # Nothing depends on how long the run will be, and without a cache there is no pool.
-        neutral=("training.steps", *([] if settings.latents.cache else ["latents.crops"])),
+        monitor=MONITOR if crops.data.validation else None,
+        # Without a cache there is no pool.
+        neutral=(*NEUTRAL, *([] if settings.latents.cache else ["latents.crops"])),
         only_whether=("latents.cache",),
     )
 
@@ -105,17 +123,30 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     say(describe({case.id: len(found[case.id]) for case in (*train.tumor, *validation)}, rules, cases.source))
     reader, tumors = _chosen(settings, reader, [tumor for case in train.tumor for tumor in found[case.id]])
     counts = Counter(tumor.case for tumor in tumors)
+    options = construct(ValidationOptions, settings.validation)
+    hosts = (*validation, *sorted_cases.healthy)
+    # Seeded as the folds are: alike in all runs with the same data, whatever is random in their training.
+    rest = HeldOut(
+        reader=reader,
+        window=window_of(data),
+        tumor_cases=tuple(case for case in validation if found[case.id]),
+        host_cases=hosts,
+        tumors=options.crops,
+        count=options.hosts if hosts else 0,
+        seed=folds.seed,
+    )
     crops = _data(
         construct(LatentOptions, settings.latents),
         held_out={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
         reader=reader,
         foreground_ratio=data.foreground_ratio,
         train=tuple(case for case in train.tumor if counts[case.id]),
-        validation=tuple(case for case in validation if found[case.id]),
+        validation=rest.tumor_cases,
+        hosts=rest.count if options.synthesize_every_n_epochs else 0,
         seed=settings.seed,
         batch_size=data.batch_size,
         steps_per_epoch=settings.training.steps_per_epoch,
-        validation_crops=data.validation_crops,
+        validation_crops=options.crops,
         num_workers=data.num_workers,
         cache_rate=data.cache_rate,
         overfit=data.overfit,
@@ -126,7 +157,7 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
     }
     if reader.only:  # otherwise the cases and the rules say which tumors
         provenance["tumors"] = [{"case": t.case, "center_mm": t.center_mm, "radius_mm": t.radius_mm} for t in tumors]
-    return _Crops(crops, provenance)
+    return _Crops(crops, provenance, rest)
 
 
 def _data(latents: LatentOptions, *, held_out: Mapping[str, Sequence[int]], **options: Any) -> TumorCrops:
@@ -188,7 +219,32 @@ def _module(
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
         cases=crops.cases,
+        hosts=_hosts(settings, organ, codec, crops.held_out),
     )
+
+
+def _hosts(
+    settings: Settings, organ: Organ, codec: LatentCodec, rest: HeldOut
+) -> Callable[[Denoiser, NoiseSchedule], HostValidation]:
+    """Return what makes the validation by synthetic tumors, given the networks of the training."""
+    pictures = construct(PictureOptions, settings.pictures)
+
+    def make(denoiser: Denoiser, schedule: NoiseSchedule) -> HostValidation:
+        synthesizer = TumorSynthesizer(
+            organ=organ,
+            codec=codec,
+            denoiser=denoiser,
+            schedule=schedule,
+            sampler=construct(SamplerConfig, settings.diffusion.sampler),
+            window=window_of(settings.data),
+            patch=settings.data.crop,
+            spacing_mm=settings.data.spacing_mm,
+            masked=settings.diffusion.masked,
+        )
+        every = settings.validation.synthesize_every_n_epochs
+        return HostValidation(rest, synthesizer, every_n_epochs=every, pictures=pictures.hosts)
+
+    return make
 
 
 def main() -> None:

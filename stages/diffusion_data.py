@@ -72,11 +72,15 @@ class TumorReader:
         # An organ that is nothing but tumor still has surroundings.
         return {**item, "foreground": tumor, "background": organ if len(organ) else elsewhere}
 
-    def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:
-        """Load a case, padded to the crop, and the lesions that are wanted."""
+    def whole(self, case: Case) -> Item:
+        """Load a case, padded to the crop, with all tumors that are annotated."""
         names = self.cases.label_names
         labels = resolve_labels(names, self.organ, source=self.cases.source)
-        item = pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
+        return pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
+
+    def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:
+        """Load a case, padded to the crop, and the lesions that are wanted."""
+        item = self.whole(case)
         labels_XYZ = item["labels"][0].numpy()
         split = self.rules.split(labels_XYZ, self.spacing_mm)
         lesions = split.of_stage(self.rules.stage)
@@ -123,21 +127,25 @@ def crop_name(case: str, index: int) -> str:
 
 
 class TumorCrops(CropData):
-    """Random crops around tumors for training, one fixed crop around each held-out tumor for validation.
+    """Random crops around tumors for training; for validation a fixed crop around each held-out tumor, and hosts.
 
     Args:
         reader: Reads the cases.
         foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
         validation_crops: Crops of a validation at most, over all ranks.
+        hosts: Hosts that tumors are made in, over all ranks; validation gets their numbers, see ``HostValidation``.
         options: See ``CropData``.
     """
 
-    def __init__(self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, **options: Any) -> None:
+    def __init__(
+        self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, hosts: int = 0, **options: Any
+    ) -> None:
         cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
         super().__init__(load=reader, transform=cut, **options)
         self.cut = cut
         self.reader = reader
         self.validation_crops = validation_crops
+        self.hosts = hosts
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache and cut the validation crops."""
@@ -148,15 +156,25 @@ class TumorCrops(CropData):
         """Cut the validation crops."""
         return self.reader.fixed_crops(self.validation, limit=self.validation_crops)
 
-    def val_dataloader(self) -> DataLoader[Item] | list[Any]:
-        """Return the loader of the fixed crops; empty where no tumor is held out."""
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loaders of this rank's fixed crops and of its hosts' numbers; none where there are none.
+
+        Every rank gets as many, or those with fewer batches would wait for ever. What it gets on top is no further crop
+        (``counted`` is False), and a number beyond the last host.
+        """
         assert self.trainer is not None
-        if not self.fixed:
-            return []
         rank, ranks, total = self.trainer.global_rank, self.trainer.world_size, len(self.fixed)
-        # Every rank gets as many, or those with fewer batches would wait for ever.
-        own = [self.fixed[index % total] for index in range(rank, -(-total // ranks) * ranks, ranks)]
-        return DataLoader(own, batch_size=self.batch_size)  # type: ignore[arg-type]
+
+        def own(count: int) -> range:
+            return range(rank, -(-count // ranks) * ranks, ranks)
+
+        crops = [{**self.fixed[index % total], "counted": index < total} for index in own(total)]
+        loaders: list[DataLoader[Any]] = []
+        if crops:
+            loaders.append(DataLoader(crops, batch_size=self.batch_size))  # type: ignore[arg-type]
+        if self.hosts:
+            loaders.append(DataLoader(own(self.hosts), batch_size=None))  # type: ignore[arg-type]
+        return loaders
 
 
 def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,12 +24,11 @@ from difftumor.intensity import IntensityWindow
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import TUMOR
 from difftumor.seeding import torch_generator
+from stages.diffusion_validation import MONITOR, HostValidation, TimestepLosses, visited_times
 from stages.module import StageModule, adam_betas, initial_weights, preprocessing
 
 NoiseLoss = Literal["l1", "l2"]
 Masked = Literal["image", "latent"]
-# Held-out crops are judged at so many timesteps, evenly spread, or at all where there are fewer.
-VALIDATION_TIMES = 8
 
 
 class DiffusionModule(StageModule):
@@ -53,6 +52,8 @@ class DiffusionModule(StageModule):
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
         cases: What is trained on, recorded in the artifact.
+        hosts: Makes, measures and draws tumors, given the average of the denoiser; None for a validation without.
+        compiled: Compile the denoiser for training.
 
     Raises:
         ConfigError: An option is unknown or out of range.
@@ -78,6 +79,8 @@ class DiffusionModule(StageModule):
         spacing_mm: Sequence[float],
         crop: Sequence[int],
         cases: Mapping[str, Any] | None = None,
+        hosts: Callable[[Denoiser, NoiseSchedule], HostValidation] | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__(seed=seed)
         if loss not in get_args(NoiseLoss):
@@ -107,6 +110,9 @@ class DiffusionModule(StageModule):
         self.window = window
         self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
         self.cases = dict(cases or {})
+        self.compiled = compiled
+        self.losses_by_time = TimestepLosses(visited_times(timesteps))
+        self.hosts = None if hosts is None else hosts(self.ema.module, self.schedule)
 
     @property
     def network(self) -> nn.Module:
@@ -118,9 +124,11 @@ class DiffusionModule(StageModule):
         return Adam(self.denoiser.parameters(), lr=self.lr, betas=self.betas)
 
     def on_fit_start(self) -> None:
-        """Bring along what is no submodule."""
+        """Bring along what is no submodule, and compile what is trained."""
         self.codec.autoencoder.to(self.device)
         self.ema.to(self.device)
+        if self.compiled:
+            self.denoiser.compile()
 
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
         """Predict the noise in the latents of a batch of crops."""
@@ -137,18 +145,36 @@ class DiffusionModule(StageModule):
         super().on_train_batch_end(outputs, batch, batch_idx)
         self.ema.update(self.denoiser)
 
-    def validation_step(self, batch: Item, batch_idx: int) -> None:
-        """Judge the average on held-out tumors, with noise that belongs to tumor and timestep."""
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        self.losses_by_time.reset()
+        if self.hosts is not None:
+            self.hosts.start()
+
+    def validation_step(self, batch: Item | int, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Judge the average on held-out tumors, or let it make the tumor of the host of this number."""
+        if isinstance(batch, int):
+            assert self.hosts is not None
+            self.hosts.take(batch, self)
+            return
         latent_BCZXY, condition_BCZXY = self.encoded(batch)
         losses = []
-        for time in self._validation_times():
+        for time in self.losses_by_time.times:
+            # Noise belongs to tumor and timestep.
             generators = [torch_generator(self.seed, "validation", key, "time", time) for key in batch["key"]]
             noise = torch.stack([torch.randn(latent_BCZXY.shape[1:], generator=each) for each in generators])
             time_B = torch.full((len(noise),), time, device=latent_BCZXY.device)
             noise = noise.to(latent_BCZXY.device)
             losses.append(self.losses(self.ema.module, latent_BCZXY, condition_BCZXY, time_B, noise))
-        loss = torch.stack(losses).mean()
-        self.log("validation/loss", loss, batch_size=len(latent_BCZXY), sync_dist=True, prog_bar=True)
+        self.losses_by_time.update(torch.stack(losses), batch["counted"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all crops and hosts of all ranks have shown."""
+        found = self.losses_by_time.compute()
+        if self.hosts is not None:
+            found |= self.hosts.finish(self)
+        for name, value in found.items():
+            self.log(name, value, prog_bar=name == MONITOR, sync_dist=True)
 
     @torch.no_grad()
     def encoded(self, batch: Item) -> tuple[Tensor, Tensor]:
@@ -208,8 +234,3 @@ class DiffusionModule(StageModule):
             noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))
         device = latent_BCZXY.device
         return torch.stack(times).to(device), torch.stack(noises).to(device)
-
-    def _validation_times(self) -> list[int]:
-        last = self.schedule.timesteps - 1
-        count = min(VALIDATION_TIMES, self.schedule.timesteps)
-        return sorted({round(index * last / max(1, count - 1)) for index in range(count)})

@@ -137,26 +137,6 @@ def test_noise_depends_on_step_and_element_but_not_on_batch_size():
     assert noise.std() == pytest.approx(1, abs=0.1)
 
 
-def test_validation_noise_belongs_to_the_tumor_not_to_its_place_in_the_batch():
-    logged = []
-    ours = module()
-    ours.log = lambda name, value, **_: logged.append(value.item())
-    whole = {**batch(3), "key": ["a/1", "a/2", "b/1"]}
-    ours.validation_step(whole, 0)
-    order = [2, 0, 1]
-    turned = {k: v[order] if torch.is_tensor(v) else [v[i] for i in order] for k, v in whole.items()}
-    ours.steps_done = 5
-    ours.validation_step(turned, 1)
-    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("timesteps", "times"), [(1, [0]), (4, [0, 1, 2, 3]), (200, [0, 28, 57, 85, 114, 142, 171, 199])]
-)
-def test_validation_visits_early_and_late_timesteps(timesteps, times):
-    assert module(timesteps=timesteps)._validation_times() == times
-
-
 def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_diffusion, tmp_path):
     folds = ("fold=0", "folds.count=2")
     whole = run(tiny_diffusion("name=whole", f"artifact={tmp_path}/whole", *folds))
@@ -313,7 +293,7 @@ def test_chosen_tumors_are_learned_and_the_others_count_as_organ(tiny_diffusion,
 
 
 def test_held_out_tumors_are_all_kept_for_validation(tiny_diffusion, pairs):
-    options = (f"data.root={pairs}", "fold=0", "folds.count=2", "data.validation_crops=99")
+    options = (f"data.root={pairs}", "fold=0", "folds.count=2", "validation.crops=99")
     every = built_from(tiny_diffusion(*options), build).data
     one = built_from(tiny_diffusion(*options, "data.max_tumors=1"), build).data
     assert one.validation == every.validation
@@ -347,7 +327,7 @@ def test_split_tumors_makes_lists_that_the_stage_reads(tiny_diffusion, tumor_coh
     with pytest.raises(SystemExit) as exit_info:
         main(["split-tumors", str(tumor_cohort), str(tmp_path / "split")])
     assert not exit_info.value.code
-    options = ("fold=0", "folds.count=2", "data.validation_crops=99")
+    options = ("fold=0", "folds.count=2", "validation.crops=99")
     whole = built_from(tiny_diffusion(*options), build).data
     early = built_from(
         tiny_diffusion(*options, f"data.root={tmp_path}/split/early", "lesions.early_radius_mm=12"), build

@@ -1,5 +1,7 @@
 """Where networks run."""
 
+import platform
+
 import torch
 
 from difftumor.errors import DeviceError
@@ -22,3 +24,10 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"There is no device {name!r} on this machine: use cpu or auto.")
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or the kind of the machine and its threads, to stand beside measured times."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"

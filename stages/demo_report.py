@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from difftumor.artifacts import load_artifact
 from difftumor.datasets.cases import Case, CaseList, read_cases
+from difftumor.devices import describe_device
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.evaluation.autoencoder_card import CARD_FILE
 from difftumor.evaluation.autoencoder_report import REPORT_FILE
@@ -62,9 +63,10 @@ def write_report(folder: DemoFolder, costs: Mapping[str, StepCost], *, organ: st
         Path of the page.
     """
     total_min = sum(cost.wall_s for cost in costs.values()) / 60
+    machine = describe_device(torch.device("cpu"))
     report = Report(
         "difftumor demo",
-        subtitle=f"{date.today():%B %d, %Y} · {_machine()} · all steps took {total_min:.1f} min",
+        subtitle=f"{date.today():%B %d, %Y} · {machine} · all steps took {total_min:.1f} min",
     )
     report.paragraph(
         "All three stages, trained for minutes on a phantom cohort, then used on phantom scans that they never saw. "
@@ -216,10 +218,6 @@ def _costs(report: Report, costs: Mapping[str, StepCost]) -> None:
     report.code("\n".join(cost.command for cost in costs.values()))
     report.heading("Versions", level=3)
     report.key_values({"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
-
-
-def _machine() -> str:
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _center(labels: NDArray[np.uint8]) -> tuple[int, int, int]:

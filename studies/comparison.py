@@ -1,0 +1,187 @@
+"""Diffusion models compared: tumors of the same masks in the same healthy crops, against real tumors."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difftumor.errors import CaseListError
+from difftumor.evaluation.appearance import Appearance, AppearanceDistance, appearance_distance, measure_appearance
+from difftumor.intensity import IntensityWindow
+from difftumor.picture_rows import Panel
+from difftumor.synthesis.loading import load_synthesizer
+from difftumor.synthesis.records import Voxel
+from difftumor.synthesis.synthesizer import TumorSynthesizer
+from stages.diffusion import held_out
+from stages.diffusion_hosts import HeldOut, Host, HostedTumor, synthesize
+from stages.entry import compose_config
+from stages.settings import Settings, to_plain
+
+REAL = "real tumors, trained on"
+HEALTHY = "no tumor"
+READING = (
+    "Distances are from held-out real tumors, in HU. Contrast (mean inside, less the mean of the surroundings) and "
+    "standard deviation inside are compared by their distributions over the tumors (Wasserstein-1 distance), the edge "
+    "by the mean profile across the tumor's surface (mean absolute difference). The row of real tumors that were "
+    "trained on says how near two sets of real tumors are to each other, the row without tumors how far healthy tissue "
+    "in the same masks is."
+)
+# A model is timed so often; the first time, which loads code, does not count.
+REPEATS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One model, or something to measure models against.
+
+    Args:
+        name: What it is called.
+        appearances: How its tumors look.
+        distance: How far they are from the held-out real tumors.
+        tumors: The tumors, host after host; none of a reference.
+        seconds: Median time of one tumor, from CT to CT; None of a reference.
+    """
+
+    name: str
+    appearances: tuple[Appearance, ...]
+    distance: AppearanceDistance
+    tumors: tuple[HostedTumor, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Models beside each other.
+
+    Args:
+        real: How the held-out real tumors look.
+        hosts: Healthy crops that all models made their tumors in.
+        references: Real tumors that were trained on, the nearest that can be hoped for; and the masks without tumors.
+        models: The models.
+        spacing_mm: Voxel size.
+        window: HU that the networks see.
+        device: Where the tumors were made.
+    """
+
+    real: tuple[Appearance, ...]
+    hosts: tuple[Host, ...]
+    references: tuple[Compared, ...]
+    models: tuple[Compared, ...]
+    spacing_mm: tuple[float, ...]
+    window: IntensityWindow
+    device: str
+
+    @property
+    def rows(self) -> tuple[Compared, ...]:
+        """References, then models."""
+        return *self.references, *self.models
+
+
+def compare(artifacts: Mapping[str, Path], options: Sequence[str], *, device: torch.device) -> Comparison:
+    """Make the same tumors with several diffusion models.
+
+    Args:
+        artifacts: Models by name.
+        options: Overrides of stage 2 that say which data, crops and hosts; the models share them.
+        device: Where to make them.
+
+    Raises:
+        CaseListError: No case hosts a tumor.
+        DiffTumorError: The options do not work, or an artifact cannot be used.
+    """
+    settings = Settings(to_plain(compose_config("diffusion", options)))
+    unseen = held_out(settings)
+    if not unseen.hosts:
+        raise CaseListError(
+            f"{unseen.reader.cases.source} hosts no tumor: hold out cases with fold=0, or more of them."
+        )
+    models = []
+    for name, path in artifacts.items():
+        synthesizer = load_synthesizer(path, organ=unseen.reader.organ, device=device)
+        tumors = tuple(synthesize(synthesizer, unseen.hosts))
+        looks = tuple(tumor.appearance for tumor in tumors)
+        seconds = seconds_per_tumor(synthesizer, unseen.hosts)
+        models.append(Compared(name, looks, appearance_distance(looks, unseen.real), tumors, seconds))
+    references = (
+        _reference(REAL, _trained_on(unseen), unseen.real),
+        _reference(HEALTHY, [_without_tumor(tumor, unseen) for tumor in models[0].tumors], unseen.real),
+    )
+    return Comparison(
+        real=unseen.real,
+        hosts=unseen.hosts,
+        references=references,
+        models=tuple(models),
+        spacing_mm=unseen.reader.spacing_mm,
+        window=unseen.window,
+        device=str(device),
+    )
+
+
+def seconds_per_tumor(synthesizer: TumorSynthesizer, hosts: Sequence[Host]) -> float:
+    """Return the median time of one tumor in one crop: placing, encoding, sampling, decoding, blending."""
+    times = []
+    for host in [hosts[0]] * (REPEATS + 1):
+        ct, organ = (volume[None, None].to(synthesizer.device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))
+        start = time.perf_counter()
+        # On the CPU again, so that a GPU has finished.
+        synthesizer.apply(ct, organ, [[host.record]], patch_per_tumor=True).ct_hu.cpu()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def picture_rows(comparison: Comparison, *, hosts: int) -> tuple[dict[str, list[Panel]], list[Voxel]]:
+    """Return what ``axial_rows`` draws of the first hosts (healthy, then with each model's tumor), and centers."""
+    rows: dict[str, list[Panel]] = {}
+    centers: list[Voxel] = []
+    for number, host in enumerate(comparison.hosts[:hosts]):
+        made = [model.tumors[number] for model in comparison.models]
+        mask: NDArray[np.uint8] = made[0].tumor_XYZ.numpy().astype(np.uint8) * 2
+        healthy = Panel(title="healthy", image=host.ct_hu_XYZ.numpy(), labels=mask)
+        tumors = [
+            Panel(title=model.name, image=tumor.ct_hu_XYZ.numpy())
+            for model, tumor in zip(comparison.models, made, strict=True)
+        ]
+        rows[host.id] = [healthy, *tumors]
+        centers.append(host.record.center_voxel)
+    return rows, centers
+
+
+def table_rows(comparison: Comparison) -> list[dict[str, str | int | float | None]]:
+    """Return a row of numbers for each model and reference; None where nothing was measured."""
+    rows: list[dict[str, str | int | float | None]] = []
+    for each in comparison.rows:
+        distances = {
+            "contrast_distance_hu": each.distance.contrast_hu,
+            "sd_distance_hu": each.distance.sd_hu,
+            "edge_distance_hu": each.distance.edge_hu,
+        }
+        measured = {name: round(value, 2) if math.isfinite(value) else None for name, value in distances.items()}
+        seconds = None if each.seconds is None else round(each.seconds, 4)
+        rows.append({"tumors of": each.name, "tumors": len(each.appearances), **measured, "seconds_per_tumor": seconds})
+    return rows
+
+
+def _reference(name: str, looks: Sequence[Appearance], real: Sequence[Appearance]) -> Compared:
+    return Compared(name, tuple(looks), appearance_distance(looks, real))
+
+
+def _trained_on(unseen: HeldOut) -> tuple[Appearance, ...]:
+    """Measure the tumors of all other cases."""
+    others = tuple(case for case in unseen.reader.cases.cases if case not in unseen.tumor_cases)
+    return replace(unseen, tumor_cases=tuple(case for case in others if case.tumor_organs != ())).real
+
+
+def _without_tumor(made: HostedTumor, unseen: HeldOut) -> Appearance:
+    """Measure the healthy tissue in a tumor's place."""
+    return measure_appearance(
+        made.host.ct_hu_XYZ.numpy(),
+        made.tumor_XYZ.numpy(),
+        made.host.organ_XYZ.numpy(),
+        spacing_mm=unseen.reader.spacing_mm,
+        window=unseen.window,
+    )

@@ -1,0 +1,143 @@
+"""How many timesteps does a tumor need? ``python -m studies.timesteps organ=liver fold=0 data.root=PATH``.
+
+Trains stage 2 once for each number of timesteps T, makes tumors of the same masks in the same held-out healthy crops
+with each, by DDPM as in Figure 6 of DiffTumor, times them, and measures how far they are from held-out real tumors.
+Running it again goes on where it stopped.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from difftumor.devices import describe_device, pick_device
+from difftumor.errors import DiffTumorError
+from difftumor.evaluation.appearance_figure import appearance_figure
+from difftumor.pictures import axial_rows
+from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
+from studies.comparison import READING, REAL, Comparison, compare, picture_rows, table_rows
+from studies.results import Picture, write_results
+from studies.training import train
+
+TIMESTEPS = (1, 2, 4, 10, 50, 200)
+DISTANCES = ("contrast", "sd", "edge")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/timesteps"), help="folder of the study (runs/timesteps)")
+    parser.add_argument(
+        "--timesteps", type=_numbers, default=TIMESTEPS, help="numbers of timesteps T (1,2,4,10,50,200)"
+    )
+    parser.add_argument("--pictured", type=int, default=3, help="crops in the picture (3)")
+    parser.add_argument("--device", default="auto", help="where tumors are made and timed: auto, cpu, cuda")
+    parser.add_argument("options", nargs="+", help="options of stage 2, such as organ=liver fold=0 data.root=PATH")
+    words = parser.parse_intermixed_args(arguments)
+    try:
+        report = run_study(words)
+    except DiffTumorError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    sys.stdout.write(f"The report is at {report.resolve()}\n")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(sorted(int(word) for word in text.split(",")))
+    if numbers[0] < 1 or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 1 up, each once, such as 1,4,200")
+    return numbers
+
+
+def run_study(words: argparse.Namespace) -> Path:
+    """Train what is not trained yet, compare, and write the results.
+
+    Returns:
+        The page.
+
+    Raises:
+        DiffTumorError: An option is wrong, a training has failed, or no case hosts tumors.
+    """
+    device = pick_device(words.device)
+    counts = words.timesteps
+    artifacts = {f"T = {count}": words.out / "checkpoints" / f"T{count:03d}" for count in counts}
+    for count, artifact in zip(counts, artifacts.values(), strict=True):
+        train("diffusion", [*words.options, *_own_options(count, artifact, words.out)])
+    comparison = compare(artifacts, words.options, device=device)
+    rows, centers = picture_rows(comparison, hosts=words.pictured)
+    window_hu = (comparison.window.low_hu, comparison.window.high_hu)
+    tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu)
+    sets = {"real, held out": comparison.real, **{each.name: each.appearances for each in comparison.models}}
+    return write_results(
+        words.out,
+        "timesteps",
+        title="How many timesteps a tumor needs",
+        introduction=[
+            "One diffusion model was trained for each number of timesteps T. All made tumors of the same masks in the "
+            "same healthy crops of held-out scans, by DDPM.",
+            READING,
+        ],
+        rows=table_rows(comparison),
+        pictures={
+            "tumors": Picture(tumors, "The same masks (outlined at the left) with each number of timesteps T."),
+            "timesteps": Picture(
+                timesteps_figure(comparison, counts),
+                "Distances from held-out real tumors and time per tumor. Dotted: real tumors that were trained on.",
+            ),
+            "appearance": Picture(appearance_figure(sets), "How the tumors look, one set per number of timesteps."),
+        },
+        details={
+            "command": shlex.join(["python", "-m", "studies.timesteps", *words.options]),
+            "times measured on": describe_device(device),
+            "hosts": len(comparison.hosts),
+            "held-out real tumors": len(comparison.real),
+        },
+    )
+
+
+def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure:
+    """Draw distances and times over the number of timesteps.
+
+    Args:
+        comparison: Its models have these numbers of timesteps, in this order.
+        timesteps: Rising.
+    """
+    figure, (quality, speed) = new_axes(2, (9.0, 3.4), None)
+    trained_on = next(each for each in comparison.references if each.name == REAL)
+    for color, name in zip(CURVE_COLORS, DISTANCES, strict=False):
+        values = [getattr(model.distance, f"{name}_hu") for model in comparison.models]
+        quality.plot(timesteps, values, "o-", color=color, markersize=4, label=name.replace("sd", "standard deviation"))
+        if math.isfinite(floor := getattr(trained_on.distance, f"{name}_hu")):
+            quality.axhline(floor, color=color, linewidth=1.0, linestyle=":")
+    seconds = [model.seconds or math.nan for model in comparison.models]
+    speed.plot(timesteps, seconds, "o-", color=CURVE_COLORS[0], markersize=4)
+    speed.set(yscale="log")
+    speed.yaxis.set_major_formatter("{x:g}")
+    _label(quality, timesteps, "distance from real tumors (HU)", legend=True)
+    _label(speed, timesteps, "time per tumor (s)", legend=False)
+    return figure
+
+
+def _label(axes: Axes, timesteps: Sequence[int], y_label: str, *, legend: bool) -> None:
+    axes.set(xscale="log", xlabel="timesteps T", ylabel=y_label)
+    axes.set_xticks(list(timesteps), [str(count) for count in timesteps])
+    axes.minorticks_off()
+    finish_axes(axes, legend=legend)
+
+
+def _own_options(timesteps: int, artifact: Path, out: Path) -> list[str]:
+    """Say which model is trained, and where it goes; what the user says of these is overruled."""
+    return [
+        f"name=T{timesteps:03d}", f"artifact={artifact}", f"runs_dir={out}/runs", f"diffusion.timesteps={timesteps}",
+        "diffusion.sampler.kind=ddpm", "diffusion.sampler.steps=null", "diffusion.sampler.eta=0.0",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

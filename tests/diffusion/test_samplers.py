@@ -1,5 +1,7 @@
 """Samplers against stored samples, against each other, and their invariants."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,6 +46,38 @@ class Constant:
         return torch.full_like(noisy, self.value)
 
 
+def elementwise(noisy, time, condition):
+    """A denoiser that rounds each voxel alike in any batch."""
+    return noisy * 0.7 + condition[:, :1] * 0.1 + 0.01 * time[:, None, None, None, None]
+
+
+elementwise.latent_channels = 2
+
+
+class Spy:
+    """Notes under what it is called."""
+
+    latent_channels = 2
+
+    def __init__(self):
+        self.grad_modes, self.dtypes = set(), set()
+
+    def __call__(self, noisy, time, condition):
+        self.grad_modes.add(torch.is_grad_enabled())
+        self.dtypes |= {noisy.dtype, condition.dtype}
+        return elementwise(noisy, time, condition).bfloat16()
+
+
+@st.composite
+def configs(draw, most=12):
+    """Draw any sampler and the T of a schedule that it fits."""
+    total = draw(st.integers(1, most))
+    if draw(st.booleans()):
+        return SamplerConfig(steps=draw(st.sampled_from([None, total]))), total
+    steps, eta = draw(st.none() | st.integers(1, total)), draw(st.sampled_from([0.0, 0.3, 1.0]))
+    return SamplerConfig("ddim", steps, eta, draw(st.sampled_from(["leading", "trailing"]))), total
+
+
 @pytest.fixture(scope="module")
 def stored():
     return {key: torch.from_numpy(value) for key, value in load_reference("diffusion").items()}
@@ -69,6 +103,7 @@ def small():
 
 X0 = randn(1, 2, 2, 2, 2).clamp(-0.9, 0.9)
 CONDITION = torch.zeros(1, 3, 2, 2, 2)
+TRAILING = SamplerConfig("ddim", spacing="trailing")
 
 
 def test_reference_ddpm_sample(published, stored):
@@ -97,11 +132,15 @@ def test_reference_training_loss(published, stored):
 @given(total=st.integers(1, 300), data=st.data())
 def test_ddim_visits_as_many_steps_as_asked_for(total, data):
     steps = data.draw(st.integers(1, total))
-    visited = SamplerConfig("ddim", steps).time_steps(total)
-    assert len(set(visited)) == steps
-    assert list(visited) == sorted(visited)
-    assert visited[0] in (0, 1)
-    assert visited[-1] < total
+    leading, trailing = (SamplerConfig("ddim", steps, spacing=s).time_steps(total) for s in ("leading", "trailing"))
+    for visited in (leading, trailing):
+        assert len(set(visited)) == steps
+        assert list(visited) == sorted(visited)
+        assert 0 <= visited[0] <= visited[-1] < total
+    assert leading[0] in (0, 1)
+    assert trailing[-1] == total - 1
+    if steps == total:
+        assert leading == trailing
 
 
 @pytest.mark.parametrize(
@@ -114,6 +153,15 @@ def test_ddim_visits_as_many_steps_as_asked_for(total, data):
         (SamplerConfig("ddim", 3), 4, (0, 1, 2)),
         (SamplerConfig("ddim", 3), 10, (1, 4, 7)),
         (SamplerConfig("ddim", 1), 1, (0,)),
+        (SamplerConfig("ddim", 1), 200, (1,)),
+        (TRAILING, 3, (0, 1, 2)),
+        (SamplerConfig("ddim", 1, spacing="trailing"), 1, (0,)),
+        (SamplerConfig("ddim", 1, spacing="trailing"), 200, (199,)),
+        (SamplerConfig("ddim", 2, spacing="trailing"), 4, (1, 3)),
+        # Lin et al. round T - i·T/S: 4, 2.67, 1.33; 10, 6.67, 3.33; 6, 4.5, 3, 1.5, halves to the even number.
+        (SamplerConfig("ddim", 3, spacing="trailing"), 4, (0, 2, 3)),
+        (SamplerConfig("ddim", 3, spacing="trailing"), 10, (2, 6, 9)),
+        (SamplerConfig("ddim", 4, spacing="trailing"), 6, (1, 2, 3, 5)),
     ],
 )
 def test_visited_steps(config, total, visited):
@@ -152,6 +200,37 @@ def test_ddim_with_eta_1_over_all_steps_is_ddpm():
     torch.testing.assert_close(paths[0], paths[1], rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 200])
+def test_trailing_steps_start_from_noise_alone_and_lead_to_the_latent(steps):
+    noise, oracle = randn(1, *X0.shape, seed=1), Oracle(X0, 200)
+    config = SamplerConfig("ddim", steps, spacing="trailing")
+    ours = sample(oracle, CONDITION, NoiseSchedule(200), config, noise=noise)
+    assert oracle.times[0] == 199
+    assert torch.equal(oracle.seen[0], noise[0])
+    # At t = 199 the oracle's float32 rounding counts 1 / √ᾱ = 13 000 times.
+    torch.testing.assert_close(ours, X0, rtol=1e-3, atol=2e-3 if steps > 1 else 5e-3)
+
+
+def test_one_trailing_step_is_the_clamped_prediction():
+    noise = torch.tensor([-0.5, 2.0, 1e-5, 0.0]).reshape(1, 1, 1, 4, 1, 1).expand(1, 1, 2, 4, 1, 1)
+    schedule, config = NoiseSchedule(200), SamplerConfig("ddim", 1, spacing="trailing")
+    ours = sample(Constant(0.0), torch.zeros(1, 3, 4, 1, 1), schedule, config, noise=noise)
+    third = 1e-5 / schedule.alphas_cumprod[199].sqrt().item()
+    assert 0.1 < third < 0.2
+    assert ours[0, 1].flatten().tolist() == pytest.approx([-1.0, 1.0, third, 0.0], rel=1e-4)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 9])
+def test_trailing_ddim_with_eta_1_over_all_steps_is_ddpm_clamping_and_all(timesteps):
+    noise = randn(timesteps + 1, *X0.shape, seed=1)
+    for denoiser in (Constant(0.0), Constant(0.4), elementwise):
+        ddpm, ddim = (
+            sample(denoiser, CONDITION, NoiseSchedule(timesteps), config, noise=noise)
+            for config in (SamplerConfig(), SamplerConfig("ddim", eta=1.0, spacing="trailing"))
+        )
+        torch.testing.assert_close(ddpm, ddim, rtol=1e-3, atol=1e-3)
+
+
 def test_one_ddim_step_with_eta_by_hand():
     """T = 2, one visited step t = 1, ε = 0: x = √ᾱ_0 · x_1 / √ᾱ_1 + σ z."""
     schedule, noise, eta = NoiseSchedule(2), randn(2, 1, 2, 1, 1, 1), 0.5
@@ -171,7 +250,15 @@ def test_ddpm_clamps_and_ddim_does_not():
     assert ddim.abs().max() > 10
 
 
-@pytest.mark.parametrize("config", [SamplerConfig(), SamplerConfig("ddim", 3), SamplerConfig("ddim", 3, 0.7)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplerConfig(),
+        SamplerConfig("ddim", 3),
+        SamplerConfig("ddim", 3, 0.7),
+        SamplerConfig("ddim", 2, 0.7, "trailing"),
+    ],
+)
 def test_batch_equals_its_elements(small, config):
     condition, schedule = randn(3, 3, 3, 2, 4), NoiseSchedule(6 if config.kind == "ddim" else 4)
 
@@ -186,13 +273,32 @@ def test_batch_equals_its_elements(small, config):
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
-@pytest.mark.parametrize("config", [SamplerConfig(), SamplerConfig("ddim", 2, 1.0)])
-def test_batch_equals_its_elements_exactly_when_the_denoiser_does(config):
-    condition, schedule = CONDITION.expand(3, -1, -1, -1, -1), NoiseSchedule(4)
-    together = sample(Constant(0.3), condition, schedule, config, generators=[torch_generator(7, i) for i in range(3)])
-    for i in range(3):
-        alone = sample(Constant(0.3), condition[:1], schedule, config, generators=[torch_generator(7, i)])
+@given(sampling=configs(), batch=st.integers(1, 5), data=st.data())
+def test_batch_of_any_size_equals_its_elements_exactly_when_the_denoiser_does(sampling, batch, data):
+    config, schedule = sampling[0], NoiseSchedule(sampling[1])
+    condition, order = randn(batch, 3, 2, 3, 2, seed=4), data.draw(st.permutations(range(batch)))
+
+    def generator(i):
+        return torch_generator(7, "element", i)
+
+    together = sample(elementwise, condition, schedule, config, generators=[generator(i) for i in range(batch)])
+    assert together.isfinite().all()
+    turned = sample(elementwise, condition[order], schedule, config, generators=[generator(i) for i in order])
+    assert torch.equal(turned, together[order])
+    for i in range(batch):
+        alone = sample(elementwise, condition[i : i + 1], schedule, config, generators=[generator(i)])
         assert torch.equal(together[i : i + 1], alone)
+
+
+@given(sampling=configs(), batch=st.integers(1, 3))
+def test_generators_are_left_where_draws_says(sampling, batch):
+    (config, total), condition = sampling, randn(batch, 3, 2, 1, 2)
+    used, twins = ([torch_generator(3, i) for i in range(batch)] for _ in range(2))
+    sample(elementwise, condition, NoiseSchedule(total), config, generators=used)
+    for generator, twin in zip(used, twins, strict=True):
+        for _ in range(config.draws(total)):
+            torch.randn(2, 2, 1, 2, generator=twin)
+        assert torch.equal(generator.get_state(), twin.get_state())
 
 
 @pytest.mark.parametrize("config", [SamplerConfig(), SamplerConfig("ddim", 2), SamplerConfig("ddim", 4, 1.0)])
@@ -211,15 +317,53 @@ def test_more_noise_than_needed_changes_nothing(small):
     assert torch.equal(once, again)
 
 
-def test_global_random_state_is_neither_read_nor_moved(small):
-    before = torch.get_rng_state()
-    sample(small, randn(1, 3, 2, 2, 2), NoiseSchedule(4), SamplerConfig(), generators=[torch_generator(0)])
-    assert torch.equal(before, torch.get_rng_state())
+ALL_KINDS = [SamplerConfig(), SamplerConfig("ddim", 2, 0.5), SamplerConfig("ddim", 2, 0.5, "trailing")]
+
+
+@pytest.mark.parametrize("config", ALL_KINDS)
+def test_global_random_state_is_neither_read_nor_moved(small, config):
+    ours = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            ours.append(sample(small, CONDITION, NoiseSchedule(4), config, generators=[torch_generator(0)]))
+            assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*ours)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_denoiser_keeps_its_mode_and_gradients_and_its_mode_changes_nothing(small, training):
+    denoiser = copy.deepcopy(small).train(training).requires_grad_(True)
+    gradients = [p.grad for p in denoiser.parameters()]
+    with torch.enable_grad():
+        z = sample(denoiser, CONDITION, NoiseSchedule(4), SamplerConfig(), generators=[torch_generator(0)])
+    assert {module.training for module in denoiser.modules()} == {training}
+    assert all(p.grad is g for p, g in zip(denoiser.parameters(), gradients, strict=True))
+    assert all(p.requires_grad for p in denoiser.parameters())
+    assert torch.equal(z, sample(small, CONDITION, NoiseSchedule(4), SamplerConfig(), generators=[torch_generator(0)]))
+
+
+@pytest.mark.parametrize("config", ALL_KINDS)
+def test_the_denoiser_is_called_without_autograd_and_with_float32_whatever_surrounds_it(config):
+    def ours(denoiser):
+        return sample(denoiser, CONDITION, NoiseSchedule(4), config, generators=[torch_generator(0)])
+
+    spy = Spy()
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        z = ours(spy)
+    assert spy.grad_modes == {False}
+    assert spy.dtypes == {torch.float32}
+    assert z.dtype == torch.float32
+    assert torch.equal(z, ours(Spy()))
 
 
 def test_sample_has_no_history_but_may_be_trained_on(small):
-    z = sample(small, randn(1, 3, 2, 2, 2), NoiseSchedule(4), SamplerConfig(), generators=[torch_generator(0)])
+    small = copy.deepcopy(small).requires_grad_(True)
+    with torch.enable_grad():
+        z = sample(small, randn(1, 3, 2, 2, 2), NoiseSchedule(4), SamplerConfig(), generators=[torch_generator(0)])
     assert not z.requires_grad
+    assert z.grad_fn is None
     assert not z.is_inference()
     weight = torch.ones(1, requires_grad=True)
     (weight * z).square().sum().backward()
@@ -234,11 +378,56 @@ def test_sample_has_no_history_but_may_be_trained_on(small):
         ({"kind": "ddim", "eta": 1.5}, r"eta must be in \[0, 1\]"),
         ({"kind": "ddim", "eta": float("nan")}, "eta"),
         ({"kind": "ddpm", "eta": 0.5}, "no meaning for 'ddpm'"),
+        ({"kind": "ddim", "steps": 2.5}, "steps must be a whole number from 1 up, not 2.5"),
+        ({"kind": "ddim", "eta": "much"}, "eta must be in .*, not 'much'"),
+        ({"kind": "ddim", "spacing": "even"}, "spacing must be 'leading' or 'trailing', not 'even'"),
+        ({"kind": "ddpm", "spacing": "trailing"}, "spacing 'trailing' has no meaning for 'ddpm'"),
     ],
 )
 def test_bad_configs_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         SamplerConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "expected"),
+    [
+        (SamplerConfig("ddim", 50, 0.5), {}, SamplerConfig("ddim", 50, 0.5)),
+        (SamplerConfig("ddim", 50, 0.5), {"steps": 4}, SamplerConfig("ddim", 4, 0.5)),
+        (SamplerConfig("ddim", 50, 0.5), {"kind": "ddim", "eta": 0.0}, SamplerConfig("ddim", 50, 0.0)),
+        (SamplerConfig("ddim", 50, 0.5, "trailing"), {"kind": "ddpm"}, SamplerConfig()),
+        (SamplerConfig(), {"kind": "ddim", "spacing": "trailing"}, TRAILING),
+    ],
+)
+def test_a_config_is_changed_by_what_is_given(base, changes, expected):
+    assert base.changed(**changes) == expected
+    assert base.changed(**{name: changes.get(name) for name in ("kind", "steps", "eta", "spacing")}) == expected
+
+
+def test_changes_are_checked():
+    with pytest.raises(ConfigError, match=r"eta 0\.5 has no meaning for 'ddpm'"):
+        SamplerConfig().changed(eta=0.5)
+    with pytest.raises(ConfigError, match="not 'euler'"):
+        SamplerConfig().changed(kind="euler")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("config", ALL_KINDS)
+def test_cuda_samples_the_same_from_the_same_noise(published, stored, config):
+    gpu = copy.deepcopy(published).cuda()
+    condition = stored["cond"].expand(2, -1, -1, -1, -1)
+
+    def ours(denoiser, condition):
+        generators = [torch_generator(0, i) for i in range(2)]
+        return sample(denoiser, condition, NoiseSchedule(4), config, generators=generators)
+
+    here, there = ours(published, condition), ours(gpu, condition.cuda())
+    assert there.is_cuda
+    # Convolutions of CUDA may round their factors to TF32, 10 bits, which the first step multiplies.
+    assert relative_error(there, here) < 5e-2
+    with torch.autocast("cuda", torch.bfloat16):
+        assert relative_error(ours(gpu, condition.cuda()), here) < 0.3
 
 
 def test_steps_must_fit_the_schedule():

@@ -48,6 +48,17 @@ def test_prediction_undoes_noise_with_a_time_per_element():
         assert torch.equal(alone, xt[i : i + 1])
 
 
+@pytest.mark.parametrize("timesteps", [1, 4, 200])
+def test_noise_and_latent_are_predicted_from_each_other(timesteps):
+    schedule = NoiseSchedule(timesteps)
+    time = torch.arange(timesteps)
+    x0, noise = randn(timesteps, 1, 2, 2, 2).clamp(-1, 1), randn(timesteps, 1, 2, 2, 2, seed=1)
+    xt = schedule.add_noise(x0, noise, time)
+    torch.testing.assert_close(schedule.predict_noise(xt, x0, time), noise, rtol=1e-4, atol=1e-4)
+    again = schedule.predict_noise(xt, schedule.predict_x0(xt, noise, time), time)
+    torch.testing.assert_close(again, noise, rtol=1e-4, atol=1e-4)
+
+
 def test_noise_keeps_unit_variance():
     schedule = NoiseSchedule(7)
     total = schedule.sqrt_alphas_cumprod**2 + schedule.sqrt_one_minus_alphas_cumprod**2

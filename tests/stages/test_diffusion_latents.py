@@ -166,7 +166,7 @@ def test_each_latent_is_that_of_its_crop_encoded_alone(cached, tmp_path, untrain
 
 
 def test_held_out_crops_are_those_of_a_run_without_a_cache(cached):
-    options = ("folds.count=3", "data.validation_crops=9")
+    options = ("folds.count=3", "validation.crops=9")
     for fold in range(3):
         plain = filled(cached("plain", *options, f"fold={fold}", "latents.cache=null")).fixed
         with_cache = filled(cached("cached", *options, f"fold={fold}")).fixed
@@ -176,7 +176,7 @@ def test_held_out_crops_are_those_of_a_run_without_a_cache(cached):
 
 
 def test_no_more_held_out_crops_are_encoded_than_are_asked_for(cached, tmp_path):
-    data = filled(cached("run", "data.validation_crops=1", "folds.count=3"))
+    data = filled(cached("run", "validation.crops=1", "folds.count=3"))
     assert len(data.fixed) == 1
     assert len(files(tmp_path / "cache")) == len(data.train) * CROPS + 1
 

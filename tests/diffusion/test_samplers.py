@@ -411,6 +411,20 @@ def test_changes_are_checked():
         SamplerConfig().changed(kind="euler")
 
 
+@pytest.mark.parametrize("config", ALL_KINDS)
+def test_a_denoiser_in_bf16_samples_nearly_the_same(published, stored, config):
+    def ours(seed):
+        return sample(
+            published, stored["cond"], NoiseSchedule(4), config, generators=[torch_generator(seed, "element")]
+        )
+
+    exact, other = ours(0), ours(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = ours(0)
+    assert 0 < relative_error(rounded, exact) < 0.15
+    assert relative_error(other, exact) > 0.5
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("config", ALL_KINDS)

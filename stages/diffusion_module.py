@@ -170,7 +170,7 @@ class DiffusionModule(StageModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what all crops and hosts of all ranks have shown."""
-        found = self.losses_by_time.compute()
+        found = self.losses_by_time.compute() if self.losses_by_time.update_called else {}  # on all ranks or on none
         if self.hosts is not None:
             found |= self.hosts.finish(self)
         for name, value in found.items():

@@ -99,8 +99,10 @@ class HostedAppearances(Metric):
         self.add_state("rows_HN", torch.zeros(count, _ROW, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("measured_H", torch.zeros(count, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, number: int, appearance: Appearance) -> None:
-        """Add the tumor of a host, which no other rank has."""
+    def update(self, number: int, appearance: Appearance | None) -> None:
+        """Add the tumor of a host, which no other rank has; None for no host."""
+        if appearance is None:
+            return
         self.rows_HN[number] = torch.tensor(appearance.to_row(), dtype=torch.float64)
         self.measured_H[number] = 1
 
@@ -146,7 +148,10 @@ class HostValidation(nn.Module):
 
     def take(self, number: int, module: StageModule) -> None:
         """Make the tumor of a host if it is time; a number beyond the last is no host."""
-        if not self.due(module.trainer) or number >= len(self.held_out.hosts):
+        if not self.due(module.trainer):
+            return
+        if number >= len(self.held_out.hosts):
+            self.metric.update(number, None)
             return
         for made in synthesize(self.synthesizer, [self.held_out.hosts[number]]):
             self.metric.update(number, made.appearance)

@@ -117,7 +117,9 @@ def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure
             quality.axhline(floor, color=color, linewidth=1.0, linestyle=":")
     seconds = [model.seconds or math.nan for model in comparison.models]
     speed.plot(timesteps, seconds, "o-", color=CURVE_COLORS[0], markersize=4)
-    speed.set(yscale="log")
+    for place in zip(timesteps, seconds, strict=True):
+        speed.annotate(f"{place[1]:.2g} s", place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+    speed.set(yscale="log", ylim=(min(seconds) / 3, max(seconds) * 3))
     speed.yaxis.set_major_formatter("{x:g}")
     _label(quality, timesteps, "distance from real tumors (HU)", legend=True)
     _label(speed, timesteps, "time per tumor (s)", legend=False)

@@ -1,0 +1,145 @@
+"""Stage 2 on real tumors: ``python -m studies.sarcoma --data PATH`` with the folder of the sarcoma patients.
+
+Trains an autoencoder on the training patients of one fold, then a diffusion model on all their tumors and another on
+one of them (DiffTumor, Figure 5), makes tumors in the host tissue of the held-out patients with both, and measures how
+far they are from the held-out real tumors. Running it again goes on where it stopped.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from difftumor.artifact_config import read_config
+from difftumor.devices import describe_device, pick_device
+from difftumor.errors import DiffTumorError
+from difftumor.evaluation.appearance_figure import appearance_figure
+from difftumor.pictures import axial_rows
+from difftumor.plots import curves
+from stages.curves import Curve, read_curves
+from studies.comparison import READING, compare, picture_rows, table_rows
+from studies.results import Picture, write_results
+from studies.sarcoma_data import BODY, write_sarcoma
+from studies.training import train
+
+MODELS = {"all tumors": "all", "one tumor": "1"}
+# As published, at 1 mm; for a GPU.
+FULL: Mapping[str, tuple[str, ...]] = {
+    "both": ("data.cache_rate=1.0",),
+    "autoencoder": ("validation.scans=4", "perceptual.weight=0"),
+    "diffusion": ("validation.synthesize_every_n_epochs=10",),
+}
+# For two cores and two hours: coarse voxels, few codes, short trainings with higher rates, discriminators that weigh
+# little, as few crops need (docs/results.md).
+SMALL: Mapping[str, tuple[str, ...]] = {
+    "both": (
+        "trainer=cpu", "data.spacing_mm=[1.5,1.5,3]", "data.crop=[64,64,32]", "data.num_workers=0",
+        "data.cache_rate=1.0", "trainer.log_every_n_steps=10", "training.steps_per_epoch=50",
+    ),
+    "autoencoder": (
+        "data.batch_size=2", "trainer.validate_every_n_epochs=3", "validation.scans=4", "pictures.scans=4",
+        "pictures.every_n_epochs=4", "network.codes=512", "codebook.decay=0.95", "optimizer.lr=5e-4",
+        "discriminators.start_step=750", "loss_weights.slice_adversarial=0.1", "loss_weights.volume_adversarial=0.1",
+        "loss_weights.feature_matching=0.4", "perceptual.weight=0", "training.steps=900",
+    ),
+    "diffusion": (
+        "data.batch_size=4", "network.multipliers=[1,2,4]", "optimizer.lr=5e-4", "ema.decay=0.99", "ema.start=200",
+        "ema.every=1", "training.steps=1500", "latents.crops=50", "validation.synthesize_every_n_epochs=10",
+    ),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of <patient>/ct.nii.gz and tumor.nii.gz")
+    parser.add_argument("--out", type=Path, default=Path("runs/sarcoma"), help="folder of the study (runs/sarcoma)")
+    parser.add_argument(
+        "--size", choices=("small", "full"), default="small", help="small: for a CPU; full: as published"
+    )
+    parser.add_argument("--fold", type=int, default=0, help="fold that is held out, from 0 (0)")
+    parser.add_argument("--folds", type=int, default=4, help="number of folds (4)")
+    parser.add_argument("--hosts", type=int, default=8, help="crops of held-out patients that get tumors (8)")
+    parser.add_argument("--device", default="auto", help="where tumors are made: auto, cpu, cuda")
+    words = parser.parse_args(arguments)
+    try:
+        report = run_study(words)
+    except DiffTumorError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
+    sys.stdout.write(f"The report is at {report.resolve()}\n")
+    return 0
+
+
+def run_study(words: argparse.Namespace) -> Path:
+    """Train what is not trained yet, compare, and write the results.
+
+    Returns:
+        The page.
+
+    Raises:
+        DiffTumorError: An option is wrong, data are missing, or a training has failed.
+    """
+    device = pick_device(words.device)
+    preset = FULL if words.size == "full" else SMALL
+    data = write_sarcoma(words.data, words.out / "data", count=words.folds, fold=words.fold)
+    places = (f"data.root={data}", f"runs_dir={words.out}/runs", f"checkpoints_dir={words.out}/checkpoints")
+    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"]])
+    options = [
+        *BODY, "tumor_stage=late", *places, *preset["both"], *preset["diffusion"], f"latents.cache={words.out}/latents",
+        f"validation.hosts={words.hosts}",
+    ]  # fmt: skip
+    artifacts = {name: words.out / "checkpoints" / name.replace(" ", "_") for name in MODELS}
+    for most, artifact in zip(MODELS.values(), artifacts.values(), strict=True):
+        train("diffusion", [f"name={artifact.name}", f"artifact={artifact}", f"data.max_tumors={most}", *options])
+    comparison = compare(artifacts, options, device=device)
+    rows, centers = picture_rows(comparison, hosts=words.hosts)
+    window_hu = (comparison.window.low_hu, comparison.window.high_hu)
+    tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu, column_inches=2.2)
+    sets = {"real, held out": comparison.real, **{each.name: each.appearances for each in comparison.rows}}
+    runs = {name: words.out / "runs" / "diffusion" / artifact.name for name, artifact in artifacts.items()}
+    return write_results(
+        words.out,
+        "sarcoma",
+        title="Stage 2 on soft-tissue sarcomas",
+        introduction=[
+            f"Fold {words.fold} of {words.folds} by patient is held out of both stages. One model learned all tumors "
+            "of the training patients, the other a single one. Both made tumors of the same masks in the tissue of "
+            "the held-out patients.",
+            READING,
+        ],
+        rows=table_rows(comparison),
+        pictures={
+            "tumors": Picture(tumors, "Tumors in held-out patients; the mask is outlined at the left."),
+            "appearance": Picture(appearance_figure(sets), "How the tumors look."),
+            "losses": Picture(
+                curves(_losses(runs), y_label="L1 of the noise", smoothing=0.8), "Losses while training and held out."
+            ),
+        },
+        details={
+            "command": shlex.join(["python", "-m", "studies.sarcoma", "--size", words.size, "--data", str(words.data)]),
+            "device": describe_device(device),
+            "autoencoder": _measured(words.out / "checkpoints" / "autoencoder"),
+            **{name: _measured(artifact) for name, artifact in artifacts.items()},
+        },
+    )
+
+
+def _losses(runs: Mapping[str, Path]) -> dict[str, Curve]:
+    return {
+        f"{name}, {tag.split('/')[0]}": curve
+        for name, run in runs.items()
+        for tag, curve in read_curves(run, ("training/loss", "validation/loss")).items()
+    }
+
+
+def _measured(artifact: Path) -> str:
+    """Say how long a model was trained, and what its last validation found."""
+    config = read_config(artifact)
+    metrics = (f"{name.removeprefix('validation/')} {value:.3g}" for name, value in config.metrics.items())
+    return f"{config.training['steps']} steps; " + ", ".join(metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

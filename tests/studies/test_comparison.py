@@ -1,0 +1,95 @@
+"""Models are compared on the same masks in the same crops, against real tumors."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from difftumor.errors import CaseListError
+from difftumor.evaluation.appearance import LEAST_VOXELS, appearance_distance
+from studies.comparison import HEALTHY, REAL, compare, picture_rows, table_rows
+from tests.stages.tumor_cohort import DIFFUSION, write_autoencoder, write_cohort, write_diffusion
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    (folder / "cohort").mkdir()
+    write_cohort(folder / "cohort")
+    write_autoencoder(folder)
+    write_diffusion(folder, "early")
+    return folder
+
+
+def options(folder, *more):
+    return [
+        *DIFFUSION, f"data.root={folder}/cohort", f"autoencoder.artifact={folder}/autoencoder", "fold=0",
+        "folds.count=2", "validation.hosts=3", "organ.minimum_radius_mm=10", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def comparison(folder):
+    artifact = folder / "diffusion_liver_early"
+    return compare({"a": artifact, "b": artifact}, options(folder), device=CPU)
+
+
+def test_models_make_the_same_tumors_in_the_same_places(comparison):
+    a, b = comparison.models
+    assert [tumor.host.id for tumor in a.tumors] == [host.id for host in comparison.hosts]
+    assert len(comparison.hosts) == 3
+    for one, other in zip(a.tumors, b.tumors, strict=True):
+        assert one.tumor_XYZ.any()
+        assert torch.equal(one.tumor_XYZ, other.tumor_XYZ)
+        assert torch.equal(one.ct_hu_XYZ, other.ct_hu_XYZ)  # one artifact, two names
+    assert a.distance == b.distance == appearance_distance(a.appearances, comparison.real)
+    assert a.seconds > 0
+
+
+def test_references_are_real_tumors_and_healthy_tissue(comparison):
+    trained_on, healthy = comparison.references
+    assert (trained_on.name, healthy.name) == (REAL, HEALTHY)
+    # Tumors of 40 HU in a liver of 110 HU, with noise of 15 HU, in all cases of the cohort; three are early.
+    looks = (*trained_on.appearances, *comparison.real)
+    assert len(looks) == 3
+    for look in looks:
+        assert look.contrast_hu == pytest.approx(-70, abs=10)
+    assert len(healthy.appearances) == len(comparison.hosts)
+    measured = [look for look in healthy.appearances if look.voxels >= LEAST_VOXELS]
+    assert len(measured) >= 2
+    for look in measured:
+        assert look.contrast_hu == pytest.approx(0, abs=10)
+        assert look.sd_hu == pytest.approx(15, abs=5)
+    assert healthy.distance.contrast_hu == pytest.approx(70, abs=12)
+    assert trained_on.distance.contrast_hu < 12
+
+
+def test_the_table_has_a_row_for_each_and_no_number_that_was_not_measured(comparison):
+    rows = table_rows(comparison)
+    assert [row["tumors of"] for row in rows] == [REAL, HEALTHY, "a", "b"]
+    assert rows[0]["seconds_per_tumor"] is None
+    assert rows[1]["contrast_distance_hu"] == pytest.approx(comparison.references[1].distance.contrast_hu, abs=0.01)
+    nothing = replace(comparison.references[0].distance, edge_hu=math.nan)
+    unmeasured = replace(comparison, references=(replace(comparison.references[0], distance=nothing),))
+    assert table_rows(unmeasured)[0]["edge_distance_hu"] is None
+
+
+def test_pictures_show_the_healthy_crop_with_the_mask_and_then_each_model(comparison):
+    rows, centers = picture_rows(comparison, hosts=2)
+    assert list(rows) == [host.id for host in comparison.hosts[:2]]
+    for panels, center, host in zip(rows.values(), centers, comparison.hosts, strict=False):
+        assert [panel.title for panel in panels] == ["healthy", "a", "b"]
+        assert panels[0].labels[center] == 2
+        assert (panels[0].image == host.ct_hu_XYZ.numpy()).all()
+        changed = panels[1].image != panels[0].image
+        assert changed.any()
+        assert changed[panels[0].labels == 2].mean() > 0.9
+
+
+def test_without_hosts_there_is_nothing_to_compare(folder):
+    artifact = folder / "diffusion_liver_early"
+    with pytest.raises(CaseListError, match="hosts no tumor: hold out"):
+        compare({"a": artifact}, options(folder, "validation.hosts=0"), device=CPU)

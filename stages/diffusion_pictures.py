@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,9 @@ class HostPictures:
     def draw(self, made: HostedTumor, module: StageModule) -> None:
         """Write the picture of a host if it is to be drawn; called by the rank that has it."""
         if made.host.id in self.folder.names:
-            title = f"{made.host.id[-40:]}, step {module.steps_done}: contrast {made.appearance.contrast_hu:.0f} HU"
+            contrast_hu = made.appearance.contrast_hu
+            contrast = f": contrast {contrast_hu:.0f} HU".replace("-", "−") if math.isfinite(contrast_hu) else ""
+            title = f"{made.host.id[-40:]}, step {module.steps_done}{contrast}"
             figure = host_picture(made, spacing_mm=self.spacing_mm, window=self.window, title=title)
             self.folder.save(figure, made.host.id, module=module)
 

@@ -25,7 +25,9 @@ def synthesize(
         typer.Option(help="Instead of a mask: a label map on the CT's grid, with --organ-label.", show_default=False),
     ] = None,
     organ_label: Annotated[int | None, typer.Option(help="The organ's number in the label map.", min=1)] = None,
-    size: Annotated[str, typer.Option(help="tiny, small, medium, large, or early (tiny or small).")] = "early",
+    size: Annotated[
+        str, typer.Option(help="tiny, small, medium, large, early (tiny or small), or late (medium or large).")
+    ] = "early",
     count: Annotated[int, typer.Option(help="Number of tumors.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tumors.")] = 0,
     model: Annotated[

@@ -63,7 +63,7 @@ def synthesize_scan(
         ct: CT in HU, NIfTI, any orientation and spacing.
         organ_mask: Mask or label map on the CT's grid.
         out: Folder to write to.
-        size: Size class or ``"early"``.
+        size: Size class, ``"early"`` or ``"late"``.
         count: Tumors wanted.
         seed: The same seed and files give the same tumors.
         organ_label: The organ's number in the label map; None for a mask.

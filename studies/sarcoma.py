@@ -50,8 +50,8 @@ SMALL: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """Return what parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of <patient>/ct.nii.gz and tumor.nii.gz")
     parser.add_argument("--out", type=Path, default=Path("runs/sarcoma"), help="folder of the study (runs/sarcoma)")
@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=4, help="number of folds (4)")
     parser.add_argument("--hosts", type=int, default=8, help="crops of held-out patients that get tumors (8)")
     parser.add_argument("--device", default="auto", help="where tumors are made: auto, cpu, cuda")
-    words = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return the exit status."""
+    words = command_line().parse_args(arguments)
     try:
         report = run_study(words)
     except DiffTumorError as error:

@@ -28,8 +28,8 @@ TIMESTEPS = (1, 2, 4, 10, 50, 200)
 DISTANCES = ("contrast", "sd", "edge")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """Return what parses the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/timesteps"), help="folder of the study (runs/timesteps)")
     parser.add_argument(
@@ -38,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictured", type=int, default=3, help="crops in the picture (3)")
     parser.add_argument("--device", default="auto", help="where tumors are made and timed: auto, cpu, cuda")
     parser.add_argument("options", nargs="+", help="options of stage 2, such as organ=liver fold=0 data.root=PATH")
-    words = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return the exit status."""
+    words = command_line().parse_intermixed_args(arguments)
     try:
         report = run_study(words)
     except DiffTumorError as error:

@@ -1,5 +1,6 @@
 """Every command in the documentation exists and is spelled right; tests/test_demo.py runs those of the README."""
 
+import importlib
 import re
 import subprocess
 
@@ -33,6 +34,9 @@ def test_command_is_understood(words):
         command.make_context(words[0], words[1:])  # parses and checks the options, runs nothing
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
+    elif program == "python" and rest[1].startswith("studies."):
+        words = importlib.import_module(rest[1]).command_line().parse_intermixed_args(rest[2:])
+        compose_config("diffusion", getattr(words, "options", []))
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
     elif program == "source":

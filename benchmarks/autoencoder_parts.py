@@ -1,21 +1,18 @@
 """The parts of stage 1 that `benchmarks/autoencoder.py` measures, made of what training runs."""
 
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pytorch_lightning as pl
+import parts as common
 import torch
 import torch.nn.functional as F
 import torchvision
-from measuring import PeakMemory, ceilings, machine_name, summary, times, wait, work
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.optim import Adam
-from torch.utils.data import Dataset
+from training_steps import measure_steps
 
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
@@ -25,8 +22,6 @@ from stages.autoencoder_options import StepOptions
 from stages.critics import AXIAL, Critics
 from stages.losses import PLANES, PerceptualLoss, random_positions
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LIGHTNING_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 # Published weights of the losses (eq. 2) and training settings.
 WEIGHTS = {
     "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
@@ -80,16 +75,8 @@ class Parts:
     def _random(self, *shape: int) -> Tensor:
         return torch.rand(self.options.batch, *shape, generator=torch_generator(0)).to(self.device)
 
-    def _autocast(self) -> torch.autocast:
-        dtype = DTYPES[self.options.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
     def _inference(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        def without_autograd() -> Any:
-            with torch.no_grad(), self._autocast():
-                return run()
-
-        return without_autograd
+        return common.inference(run, self.options)
 
     def _encode(self) -> Callable[[], Any]:
         return self._inference(lambda: self.network.encode(self.ct_BCZXY))
@@ -109,13 +96,13 @@ class Parts:
         optimizer = Adam(self.network.parameters(), lr=LR, betas=BETAS)
         scaler = self._scaler()
         axial_B, planes_3B = self.positions_4B[0], self.positions_4B[1:]
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), common.autocast(self.options):
             # In training the discriminators' own step pays for these.
             real = self.critics.see(self.ct_BCZXY, axial_B)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with self._autocast():
+            with common.autocast(self.options):
                 output = self.network(self.ct_BCZXY)
                 fake = output.reconstruction.float()
                 losses = {
@@ -140,7 +127,7 @@ class Parts:
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with self._autocast():
+            with common.autocast(self.options):
                 real = self.critics.see(self.ct_BCZXY, axial_B)
                 losses = self.critics.losses(self.fake_BCZXY, axial_B, real)
             scaler.scale(torch.stack(list(losses.values())).sum()).backward()
@@ -153,44 +140,12 @@ class Parts:
         return torch.amp.GradScaler(self.device.type, enabled=self.options.precision == "fp16")
 
 
-class _StepTimes(Callback):
-    """Notes the wall time of each training step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        wait(self.device)
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        wait(self.device)
-        self.seconds.append(time.perf_counter() - self._start)
-
-
 def measure(part: str, options: Namespace) -> dict[str, Any]:
     """Measure one part, or the machine's "ceilings", in this process, which should be a fresh one."""
-    device = torch.device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if part == "ceilings":
-        return {"machine": machine_name(device), **ceilings(device, DTYPES[options.precision])}
-    if part == "joint":
-        return _measure_training(options, device)
-    parts = Parts(options)
-    run = parts[part]
-    memory = PeakMemory(device)
-    if options.compile:
-        parts.compile()
-    figures = summary(times(run, device=device, repeats=options.repeats, warmups=options.warmups)) | memory.figures()
-    # Counted on the plain operations: the compiler's kernels are not seen.
-    with torch.compiler.set_stance("force_eager"):
-        return figures | work(run)
+    return common.measure(part, options, make=Parts, trainings={"joint": _measure_training})
 
 
-def _measure_training(options: Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure whole steps of training, with Lightning around them."""
+def _measure_training(options: Namespace) -> dict[str, Any]:
     module = AutoencoderModule(
         seed=0, network={}, codebook={"update": "ema", "decay": 0.99, "restart_below": 1.0},
         discriminator_channels=64, start_step=0, adversarial="hinge", weights=WEIGHTS,
@@ -199,17 +154,7 @@ def _measure_training(options: Namespace, device: torch.device) -> dict[str, Any
         spacing_mm=(1, 1, 1), crop=options.size,
     )  # fmt: skip
     ct_BCXYZ = 425 * torch.rand(options.batch, 1, *options.size, generator=torch_generator(0)) - 175
-    steps = _StepTimes(device)
-    trainer = pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, max_epochs=1, callbacks=[steps],
-        precision=LIGHTNING_PRECISIONS[options.precision], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    module.to(device)  # so that growth is what comes on top of it
-    memory = PeakMemory(device)
-    batches = [{"ct": ct_BCXYZ}] * (options.warmups + options.repeats)
-    trainer.fit(module, torch.utils.data.DataLoader(cast(Dataset[Any], batches), batch_size=None))
-    return summary(steps.seconds[options.warmups :]) | memory.figures()
+    return measure_steps(module, {"ct": ct_BCXYZ}, options)
 
 
 def _perceptual() -> PerceptualLoss:

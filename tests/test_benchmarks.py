@@ -1,4 +1,4 @@
-"""The benchmark of the autoencoder measures every part at any size, and its figures add up."""
+"""The benchmarks of both stages measure every part at any size, and their figures add up."""
 
 import json
 import subprocess
@@ -13,6 +13,9 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 SMALL = ["--size", "16", "16", "20", "--device", "cpu", "--repeats", "2", "--warmups", "1"]
 
 
+MODULES = [file.stem for file in BENCHMARKS.glob("*.py")]
+
+
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -21,7 +24,18 @@ def bench(monkeypatch):
     import measuring
 
     yield autoencoder, autoencoder_parts, measuring
-    for name in ("autoencoder", "autoencoder_parts", "measuring", "command"):
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def diffusion(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import diffusion
+    import diffusion_parts
+
+    yield diffusion, diffusion_parts
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -66,6 +80,97 @@ def test_wrong_options_are_refused(bench, wrong, capsys):
     with pytest.raises(SystemExit):
         bench[0].arguments([*SMALL, *wrong])
     assert wrong[0] in capsys.readouterr().err
+
+
+SMALL_TUMORS = ["--size", "32", "32", "16", "--device", "cpu", "--repeats", "2", "--warmups", "1", "--threads", "1"]
+
+
+def made_parts(diffusion, *given):
+    """Return the parts as a child process makes them, for two tumors at once."""
+    command, parts = diffusion
+    options = command.arguments([*SMALL_TUMORS, *given])
+    options.batch = 2
+    return parts.Parts(options)
+
+
+def test_a_tumor_is_its_stages_one_after_the_other(diffusion, monkeypatch):
+    made = made_parts(diffusion)
+    assert made["condition"]().shape == (2, 9, 4, 8, 8)
+    assert made["denoise"]().shape == made["sample"]().shape == (2, 8, 4, 8, 8)
+    assert made["decode"]().shape == (2, 1, 32, 32, 16)
+    calls = []
+    for name, where in (("condition", made.codec), ("forward", made.denoiser), ("decode", made.codec)):
+        run = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, name=name, run=run, **k: calls.append(name) or run(*a, **k))
+    tumor = made["tumor"]()
+    assert calls == ["condition", *["forward"] * 4, "decode"]
+    assert tumor.shape == (2, 1, 32, 32, 16)
+    assert not torch.equal(tumor[0], tumor[1])
+
+
+def test_parts_compute_in_the_precision_asked_for(diffusion):
+    exact, half = (made_parts(diffusion, "--precision", precision)["tumor"]() for precision in ("fp32", "bf16"))
+    assert not torch.equal(exact, half)
+
+
+def test_work_in_pieces_is_counted(diffusion):
+    made = made_parts(diffusion)
+    from measuring import work
+
+    counted = work(made["denoise"])["tflop"]
+    assert work(made["sample"])["tflop"] == pytest.approx(4 * counted)
+    made.denoiser.init_temporal_attn = torch.nn.Module()  # attention that is seen through
+    made.denoiser.init_temporal_attn.forward = lambda x, bias: x
+    assert work(made["denoise"])["tflop"] < counted
+
+
+def test_shares_are_of_the_whole_tumor(diffusion):
+    medians = {"condition": 1.0, "denoise": 1.0, "sample": 4.0, "decode": 3.0, "tumor": 8.0}
+    parts = {name: {"median_s": seconds} for name, seconds in medians.items()}
+    diffusion[0].add_shares(parts)
+    shares = {name: part["share"] for name, part in parts.items() if "share" in part}
+    assert shares == {"condition": 0.125, "sample": 0.5, "decode": 0.375}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--size", "48", "32", "16"], ["--batch", "1", "0"], ["--training-batch", "0"], ["--graphs"],
+     ["--precision", "fp16"]],
+)  # fmt: skip
+def test_wrong_options_of_tumors_are_refused(diffusion, wrong, capsys):
+    with pytest.raises(SystemExit):
+        diffusion[0].arguments([*SMALL_TUMORS, *wrong])
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_training_steps_of_stage_2_are_measured(diffusion):
+    command, parts = diffusion
+    options = command.arguments(SMALL_TUMORS)
+    options.batch = 2
+    figures = parts.measure("training", options)
+    assert 0 < figures["quartiles_s"][0] <= figures["median_s"] <= figures["quartiles_s"][1]
+    assert figures["repeats"] == 2
+    assert figures["peak_gib"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_of_stage_2_measures_tumors_and_training(tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / "diffusion.py"), *SMALL_TUMORS, "--batch", "1", "3"]
+    command += ["--parts", "decode", "tumor", "training", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "early tumors per second" in done.stdout
+    figures = json.loads(file.read_text())
+    assert [(run["batch"], list(run["parts"])) for run in figures["batches"]] == [
+        (1, ["decode", "tumor"]), (3, ["decode", "tumor"]), (2, ["training"])
+    ]  # fmt: skip
+    for run in figures["batches"]:
+        assert run["ceilings"]["matmul_tflops"] > 0
+        assert all(0 <= part["growth_gib"] < part["peak_gib"] for part in run["parts"].values())
+    second = figures["batches"][1]
+    assert 0 < second["parts"]["decode"]["share"] < 1
+    assert second["tumors_per_s"] == pytest.approx(3 / second["parts"]["tumor"]["median_s"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """``difftumor synthesize`` as a user meets it; what it makes is tested in tests/synthesis."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,21 @@ def test_the_usual_model_is_found(case, tmp_path, monkeypatch):
     assert run(*words(case, tmp_path / "out", model=None)) == 0
 
 
+def test_sampler_and_precision_are_chosen_and_recorded(case, tmp_path):
+    def sampling(name, **options):
+        assert run(*words(case, tmp_path / name, **options)) == 0
+        return json.loads((tmp_path / name / "record.json").read_text())["sampling"]
+
+    usual = {"kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": "fp32"}
+    assert sampling("usual") == usual
+    chosen = {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
+    options = {"sampler": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
+    assert sampling("chosen", **options) == chosen
+    names = ("ct.nii.gz", "lesions.nii.gz")
+    same = [(tmp_path / "usual" / name).read_bytes() == (tmp_path / "chosen" / name).read_bytes() for name in names]
+    assert same == [False, True]
+
+
 def test_overwrite(case, tmp_path, capsys):
     assert run(*words(case, tmp_path / "out")) == 0
     assert run(*words(case, tmp_path / "out")) == 1
@@ -86,6 +103,13 @@ def test_overwrite(case, tmp_path, capsys):
         ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model")),
         ({"out": "liver.nii.gz/deep/out"}, ("lies inside the file liver.nii.gz", "give a folder")),
         ({"model": None, "organ": "kidney"}, ("diffusion_kidney_early", "stages.diffusion", "--model")),
+        ({"precision": "fp16"}, ("fp16", "bf16")),
+        ({"sampler": "euler"}, ("euler", "ddim")),
+        ({"steps": 2}, ("steps must be all 4", "'ddpm'")),
+        ({"sampler": "ddim", "steps": 5}, ("at most 4", "5")),
+        ({"sampler": "ddim", "eta": 2}, ("eta", "[0, 1]")),
+        ({"eta": 0.5}, ("eta 0.5", "ddim")),
+        ({"sampler": "ddim", "spacing": "even"}, ("even", "trailing")),
         ({"device": "cuda:99"}, ("cuda:99", "cpu")),
         ({"out": "liver.nii.gz"}, ("liver.nii.gz", "folder")),
     ],

@@ -7,16 +7,18 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.grids import Box, Grid
 from difftumor.spaces import ModelSpace
+from difftumor.synthesis.loading import load_synthesizer
 from difftumor.synthesis.scan import apply_to_scan, draw_in_scan, read_scan
-from difftumor.synthesis.scan_files import FILES, read_records, synthesize_scan
+from difftumor.synthesis.scan_files import FILES, read_records, read_sampling, synthesize_scan
 from difftumor.synthesis.scan_report import find_warnings, report_tumors
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.volume import read_ct
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, record, tiny_synthesizer
+from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer
 
 SHAPE = (40, 36, 30)
 THICK = np.array([[-1.1, 0, 0, 30], [0, -0.9, 0, 12], [0, 0, 2.5, -70], [0, 0, 0, 1.0]])
@@ -121,6 +123,36 @@ def test_record_states_request_and_result(synthesizer, tmp_path):
         np.testing.assert_allclose(achieved["center_mm"], stored["requested"]["center_mm"], atol=3)
         assert stored["requested"]["volume_mm3"] == pytest.approx(4 / 3 * np.pi * np.prod(tumor.record.half_axes_mm))
     assert read_records(out / "record.json") == tuple(tumor.record for tumor in report.tumors)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_record_says_how_to_sample_again(tmp_path, precision):
+    model, sampler = save_tiny_artifacts(tmp_path / "checkpoints"), SamplerConfig("ddim", 2, 0.5, "trailing")
+    rules = {**write_case(tmp_path, THICK), "organ_label": 5, "size": "tiny"}
+    chosen = load_synthesizer(model, organ="liver", sampler=sampler, precision=precision)
+    synthesize_scan(chosen, **rules, out=tmp_path / "a")
+    stored = json.loads((tmp_path / "a" / "record.json").read_text())["sampling"]
+    assert stored == {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": precision}
+
+    sampling = read_sampling(tmp_path / "a" / "record.json")
+    assert sampling == {"sampler": sampler, "precision": precision}
+    again, usual = load_synthesizer(model, organ="liver", **sampling), load_synthesizer(model, organ="liver")
+    records = read_records(tmp_path / "a" / "record.json")
+    for name, synthesizer in (("again", again), ("usual", usual)):
+        synthesize_scan(synthesizer, **rules, out=tmp_path / name, records=records)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "a")
+    assert files_of(tmp_path / "usual")["ct.nii.gz"] != files_of(tmp_path / "a")["ct.nii.gz"]
+
+
+def test_a_record_without_sampling_was_sampled_as_the_model_says(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text('{"format_version": 1, "tumors": []}')
+    assert read_sampling(path) == {"sampler": None, "precision": "fp32"}
+    for broken in ('{"kind": "dream"}', '{"pace": 3}', '"fast"', "[1]"):
+        path.write_text(f'{{"format_version": 1, "tumors": [], "sampling": {broken}}}')
+        with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
+            read_sampling(path)
 
 
 @pytest.mark.usefixtures("no_picture")

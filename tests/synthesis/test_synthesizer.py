@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from difftumor.artifact_config import read_config
+from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, ConfigError, SynthesisError
 from difftumor.organs import get_organ
 from difftumor.synthesis.loading import artifact_identities, load_synthesizer
@@ -220,6 +222,80 @@ def test_records_that_do_not_belong_are_refused(synthesizer):
         synthesizer.apply(ct, organ, [])
     with pytest.raises(SynthesisError, match="multiple of"):
         tiny_synthesizer(patch=30)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sampler": SamplerConfig("ddim", 2, 0.5)}, {"sampler": SamplerConfig("ddim", 1, spacing="trailing")}],
+)
+@pytest.mark.parametrize("shape", [SHAPE, (32, 32, 32)])
+def test_how_many_patches_go_together_does_not_matter(options, shape):
+    cases = [scan(shape, radius) for radius in (11, 12, 13)]
+    ct, organ = (torch.cat(parts) for parts in zip(*cases, strict=True))
+    drawn = [draw(tiny_synthesizer(), organ, seed=seed) for seed, (_, organ) in enumerate(cases)]
+    one, three, every = (
+        tiny_synthesizer(**options, patches_at_once=count).apply(ct, organ, drawn) for count in (1, 3, 99)
+    )
+    assert (one.change_hu != 0).flatten(1).any(1).all()
+    for other in (three, every):
+        assert other.lesions.equal(one.lesions)
+        torch.testing.assert_close(other.ct_hu, one.ct_hu, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_neither_the_callers_autocast_nor_autograd_reaches_the_tumors(precision):
+    synthesizer = tiny_synthesizer(precision=precision)
+    ct, organ = scan()
+    records = [draw(synthesizer, organ)]
+    expected = synthesizer.apply(ct, organ, records)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = synthesizer.apply(ct.clone().requires_grad_(True), organ, records)
+    for name in ("ct_hu", "change_hu", "halo", "lesions"):
+        ours, theirs = getattr(made, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        assert ours.equal(theirs)
+        assert not ours.requires_grad
+    assert synthesizer.sampling == {
+        "kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": precision,
+    }  # fmt: skip
+
+
+def test_precision_changes_the_texture_and_nothing_else(synthesizer):
+    ct, organ = scan()
+    records = [draw(synthesizer, organ)]
+    exact, rounded = (s.apply(ct, organ, records) for s in (synthesizer, tiny_synthesizer(precision="bf16")))
+    assert rounded.lesions.equal(exact.lesions)
+    assert rounded.halo.equal(exact.halo)
+    assert not rounded.ct_hu.equal(exact.ct_hu)
+    assert rounded.ct_hu[~exact.halo].equal(ct[~exact.halo])
+
+
+def test_the_sampler_of_an_artifact_is_taken_changed_or_replaced(tmp_path):
+    path = save_tiny_artifacts(tmp_path)
+
+    def sampling(**options):
+        return load_synthesizer(path, organ="liver", **options).sampling
+
+    usual = {"kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": "fp32"}
+    assert sampling() == sampling(sampler={}) == sampling(sampler={"kind": None, "eta": None}) == usual
+    assert sampling(sampler={"kind": "ddim", "steps": 2}) == {**usual, "kind": "ddim", "steps": 2}
+    assert sampling(sampler=SamplerConfig("ddim", 3, 0.5), precision="bf16") == {
+        **usual, "kind": "ddim", "steps": 3, "eta": 0.5, "precision": "bf16",
+    }  # fmt: skip
+    # An option that does not fit is the caller's mistake, not the artifact's.
+    for sampler in (SamplerConfig("ddim", 9), {"kind": "ddim", "steps": 9}):
+        with pytest.raises(ConfigError, match="steps must be at most 4 of the schedule with 'ddim', not 9"):
+            sampling(sampler=sampler)
+    with pytest.raises(ConfigError, match=r"eta 0\.5 has no meaning for 'ddpm'"):
+        sampling(sampler={"eta": 0.5})
+    with pytest.raises(ConfigError, match="precision 'fp64' is unknown"):
+        sampling(precision="fp64")
+
+
+def test_an_artifact_from_before_spacing_leads(tmp_path):
+    path = save_tiny_artifacts(tmp_path)  # its sampler has no such key
+    assert "spacing" not in read_config(path).settings["sampler"]
+    assert load_synthesizer(path, organ="liver").sampling["spacing"] == "leading"
 
 
 def test_artifacts_give_the_same_synthesizer(synthesizer, tmp_path):

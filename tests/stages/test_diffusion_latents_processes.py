@@ -18,6 +18,7 @@ from tests.stages.tumor_cohort import DIFFUSION
 pytestmark = pytest.mark.slow
 CROPS = 60  # of each of two cases; one more tumor is held out
 LATENTS = 2 * CROPS + 1
+NO_HOSTS = "validation.synthesize_every_n_epochs=0"  # whose CTs are read in any case
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def start(tumor_cohort, untrained):
             f"data.root={tumor_cohort}", f"autoencoder.artifact={untrained}/autoencoder", f"runs_dir={folder}/runs",
             f"artifact={folder}/{name}", f"name={name}", f"latents.cache={folder}/cache",
         )  # fmt: skip
-        options = ("fold=0", "folds.count=2", f"latents.crops={CROPS}", "training.steps_per_epoch=3")
+        options = ("fold=0", "folds.count=2", f"latents.crops={CROPS}", "training.steps_per_epoch=3", NO_HOSTS)
         command = [sys.executable, "-m", "stages.diffusion", *DIFFUSION, *options, *places, *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from difftumor.errors import ConfigError
 from stages.module import adam_betas
-from stages.settings import Settings, check_not_negative, check_positive, check_whole, construct
+from stages.settings import Settings, check_not_negative, check_positive, check_switch, check_whole, construct
 
 # What eq. 2 weighs besides the perceptual loss.
 WEIGHTED = ("l1", "codebook", "commitment", "slice_adversarial", "volume_adversarial", "feature_matching")
@@ -31,9 +31,7 @@ class StepOptions:
         if self.clip_norm is not None:
             check_positive(optimizer__clip_norm=self.clip_norm)
         check_whole(1, training__accumulate=self.accumulate, training__nonfinite_limit=self.nonfinite_limit)
-        for name in ("compile", "gradient_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"training.{name} is {getattr(self, name)!r}: choose true or false.")
+        check_switch(training__compile=self.compile, training__gradient_checkpointing=self.gradient_checkpointing)
 
 
 def step_options(settings: Settings) -> StepOptions:

@@ -38,7 +38,7 @@ from stages.diffusion_pictures import PictureOptions
 from stages.diffusion_validation import MONITOR, HostValidation, ValidationOptions
 from stages.entry import command_line
 from stages.run import Stage, say
-from stages.settings import Settings, check_positive, check_whole, construct
+from stages.settings import Settings, check_positive, check_switch, check_whole, construct
 
 # What a resumed run may change: what is learned depends neither on how long it will be nor on when and what is drawn.
 NEUTRAL = ("training.steps", "validation.synthesize_every_n_epochs", "pictures.hosts")
@@ -67,6 +67,7 @@ def build(settings: Settings) -> Stage:
         DiffTumorError: An option is wrong, the autoencoder is missing, or there are no tumors to learn.
     """
     epochs = check_steps(settings)
+    check_switch(training__compile=settings.training.compile)
     organ = construct(Organ, settings.organ)
     codec, autoencoder = _codec(settings)
     construct(ExponentialMovingAverage, settings.ema, network=nn.Identity())  # refuses what the real one would
@@ -220,6 +221,7 @@ def _module(
         crop=settings.data.crop,
         cases=crops.cases,
         hosts=_hosts(settings, organ, codec, crops.held_out),
+        compiled=settings.training.compile,
     )
 
 

@@ -151,6 +151,17 @@ def check_whole(least: int, **options: int) -> None:
             raise ConfigError(f"{name.replace('__', '.')} is {value!r}: give a whole number, {least} or more.")
 
 
+def check_switch(**options: bool) -> None:
+    """Refuse options that are neither true nor false; ``__`` in a name stands for a dot.
+
+    Raises:
+        ConfigError: Names the first such option.
+    """
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name.replace('__', '.')} is {value!r}: choose true or false.")
+
+
 def check_not_negative(**options: float) -> None:
     """Refuse options that are not finite numbers from 0 on; ``__`` in a name stands for a dot.
 

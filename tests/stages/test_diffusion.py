@@ -95,6 +95,32 @@ def test_the_autoencoder_is_neither_counted_nor_saved():
     assert set(checkpoint["ema"]["module"]) == set(ours.denoiser.state_dict())
 
 
+def test_only_what_is_trained_is_compiled():
+    ours = module(compiled=True)
+    names = list(ours.state_dict())
+    ours.on_fit_start()
+    assert ours.denoiser._compiled_call_impl is not None
+    assert ours.ema.module._compiled_call_impl is None
+    assert ours.codec.autoencoder._compiled_call_impl is None
+    assert list(ours.state_dict()) == names
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_learns_the_same():
+    losses = []
+    for compiled in (False, True):
+        ours = module(compiled=compiled)
+        ours.on_fit_start()
+        optimizer = ours.configure_optimizers()
+        for _ in range(2):
+            loss = ours.training_step(batch(), 0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_the_loss_is_the_distance_between_noise_and_prediction():
     latent = torch.randn(2, 8, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(4))
@@ -387,6 +413,7 @@ def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort,
         ("data.spacing_mm=[2,2,2]", ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\], but .* was trained with"),
         ("data.crop=[20,20,16]", ConfigError, r"multiples of 8 along X and Y"),
         ("training.steps=7", ConfigError, r"training\.steps is 7"),
+        ("training.compile=1", ConfigError, r"training\.compile is 1: choose true or false"),
         ("diffusion.sampler.steps=9", ConfigError, r"steps"),
         ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
         ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),

@@ -115,9 +115,8 @@ class DiffusionTexture:
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         signed_B1XYZ = self.window.to_signed(ct_hu_B1XYZ)
-        # Without autocast's cache: weights that it keeps from here would have no gradients in a caller's training step.
         bf16 = self.precision == "bf16"
-        with torch.autocast(signed_B1XYZ.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
+        with torch.autocast(signed_B1XYZ.device.type, dtype=torch.bfloat16, enabled=bf16):
             condition = self.codec.condition(signed_B1XYZ, mask_B1XYZ, masked=self._masked)
             latent = sample(self._denoiser, condition, self._schedule, self.sampler, noise=noise, generators=generators)
             signed = self.codec.decode(latent)

@@ -192,3 +192,14 @@ def test_the_figure_draws_each_set_once_and_bears_missing_values():
     assert edge.lines[0].get_xdata().tolist() == [k + 0.5 for k in range(-8, 8)]
     assert edge.lines[0].get_ydata().tolist() == [-20] * 8 + [0] * 8
     assert [text.get_text() for text in edge.get_legend().get_texts()] == ["real (2)", "synthetic (1)", " (0)"]
+
+
+def test_surroundings_reach_fifteen_millimeters_along_every_axis():
+    tumor = np.zeros((50, 50, 50), bool)
+    tumor[20:30, 20:30, 20:30] = True
+    for axis in range(3):
+        for start, counts in ((42, True), (46, False)):  # 12.5 and 13.5, or 16.5 and 17.5 mm away
+            organ = np.zeros_like(tumor)
+            np.moveaxis(organ, axis, 0)[start : start + 2, 23:27, 23:27] = True
+            found = measured(np.where(organ, 100.0, 60.0), tumor, organ)
+            assert found.contrast_hu == -40 if counts else math.isnan(found.contrast_hu)

@@ -255,7 +255,7 @@ class Attention(nn.Module):
         logits = torch.bmm(self._turned(query), self._turned(key).mT)
         if bias_HNN is not None:
             logits.unflatten(0, (-1, self.heads)).add_(bias_HNN)
-        attended_NSHD = torch.bmm(logits.softmax(-1), value).transpose(0, 1)
+        attended_NSHD = torch.bmm(_softmax(logits), value).transpose(0, 1)
         return cast(Tensor, self.to_out(attended_NSHD.reshape(*x_NSC.shape[:2], -1))).transpose(0, 1)
 
     def _turned(self, x: Tensor) -> Tensor:
@@ -286,19 +286,25 @@ class LinearAttention(nn.Module):
         x_SPC = x_BZPC.flatten(0, 1)
         by_head = (self.heads, self.head_dim)
         to_query, to_key, to_value = self.to_qkv.weight.flatten(1).chunk(3)
-        query_SPHD = F.linear(x_SPC, to_query).unflatten(-1, by_head).softmax(-1)
-        key_SEP = (to_key @ x_SPC.mT).softmax(-1)  # E: features of all heads
+        query_SPHD = _softmax(F.linear(x_SPC, to_query).unflatten(-1, by_head))
+        key_SEP = _softmax(to_key @ x_SPC.mT)  # E: features of all heads
         to_out_HDC = self.to_out.weight.flatten(1).mT.unflatten(0, by_head) * self.head_dim**-0.5
+        bias = cast(Tensor, self.to_out.bias)
         # Products of matrices may be made in any order; the smaller of positions and channels goes first.
         if x_SPC.shape[2] < x_SPC.shape[1]:
             context_SHDD = (key_SEP @ x_SPC).unflatten(1, by_head) @ to_value.unflatten(0, by_head).mT
-            y_SPC = query_SPHD.flatten(2) @ (context_SHDD @ to_out_HDC).flatten(1, 2)
+            y_SPC = torch.baddbmm(bias, query_SPHD.flatten(2), (context_SHDD @ to_out_HDC).flatten(1, 2))
         else:
             value_SPHD = F.linear(x_SPC, to_value).unflatten(-1, by_head)
             context_SHDD = key_SEP.unflatten(1, by_head) @ value_SPHD.transpose(1, 2)
             attended_SHPD = query_SPHD.transpose(1, 2) @ context_SHDD
-            y_SPC = attended_SHPD.transpose(1, 2).flatten(2) @ to_out_HDC.flatten(0, 1)
-        return (y_SPC + cast(Tensor, self.to_out.bias)).unflatten(0, x_BZPC.shape[:2])
+            y_SPC = F.linear(attended_SHPD.transpose(1, 2).flatten(2), to_out_HDC.flatten(0, 1).mT, bias)
+        return y_SPC.unflatten(0, x_BZPC.shape[:2])
+
+
+def _softmax(x: Tensor) -> Tensor:
+    # Autocast would give float32, only to round it again for the product that follows.
+    return x.softmax(-1, dtype=x.dtype)
 
 
 def _has_kernels(x: Tensor) -> bool:

@@ -200,10 +200,13 @@ def test_an_element_is_the_same_bit_for_bit_in_a_batch(build):
 def test_half_precision_is_close(build):
     block, x, bias = blocks_and_inputs(build)
     y, gradients = learned(block, x, bias)
+    dtypes = []
+    block.fn.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = block(x, bias)
         assert half.dtype == torch.float32  # the input's: what is added to it alone is rounded
     grads = torch.autograd.grad((half * randn(*y.shape, seed=3)).sum(), [x, *block.parameters()])
+    assert dtypes == [torch.bfloat16] * 4  # two elements, in both directions
     assert relative_error(half, y) < 0.03
     assert all(relative_error(*pair) < 0.1 for pair in zip(grads, gradients, strict=False))
 

@@ -196,7 +196,7 @@ def save_artifact(
     Raises:
         ArtifactError: ``path`` holds something that is not an artifact.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(path)
     if folder.exists():
@@ -211,7 +211,8 @@ def save_artifact(
     with folder_written_whole(folder) as staging:
         # Cloned, because safetensors refuses the shared tensors of networks that list a module under two names.
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
-        save_file(weights, staging / WEIGHTS_FILE)
+        # Not with save_file, whose files nobody else may read.
+        (staging / WEIGHTS_FILE).write_bytes(save(weights))
         config = ArtifactConfig(
             kind=kind,
             architecture=dict(architecture),

@@ -54,6 +54,13 @@ def test_weights_and_description_survive_the_round_trip(tmp_path):
     assert not any(p.requires_grad for p in loaded.network.parameters())
 
 
+def test_weights_are_as_readable_as_other_files(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    (tmp_path / "plain").write_bytes(b"")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in path.iterdir()} == {usual}
+
+
 def test_parent_is_found_after_both_move_together(tmp_path):
     parent = _save_autoencoder(tmp_path / "a" / "ae")
     save_artifact(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
 from difftumor.grids import Box
@@ -20,6 +19,8 @@ from difftumor.intensity import IntensityWindow
 SURROUNDINGS_MM = (5.0, 15.0)
 # The edge profile: shells of 1 mm; in coarse voxels some of them are empty.
 EDGE_BINS_MM = tuple(float(edge) for edge in range(-8, 9))
+# Nothing farther from a tumor's surface is looked at.
+REACH_MM = max(SURROUNDINGS_MM[1], -EDGE_BINS_MM[0], EDGE_BINS_MM[-1])
 # Fewer voxels than these say nothing about a tumor, its surroundings or a shell.
 LEAST_VOXELS = 8
 
@@ -91,8 +92,7 @@ def measure_appearance(
         raise ValueError(
             f"CT {ct_hu_XYZ.shape}, tumor {tumor_XYZ.shape} and organ {organ_XYZ.shape} must be of one 3-D shape"
         )
-    # Nothing farther away is looked at; a voxel more, so that no distance is measured to the box's border.
-    margin = [math.ceil(max(SURROUNDINGS_MM[1], EDGE_BINS_MM[-1]) / step) + 1 for step in spacing_mm]
+    margin = [math.ceil(REACH_MM / step) + 1 for step in spacing_mm]
     box = Box.around(tumor_XYZ).padded(margin).clipped(ct_hu_XYZ.shape).slices
     tumor = np.asarray(tumor_XYZ[box], bool)
     if not tumor.any():
@@ -112,18 +112,22 @@ def measure_appearance(
     )
 
 
-def surface_distance_mm(mask_XYZ: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+def surface_distance_mm(
+    mask_XYZ: NDArray[np.bool_], spacing_mm: Sequence[float], *, reach_mm: float = REACH_MM
+) -> NDArray[np.float64]:
     """Return how far the center of each voxel is from a mask's surface, negative inside.
 
     Measured to the nearest voxel on the other side as the box that it is: at 1 mm, the voxels on both sides of a face
-    are half a millimeter from it. Infinite where there is no other side.
+    are half a millimeter from it. Infinite beyond the reach, or where there is no other side.
 
     Args:
         mask_XYZ: Boolean mask.
         spacing_mm: Voxel size along X, Y, Z.
+        reach_mm: How far it is measured.
     """
     mask = np.asarray(mask_XYZ, bool)
-    return np.where(mask, -_distance_mm(~mask, spacing_mm), _distance_mm(mask, spacing_mm))
+    inside, outside = (_distance_mm(target, spacing_mm, reach_mm) for target in (~mask, mask))
+    return np.where(mask, -inside, outside)
 
 
 def appearance_distance(one: Sequence[Appearance], other: Sequence[Appearance]) -> AppearanceDistance:
@@ -144,19 +148,20 @@ def mean_edge_hu(tumors: Sequence[Appearance]) -> NDArray[np.float64]:
     return np.where(counts > 0, np.nansum(profiles, axis=0) / np.maximum(counts, 1), np.nan)
 
 
-def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Return the distance of each voxel's center to the target voxel nearest to it, taken as a box."""
-    if not target.any():
-        return np.full(target.shape, math.inf)
-    nearest = ndimage.distance_transform_edt(
-        ~target, sampling=tuple(spacing_mm), return_distances=False, return_indices=True
-    )
-    square = np.zeros(target.shape)
-    for axis, step in enumerate(spacing_mm):
-        here = np.arange(target.shape[axis]).reshape([-1 if other == axis else 1 for other in range(3)])
-        square += (np.maximum(np.abs(nearest[axis] - here) - 0.5, 0.0) * step) ** 2
+def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float) -> NDArray[np.float64]:
+    """Return the distance of each voxel's center to the nearest target voxel, a box; infinite beyond the reach."""
+    square = np.where(target, 0.0, math.inf)
+    # Axis after axis, as boxes are products of their sides; the axis in front, where slices are fast, then goes last.
+    # SciPy's transform knows centers alone: with thick slices, the nearest center is often not that of the nearest box.
+    for step in spacing_mm:
+        before, after = square, square.copy()
+        for offset in range(1, min(math.ceil(reach_mm / step + 0.5), len(before) - 1) + 1):
+            gap = ((offset - 0.5) * step) ** 2
+            np.minimum(after[offset:], before[:-offset] + gap, out=after[offset:])
+            np.minimum(after[:-offset], before[offset:] + gap, out=after[:-offset])
+        square = np.ascontiguousarray(np.moveaxis(after, 0, -1))
     distance: NDArray[np.float64] = np.sqrt(square)
-    return distance
+    return np.where(distance <= reach_mm, distance, math.inf)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

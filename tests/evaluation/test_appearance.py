@@ -203,3 +203,18 @@ def test_surroundings_reach_fifteen_millimeters_along_every_axis():
             np.moveaxis(organ, axis, 0)[start : start + 2, 23:27, 23:27] = True
             found = measured(np.where(organ, 100.0, 60.0), tumor, organ)
             assert found.contrast_hu == -40 if counts else math.isnan(found.contrast_hu)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (0.8, 0.8, 5), (3, 1.5, 1.5)])
+def test_the_nearest_box_counts_not_the_nearest_center(spacing_mm):
+    mask = np.random.default_rng(3).random((9, 10, 8)) < 0.03
+    signed, boxes = surface_distance_mm(mask, spacing_mm, reach_mm=6), {True: ~mask, False: mask}
+    found = {True: 0, False: 0}
+    for place in np.ndindex(mask.shape):
+        inside = bool(mask[place])
+        gaps = np.maximum(np.abs(np.argwhere(boxes[inside]) - place) - 0.5, 0) * spacing_mm
+        expected = np.sqrt((gaps**2).sum(axis=1)).min()
+        assert abs(signed[place]) == (pytest.approx(expected) if expected <= 6 else math.inf)
+        assert (signed[place] < 0) == inside
+        found[inside] += expected <= 6
+    assert min(found.values()) > 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,20 +15,19 @@ from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
 def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | None = None) -> Figure:
     """Draw named sets of tumors, such as real and synthetic ones.
 
-    The area between two steps of the first two axes is the distance that ``appearance_distance`` gives. Around the mean
-    edge profile lies a band of one standard deviation over the tumors.
+    The area between two steps of the first two axes is the distance that ``appearance_distance`` gives.
 
     Args:
-        sets: Name to tumors; a set may be empty.
+        sets: Name to tumors; a set may be empty. The first is what the others are held against: it is black, and around
+            its mean edge profile lies a band of one standard deviation over its tumors.
         title: Text above the axes.
     """
     figure, (contrast, sd, edge) = new_axes(3, (12.0, 3.8), title)
     for number, (name, tumors) in enumerate(sets.items()):
-        color = CURVE_COLORS[number % len(CURVE_COLORS)]
-        label = f"{name} ({len(tumors)})"
-        _draw_cumulative(contrast, [tumor.contrast_hu for tumor in tumors], color, label)
-        _draw_cumulative(sd, [tumor.sd_hu for tumor in tumors], color, label)
-        _draw_profile(edge, tumors, color, label)
+        line = _line(number)
+        _draw_cumulative(contrast, [tumor.contrast_hu for tumor in tumors], line)
+        _draw_cumulative(sd, [tumor.sd_hu for tumor in tumors], line)
+        _draw_profile(edge, tumors, line, label=f"{name} ({len(tumors)})", band=number == 0)
     contrast.set(xlabel="contrast to the surroundings (HU)", ylabel="share of tumors")
     sd.set(xlabel="standard deviation inside (HU)", ylabel="share of tumors")
     edge.set(xlabel="distance from the surface (mm), inside negative", ylabel="mean − surroundings (HU)")
@@ -41,21 +41,28 @@ def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | 
     return figure
 
 
-def _draw_cumulative(axes: Axes, values: Sequence[float], color: str, label: str) -> None:
+def _line(number: int) -> dict[str, Any]:
+    """Return how the lines of a set look, unlike those of all others."""
+    if number == 0:
+        return {"color": "#1c2329", "linestyle": "-", "linewidth": 2.0}
+    dashes, color = divmod(number - 1, len(CURVE_COLORS))
+    return {"color": CURVE_COLORS[color], "linestyle": ("-", "--", "-.", ":")[dashes % 4], "linewidth": 1.5}
+
+
+def _draw_cumulative(axes: Axes, values: Sequence[float], line: Mapping[str, Any]) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if finite:
-        axes.ecdf(finite, color=color, linewidth=1.5, label=label)
-        axes.plot([float(np.median(finite))], [0.5], "o", color=color, markersize=4)
+        axes.ecdf(finite, **line)
+        axes.plot([float(np.median(finite))], [0.5], "o", color=line["color"], markersize=4)
 
 
-def _draw_profile(axes: Axes, tumors: Sequence[Appearance], color: str, label: str) -> None:
+def _draw_profile(axes: Axes, tumors: Sequence[Appearance], line: Mapping[str, Any], *, label: str, band: bool) -> None:
     mean = mean_edge_hu(tumors)
-    profiles = np.array([tumor.edge_hu for tumor in tumors], np.float64).reshape(-1, len(mean))
     edges = np.asarray(EDGE_BINS_MM)
-    middles = (edges[:-1] + edges[1:]) / 2
     # Empty shells are bridged, as in coarse voxels.
     shown = np.isfinite(mean)
-    spread = np.array([np.std(column[np.isfinite(column)]) for column in profiles.T[shown]])
-    axes.plot(middles[shown], mean[shown], color=color, linewidth=1.5, marker="o", markersize=3, label=label)
-    if len(tumors) > 1 and shown.any():
-        axes.fill_between(middles[shown], mean[shown] - spread, mean[shown] + spread, color=color, alpha=0.15, lw=0)
+    middles, mean = (edges[:-1] + edges[1:])[shown] / 2, mean[shown]
+    axes.plot(middles, mean, **line, marker="o", markersize=3, label=label)
+    if band and shown.any():
+        spread = np.nanstd(np.array([tumor.edge_hu for tumor in tumors])[:, shown], axis=0)
+        axes.fill_between(middles, mean - spread, mean + spread, color=line["color"], alpha=0.15, lw=0)

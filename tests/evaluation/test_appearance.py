@@ -194,6 +194,21 @@ def test_the_figure_draws_each_set_once_and_bears_missing_values():
     assert [text.get_text() for text in edge.get_legend().get_texts()] == ["real (2)", "synthetic (1)", " (0)"]
 
 
+def test_no_two_of_many_sets_look_the_same_and_the_first_has_a_band():
+    sets = {str(number): [tumor_of(-10 * number, 5), tumor_of(-12, 6)] for number in range(14)}
+    edge = appearance_figure(sets).axes[2]
+    labels = [text.get_text() for text in edge.get_legend().get_texts()]
+    lines = [line for line in edge.lines if line.get_label() in labels]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 14
+    assert len({line.get_color() for line in lines[:7]}) == 7
+    assert len(edge.collections) == 1
+    band = edge.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (-12, 0)  # mean -6, standard deviation 6
+    shells = [math.nan] * 7 + [-10.0] + [0.0] * 8
+    edge = appearance_figure({"coarse": [tumor_of(-10, 5, shells), tumor_of(-10, 5, shells)]}).axes[2]
+    assert np.isfinite(edge.collections[0].get_paths()[0].vertices).all()
+
+
 def test_surroundings_reach_fifteen_millimeters_along_every_axis():
     tumor = np.zeros((50, 50, 50), bool)
     tumor[20:30, 20:30, 20:30] = True

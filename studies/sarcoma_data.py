@@ -16,6 +16,7 @@ from difftumor.files import folder_written_whole
 from difftumor.volume import read_ct, read_labels
 
 LABEL_NAMES = {"background": 0, "body": 1, "sarcoma": 2}
+LISTING = "dataset.json"
 # Over this, tissue; below, air.
 BODY_HU = -200
 # The body as an organ of the user's own, for every stage that has one.
@@ -35,7 +36,8 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
 
     Args:
         source: Folder of ``<patient>/ct.nii.gz`` and ``<patient>/tumor.nii.gz``.
-        folder: Folder to make; replaced if it is there.
+        folder: Folder to make. It is left alone, so that what was made of it stays valid, if it states the same fold;
+            another one is replaced.
         count: Number of folds.
         fold: Which one is held out, from 0.
         seed: Seed of the folds.
@@ -51,16 +53,19 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
         raise CaseListError(f"{source} holds no <patient>/tumor.nii.gz: give the folder with the sarcoma patients.")
     cases = [Case(patient, source / patient / "ct.nii.gz") for patient in patients]
     training, validation = folds(cases, count=count, fold=fold, seed=seed)
+    listing = {
+        "name": "Soft-tissue sarcoma",
+        "labels": LABEL_NAMES,
+        "training": _entries(training),
+        "validation": _entries(validation),
+    }
+    text = json.dumps(listing, indent=2) + "\n"
+    if (folder / LISTING).is_file() and (folder / LISTING).read_text() == text:
+        return folder
     with folder_written_whole(folder) as staging:
         for case in cases:
             _write_case(source / case.id, staging, case.id)
-        listing = {
-            "name": "Soft-tissue sarcoma",
-            "labels": LABEL_NAMES,
-            "training": _entries(training),
-            "validation": _entries(validation),
-        }
-        (staging / "dataset.json").write_text(json.dumps(listing, indent=2) + "\n")
+        (staging / LISTING).write_text(text)
     return folder
 
 

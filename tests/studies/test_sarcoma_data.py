@@ -57,3 +57,14 @@ def test_folds_are_stated_and_labels_lie_on_the_scan(tmp_path):
 def test_a_folder_without_patients_is_named(tmp_path):
     with pytest.raises(CaseListError, match=r"holds no <patient>/tumor\.nii\.gz"):
         write_sarcoma(tmp_path, tmp_path / "out", count=2, fold=0)
+
+
+def test_the_same_fold_is_written_once(tmp_path):
+    for name in "ABCD":
+        write_patient(tmp_path / "source", name)
+    file = write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=0) / "A_labels.nii.gz"
+    first = file.stat().st_mtime_ns, file.stat().st_ino
+    write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=0)
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == first
+    write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=1)
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) != first

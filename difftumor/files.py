@@ -79,7 +79,7 @@ def check_folder(path: Path, *, option: str) -> None:
             try:
                 tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
             except OSError as error:
-                raise _cannot_write(path, error) from error
+                raise _cannot_write(f"{option} {path}", error) from error
             return
         if above.exists():
             what = "is a file" if above == path else f"lies inside the file {above}"
@@ -139,6 +139,6 @@ def _parents_made(path: Path) -> Iterator[None]:
         raise
 
 
-def _cannot_write(path: Path, error: OSError) -> ConfigError:
+def _cannot_write(place: Path | str, error: OSError) -> ConfigError:
     reason = (error.strerror or type(error).__name__).lower()
-    return ConfigError(f"{path} cannot be written ({reason}): give a place where you may write.")
+    return ConfigError(f"{place} cannot be written ({reason}): give a place where you may write.")

@@ -48,7 +48,8 @@ class LatentOptions:
             return
         if not isinstance(self.cache, str) or not self.cache:
             raise ConfigError(f"latents.cache is {self.cache!r}: give a folder, or null to encode in every step.")
-        check_folder(Path(self.cache), option="latents.cache")
+        if not Path(self.cache).is_dir():  # one that is there may be full, and is not written to then
+            check_folder(Path(self.cache), option="latents.cache")
 
 
 class CachedTumorCrops(TumorCrops):

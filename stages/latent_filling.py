@@ -17,6 +17,7 @@ from difftumor.cli.progress import progress_bar
 from difftumor.datasets.transforms import Item
 from difftumor.diffusion.latent_cache import LatentCache
 from difftumor.errors import ConfigError
+from difftumor.files import check_folder
 from stages.run import say
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def fill(
         silent: Say nothing, as another rank does.
 
     Raises:
-        ConfigError: The disk has no room for them.
+        ConfigError: The folder cannot be written to, or the disk has no room for them.
     """
     total = sum(len(crops.cuts) for crops in wanted)
     with _progress("Checking latents", total, silent) as advance:
@@ -65,7 +66,9 @@ def fill(
             f"Latents in {cache.folder}: {total} of {bytes_each / 1e6:.2g} MB, {total * bytes_each / 1e9:.2g} GB in "
             f"all; {total - to_make} are there, {to_make} to be made."
         )
-    _check_room(cache.folder, to_make * bytes_each)
+    if to_make:  # a folder that is full may be one that others share and protect
+        check_folder(cache.folder, option="latents.cache")
+        _check_room(cache.folder, to_make * bytes_each)
     made = count(1)
     with _progress("Encoding crops", to_make, silent) as advance:
 

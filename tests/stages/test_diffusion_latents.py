@@ -340,6 +340,7 @@ def test_a_disk_without_room_is_said_before_anything_is_made(cached, tmp_path, m
         ("+latents.bogus=1", r"Unknown option 'latents\.bogus'"),
         (f"latents.cache={__file__}", r"latents\.cache .* is a file: give a folder"),
         (f"latents.cache={__file__}/deep", r"latents\.cache .* lies inside the file"),
+        ("latents.cache=/proc/nowhere", r"^latents\.cache /proc/nowhere cannot be written"),
     ],
 )
 def test_bad_options_are_one_sentence_and_leave_nothing_behind(cached, tmp_path, override, message):

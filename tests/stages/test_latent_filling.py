@@ -1,5 +1,6 @@
 """Filling a cache: processes share the work without a word, damaged files are made again, and it is said."""
 
+import errno
 import multiprocessing
 import time
 from functools import partial
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from difftumor.diffusion.latent_cache import LatentCache, latent_key
+from difftumor.errors import ConfigError
 from stages.latent_filling import CaseCrops, fill
 
 CASES, CROPS, PROCESSES = 4, 10, 3
@@ -70,6 +72,20 @@ def test_only_what_is_missing_or_damaged_is_made(tmp_path, capsys):
     fill(cache, wanted(loaded), encode=noted, bytes_each=2_000_000, silent=True)
     assert not capsys.readouterr().out
     assert len(made) == 3
+
+
+def test_a_full_cache_may_be_read_only(tmp_path, monkeypatch):
+    cache = LatentCache(tmp_path / "cache")
+    fill(cache, wanted([]), encode=encode, bytes_each=1)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("difftumor.files.tempfile.mkdtemp", refuse)
+    fill(cache, wanted([]), encode=encode, bytes_each=10**18)
+    cache.file(key(1, 2)).unlink()
+    with pytest.raises(ConfigError, match=r"^latents\.cache .*/cache cannot be written \(permission denied\): give a"):
+        fill(cache, wanted([]), encode=encode, bytes_each=1)
 
 
 def test_a_long_fill_says_how_far_it_is(tmp_path, monkeypatch, capsys):

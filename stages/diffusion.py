@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from stages.data import check_same_preprocessing, check_sizes, check_steps, wind
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe, describe_choice
 from stages.diffusion_hosts import HeldOut
 from stages.diffusion_latents import CachedTumorCrops, LatentOptions
-from stages.diffusion_module import DiffusionModule
+from stages.diffusion_module import DiffusionModule, MakeHosts, network_channels
 from stages.diffusion_pictures import PictureOptions
 from stages.diffusion_validation import MONITOR, HostValidation, ValidationOptions
 from stages.entry import command_line
@@ -71,9 +71,11 @@ def build(settings: Settings) -> Stage:
     organ = construct(Organ, settings.organ)
     codec, autoencoder = _codec(settings)
     construct(ExponentialMovingAverage, settings.ema, network=nn.Identity())  # refuses what the real one would
+    pictures = construct(PictureOptions, settings.pictures)
     crops = _crops(settings, organ)
+    hosts = _hosts(settings, organ, codec, crops.held_out, pictures)
     return Stage(
-        module=_module(settings, organ, codec, autoencoder, crops),
+        module=_module(settings, organ, codec, autoencoder, crops.cases, hosts),
         data=crops.data,
         epochs=epochs,
         monitor=MONITOR if crops.data.validation else None,
@@ -93,8 +95,7 @@ def _codec(settings: Settings) -> tuple[LatentCodec, Parent]:
     assert isinstance(artifact.network, Autoencoder)
     codec = LatentCodec(artifact.network)
     check_sizes(data, multiple=codec.downsampling)
-    channels = {"latent_channels": codec.latent_channels, "condition_channels": codec.latent_channels + 1}
-    divisor = codec.downsampling * construct(Denoiser, settings.network, **channels).in_slice_divisor
+    divisor = codec.downsampling * construct(Denoiser, settings.network, **network_channels(codec)).in_slice_divisor
     if data.crop[0] % divisor or data.crop[1] % divisor:
         raise ConfigError(f"data.crop is {list(data.crop)}: give multiples of {divisor} along X and Y.")
     return codec, artifact.as_parent
@@ -102,48 +103,36 @@ def _codec(settings: Settings) -> tuple[LatentCodec, Parent]:
 
 def _crops(settings: Settings, organ: Organ) -> _Crops:
     data = settings.data
-    rules = construct(LesionRules, settings.lesions)
-    if rules.stage not in TUMOR_STAGES:
-        raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
-    check_positive(lesions__early_radius_mm=rules.early_radius_mm)
-    check_whole(1, lesions__minimum_voxels=rules.minimum_voxels)
+    # Label maps may take long to read; options are checked before.
+    latents, options = construct(LatentOptions, settings.latents), construct(ValidationOptions, settings.validation)
+    rules = _rules(settings)
     _check_most(data.max_tumors)
     cases = read_root(data.root, data.labels)
-    stated = stated_validation(cases, fold=settings.fold)
     reader = TumorReader(
         cases=cases, organ=organ, rules=rules, crop=tuple(data.crop), spacing_mm=tuple(data.spacing_mm)
     )
-    found: dict[str, tuple[AnnotatedTumor, ...]] = {}
-
-    def note(case: Case, labels: Volume) -> None:
-        found[case.id] = reader.tumors(case, labels)
-
-    sorted_cases = sort_and_say(cases, organ, workers=data.num_workers, look=note)
-    folds = settings.folds
-    train, validation = sorted_cases.split(fold=settings.fold, count=folds.count, seed=folds.seed, stated=stated)
-    say(describe({case.id: len(found[case.id]) for case in (*train.tumor, *validation)}, rules, cases.source))
-    reader, tumors = _chosen(settings, reader, [tumor for case in train.tumor for tumor in found[case.id]])
+    train, validation, healthy, found = _sorted(settings, reader)
+    reader, tumors = _chosen(settings, reader, [tumor for case in train for tumor in found[case.id]])
     counts = Counter(tumor.case for tumor in tumors)
-    options = construct(ValidationOptions, settings.validation)
-    hosts = (*validation, *sorted_cases.healthy)
+    hosts = (*validation, *healthy)
     # Seeded as the folds are: alike in all runs with the same data, whatever is random in their training.
-    rest = HeldOut(
+    held_out = HeldOut(
         reader=reader,
         window=window_of(data),
         tumor_cases=tuple(case for case in validation if found[case.id]),
         host_cases=hosts,
         tumors=options.crops,
         count=options.hosts if hosts else 0,
-        seed=folds.seed,
+        seed=settings.folds.seed,
     )
     crops = _data(
-        construct(LatentOptions, settings.latents),
-        held_out={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
+        latents,
+        validation_tumors={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
         reader=reader,
         foreground_ratio=data.foreground_ratio,
-        train=tuple(case for case in train.tumor if counts[case.id]),
-        validation=rest.tumor_cases,
-        hosts=rest.count if options.synthesize_every_n_epochs else 0,
+        train=tuple(case for case in train if counts[case.id]),
+        validation=held_out.tumor_cases,
+        hosts=held_out.count if options.synthesize_every_n_epochs else 0,
         seed=settings.seed,
         batch_size=data.batch_size,
         steps_per_epoch=settings.training.steps_per_epoch,
@@ -152,21 +141,54 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
         cache_rate=data.cache_rate,
         overfit=data.overfit,
     )
+    return _Crops(crops, _provenance(crops, tumors), held_out)
+
+
+def _rules(settings: Settings) -> LesionRules:
+    rules = construct(LesionRules, settings.lesions)
+    if rules.stage not in TUMOR_STAGES:
+        raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
+    check_positive(lesions__early_radius_mm=rules.early_radius_mm)
+    check_whole(1, lesions__minimum_voxels=rules.minimum_voxels)
+    return rules
+
+
+def _sorted(
+    settings: Settings, reader: TumorReader
+) -> tuple[Sequence[Case], Sequence[Case], Sequence[Case], Mapping[str, Sequence[AnnotatedTumor]]]:
+    """Return the cases to learn, those held out, the healthy ones, and the tumors of the stage by case."""
+    cases, folds = reader.cases, settings.folds
+    stated = stated_validation(cases, fold=settings.fold)
+    found: dict[str, tuple[AnnotatedTumor, ...]] = {}
+
+    def note(case: Case, labels: Volume) -> None:
+        found[case.id] = reader.tumors(case, labels)
+
+    split = sort_and_say(cases, reader.organ, workers=settings.data.num_workers, look=note)
+    train, validation = split.split(fold=settings.fold, count=folds.count, seed=folds.seed, stated=stated)
+    counts = {case.id: len(found[case.id]) for case in (*train.tumor, *validation)}
+    say(describe(counts, reader.rules, cases.source))
+    return train.tumor, validation, split.healthy, found
+
+
+def _provenance(crops: TumorCrops, tumors: Sequence[AnnotatedTumor]) -> dict[str, Any]:
+    """What is trained on, for the artifact."""
+    counts = Counter(tumor.case for tumor in tumors)
     provenance: dict[str, Any] = {
         "training": {case.id: counts[case.id] for case in crops.train},
         "validation": [case.id for case in crops.validation],
     }
-    if reader.only:  # otherwise the cases and the rules say which tumors
+    if crops.reader.only:  # otherwise the cases and the rules say which tumors
         provenance["tumors"] = [{"case": t.case, "center_mm": t.center_mm, "radius_mm": t.radius_mm} for t in tumors]
-    return _Crops(crops, provenance, rest)
+    return provenance
 
 
-def _data(latents: LatentOptions, *, held_out: Mapping[str, Sequence[int]], **options: Any) -> TumorCrops:
+def _data(latents: LatentOptions, *, validation_tumors: Mapping[str, Sequence[int]], **options: Any) -> TumorCrops:
     """Crops that are encoded in every step, or once."""
     if latents.cache is None:
         return TumorCrops(**options)
     cache = LatentCache(Path(latents.cache))
-    return CachedTumorCrops(cache=cache, crops=latents.crops, held_out=held_out, **options)
+    return CachedTumorCrops(cache=cache, crops=latents.crops, validation_tumors=validation_tumors, **options)
 
 
 def _check_most(value: Any) -> None:
@@ -200,7 +222,12 @@ def _chosen(
 
 
 def _module(
-    settings: Settings, organ: Organ, codec: LatentCodec, autoencoder: Parent, crops: _Crops
+    settings: Settings,
+    organ: Organ,
+    codec: LatentCodec,
+    autoencoder: Parent,
+    cases: Mapping[str, Any],
+    hosts: MakeHosts,
 ) -> DiffusionModule:
     return DiffusionModule(
         seed=settings.seed,
@@ -219,17 +246,16 @@ def _module(
         window=window_of(settings.data),
         spacing_mm=settings.data.spacing_mm,
         crop=settings.data.crop,
-        cases=crops.cases,
-        hosts=_hosts(settings, organ, codec, crops.held_out),
+        cases=cases,
+        hosts=hosts,
         compiled=settings.training.compile,
     )
 
 
 def _hosts(
-    settings: Settings, organ: Organ, codec: LatentCodec, rest: HeldOut
-) -> Callable[[Denoiser, NoiseSchedule], HostValidation]:
+    settings: Settings, organ: Organ, codec: LatentCodec, held_out: HeldOut, pictures: PictureOptions
+) -> MakeHosts:
     """Return what makes the validation by synthetic tumors, given the networks of the training."""
-    pictures = construct(PictureOptions, settings.pictures)
 
     def make(denoiser: Denoiser, schedule: NoiseSchedule) -> HostValidation:
         synthesizer = TumorSynthesizer(
@@ -244,7 +270,7 @@ def _hosts(
             masked=settings.diffusion.masked,
         )
         every = settings.validation.synthesize_every_n_epochs
-        return HostValidation(rest, synthesizer, every_n_epochs=every, pictures=pictures.hosts)
+        return HostValidation(held_out, synthesizer, every_n_epochs=every, pictures=pictures.hosts)
 
     return make
 

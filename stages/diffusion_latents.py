@@ -61,7 +61,7 @@ class CachedTumorCrops(TumorCrops):
     Args:
         cache: Where latents are.
         crops: Size of the pool of each training case.
-        held_out: By validation case, the indices of its tumors.
+        validation_tumors: By validation case, the indices of its tumors.
         foreground_ratio: See ``TumorCrops``.
         options: See ``TumorCrops``.
     """
@@ -71,7 +71,7 @@ class CachedTumorCrops(TumorCrops):
         *,
         cache: LatentCache,
         crops: int,
-        held_out: Mapping[str, Sequence[int]],
+        validation_tumors: Mapping[str, Sequence[int]],
         foreground_ratio: float,
         **options: Any,
     ) -> None:
@@ -79,7 +79,7 @@ class CachedTumorCrops(TumorCrops):
         self.transform = DrawLatent(cache)
         self.cache = cache
         self.crops = crops
-        self.held_out = held_out
+        self.validation_tumors = validation_tumors
         self.foreground_ratio = float(foreground_ratio)
 
     def setup(self, stage: str | None = None) -> None:
@@ -121,7 +121,7 @@ class CachedTumorCrops(TumorCrops):
     def _held_out(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
         about = {**common, **_of_case(case, self.reader)}
         cuts = {}
-        for index in self.held_out[case.id][: self.validation_crops - len(self._fixed)]:
+        for index in self.validation_tumors[case.id][: self.validation_crops - len(self._fixed)]:
             key = latent_key(**about, tumor=index)
             self._fixed[crop_name(case.id, index)] = (case.id, key)
             cuts[key] = partial(self._cut_around, index=index)

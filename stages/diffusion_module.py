@@ -29,6 +29,12 @@ from stages.module import StageModule, adam_betas, initial_weights, preprocessin
 
 NoiseLoss = Literal["l1", "l2"]
 Masked = Literal["image", "latent"]
+MakeHosts = Callable[[Denoiser, NoiseSchedule], HostValidation]
+
+
+def network_channels(codec: LatentCodec) -> dict[str, int]:
+    """Return the arguments of ``Denoiser`` that follow from the codec."""
+    return {"latent_channels": codec.latent_channels, "condition_channels": codec.latent_channels + 1}
 
 
 class DiffusionModule(StageModule):
@@ -79,7 +85,7 @@ class DiffusionModule(StageModule):
         spacing_mm: Sequence[float],
         crop: Sequence[int],
         cases: Mapping[str, Any] | None = None,
-        hosts: Callable[[Denoiser, NoiseSchedule], HostValidation] | None = None,
+        hosts: MakeHosts | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__(seed=seed)
@@ -87,13 +93,10 @@ class DiffusionModule(StageModule):
             raise ConfigError(f"loss is {loss!r}: choose l1, as published, or l2, as in the paper's eq. 6.")
         if masked not in get_args(Masked):
             raise ConfigError(f"masked is {masked!r}: choose image, as published, or latent, as in the paper.")
-        channels: dict[str, Any] = {
-            "latent_channels": codec.latent_channels,
-            "condition_channels": codec.latent_channels + 1,
-        }
-        self.architecture = {"name": "factorized_unet", **channels, **network}
+        arguments = {**network_channels(codec), **network}
+        self.architecture = {"name": "factorized_unet", **arguments}
         with initial_weights(seed, "denoiser"):
-            self.denoiser = Denoiser(**channels, **network)
+            self.denoiser = Denoiser(**arguments)
         # Neither is a submodule: the average has an entry of its own in checkpoints, the autoencoder none.
         self.ema = ExponentialMovingAverage(self.denoiser, **ema)
         self.codec = codec

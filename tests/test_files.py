@@ -108,5 +108,5 @@ def test_a_place_is_tried_before_the_work_and_left_as_it_was(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="nowhere that even root may not write")
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work():
-    with pytest.raises(ConfigError, match="^--out /proc/out cannot be written"):
+    with pytest.raises(ConfigError, match=r"^--out /proc/out cannot be written"):
         check_folder(Path("/proc/out"), option="--out")

@@ -20,6 +20,7 @@ from difftumor.diffusion.latent import LatentCodec
 from difftumor.diffusion.latent_cache import LatentCache, latent_key
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.intensity import IntensityWindow
+from difftumor.organs import Organ
 from difftumor.seeding import derive_seed
 from stages.diffusion import build
 from stages.diffusion_latents import DrawLatent, PoolKeys
@@ -244,7 +245,11 @@ def test_what_no_option_changes_alone_is_part_of_the_key_too(cached, tmp_path, u
     def spacing(built):
         built.data.reader = replace(built.data.reader, spacing_mm=(3.0, 3.0, 2.0))
 
-    for change in ({"change": window}, {"change": spacing}, {"device": "meta"}):
+    def organ(built):
+        other = Organ(name="liver_tumor", minimum_radius_mm=1)  # the same label map means something else
+        built.data.reader = replace(built.data.reader, organ=other)
+
+    for change in ({"change": window}, {"change": spacing}, {"change": organ}, {"device": "meta"}):
         after = keys(cached("run"), **change)
         assert len(after) == LATENTS
         assert not after & before
@@ -343,8 +348,9 @@ def test_a_disk_without_room_is_said_before_anything_is_made(cached, tmp_path, m
         ("latents.cache=/proc/nowhere", r"^latents\.cache /proc/nowhere cannot be written"),
     ],
 )
-def test_bad_options_are_one_sentence_and_leave_nothing_behind(cached, tmp_path, override, message):
+def test_bad_options_are_one_sentence_and_leave_nothing_behind(cached, tmp_path, capsys, override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         run(cached("run", override))
+    assert not capsys.readouterr().out  # label maps, which take long, are not yet read
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

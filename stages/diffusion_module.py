@@ -102,13 +102,11 @@ class DiffusionModule(StageModule):
         self.codec = codec
         self.schedule = NoiseSchedule(timesteps)
         self.sampler = sampler
-        sampler.time_steps(timesteps)
+        sampler.time_steps(timesteps)  # refuses steps that do not fit
         self.parents = {"autoencoder": autoencoder}
         self.tumor_stage = tumor_stage
-        self.masked: Masked = masked
-        self.loss: NoiseLoss = loss
-        self.lr = lr
-        self.betas = adam_betas(betas)
+        self.masked, self.loss = masked, loss
+        self.lr, self.betas = lr, adam_betas(betas)
         self.organ = organ
         self.window = window
         self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)

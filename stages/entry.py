@@ -31,11 +31,10 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: An override names an unknown option or group, or cannot be parsed.
     """
-    own = f"hydra.searchpath=[file://{CONFIGS / stage}]"
     with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=stage):
         try:
             # A search path of the user's own replaces ours, as on the command line.
-            mine = [] if any(item.startswith("hydra.searchpath=") for item in overrides) else [own]
+            mine = [] if any(item.startswith("hydra.searchpath=") for item in overrides) else [_own_groups(stage)]
             return compose(stage, overrides=[*mine, *overrides])
         except (HydraException, ValueError) as error:  # Hydra refuses some group choices with the latter
             raise ConfigError(_explain(error, stage)) from error
@@ -68,6 +67,11 @@ def command_line(stage: str, build: Callable[[Settings], Stage]) -> None:
     task()
 
 
+def _own_groups(stage: str) -> str:
+    """Return the override that lets a stage's config find the groups that it does not share."""
+    return f"hydra.searchpath=[file://{CONFIGS / stage}]"
+
+
 def _fail(error: DiffTumorError) -> None:
     sys.stderr.write(f"Error: {error}\n")
     sys.exit(1)
@@ -91,6 +95,6 @@ def _explain(error: Exception, stage: str) -> str:
 
 
 def _option_names(stage: str) -> list[str]:
-    values = OmegaConf.to_container(compose(stage))
+    values = OmegaConf.to_container(compose(stage, overrides=[_own_groups(stage)]))
     leaves = list(flatten({str(k): v for k, v in values.items()})) if isinstance(values, dict) else []
     return leaves + sorted({name.rpartition(".")[0] for name in leaves} - {""})

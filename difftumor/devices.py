@@ -30,4 +30,5 @@ def describe_device(device: torch.device) -> str:
     """Return the name of a GPU, or the kind of the machine and its threads, to stand beside measured times."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.system()} {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"

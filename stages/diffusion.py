@@ -120,6 +120,7 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
         reader=reader,
         window=window_of(data),
         tumor_cases=tuple(case for case in validation if found[case.id]),
+        learned_cases=tuple(case for case in train if found[case.id]),
         host_cases=hosts,
         tumors=options.crops,
         count=options.hosts if hosts else 0,

@@ -73,14 +73,15 @@ class HostedTumor:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What is not trained on. Loaded when it is first asked for, always the same whatever is trained how.
+    """What stage 2 is judged by. Loaded when it is first asked for, always the same whatever is trained how.
 
     Args:
         reader: Reads the cases.
         window: HU that count.
-        tumor_cases: Whose tumors of the stage are compared with.
-        host_cases: Which may host tumors.
-        tumors: Tumors to measure, at most.
+        tumor_cases: Whose tumors of the stage are compared with; not trained on.
+        learned_cases: Whose tumors of the stage may be trained on.
+        host_cases: Which may host tumors; not trained on.
+        tumors: Tumors to measure, at most, of either cases.
         count: Hosts wanted.
         seed: With the cases' ids, decides which crops and which tumors.
     """
@@ -88,6 +89,7 @@ class HeldOut:
     reader: TumorReader
     window: IntensityWindow
     tumor_cases: tuple[Case, ...]
+    learned_cases: tuple[Case, ...]
     host_cases: tuple[Case, ...]
     tumors: int
     count: int
@@ -108,8 +110,16 @@ class HeldOut:
     @cached_property
     def real(self) -> tuple[Appearance, ...]:
         """How the held-out tumors look: those of the validation crops, each as a whole."""
+        return self._looks(self.tumor_cases)
+
+    @cached_property
+    def learned(self) -> tuple[Appearance, ...]:
+        """How tumors of the training cases look, chosen for training or not."""
+        return self._looks(self.learned_cases)
+
+    def _looks(self, cases: Sequence[Case]) -> tuple[Appearance, ...]:
         measured: list[Appearance] = []
-        for case in self.tumor_cases:
+        for case in cases:
             if len(measured) >= self.tumors:
                 break
             measured += islice(self._measured(case), self.tumors - len(measured))

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from difftumor.errors import CaseListError
 from difftumor.evaluation.appearance import Appearance, AppearanceDistance, appearance_distance, measure_appearance
 from difftumor.intensity import IntensityWindow
+from difftumor.organs import TUMOR
 from difftumor.picture_rows import Panel
+from difftumor.pictures import mask_center
 from difftumor.synthesis.loading import load_synthesizer
 from difftumor.synthesis.records import Voxel
 from difftumor.synthesis.synthesizer import TumorSynthesizer
@@ -22,14 +24,14 @@ from stages.diffusion_hosts import HeldOut, Host, HostedTumor, synthesize
 from stages.entry import compose_config
 from stages.settings import Settings, to_plain
 
-REAL = "real tumors, trained on"
+REAL = "real tumors, training cases"
 HEALTHY = "no tumor"
 READING = (
     "Distances are from held-out real tumors, in HU. Contrast (mean inside, less the mean of the surroundings) and "
     "standard deviation inside are compared by their distributions over the tumors (Wasserstein-1 distance), the edge "
-    "by the mean profile across the tumor's surface (mean absolute difference). The row of real tumors that were "
-    "trained on says how near two sets of real tumors are to each other, the row without tumors how far healthy tissue "
-    "in the same masks is."
+    "by the mean profile across the tumor's surface (mean absolute difference). The row of the training "
+    "cases says how near two sets of real tumors are to each other, the row without tumors how far healthy tissue in "
+    "the same masks is."
 )
 # A model is timed so often; the first time, which loads code, does not count.
 REPEATS = 3
@@ -61,11 +63,10 @@ class Comparison:
     Args:
         real: How the held-out real tumors look.
         hosts: Healthy crops that all models made their tumors in.
-        references: Real tumors that were trained on, the nearest that can be hoped for; and the masks without tumors.
+        references: Real tumors of the training cases, the nearest that can be hoped for; and the masks without tumors.
         models: The models.
         spacing_mm: Voxel size.
         window: HU that the networks see.
-        device: Where the tumors were made.
     """
 
     real: tuple[Appearance, ...]
@@ -74,41 +75,69 @@ class Comparison:
     models: tuple[Compared, ...]
     spacing_mm: tuple[float, ...]
     window: IntensityWindow
-    device: str
 
     @property
     def rows(self) -> tuple[Compared, ...]:
         """References, then models."""
         return *self.references, *self.models
 
+    @property
+    def sets(self) -> dict[str, tuple[Appearance, ...]]:
+        """What ``appearance_figure`` draws of the held-out tumors and the models."""
+        return {"real, held out": self.real, **{each.name: each.appearances for each in self.models}}
 
-def compare(artifacts: Mapping[str, Path], options: Sequence[str], *, device: torch.device) -> Comparison:
+    @property
+    def counts(self) -> dict[str, int]:
+        """How much the numbers rest on, by name."""
+        return {"hosts": len(self.hosts), "held-out real tumors": len(self.real)}
+
+
+def judged_by(options: Sequence[str]) -> HeldOut:
+    """Find what models are compared by; before they are trained, as that takes longer.
+
+    Args:
+        options: Overrides of stage 2 that say which data, crops and hosts; the models share them.
+
+    Raises:
+        CaseListError: No case hosts a tumor, or no real tumor is held out.
+        DiffTumorError: The options do not work.
+    """
+    settings = Settings(to_plain(compose_config("diffusion", options)))
+    unseen = held_out(settings)
+    source, rules = unseen.reader.cases.source, unseen.reader.rules
+    if not unseen.real:
+        raise CaseListError(
+            f"{source} holds out no {rules.stage} {unseen.reader.organ.name} tumor to compare with: give fold=0, "
+            "another fold, or another tumor_stage."
+        )
+    if not unseen.hosts:
+        raise CaseListError(
+            f"{source} has no room for tumors to compare: give validation.hosts=8, or hold out cases with more of the "
+            f"{unseen.reader.organ.name}."
+        )
+    return unseen
+
+
+def compare(artifacts: Mapping[str, Path], unseen: HeldOut, *, device: torch.device) -> Comparison:
     """Make the same tumors with several diffusion models.
 
     Args:
         artifacts: Models by name.
-        options: Overrides of stage 2 that say which data, crops and hosts; the models share them.
+        unseen: What ``judged_by`` found.
         device: Where to make them.
 
     Raises:
-        CaseListError: No case hosts a tumor.
-        DiffTumorError: The options do not work, or an artifact cannot be used.
+        DiffTumorError: An artifact cannot be used.
     """
-    settings = Settings(to_plain(compose_config("diffusion", options)))
-    unseen = held_out(settings)
-    if not unseen.hosts:
-        raise CaseListError(
-            f"{unseen.reader.cases.source} hosts no tumor: hold out cases with fold=0, or more of them."
-        )
     models = []
     for name, path in artifacts.items():
         synthesizer = load_synthesizer(path, organ=unseen.reader.organ, device=device)
         tumors = tuple(synthesize(synthesizer, unseen.hosts))
         looks = tuple(tumor.appearance for tumor in tumors)
-        seconds = seconds_per_tumor(synthesizer, unseen.hosts)
+        seconds = seconds_per_tumor(synthesizer, unseen.hosts[0])
         models.append(Compared(name, looks, appearance_distance(looks, unseen.real), tumors, seconds))
     references = (
-        _reference(REAL, _trained_on(unseen), unseen.real),
+        _reference(REAL, unseen.learned, unseen.real),
         _reference(HEALTHY, [_without_tumor(tumor, unseen) for tumor in models[0].tumors], unseen.real),
     )
     return Comparison(
@@ -118,15 +147,14 @@ def compare(artifacts: Mapping[str, Path], options: Sequence[str], *, device: to
         models=tuple(models),
         spacing_mm=unseen.reader.spacing_mm,
         window=unseen.window,
-        device=str(device),
     )
 
 
-def seconds_per_tumor(synthesizer: TumorSynthesizer, hosts: Sequence[Host]) -> float:
+def seconds_per_tumor(synthesizer: TumorSynthesizer, host: Host) -> float:
     """Return the median time of one tumor in one crop: placing, encoding, sampling, decoding, blending."""
     times = []
-    for host in [hosts[0]] * (REPEATS + 1):
-        ct, organ = (volume[None, None].to(synthesizer.device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))
+    ct, organ = (volume[None, None].to(synthesizer.device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))
+    for _ in range(REPEATS + 1):
         start = time.perf_counter()
         # On the CPU again, so that a GPU has finished.
         synthesizer.apply(ct, organ, [[host.record]], patch_per_tumor=True).ct_hu.cpu()
@@ -140,14 +168,14 @@ def picture_rows(comparison: Comparison, *, hosts: int) -> tuple[dict[str, list[
     centers: list[Voxel] = []
     for number, host in enumerate(comparison.hosts[:hosts]):
         made = [model.tumors[number] for model in comparison.models]
-        mask: NDArray[np.uint8] = made[0].tumor_XYZ.numpy().astype(np.uint8) * 2
+        mask: NDArray[np.uint8] = made[0].tumor_XYZ.numpy().astype(np.uint8) * TUMOR
         healthy = Panel(title="healthy", image=host.ct_hu_XYZ.numpy(), labels=mask)
         tumors = [
             Panel(title=model.name, image=tumor.ct_hu_XYZ.numpy())
             for model, tumor in zip(comparison.models, made, strict=True)
         ]
         rows[host.id] = [healthy, *tumors]
-        centers.append(host.record.center_voxel)
+        centers.append(mask_center(mask))
     return rows, centers
 
 
@@ -168,12 +196,6 @@ def table_rows(comparison: Comparison) -> list[dict[str, str | int | float | Non
 
 def _reference(name: str, looks: Sequence[Appearance], real: Sequence[Appearance]) -> Compared:
     return Compared(name, tuple(looks), appearance_distance(looks, real))
-
-
-def _trained_on(unseen: HeldOut) -> tuple[Appearance, ...]:
-    """Measure the tumors of all other cases."""
-    others = tuple(case for case in unseen.reader.cases.cases if case not in unseen.tumor_cases)
-    return replace(unseen, tumor_cases=tuple(case for case in others if case.tumor_organs != ())).real
 
 
 def _without_tumor(made: HostedTumor, unseen: HeldOut) -> Appearance:

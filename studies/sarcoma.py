@@ -6,19 +6,18 @@ far they are from the held-out real tumors. Running it again goes on where it st
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from difftumor.artifact_config import read_config
 from difftumor.devices import describe_device, pick_device
-from difftumor.errors import DiffTumorError
 from difftumor.evaluation.appearance_figure import appearance_figure
 from difftumor.pictures import axial_rows
 from difftumor.plots import curves
 from stages.curves import Curve, read_curves
-from studies.comparison import READING, compare, picture_rows, table_rows
+from studies.command import run_command
+from studies.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.results import Picture, write_results
 from studies.sarcoma_data import BODY, write_sarcoma
 from studies.training import train
@@ -62,19 +61,20 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--folds", type=int, default=4, help="number of folds (4)")
     parser.add_argument("--hosts", type=int, default=8, help="crops of held-out patients that get tumors (8)")
     parser.add_argument("--device", default="auto", help="where tumors are made: auto, cpu, cuda")
+    for stage in ("autoencoder", "diffusion"):
+        parser.add_argument(
+            f"--{stage}",
+            nargs="+",
+            default=[],
+            metavar="OPTION",
+            help=f"more options of stages.{stage}, over the size's",
+        )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
-    words = command_line().parse_args(arguments)
-    try:
-        report = run_study(words)
-    except DiffTumorError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-    sys.stdout.write(f"The report is at {report.resolve()}\n")
-    return 0
+    return run_command(command_line(), run_study, arguments)
 
 
 def run_study(words: argparse.Namespace) -> Path:
@@ -90,20 +90,16 @@ def run_study(words: argparse.Namespace) -> Path:
     preset = FULL if words.size == "full" else SMALL
     data = write_sarcoma(words.data, words.out / "data", count=words.folds, fold=words.fold)
     places = (f"data.root={data}", f"runs_dir={words.out}/runs", f"checkpoints_dir={words.out}/checkpoints")
-    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"]])
     options = [
         *BODY, "tumor_stage=late", *places, *preset["both"], *preset["diffusion"], f"latents.cache={words.out}/latents",
-        f"validation.hosts={words.hosts}",
+        f"validation.hosts={words.hosts}", *words.diffusion,
     ]  # fmt: skip
+    unseen = judged_by(options)
+    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"], *words.autoencoder])
     artifacts = {name: words.out / "checkpoints" / name.replace(" ", "_") for name in MODELS}
     for most, artifact in zip(MODELS.values(), artifacts.values(), strict=True):
         train("diffusion", [f"name={artifact.name}", f"artifact={artifact}", f"data.max_tumors={most}", *options])
-    comparison = compare(artifacts, options, device=device)
-    rows, centers = picture_rows(comparison, hosts=words.hosts)
-    window_hu = (comparison.window.low_hu, comparison.window.high_hu)
-    tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu, column_inches=2.2)
-    sets = {"real, held out": comparison.real, **{each.name: each.appearances for each in comparison.rows}}
-    runs = {name: words.out / "runs" / "diffusion" / artifact.name for name, artifact in artifacts.items()}
+    comparison = compare(artifacts, unseen, device=device)
     return write_results(
         words.out,
         "sarcoma",
@@ -115,20 +111,30 @@ def run_study(words: argparse.Namespace) -> Path:
             READING,
         ],
         rows=table_rows(comparison),
-        pictures={
-            "tumors": Picture(tumors, "Tumors in held-out patients; the mask is outlined at the left."),
-            "appearance": Picture(appearance_figure(sets), "How the tumors look."),
-            "losses": Picture(
-                curves(_losses(runs), y_label="L1 of the noise", smoothing=0.8), "Losses while training and held out."
-            ),
-        },
+        pictures=_pictures(
+            comparison, {name: words.out / "runs/diffusion" / path.name for name, path in artifacts.items()}
+        ),
         details={
-            "command": shlex.join(["python", "-m", "studies.sarcoma", "--size", words.size, "--data", str(words.data)]),
+            "command": words.command,
             "device": describe_device(device),
+            **comparison.counts,
             "autoencoder": _measured(words.out / "checkpoints" / "autoencoder"),
             **{name: _measured(artifact) for name, artifact in artifacts.items()},
         },
     )
+
+
+def _pictures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Picture]:
+    rows, centers = picture_rows(comparison, hosts=len(comparison.hosts))
+    window_hu = (comparison.window.low_hu, comparison.window.high_hu)
+    tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu, column_inches=2.2)
+    references = {each.name: each.appearances for each in comparison.references}
+    losses = curves(_losses(runs), y_label="L1 of the noise", smoothing=0.8)
+    return {
+        "tumors": Picture(tumors, "Tumors in held-out patients; the mask is outlined at the left."),
+        "appearance": Picture(appearance_figure({**comparison.sets, **references}), "How the tumors look."),
+        "losses": Picture(losses, "Losses while training and held out."),
+    }
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Curve]:

@@ -1,8 +1,9 @@
 """The sarcoma patients as a data set for all stages: real tumors, with the body as the organ that hosts them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +12,11 @@ from scipy import ndimage
 
 from difftumor.components import largest_component
 from difftumor.datasets.cases import Case, folds
-from difftumor.errors import CaseListError
+from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import folder_written_whole
-from difftumor.volume import read_ct, read_labels
+from difftumor.volume import check_same_grid, read_ct, read_labels
 
+LISTING = "dataset.json"
 LABEL_NAMES = {"background": 0, "body": 1, "sarcoma": 2}
 LISTING = "dataset.json"
 # Over this, tissue; below, air.
@@ -36,8 +38,8 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
 
     Args:
         source: Folder of ``<patient>/ct.nii.gz`` and ``<patient>/tumor.nii.gz``.
-        folder: Folder to make. It is left alone, so that what was made of it stays valid, if it states the same fold;
-            another one is replaced.
+        folder: Folder to make. Left alone if it states the same patients and fold, so that what was made of it stays
+            valid.
         count: Number of folds.
         fold: Which one is held out, from 0.
         seed: Seed of the folds.
@@ -47,6 +49,7 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
 
     Raises:
         CaseListError: The source has no patients.
+        ConfigError: The folder holds another split, which models beside it have been trained with.
     """
     patients = sorted(path.parent.name for path in source.glob("*/tumor.nii.gz"))
     if not patients:
@@ -59,18 +62,30 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
         "training": _entries(training),
         "validation": _entries(validation),
     }
-    text = json.dumps(listing, indent=2) + "\n"
-    if (folder / LISTING).is_file() and (folder / LISTING).read_text() == text:
+    if _is_there(listing, folder):
         return folder
     with folder_written_whole(folder) as staging:
         for case in cases:
             _write_case(source / case.id, staging, case.id)
-        (staging / LISTING).write_text(text)
+        (staging / LISTING).write_text(json.dumps(listing, indent=2) + "\n")
     return folder
+
+
+def _is_there(listing: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether the folder holds this split; refuse one that holds another."""
+    if not (folder / LISTING).is_file():
+        return False
+    if json.loads((folder / LISTING).read_text()) != listing:
+        raise ConfigError(
+            f"{folder} holds other patients or another fold, and models beside it have learned from them: "
+            "give another --out."
+        )
+    return True
 
 
 def _write_case(patient: Path, folder: Path, name: str) -> None:
     ct, tumor = read_ct(patient / "ct.nii.gz"), read_labels(patient / "tumor.nii.gz")
+    check_same_grid(ct, tumor)
     labels = np.where(tumor.data > 0, 2, body_mask(ct.data)).astype(np.uint8)
     nib.save(nib.Nifti1Image(labels, ct.grid.affine), folder / f"{name}_labels.nii.gz")
     (folder / f"{name}.nii.gz").symlink_to((patient / "ct.nii.gz").resolve())

@@ -7,20 +7,20 @@ Running it again goes on where it stopped.
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from difftumor.devices import describe_device, pick_device
-from difftumor.errors import DiffTumorError
 from difftumor.evaluation.appearance_figure import appearance_figure
 from difftumor.pictures import axial_rows
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
-from studies.comparison import READING, REAL, Comparison, compare, picture_rows, table_rows
+from studies.command import run_command
+from studies.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.results import Picture, write_results
 from studies.training import train
 
@@ -35,7 +35,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timesteps", type=_numbers, default=TIMESTEPS, help="numbers of timesteps T (1,2,4,10,50,200)"
     )
-    parser.add_argument("--pictured", type=int, default=3, help="crops in the picture (3)")
+    parser.add_argument("--pictured", type=_count, default=3, help="crops in the picture (3)")
     parser.add_argument("--device", default="auto", help="where tumors are made and timed: auto, cpu, cuda")
     parser.add_argument("options", nargs="+", help="options of stage 2, such as organ=liver fold=0 data.root=PATH")
     return parser
@@ -43,19 +43,19 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
-    words = command_line().parse_intermixed_args(arguments)
-    try:
-        report = run_study(words)
-    except DiffTumorError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-    sys.stdout.write(f"The report is at {report.resolve()}\n")
-    return 0
+    return run_command(command_line(), run_study, arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 up")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(sorted(int(word) for word in text.split(",")))
-    if numbers[0] < 1 or len(set(numbers)) < len(numbers):
+    words = text.split(",")
+    numbers = tuple(sorted(int(word) for word in words if word.isdecimal()))
+    if len(numbers) < len(words) or numbers[0] < 1 or len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 1 up, each once, such as 1,4,200")
     return numbers
 
@@ -67,18 +67,18 @@ def run_study(words: argparse.Namespace) -> Path:
         The page.
 
     Raises:
-        DiffTumorError: An option is wrong, a training has failed, or no case hosts tumors.
+        DiffTumorError: An option is wrong, nothing is held out to compare with, or a training has failed.
     """
     device = pick_device(words.device)
     counts = words.timesteps
+    unseen = judged_by(words.options)
     artifacts = {f"T = {count}": words.out / "checkpoints" / f"T{count:03d}" for count in counts}
     for count, artifact in zip(counts, artifacts.values(), strict=True):
         train("diffusion", [*words.options, *_own_options(count, artifact, words.out)])
-    comparison = compare(artifacts, words.options, device=device)
+    comparison = compare(artifacts, unseen, device=device)
     rows, centers = picture_rows(comparison, hosts=words.pictured)
     window_hu = (comparison.window.low_hu, comparison.window.high_hu)
     tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu)
-    sets = {"real, held out": comparison.real, **{each.name: each.appearances for each in comparison.models}}
     return write_results(
         words.out,
         "timesteps",
@@ -93,15 +93,14 @@ def run_study(words: argparse.Namespace) -> Path:
             "tumors": Picture(tumors, "The same masks (outlined at the left) with each number of timesteps T."),
             "timesteps": Picture(
                 timesteps_figure(comparison, counts),
-                "Distances from held-out real tumors and time per tumor. Dotted: real tumors that were trained on.",
+                "Distances from held-out real tumors and time per tumor. Dotted: real tumors of the training cases.",
             ),
-            "appearance": Picture(appearance_figure(sets), "How the tumors look, one set per number of timesteps."),
+            "appearance": Picture(appearance_figure(comparison.sets), "How the tumors look."),
         },
         details={
-            "command": shlex.join(["python", "-m", "studies.timesteps", *words.options]),
+            "command": words.command,
             "times measured on": describe_device(device),
-            "hosts": len(comparison.hosts),
-            "held-out real tumors": len(comparison.real),
+            **comparison.counts,
         },
     )
 
@@ -114,20 +113,22 @@ def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure
         timesteps: Rising.
     """
     figure, (quality, speed) = new_axes(2, (9.0, 3.4), None)
-    trained_on = next(each for each in comparison.references if each.name == REAL)
+    training_cases = next(each for each in comparison.references if each.name == REAL)
     for color, name in zip(CURVE_COLORS, DISTANCES, strict=False):
         values = [getattr(model.distance, f"{name}_hu") for model in comparison.models]
         quality.plot(timesteps, values, "o-", color=color, markersize=4, label=name.replace("sd", "standard deviation"))
-        if math.isfinite(floor := getattr(trained_on.distance, f"{name}_hu")):
+        if math.isfinite(floor := getattr(training_cases.distance, f"{name}_hu")):
             quality.axhline(floor, color=color, linewidth=1.0, linestyle=":")
     seconds = [model.seconds or math.nan for model in comparison.models]
     speed.plot(timesteps, seconds, "o-", color=CURVE_COLORS[0], markersize=4)
     for place in zip(timesteps, seconds, strict=True):
         speed.annotate(f"{place[1]:.2g} s", place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
     speed.set(yscale="log", ylim=(min(seconds) / 3, max(seconds) * 3))
-    speed.yaxis.set_major_formatter("{x:g}")
     _label(quality, timesteps, "distance from real tumors (HU)", legend=True)
     _label(speed, timesteps, "time per tumor (s)", legend=False)
+    # Less than a decade may be shown.
+    speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    speed.yaxis.set_major_formatter("{x:g}")
     return figure
 
 
@@ -143,6 +144,7 @@ def _own_options(timesteps: int, artifact: Path, out: Path) -> list[str]:
     return [
         f"name=T{timesteps:03d}", f"artifact={artifact}", f"runs_dir={out}/runs", f"diffusion.timesteps={timesteps}",
         "diffusion.sampler.kind=ddpm", "diffusion.sampler.steps=null", "diffusion.sampler.eta=0.0",
+        "diffusion.sampler.spacing=leading",
     ]  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Models are compared on the same masks in the same crops, against real tumors."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,20 +10,10 @@ import torch
 
 from difftumor.errors import CaseListError
 from difftumor.evaluation.appearance import LEAST_VOXELS, appearance_distance
-from studies.comparison import HEALTHY, REAL, compare, picture_rows, table_rows
-from tests.stages.tumor_cohort import DIFFUSION, write_autoencoder, write_cohort, write_diffusion
+from studies.comparison import HEALTHY, REAL, compare, judged_by, picture_rows, table_rows
+from tests.stages.tumor_cohort import DIFFUSION
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("comparison")
-    (folder / "cohort").mkdir()
-    write_cohort(folder / "cohort")
-    write_autoencoder(folder)
-    write_diffusion(folder, "early")
-    return folder
 
 
 def options(folder, *more):
@@ -34,7 +26,7 @@ def options(folder, *more):
 @pytest.fixture(scope="module")
 def comparison(folder):
     artifact = folder / "diffusion_liver_early"
-    return compare({"a": artifact, "b": artifact}, options(folder), device=CPU)
+    return compare({"a": artifact, "b": artifact}, judged_by(options(folder)), device=CPU)
 
 
 def test_models_make_the_same_tumors_in_the_same_places(comparison):
@@ -89,7 +81,31 @@ def test_pictures_show_the_healthy_crop_with_the_mask_and_then_each_model(compar
         assert changed[panels[0].labels == 2].mean() > 0.9
 
 
-def test_without_hosts_there_is_nothing_to_compare(folder):
-    artifact = folder / "diffusion_liver_early"
-    with pytest.raises(CaseListError, match="hosts no tumor: hold out"):
-        compare({"a": artifact}, options(folder, "validation.hosts=0"), device=CPU)
+def test_the_figure_has_real_tumors_first_and_counts_are_said(comparison):
+    assert list(comparison.sets) == ["real, held out", "a", "b"]
+    assert comparison.counts == {"hosts": 3, "held-out real tumors": len(comparison.real)}
+
+
+def test_training_cases_are_those_with_tumors_that_can_be_read(folder, tmp_path):
+    """A case of the list without labels, and one that is healthy, are no reference and no obstacle."""
+    cohort = shutil.copytree(folder / "cohort", tmp_path / "cohort")
+    listing = json.loads((cohort / "dataset.json").read_text())
+    shutil.copy(cohort / "imagesTr/early0.nii.gz", cohort / "imagesTr/unlabeled.nii.gz")
+    listing["training"].append({"image": "./imagesTr/unlabeled.nii.gz"})
+    (cohort / "dataset.json").write_text(json.dumps(listing))
+    plain, more = judged_by(options(folder)), judged_by(options(folder, f"data.root={cohort}", "data.max_tumors=1"))
+    assert not {case.id for case in plain.learned_cases} & {case.id for case in plain.tumor_cases}
+    assert [look.contrast_hu for look in more.learned] == [look.contrast_hu for look in plain.learned]
+    assert len(plain.learned) + len(plain.real) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("validation.hosts=0", r"has no room for tumors to compare: give validation\.hosts=8"),
+        ("fold=null", "holds out no early liver tumor to compare with: give fold=0"),
+    ],
+)
+def test_without_hosts_or_held_out_tumors_there_is_nothing_to_compare(folder, option, message):
+    with pytest.raises(CaseListError, match=message):
+        judged_by(options(folder, option))

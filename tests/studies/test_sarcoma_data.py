@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from difftumor.datasets.cases import read_cases
-from difftumor.errors import CaseListError
+from difftumor.errors import CaseListError, ConfigError, GridMismatchError
 from studies.sarcoma_data import body_mask, write_sarcoma
 
 
@@ -39,7 +39,7 @@ def test_folds_are_stated_and_labels_lie_on_the_scan(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "source").rglob("*.nii.gz")}
     held_out = []
     for fold in range(2):
-        folder = write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=fold)
+        folder = write_sarcoma(tmp_path / "source", tmp_path / str(fold), count=2, fold=fold)
         cases = read_cases(folder)
         held_out += cases.validation_ids
         assert len(cases.cases) == 4
@@ -59,12 +59,30 @@ def test_a_folder_without_patients_is_named(tmp_path):
         write_sarcoma(tmp_path, tmp_path / "out", count=2, fold=0)
 
 
-def test_the_same_fold_is_written_once(tmp_path):
+@pytest.fixture
+def source(tmp_path):
     for name in "ABCD":
         write_patient(tmp_path / "source", name)
-    file = write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=0) / "A_labels.nii.gz"
-    first = file.stat().st_mtime_ns, file.stat().st_ino
-    write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=0)
-    assert (file.stat().st_mtime_ns, file.stat().st_ino) == first
-    write_sarcoma(tmp_path / "source", tmp_path / "out", count=2, fold=1)
-    assert (file.stat().st_mtime_ns, file.stat().st_ino) != first
+    return tmp_path / "source"
+
+
+def states(folder):
+    return {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_what_is_there_stays_untouched_and_another_fold_is_refused(source, tmp_path):
+    """Latents of its cases stay valid, and models beside it are not taken for those of another fold."""
+    folder = write_sarcoma(source, tmp_path / "out", count=2, fold=0)
+    before = states(folder)
+    assert len(before) == 9
+    assert states(write_sarcoma(source, folder, count=2, fold=0)) == before
+    with pytest.raises(ConfigError, match=r"out holds other patients or another fold, .*: give another --out\."):
+        write_sarcoma(source, folder, count=2, fold=1)
+    assert states(folder) == before
+
+
+def test_a_tumor_on_another_grid_is_refused(source, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((12, 12, 9), np.uint8), np.eye(4)), source / "B" / "tumor.nii.gz")
+    with pytest.raises(GridMismatchError, match=r"B/ct\.nii\.gz"):
+        write_sarcoma(source, tmp_path / "out", count=2, fold=0)
+    assert not (tmp_path / "out").exists()

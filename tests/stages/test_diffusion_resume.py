@@ -19,6 +19,7 @@ from stages.entry import compose_config
 from stages.run import run_stage
 from tests.conftest import REPOSITORY
 from tests.stages.builds import Crash, crashing_at
+from tests.stages.tumor_cohort import DIFFUSION
 
 # Three epochs of three steps; the average starts and is updated inside of epochs.
 OPTIONS = (
@@ -171,11 +172,7 @@ run_stage(stage="diffusion", config=compose_config("diffusion", overrides), buil
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_resumes_to_the_same_weights(
-    trained, state, tiny_diffusion, tumor_cohort, untrained, tmp_path, how, workers
-):
-    from tests.stages.tumor_cohort import DIFFUSION
-
+def test_a_killed_process_resumes_to_the_same_weights(trained, state, tumor_cohort, untrained, tmp_path, how, workers):
     overrides = (
         *DIFFUSION, f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints",
         f"autoencoder.artifact={untrained}/autoencoder", "name=parted", f"artifact={tmp_path}/parted", *OPTIONS,

@@ -119,6 +119,7 @@ def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure
         quality.plot(timesteps, values, "o-", color=color, markersize=4, label=name.replace("sd", "standard deviation"))
         if math.isfinite(floor := getattr(training_cases.distance, f"{name}_hu")):
             quality.axhline(floor, color=color, linewidth=1.0, linestyle=":")
+    quality.set_ylim(bottom=0)
     seconds = [model.seconds or math.nan for model in comparison.models]
     speed.plot(timesteps, seconds, "o-", color=CURVE_COLORS[0], markersize=4)
     for place in zip(timesteps, seconds, strict=True):

@@ -8,7 +8,6 @@ Axis letters: B batch, C channels, Z X Y space, P positions of a slice (X * Y), 
 N attended tokens, H heads, D features of a head.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
+from difftumor.networks.positions import RotaryEmbedding
+
 ROTARY_FEATURES = 32
-ROTARY_BASE = 10_000.0
 # With the published 256 features per token, queries, keys and values of a piece take 2 MB each.
 TOKENS_OF_A_PIECE = 2048
 
@@ -77,7 +77,7 @@ class _InPieces(torch.autograd.Function):
     def forward(ctx: Any, block: Residual, x_BZPC: Tensor, bias_HNN: Tensor | None, *parameters: Tensor) -> Tensor:
         ctx.block = block
         ctx.save_for_backward(x_BZPC, bias_HNN, *parameters)
-        y_BZPC = torch.empty(x_BZPC.shape, dtype=x_BZPC.dtype)
+        y_BZPC = x_BZPC.new_empty(x_BZPC.shape)
         for source, target in zip(block.pieces(x_BZPC), block.pieces(y_BZPC), strict=True):
             target.copy_(block.sum(source, bias_HNN))
         return y_BZPC
@@ -92,7 +92,7 @@ class _InPieces(torch.autograd.Function):
         bias_HNN = others[0]
         learning = [tensor for tensor in others if tensor is not None and tensor.requires_grad]
         totals = [torch.zeros_like(tensor) for tensor in learning]
-        grad_x_BZPC = torch.empty(x_BZPC.shape, dtype=x_BZPC.dtype)
+        grad_x_BZPC = x_BZPC.new_empty(x_BZPC.shape)
         pieces = (ctx.block.pieces(tensor) for tensor in (x_BZPC, grad_BZPC, grad_x_BZPC))
         for source, grad, target in zip(*pieces, strict=True):
             with torch.enable_grad():
@@ -149,72 +149,6 @@ class WithinSlices(nn.Module):
         return y_SPC.unflatten(0, x_BZPC.shape[:2])
 
 
-class RotaryEmbedding(nn.Module):
-    """Rotate pairs of neighboring features by angles that grow with the token's position (RoFormer, eq. 34).
-
-    Args:
-        features: How many of a head's leading features are rotated; even. The others pass through.
-    """
-
-    freqs: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-        exponents = torch.arange(0, features, 2, dtype=torch.float32) / features
-        self.register_buffer("freqs", 1.0 / ROTARY_BASE**exponents)
-
-    def angles(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine, each (tokens, features / 2), float32."""
-        freqs = self.freqs.float()
-        angles = torch.outer(torch.arange(tokens, device=freqs.device, dtype=torch.float32), freqs)
-        return angles.cos(), angles.sin()
-
-    def forward(self, x: Tensor, cosine_ND: Tensor, sine_ND: Tensor) -> Tensor:
-        """Return (…, N, D) rotated, in the dtype of ``x``."""
-        pairs = x[..., : self.features].float().unflatten(-1, (-1, 2))
-        if torch.compiler.is_compiling():
-            # The compiler fuses these, but no complex numbers.
-            even, odd = pairs.unbind(-1)
-            turned = torch.stack((even * cosine_ND - odd * sine_ND, odd * cosine_ND + even * sine_ND), dim=-1)
-        else:
-            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosine_ND, sine_ND))
-        turned = turned.flatten(-2).to(x.dtype)
-        return turned if x.shape[-1] == self.features else torch.cat((turned, x[..., self.features :]), dim=-1)
-
-
-class RelativePositionBias(nn.Module):
-    """Bias of the attention logits learned per head and bucket of the distance between two tokens (T5, section 2.1).
-
-    Half of the buckets are for keys after the query. Of each half, the first half holds one distance each; the others
-    widen logarithmically up to ``max_distance``, and the last one takes all that is farther.
-    """
-
-    def __init__(self, *, heads: int, buckets: int = 32, max_distance: int = 32) -> None:
-        super().__init__()
-        self.buckets = buckets
-        self.max_distance = max_distance
-        self.relative_attention_bias = nn.Embedding(buckets, heads)
-
-    def bucket(self, offset: int) -> int:
-        """Return the bucket of a key ``offset`` tokens after the query (negative: before it)."""
-        half = self.buckets // 2
-        exact = half // 2
-        distance = abs(offset)
-        if distance >= exact:
-            growth = math.log(distance / exact) / math.log(self.max_distance / exact)
-            distance = min(exact + int(growth * (half - exact)), half - 1)
-        return distance + (half if offset > 0 else 0)
-
-    def forward(self, tokens: int) -> Tensor:
-        """Return the bias (H, N, N); entry (h, i, j) is added to the logit of query i and key j."""
-        device = self.relative_attention_bias.weight.device
-        table = torch.tensor([self.bucket(offset) for offset in range(1 - tokens, tokens)], device=device)
-        position = torch.arange(tokens, device=device)
-        buckets_NN = table[position[None, :] - position[:, None] + tokens - 1]
-        return self.relative_attention_bias(buckets_NN).permute(2, 0, 1)
-
-
 class Attention(nn.Module):
     """Multi-head softmax attention over a sequence, without biases in its projections.
 
@@ -238,7 +172,7 @@ class Attention(nn.Module):
 
     def _by_kernel(self, x_SNC: Tensor, bias_HNN: Tensor | None) -> Tensor:
         query, key, value = self.to_qkv(x_SNC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = self._turned(query), self._turned(key)
+        query, key = self._turned(query, key)
         mask = None if bias_HNN is None else bias_HNN.to(query.dtype).expand(len(x_SNC), -1, -1, -1)
         attended_SHND = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return cast(Tensor, self.to_out(attended_SHND.transpose(1, 2).flatten(2)))
@@ -252,14 +186,18 @@ class Attention(nn.Module):
             F.linear(x_NSC, weight).unflatten(-1, (self.heads, -1)).flatten(1, 2).transpose(0, 1)
             for weight in (to_query, to_key, to_value)
         )
-        logits = torch.bmm(self._turned(query), self._turned(key).mT)
+        query, key = self._turned(query, key)
+        logits = torch.bmm(query, key.mT)
         if bias_HNN is not None:
             logits.unflatten(0, (-1, self.heads)).add_(bias_HNN)
         attended_NSHD = torch.bmm(_softmax(logits), value).transpose(0, 1)
         return cast(Tensor, self.to_out(attended_NSHD.reshape(*x_NSC.shape[:2], -1))).transpose(0, 1)
 
-    def _turned(self, x: Tensor) -> Tensor:
-        return x if self.rotary_emb is None else self.rotary_emb(x, *self.rotary_emb.angles(x.shape[-2]))
+    def _turned(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rotary_emb is None:
+            return query, key
+        angles = self.rotary_emb.angles(query.shape[-2])
+        return self.rotary_emb(query, *angles), self.rotary_emb(key, *angles)
 
 
 class LinearAttention(nn.Module):

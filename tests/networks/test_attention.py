@@ -1,17 +1,14 @@
 """Attention against explicit formulas, and what each kind may and may not see."""
 
-import math
-
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from difftumor.networks import attention as module
 from difftumor.networks.attention import (
     Attention,
     ChannelNorm,
     LinearAttention,
-    RelativePositionBias,
-    RotaryEmbedding,
     depth_attention,
     linear_slice_attention,
     slice_attention,
@@ -37,53 +34,6 @@ def test_channel_norm_is_layer_norm_over_channels():
     x = randn(2, 3, 20, 6)
     expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(norm(x), expected * norm.gamma.flatten())
-
-
-# Worked out by hand: 8 exact distances, then 8 + ⌊8 · log(d/8) / log 4⌋, at most 15; 16 more for keys after the query.
-@pytest.mark.parametrize(
-    ("offset", "bucket"),
-    [
-        (0, 0), (-1, 1), (-7, 7), (-8, 8), (-9, 8), (-10, 9), (-16, 12), (-22, 13), (-31, 15), (-32, 15), (-500, 15),
-        (1, 17), (7, 23), (8, 24), (10, 25), (16, 28), (500, 31),
-    ],
-)  # fmt: skip
-def test_position_buckets(offset, bucket):
-    assert RelativePositionBias(heads=1).bucket(offset) == bucket
-
-
-def test_position_bias_belongs_to_query_and_key():
-    bias = RelativePositionBias(heads=2)
-    with torch.no_grad():
-        bias.relative_attention_bias.weight.copy_(torch.arange(64).reshape(32, 2))
-    table = bias(4)
-    assert table.shape == (2, 4, 4)
-    assert table[0, 3, 1] == 2 * 2  # The key lies 2 before the query.
-    assert table[1, 1, 3] == 2 * 18 + 1  # The key lies 2 after it.
-
-
-def test_rotary_turns_neighboring_pairs():
-    rotary = RotaryEmbedding(4)
-    torch.testing.assert_close(rotary.freqs, torch.tensor([1.0, 0.01]))
-    x = torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(3, 4)
-    expected = [[math.cos(n), math.sin(n), -math.sin(n / 100), math.cos(n / 100)] for n in range(3)]
-    torch.testing.assert_close(rotary(x, *rotary.angles(3)), torch.tensor(expected))
-
-
-def test_rotary_products_depend_on_distance_only():
-    rotary = RotaryEmbedding(8)
-    query, key = randn(8, seed=1).expand(6, 8), randn(8, seed=2).expand(6, 8)
-    products = rotary(query, *rotary.angles(6)) @ rotary(key, *rotary.angles(6)).T
-    for distance in range(-5, 6):
-        diagonal = products.diagonal(distance)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
-    assert products[0].std() > 0.1
-
-
-def test_rotary_leaves_features_beyond_its_own():
-    rotary, x = RotaryEmbedding(4), randn(5, 10)
-    turned = rotary(x, *rotary.angles(5))
-    assert torch.equal(turned[:, 4:], x[:, 4:])
-    assert not torch.equal(turned[1:, :4], x[1:, :4])
 
 
 @pytest.mark.parametrize("form", ["_by_kernel", "_by_products"])
@@ -151,10 +101,10 @@ def blocks_and_inputs(build):
     return block, x, bias
 
 
-def learned(block, x, bias):
-    """Return the result of a block and the gradients of all that it depends on."""
-    y = block(x, bias)
-    leaves = [x, *block.parameters(), *([] if bias is None else [bias])]
+def learned(run, x, bias, block=None):
+    """Return the result of a block, run as itself or otherwise, and the gradients of all that it depends on."""
+    y = run(x, bias)
+    leaves = [x, *(block or run).parameters(), *([] if bias is None else [bias])]
     return y, torch.autograd.grad((y * randn(*y.shape, seed=3)).sum(), leaves)
 
 
@@ -175,6 +125,37 @@ def test_what_is_frozen_gets_no_gradient(build):
     block.requires_grad_(False)
     y = block(x, None if bias is None else bias.detach())
     torch.testing.assert_close(torch.autograd.grad((y * randn(*y.shape, seed=3)).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_some_parameters_frozen_leave_the_others_their_gradients(build):
+    block, x, bias = blocks_and_inputs(build)
+    _, expected = learned(block, x, bias)
+    frozen = list(block.parameters())[0::2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    block(x, bias).mul(randn(*x.shape, seed=3)).sum().backward()
+    for leaf, gradient in zip([x, *block.parameters(), *([] if bias is None else [bias])], expected, strict=True):
+        if any(leaf is each for each in frozen):
+            assert leaf.grad is None
+        else:
+            torch.testing.assert_close(leaf.grad, gradient)
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_gradients_outlive_activation_checkpointing(build):
+    block, x, bias = blocks_and_inputs(build)
+    _, expected = learned(block, x, bias)
+    _, found = learned(lambda *inputs: checkpoint(block, *inputs, use_reentrant=False), x, bias, block)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("build", BLOCKS)
+def test_double_precision_is_kept_throughout(build):
+    block, x, bias = blocks_and_inputs(build)
+    inputs = [x.detach()[:1, :, :3, :2, :2].double().requires_grad_()]
+    inputs += [] if bias is None else [bias.detach()[:, :3, :3].double().requires_grad_()]
+    assert torch.autograd.gradcheck(block.double(), inputs)
 
 
 @pytest.mark.parametrize("build", BLOCKS)

@@ -9,10 +9,9 @@ from difftumor.networks.denoiser import (
     RESAMPLE,
     Denoiser,
     ResnetBlock,
-    SliceConv,
-    SliceConvTranspose,
     TimeEmbedding,
 )
+from difftumor.networks.slices import SliceConv, SliceConvTranspose
 from tests.reference import load_reference, published_keys, reference_state, relative_error
 
 SMALL = {"latent_channels": 4, "condition_channels": 5, "width": 8, "multipliers": (1, 2), "heads": 2, "head_dim": 8}

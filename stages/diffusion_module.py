@@ -16,7 +16,7 @@ from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.diffusion.ema import ExponentialMovingAverage
-from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.latent import LatentCodec, Masked
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ConfigError
@@ -28,7 +28,6 @@ from stages.diffusion_validation import MONITOR, HostValidation, TimestepLosses,
 from stages.module import StageModule, adam_betas, initial_weights, preprocessing
 
 NoiseLoss = Literal["l1", "l2"]
-Masked = Literal["image", "latent"]
 MakeHosts = Callable[[Denoiser, NoiseSchedule], HostValidation]
 
 
@@ -185,8 +184,7 @@ class DiffusionModule(StageModule):
         with torch.autocast(batch["ct"].device.type, enabled=False):
             signed_B1XYZ = self.window.to_signed(batch["ct"].float())
             tumor_B1XYZ = batch["labels"] == TUMOR
-            condition = self.codec.condition(signed_B1XYZ, tumor_B1XYZ, masked=self.masked)
-            return self.codec.encode(signed_B1XYZ), condition
+            return self.codec.encode_both(signed_B1XYZ, tumor_B1XYZ, masked=self.masked)
 
     def losses(self, denoiser: nn.Module, latent: Tensor, condition: Tensor, time_B: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of every element, (B,)."""

@@ -14,6 +14,8 @@ from torch import Tensor
 from difftumor.errors import ConfigError, ShapeError
 from difftumor.networks.autoencoder import Autoencoder
 
+Masked = Literal["image", "latent"]
+
 
 class LatentCodec:
     """Turn CT into scaled latents and back, with a trained autoencoder that stays as it is.
@@ -78,9 +80,7 @@ class LatentCodec:
         return depth_last(self.autoencoder.decode(codes_BCZXY).float())
 
     @torch.no_grad()
-    def condition(
-        self, ct_signed_BCXYZ: Tensor, tumor_mask_B1XYZ: Tensor, *, masked: Literal["image", "latent"] = "image"
-    ) -> Tensor:
+    def condition(self, ct_signed_BCXYZ: Tensor, tumor_mask_B1XYZ: Tensor, *, masked: Masked = "image") -> Tensor:
         """Return what the denoiser is told: the healthy latent, and where the tumor is to be.
 
         Args:
@@ -97,23 +97,34 @@ class LatentCodec:
             ShapeError: CT and mask differ in shape, or don't fit the autoencoder.
             ConfigError: ``masked`` is unknown, the mask is not binary, or the autoencoder is not trained.
         """
-        self._check_ct(ct_signed_BCXYZ)
-        if tumor_mask_B1XYZ.shape != ct_signed_BCXYZ.shape:
-            raise ShapeError(
-                f"the tumor mask {tuple(tumor_mask_B1XYZ.shape)} must have the CT's shape "
-                f"{tuple(ct_signed_BCXYZ.shape)}"
-            )
-        if not torch.all((tumor_mask_B1XYZ == 0) | (tumor_mask_B1XYZ == 1)):
-            raise ConfigError("the tumor mask must hold 0 and 1 only; compare a label map with the tumor's label first")
-        tumor_B1XYZ = tumor_mask_B1XYZ.to(ct_signed_BCXYZ.device, torch.float32)
+        return self._condition(ct_signed_BCXYZ, tumor_mask_B1XYZ, masked, latent_BCZXY=None)
 
-        size_zxy = self.latent_shape(ct_signed_BCXYZ.shape[2:])[1:]
+    @torch.no_grad()
+    def encode_both(
+        self, ct_signed_BCXYZ: Tensor, tumor_mask_B1XYZ: Tensor, *, masked: Masked = "image"
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `encode` and what `condition` return, for training, and encode no CT twice."""
+        latent_BCZXY = self.encode(ct_signed_BCXYZ)
+        return latent_BCZXY, self._condition(ct_signed_BCXYZ, tumor_mask_B1XYZ, masked, latent_BCZXY=latent_BCZXY)
+
+    def _condition(self, ct_BCXYZ: Tensor, mask_B1XYZ: Tensor, masked: str, *, latent_BCZXY: Tensor | None) -> Tensor:
+        """Return the condition; a latent that is given is the CT's."""
+        self._check_ct(ct_BCXYZ)
+        if mask_B1XYZ.shape != ct_BCXYZ.shape:
+            raise ShapeError(
+                f"the tumor mask {tuple(mask_B1XYZ.shape)} must have the CT's shape {tuple(ct_BCXYZ.shape)}"
+            )
+        if not torch.all((mask_B1XYZ == 0) | (mask_B1XYZ == 1)):
+            raise ConfigError("the tumor mask must hold 0 and 1 only; compare a label map with the tumor's label first")
+        tumor_B1XYZ = mask_B1XYZ.to(ct_BCXYZ.device, torch.float32)
+
+        size_zxy = self.latent_shape(ct_BCXYZ.shape[2:])[1:]
         m_B1ZXY = F.interpolate(depth_first(tumor_B1XYZ), size=size_zxy, mode="nearest")
         if masked == "image":
-            healthy_BCZXY = self.encode(ct_signed_BCXYZ * (1 - tumor_B1XYZ))
+            healthy_BCZXY = self.encode(ct_BCXYZ * (1 - tumor_B1XYZ))
         elif masked == "latent":
             # z_healthy = (1 - m) ⊙ z_0   (DiffTumor, section 3.2, above eq. 5)
-            healthy_BCZXY = (1 - m_B1ZXY) * self.encode(ct_signed_BCXYZ)
+            healthy_BCZXY = (1 - m_B1ZXY) * (self.encode(ct_BCXYZ) if latent_BCZXY is None else latent_BCZXY)
         else:
             raise ConfigError(f"the condition's masked must be 'image' or 'latent', not {masked!r}")
         return torch.cat((healthy_BCZXY, 2 * m_B1ZXY - 1), dim=1)

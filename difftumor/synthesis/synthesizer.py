@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.latent import LatentCodec, Masked
 from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import SynthesisError
@@ -80,7 +80,7 @@ class TumorSynthesizer:
         patch: int | Sequence[int] = 96,
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         patches_at_once: int = 4,
-        masked: Literal["image", "latent"] = "image",
+        masked: Masked = "image",
         precision: Precision = "fp32",
     ) -> None:
         self.organ = organ

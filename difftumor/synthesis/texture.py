@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from difftumor.diffusion.latent import LatentCodec
+from difftumor.diffusion.latent import LatentCodec, Masked
 from difftumor.diffusion.samplers import SamplerConfig, sample
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ConfigError, SynthesisError
@@ -50,7 +50,7 @@ class DiffusionTexture:
         sampler: SamplerConfig | None = None,
         window: IntensityWindow | None = None,
         patches_at_once: int = 4,
-        masked: Literal["image", "latent"] = "image",
+        masked: Masked = "image",
         precision: Precision = "fp32",
     ) -> None:
         if patches_at_once < 1:

@@ -131,6 +131,17 @@ def test_latent_condition_is_the_latent_without_tumor(small):
     assert torch.equal(condition[:, 4:], small.condition(scan, tumor)[:, 4:])
 
 
+@pytest.mark.parametrize(("masked", "passes"), [("image", 2), ("latent", 1)])
+def test_latent_and_condition_at_once_are_those_made_one_by_one(small, masked, passes, monkeypatch):
+    scan, tumor = ct(8, 12, 16, batch=2), ct(8, 12, 16, batch=2, seed=1) > 0.5
+    expected = small.encode(scan), small.condition(scan, tumor, masked=masked)
+    calls, encode = [], small.autoencoder.encode
+    monkeypatch.setattr(small.autoencoder, "encode", lambda x: calls.append(x) or encode(x))
+    found = small.encode_both(scan, tumor, masked=masked)
+    assert len(calls) == passes
+    assert all(map(torch.equal, found, expected))
+
+
 def test_mask_takes_the_first_voxel_of_each_block(readable):
     scan, tumor = blocks(1, 1, 1)[:1], torch.zeros(1, 1, 2, 2, 2)
     tumor[..., 1, 1, 1] = 1

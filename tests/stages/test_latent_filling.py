@@ -89,9 +89,9 @@ def test_a_full_cache_may_be_read_only(tmp_path, monkeypatch):
 
 
 def test_a_long_fill_says_how_far_it_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stages.latent_filling.SAID_EVERY", 15)
+    monkeypatch.setattr("stages.latent_filling.SAID_EVERY", 10)
     fill(LatentCache(tmp_path), wanted([]), encode=encode, bytes_each=1)
-    assert capsys.readouterr().out.splitlines()[1:] == ["15 of 40 encoded.", "30 of 40 encoded."]
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{number} of 40 encoded." for number in (10, 20, 30)]
     fill(LatentCache(tmp_path / "silent"), wanted([]), encode=encode, bytes_each=1, silent=True)
     assert not capsys.readouterr().out
 

@@ -44,7 +44,8 @@ class Host:
     Attributes:
         id: The case, and the crop's number in it from 1.
         ct_hu_XYZ: (X, Y, Z) float32 HU, of ``data.crop``.
-        organ_XYZ: (X, Y, Z) bool: the organ without annotated tumors of any stage and what lies around them.
+        organ_XYZ: (X, Y, Z) bool: the organ without annotated tumors of any stage and what lies around them, and
+            without bone, gas and metal.
         record: Drawn for this organ mask.
     """
 
@@ -134,6 +135,7 @@ class HeldOut:
             box = Box.around(split.lesions == lesion.index).padded(margin).clipped(labels.shape).slices
             tumor = split.lesions[box] == lesion.index
             organ = _apart(labels[box] == ORGAN, (labels[box] == TUMOR) & ~tumor, spacing_mm)
+            organ &= _seen(ct_hu[box], self.window)
             yield measure_appearance(ct_hu[box], tumor, organ, spacing_mm=spacing_mm, window=self.window)
 
     def _healthy(self, case: Case) -> Item:
@@ -141,6 +143,7 @@ class HeldOut:
         item = self.reader.whole(case)
         labels = item["labels"][0].numpy()
         organ = _apart(labels == ORGAN, labels == TUMOR, self.reader.spacing_mm)
+        organ &= _seen(item["ct"][0].numpy(), self.window)
         return with_class_centers({**item, "labels": torch.from_numpy(organ.astype(np.uint8) * ORGAN)[None]})
 
     def _host(self, item: Item, number: int) -> Host | None:
@@ -200,6 +203,16 @@ def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[Host]) -> Iterator
             window=synthesizer.window,
         )
         yield HostedTumor(host, ct_hu_XYZ, tumor_XYZ, appearance)
+
+
+def _seen(ct_hu_XYZ: np.ndarray, window: IntensityWindow) -> np.ndarray:
+    """Return where a CT lies inside the window, but for noise: bone, gas and metal host no tumor.
+
+    A synthesizer keeps what stands out of the window, which the networks do not see: a tumor in bone would stay bone.
+    """
+    smooth_hu = ndimage.gaussian_filter(ct_hu_XYZ, sigma=1.0, mode="nearest")
+    seen: np.ndarray = (smooth_hu >= window.low_hu) & (smooth_hu <= window.high_hu)
+    return seen
 
 
 def _apart(organ_XYZ: np.ndarray, tumors_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -163,18 +163,20 @@ def seconds_per_tumor(synthesizer: TumorSynthesizer, host: Host) -> float:
 
 
 def picture_rows(comparison: Comparison, *, hosts: int) -> tuple[dict[str, list[Panel]], list[Voxel]]:
-    """Return what ``axial_rows`` draws of the first hosts (healthy, then with each model's tumor), and centers."""
+    """Return what ``axial_rows`` draws of the hosts with the largest tumors (before, then each model), and centers."""
     rows: dict[str, list[Panel]] = {}
     centers: list[Voxel] = []
-    for number, host in enumerate(comparison.hosts[:hosts]):
+    sizes = [tumor.appearance.voxels for tumor in comparison.models[0].tumors]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number])[:hosts]:
+        host = comparison.hosts[number]
         made = [model.tumors[number] for model in comparison.models]
         mask: NDArray[np.uint8] = made[0].tumor_XYZ.numpy().astype(np.uint8) * TUMOR
-        healthy = Panel(title="healthy", image=host.ct_hu_XYZ.numpy(), labels=mask)
+        before = Panel(title="before", image=host.ct_hu_XYZ.numpy(), labels=mask)
         tumors = [
             Panel(title=model.name, image=tumor.ct_hu_XYZ.numpy())
             for model, tumor in zip(comparison.models, made, strict=True)
         ]
-        rows[host.id] = [healthy, *tumors]
+        rows[host.id] = [before, *tumors]
         centers.append(mask_center(mask))
     return rows, centers
 

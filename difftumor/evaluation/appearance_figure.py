@@ -22,7 +22,7 @@ def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | 
             its mean edge profile lies a band of one standard deviation over its tumors.
         title: Text above the axes.
     """
-    figure, (contrast, sd, edge) = new_axes(3, (12.0, 3.8), title)
+    figure, (contrast, sd, edge) = new_axes(3, (12.0, 4.0), title)
     for number, (name, tumors) in enumerate(sets.items()):
         line = _line(number)
         _draw_cumulative(contrast, [tumor.contrast_hu for tumor in tumors], line)
@@ -37,7 +37,9 @@ def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | 
     for axes in (contrast, sd, edge):
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
-        finish_axes(axes, legend=axes is edge and bool(sets))
+        finish_axes(axes, legend=False)
+    if sets:
+        figure.legend(*edge.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 

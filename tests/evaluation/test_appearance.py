@@ -191,13 +191,13 @@ def test_the_figure_draws_each_set_once_and_bears_missing_values():
     assert len([line for line in sd.lines if len(line.get_xdata()) > 1]) == 2
     assert edge.lines[0].get_xdata().tolist() == [k + 0.5 for k in range(-8, 8)]
     assert edge.lines[0].get_ydata().tolist() == [-20] * 8 + [0] * 8
-    assert [text.get_text() for text in edge.get_legend().get_texts()] == ["real (2)", "synthetic (1)", " (0)"]
+    assert [text.get_text() for text in edge.figure.legends[0].get_texts()] == ["real (2)", "synthetic (1)", " (0)"]
 
 
 def test_no_two_of_many_sets_look_the_same_and_the_first_has_a_band():
     sets = {str(number): [tumor_of(-10 * number, 5), tumor_of(-12, 6)] for number in range(14)}
     edge = appearance_figure(sets).axes[2]
-    labels = [text.get_text() for text in edge.get_legend().get_texts()]
+    labels = [text.get_text() for text in edge.figure.legends[0].get_texts()]
     lines = [line for line in edge.lines if line.get_label() in labels]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 14
     assert len({line.get_color() for line in lines[:7]}) == 7

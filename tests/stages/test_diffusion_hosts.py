@@ -72,6 +72,24 @@ def test_hosts_come_evenly_from_held_out_cases_and_healthy_scans(rest):
         assert host.record.size in ("tiny", "small")
 
 
+def test_bone_and_gas_in_the_organ_host_nothing_and_noise_does_not_matter(rest, stated):
+    def with_bone_and_gas(labels, ct):
+        ct[4:20, 5:9, 4:20] = 900
+        ct[4:20, 14:18, 4:20] = -900
+        ct[10, 11, 10] = 400  # noise
+
+    clean = rest().hosts
+    for case in ("early1", "late0", *HEALTHY):
+        relabelled(stated, case, with_bone_and_gas)
+    hosts = rest().hosts
+    assert hosts
+    for host in hosts:
+        inside_hu = host.ct_hu_XYZ[host.organ_XYZ]
+        assert ((inside_hu > -175) & (inside_hu < 250)).float().mean() > 0.99
+    assert sum(host.organ_XYZ.sum() for host in hosts) < 0.7 * sum(host.organ_XYZ.sum() for host in clean)
+    assert any(((host.ct_hu_XYZ == 400) & host.organ_XYZ).any() for host in hosts)
+
+
 def test_hosts_are_the_same_whatever_is_trained_how(rest):
     hosts = rest().hosts
     options = ("seed=5", "data.max_tumors=1", "diffusion.timesteps=9", "data.batch_size=3", "validation.crops=1")

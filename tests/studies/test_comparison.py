@@ -69,13 +69,14 @@ def test_the_table_has_a_row_for_each_and_no_number_that_was_not_measured(compar
     assert table_rows(unmeasured)[0]["edge_distance_hu"] is None
 
 
-def test_pictures_show_the_healthy_crop_with_the_mask_and_then_each_model(comparison):
+def test_pictures_show_the_crops_with_the_largest_masks_and_then_each_model(comparison):
     rows, centers = picture_rows(comparison, hosts=2)
-    assert list(rows) == [host.id for host in comparison.hosts[:2]]
-    for panels, center, host in zip(rows.values(), centers, comparison.hosts, strict=False):
-        assert [panel.title for panel in panels] == ["healthy", "a", "b"]
+    largest = sorted(comparison.models[0].tumors, key=lambda tumor: -tumor.tumor_XYZ.sum())[:2]
+    assert list(rows) == [tumor.host.id for tumor in largest]
+    for panels, center, tumor in zip(rows.values(), centers, largest, strict=True):
+        assert [panel.title for panel in panels] == ["before", "a", "b"]
         assert panels[0].labels[center] == 2
-        assert (panels[0].image == host.ct_hu_XYZ.numpy()).all()
+        assert (panels[0].image == tumor.host.ct_hu_XYZ.numpy()).all()
         changed = panels[1].image != panels[0].image
         assert changed.any()
         assert changed[panels[0].labels == 2].mean() > 0.9

@@ -244,6 +244,6 @@ def test_filter_without_organ_drops_all_tumor_and_keeps_its_input():
 def test_a_scan_on_the_cpu_meets_a_network_on_the_gpu():
     unit = torch.rand(1, 1, 20, 20, 20, generator=torch.Generator().manual_seed(0))
     on_cpu = predict_probabilities(Threshold(), unit, roi=(16, 16, 16))
-    on_gpu = predict_probabilities(Threshold().cuda(), unit, roi=(16, 16, 16))
+    on_gpu = predict_probabilities(Threshold().to("cuda"), unit, roi=(16, 16, 16))
     assert on_gpu.device.type == "cpu"
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)

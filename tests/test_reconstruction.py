@@ -182,7 +182,7 @@ def test_a_network_that_gives_no_numbers_is_refused(tmp_path):
 def test_a_scan_on_the_cpu_meets_a_network_on_the_gpu(autoencoder):
     ct_XYZ = noise(20, 20, 20)
     on_cpu = reconstruct(autoencoder, ct_XYZ, window=(16, 16, 16))
-    on_gpu = reconstruct(autoencoder.cuda(), ct_XYZ, window=(16, 16, 16))
+    on_gpu = reconstruct(autoencoder.to("cuda"), ct_XYZ, window=(16, 16, 16))
     assert on_gpu.ct_signed_XYZ.device.type == on_gpu.code_counts_K.device.type == "cpu"
     # A vector between two codes may fall on the other side.
     assert (on_gpu.ct_signed_XYZ - on_cpu.ct_signed_XYZ).abs().mean() < 1e-2

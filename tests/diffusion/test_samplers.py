@@ -429,19 +429,19 @@ def test_a_denoiser_in_bf16_samples_nearly_the_same(published, stored, config):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("config", ALL_KINDS)
 def test_cuda_samples_the_same_from_the_same_noise(published, stored, config):
-    gpu = copy.deepcopy(published).cuda()
+    gpu = copy.deepcopy(published).to("cuda")
     condition = stored["cond"].expand(2, -1, -1, -1, -1)
 
     def ours(denoiser, condition):
         generators = [torch_generator(0, i) for i in range(2)]
         return sample(denoiser, condition, NoiseSchedule(4), config, generators=generators)
 
-    here, there = ours(published, condition), ours(gpu, condition.cuda())
+    here, there = ours(published, condition), ours(gpu, condition.to("cuda"))
     assert there.is_cuda
     # Convolutions of CUDA may round their factors to TF32, 10 bits, which the first step multiplies.
     assert relative_error(there, here) < 5e-2
     with torch.autocast("cuda", torch.bfloat16):
-        assert relative_error(ours(gpu, condition.cuda()), here) < 0.3
+        assert relative_error(ours(gpu, condition.to("cuda")), here) < 0.3
 
 
 def test_steps_must_fit_the_schedule():

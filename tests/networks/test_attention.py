@@ -213,7 +213,7 @@ def test_residual_without_output_weights_is_identity():
 def test_more_sequences_than_a_cuda_grid_holds():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    attention = Attention(4, heads=8, head_dim=32, rotary=True).cuda()
-    x, bias = randn(70_000, 3, 4).cuda(), randn(8, 3, 3).cuda()
+    attention = Attention(4, heads=8, head_dim=32, rotary=True).to("cuda")
+    x, bias = randn(70_000, 3, 4).to("cuda"), randn(8, 3, 3).to("cuda")
     y = attention(x, bias)
     torch.testing.assert_close(y[-4:], attention(x[-4:], bias), rtol=1e-3, atol=1e-4)

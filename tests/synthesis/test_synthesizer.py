@@ -330,13 +330,13 @@ def test_gpu_makes_the_same_tumors(synthesizer):
     from difftumor.diffusion.latent import LatentCodec
     from tests.synthesis.makers import tiny_autoencoder, tiny_denoiser
 
-    gpu = tiny_synthesizer(codec=LatentCodec(tiny_autoencoder().cuda()), denoiser=tiny_denoiser().cuda())
+    gpu = tiny_synthesizer(codec=LatentCodec(tiny_autoencoder().to("cuda")), denoiser=tiny_denoiser().to("cuda"))
     ct, organ = scan()
     records = draw(synthesizer, organ)
-    on_cpu, on_gpu = synthesizer.apply(ct, organ, [records]), gpu.apply(ct.cuda(), organ.cuda(), [records])
+    on_cpu, on_gpu = synthesizer.apply(ct, organ, [records]), gpu.apply(ct.to("cuda"), organ.to("cuda"), [records])
     assert on_gpu.lesions.cpu().equal(on_cpu.lesions)
     assert on_gpu.halo.cpu().equal(on_cpu.halo)
-    assert on_gpu.ct_hu.equal(gpu.apply(ct.cuda(), organ.cuda(), [records]).ct_hu)
+    assert on_gpu.ct_hu.equal(gpu.apply(ct.to("cuda"), organ.to("cuda"), [records]).ct_hu)
 
 
 def test_values_lie_between_ct_and_texture_where_halos_overlap_and_bone_keeps_its_contrast(monkeypatch):

@@ -166,9 +166,9 @@ def test_cuda_makes_the_same_texture_from_the_same_seeds():
     for precision, limit in (("fp32", 0.05), ("bf16", 0.2)):
         gpu = texture(precision=precision)
         gpu.to("cuda")
-        there = gpu.make(ct.cuda(), mask.cuda(), [1, 2])
+        there = gpu.make(ct.to("cuda"), mask.to("cuda"), [1, 2])
         assert there.is_cuda
-        assert there.equal(gpu.make(ct.cuda(), mask.cuda(), [1, 2]))
+        assert there.equal(gpu.make(ct.to("cuda"), mask.to("cuda"), [1, 2]))
         # A code that rounding turns into its neighbor changes a voxel; few may be.
         assert (there.cpu() - here).abs().mean() < limit * here.std()
 

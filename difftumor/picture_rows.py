@@ -124,10 +124,10 @@ def draw_rows(
     *,
     spacing_mm: Sequence[float],
     window_hu: tuple[float, float],
-    difference_hu: float | None,
-    label_names: Mapping[int, str],
     column_inches: float,
-    title: str | None,
+    difference_hu: float | None = None,
+    label_names: Mapping[int, str] = LABEL_NAMES,
+    title: str | None = None,
 ) -> Figure:
     """Draw rows of as many pictures each.
 

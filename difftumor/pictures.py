@@ -111,11 +111,8 @@ def axial_rows(
     *,
     centers: Sequence[Sequence[int]],
     spacing_mm: Sequence[float],
-    window_hu: tuple[float, float] = (-160.0, 240.0),
-    difference_hu: float | None = None,
-    label_names: Mapping[int, str] = LABEL_NAMES,
+    window_hu: tuple[float, float],
     column_inches: float = 1.5,
-    title: str | None = None,
 ) -> Figure:
     """Show several cases below each other, each in one axial slice, in radiological convention.
 
@@ -124,10 +121,7 @@ def axial_rows(
         centers: Voxel (x, y, z) of each case through which its slice goes.
         spacing_mm: See `three_planes`, as for all that follow.
         window_hu: See there.
-        difference_hu: See there.
-        label_names: See there.
         column_inches: See there.
-        title: See there.
 
     Raises:
         ValueError: See there; or rows differ in length, or there are not as many centers.
@@ -135,12 +129,4 @@ def axial_rows(
     drawn = [
         PictureRow(name, AXIAL, panels, center) for (name, panels), center in zip(rows.items(), centers, strict=True)
     ]
-    return draw_rows(
-        drawn,
-        spacing_mm=spacing_mm,
-        window_hu=window_hu,
-        difference_hu=difference_hu,
-        label_names=label_names,
-        column_inches=column_inches,
-        title=title,
-    )
+    return draw_rows(drawn, spacing_mm=spacing_mm, window_hu=window_hu, column_inches=column_inches)

@@ -165,14 +165,14 @@ def test_axial_rows_show_each_case_through_its_own_center():
         "a": [Panel(title="x", image=first), Panel(title="y", image=first)],
         "b": [Panel(title="", image=second)] * 2,
     }
-    figure = axial_rows(rows, centers=[(0, 0, 3), (0, 0, 8)], spacing_mm=(1, 1, 1))
+    figure = axial_rows(rows, centers=[(0, 0, 3), (0, 0, 8)], spacing_mm=(1, 1, 1), window_hu=WINDOW)
     assert [axes.get_label() for axes in figure.axes] == ["a 0", "a 1", "b 0", "b 1"]
     # Towards the patient's right and front is at the left and top.
     assert [bright_corner(picture(figure, label)) for label in ("a 0", "b 0")] == ["left top", "right bottom"]
     with pytest.raises(ValueError, match="as many in each"):
-        axial_rows({**rows, "c": rows["b"][:1]}, centers=[(0, 0, 0)] * 3, spacing_mm=(1, 1, 1))
+        axial_rows({**rows, "c": rows["b"][:1]}, centers=[(0, 0, 0)] * 3, spacing_mm=(1, 1, 1), window_hu=WINDOW)
     with pytest.raises(ValueError, match="outside a volume"):
-        axial_rows(rows, centers=[(0, 0, 3), (0, 0, 12)], spacing_mm=(1, 1, 1))
+        axial_rows(rows, centers=[(0, 0, 3), (0, 0, 12)], spacing_mm=(1, 1, 1), window_hu=WINDOW)
 
 
 def test_mask_center_is_a_voxel_of_the_mask():

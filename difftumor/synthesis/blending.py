@@ -3,6 +3,8 @@
 DiffTumor and Hu et al. 2023, eq. (4): CT' = (1 − w) · CT + w · tumor, with w the tumor mask blurred by a Gaussian.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,37 +17,36 @@ def blur_radius(sigma_voxels: float) -> int:
     return int(TRUNCATE * sigma_voxels + 0.5)
 
 
-def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float) -> Tensor:
+def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float | Sequence[float]) -> Tensor:
     """Blur a mask with a Gaussian of ``sigma_voxels``, cut at ``TRUNCATE`` standard deviations.
 
     At the border the mask is continued by reflection, so that a tumor cut by the border keeps its full weight there.
 
     Args:
         mask_XYZ: Boolean or 0/1 mask.
-        sigma_voxels: Standard deviation along every axis; 0 returns the mask itself.
+        sigma_voxels: Standard deviation, one number or one per axis; 0 returns the mask itself.
 
     Returns:
         Weights in [0, 1], float32, same shape and device; exactly 0 beyond ``blur_radius`` of the mask.
     """
     weight = mask_XYZ.float()
     occupied = mask_XYZ.nonzero()
-    radius = blur_radius(sigma_voxels)
-    if radius == 0 or len(occupied) == 0:
+    sigmas = [sigma_voxels] * 3 if isinstance(sigma_voxels, (int, float)) else list(sigma_voxels)
+    reach = [blur_radius(sigma) for sigma in sigmas]
+    if max(reach) == 0 or len(occupied) == 0:
         return weight
     first, last = occupied.min(dim=0).values.tolist(), occupied.max(dim=0).values.tolist()
     source = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
     target = tuple(
         slice(max(0, a - radius), min(size, b + radius + 1))
-        for a, b, size in zip(first, last, weight.shape, strict=True)
+        for a, b, radius, size in zip(first, last, reach, weight.shape, strict=True)
     )
-    blurred = weight[source]
-    with torch.autocast(weight.device.type, enabled=False):
-        for axis in range(3):
-            rows = _gaussian_matrix(weight.shape[axis], sigma_voxels, radius)[target[axis], source[axis]]
-            # The new axis comes last: a cyclic shift.
-            blurred = torch.tensordot(blurred, rows.to(weight), dims=([0], [1]))
+    matrices = [
+        gaussian_matrix(size, sigma)[rows, columns]
+        for size, sigma, rows, columns in zip(weight.shape, sigmas, target, source, strict=True)
+    ]
     result = torch.zeros_like(weight)
-    result[target] = blurred.clamp(0.0, 1.0)
+    result[target] = along_axes(weight[source], matrices).clamp(0.0, 1.0)
     return result
 
 
@@ -68,10 +69,25 @@ def add_change(ct: Tensor, change: Tensor, halo: Tensor) -> Tensor:
     return torch.where(halo, ct + change, ct)
 
 
-def _gaussian_matrix(size: int, sigma: float, radius: int) -> Tensor:
-    """Return the (size, size) matrix that blurs one axis, with the border reflected (d c b a | a b c d | d c b a)."""
+def along_axes(values_XYZ: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply every axis with its matrix, (rows, size of the axis), in the precision of the values."""
+    with torch.autocast(values_XYZ.device.type, enabled=False):
+        for matrix in matrices:
+            # The new axis comes last: a cyclic shift.
+            values_XYZ = torch.tensordot(values_XYZ, matrix.to(values_XYZ), dims=([0], [1]))
+    return values_XYZ
+
+
+def gaussian_matrix(size: int, sigma_voxels: float) -> Tensor:
+    """Return the (size, size) matrix, float64, that blurs one axis as ``blurred_weight`` does.
+
+    The border is reflected (d c b a | a b c d | d c b a); ``blur_radius`` or more from it, rows are the kernel itself.
+    """
+    radius = blur_radius(sigma_voxels)
+    if radius == 0:
+        return torch.eye(size, dtype=torch.float64)
     offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma_voxels) ** 2)
     kernel /= kernel.sum()
     rows = torch.arange(size).unsqueeze(1)
     period = (rows + offsets) % (2 * size)

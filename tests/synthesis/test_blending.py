@@ -34,6 +34,13 @@ def test_weight_is_the_truncated_gaussian_and_exactly_zero_beyond(sigma, place):
     assert (weight[far] == 0).all()
 
 
+def test_every_axis_may_have_its_own_blur():
+    mask = ball((31, 30, 25), 6)
+    sigma = (2.0, 0.1, 0.8)
+    weight = blurred_weight(torch.from_numpy(mask), sigma).numpy()
+    np.testing.assert_allclose(weight, gaussian_filter(mask.astype(float), sigma, truncate=TRUNCATE), atol=1e-6)
+
+
 def test_weight_of_an_empty_mask_is_zero():
     assert blurred_weight(torch.zeros(4, 5, 6), 2.0).abs().sum() == 0
 

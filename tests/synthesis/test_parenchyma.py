@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from difftumor.errors import SynthesisError
+from difftumor.synthesis.parenchyma import Parenchyma, find_vessels, measure_parenchyma
+
+EVEN = (1.0, 1.0, 1.0)
+
+
+def liver(sd_hu=10.0, seed=0):
+    """A block of 100 HU with a bright plate of 200 HU inside, between bone and fat."""
+    ct = np.full((44, 40, 36), -100.0)
+    ct[:, :, :4] = 1200.0
+    organ = np.zeros(ct.shape, bool)
+    organ[8:40, 6:34, 5:33] = True
+    ct[organ] = 100.0
+    plate = np.zeros(ct.shape, bool)
+    plate[20:24, 10:30, 9:29] = True
+    ct[plate] = 200.0
+    ct += np.random.default_rng(seed).normal(0, sd_hu, ct.shape)
+    return ct.astype(np.float32), organ, plate
+
+
+@pytest.mark.parametrize("spacing", [EVEN, (0.7, 0.8, 5.0)])
+def test_vessels_are_the_smoothed_ct_above_the_threshold_inside_the_organ(spacing):
+    ct, organ, _ = liver()
+    values = ct[organ].astype(np.float64)
+    sigma_mm = 0.5 + 0.025 * values.std()
+    smooth = gaussian_filter(ct.astype(np.float64), [sigma_mm / step for step in spacing], truncate=3.0)
+    margin = smooth - (values.mean() + 12.0)
+    vessels = find_vessels(ct, organ, spacing_mm=spacing, offset_hu=12.0)
+    clear = np.abs(margin) > 1e-3  # float32 may decide the others either way
+    np.testing.assert_array_equal(vessels[clear], (organ & (margin > 0))[clear])
+    assert vessels.dtype == bool
+    assert not vessels[~organ].any()
+
+
+def test_a_vessel_is_found_and_noise_is_not():
+    ct, organ, plate = liver(sd_hu=25.0)
+    vessels = find_vessels(ct, organ, spacing_mm=EVEN)
+    assert vessels[plate].mean() > 0.95
+    # The blurred plate is up to two voxels wider, and the bone below shines into the organ's first slices.
+    away = organ.copy()
+    away[18:26] = False
+    away[:, :, :10] = False
+    assert vessels[away].mean() < 1e-3
+
+
+def test_the_same_vessels_in_mm_at_any_spacing():
+    ct, organ, _ = liver(sd_hu=0.0)
+    fine = [np.repeat(np.repeat(a, 2, axis=0), 2, axis=1) for a in (ct, organ)]
+    once = find_vessels(ct, organ, spacing_mm=EVEN)
+    twice = find_vessels(*fine, spacing_mm=(0.5, 0.5, 1.0))
+    assert twice.sum() / 4 == pytest.approx(once.sum(), rel=0.05)
+
+
+def test_the_parenchyma_is_the_organ_without_vessels():
+    ct, organ, _ = liver(sd_hu=0.0)
+    vessels = np.zeros_like(organ)
+    vessels[ct == 200] = True
+    assert measure_parenchyma(ct, organ, vessels) == Parenchyma(100.0, 0.0)
+    # A share p of 1600 / 25088 voxels at 200 HU: mean 100 + 100 p, sd 100 · √(p · (1 − p)).
+    share = 1600 / 25088
+    whole = measure_parenchyma(ct, organ, np.zeros_like(organ))
+    assert whole.mean_hu == pytest.approx(100 + 100 * share)
+    assert whole.sd_hu == pytest.approx(100 * np.sqrt(share * (1 - share)))
+
+
+def test_mean_and_deviation_come_back():
+    ct, organ, _ = liver(sd_hu=25.0)
+    found = measure_parenchyma(ct, organ, find_vessels(ct, organ, spacing_mm=EVEN))
+    assert found.mean_hu == pytest.approx(100, abs=2)
+    assert found.sd_hu == pytest.approx(25, rel=0.05)
+
+
+def test_metal_is_not_measured_and_hides_no_vessel():
+    ct, organ, plate = liver()
+    without = find_vessels(ct, organ, spacing_mm=EVEN)
+    ct[36, 14, 14] = 30000.0
+    organ[38, 20, 20], ct[38, 20, 20] = True, -8000.0
+    before = ct.copy()
+    vessels = find_vessels(ct, organ, spacing_mm=EVEN)
+    assert vessels[plate].mean() > 0.95
+    assert vessels[36, 14, 14]
+    assert (vessels & without).sum() > 0.9 * (vessels | without).sum()
+    assert measure_parenchyma(ct, organ, vessels).mean_hu == pytest.approx(100, abs=2)
+    # Alone, every value counts as the nearest of the range.
+    single = np.zeros_like(organ)
+    single[36, 14, 14] = True
+    assert measure_parenchyma(ct, single, ~single) == Parenchyma(3000.0, 0.0)
+    np.testing.assert_array_equal(ct, before)
+
+
+def test_where_vessels_cover_everything_the_whole_organ_counts():
+    ct, organ, _ = liver()
+    expected = measure_parenchyma(ct, organ, np.zeros_like(organ))
+    assert measure_parenchyma(ct, organ, organ) == expected
+
+
+def test_a_constant_organ_has_no_vessels():
+    ct, organ = np.full((8, 9, 10), 100, np.float32), np.ones((8, 9, 10), bool)
+    assert not find_vessels(ct, organ, spacing_mm=EVEN).any()
+    assert measure_parenchyma(ct, organ, ~organ) == Parenchyma(100.0, 0.0)
+
+
+def test_an_empty_organ_is_refused():
+    ct, organ = np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 4), bool)
+    with pytest.raises(SynthesisError, match="holds no organ voxel"):
+        find_vessels(ct, organ, spacing_mm=EVEN)
+    with pytest.raises(SynthesisError, match="holds no organ voxel"):
+        measure_parenchyma(ct, organ, organ)

@@ -1,0 +1,125 @@
+"""What a tumor does around itself: it pushes tissue aside (mass effect) and may have a bright capsule.
+
+Hu et al. 2023, section 3.1, eqs. (5) to (8).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from difftumor.errors import SynthesisError
+from difftumor.grids import Box, triple
+from difftumor.synthesis.blending import blurred_weight
+
+# Table 1: γmax = 1.3 r. Tissue further from the center, in units of the tumor's half-axes, stays where it is.
+REACH = 1.3
+
+
+def mass_effect_map(
+    shape: Sequence[int],
+    *,
+    center_voxel: Sequence[int],
+    half_axes_mm: Sequence[float],
+    spacing_mm: Sequence[float],
+    intensity: float,
+    device: torch.device | str = "cpu",
+) -> tuple[Box, Tensor]:
+    """Say where each voxel near a tumor comes from, once the tumor has pushed its surroundings outward: eq. (5).
+
+    Computed on the CPU and moved, so that labels are the same on every machine.
+
+    Args:
+        shape: Size of the array.
+        center_voxel: The tumor's center, inside the array.
+        half_axes_mm: Half-axes of the tumor's ellipsoid along x, y, z.
+        spacing_mm: Size of a voxel along each axis.
+        intensity: I in [0, 100]: 0 changes nothing, more pushes further.
+        device: Where the map goes.
+
+    Returns:
+        The box that holds all that moves, clipped to the array, and per voxel of it the place in the box, in voxels,
+        that it takes its value from: (3, X, Y, Z) float32. It lies between the voxel and the center, and is exactly
+        the voxel itself from ``REACH`` on and where I is 0.
+
+    Raises:
+        SynthesisError: The intensity is out of range, or the center lies outside the array.
+    """
+    if not 0 <= intensity <= 100:
+        raise SynthesisError(f"The mass effect's intensity must lie in [0, 100], not {intensity}: correct it.")
+    if not all(0 <= c < n for c, n in zip(center_voxel, shape, strict=True)):
+        raise SynthesisError(f"The center {tuple(center_voxel)} lies outside the CT of shape {tuple(shape)}: move it.")
+    reach = [REACH * half / step for half, step in zip(half_axes_mm, spacing_mm, strict=True)]
+    start = [c - int(r) for c, r in zip(center_voxel, reach, strict=True)]
+    stop = [c + int(r) + 1 for c, r in zip(center_voxel, reach, strict=True)]
+    box = Box(triple(start), triple(stop)).clipped(shape)
+    center = [c - first for c, first in zip(center_voxel, box.start, strict=True)]
+    offset = _positions(box.shape) - torch.tensor(center, dtype=torch.float32).view(3, 1, 1, 1)
+    # Eq. (5) is for a circle. Distances are measured in half-axes of the ellipsoid: the same for a ball, and otherwise
+    # each point moves on the ray from the center. ``share`` is γ / γmax.
+    share = (offset / torch.tensor(reach).view(3, 1, 1, 1)).square().sum(dim=0).sqrt()
+    # The map is an inverse one: the voxel at γ shows what was at γ' ≤ γ. From γmax on the factor is exactly 1.
+    factor = 1 - (1 - share.clamp(max=1.0)) ** 2 * (intensity / 100)
+    source = torch.tensor(center, dtype=torch.float32).view(3, 1, 1, 1) + factor * offset
+    return box, source.to(device)
+
+
+def warp_image(image_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
+    """Return the box of an image after the mass effect, interpolated linearly.
+
+    Args:
+        image_XYZ: The whole image, float32.
+        box: As ``mass_effect_map`` returned it.
+        source: Likewise, on the image's device.
+
+    Returns:
+        Tensor of the size of the box; bit by bit the image where a voxel comes from itself.
+    """
+    image = image_XYZ[box.slices]
+    last = torch.tensor([max(n - 1, 1) for n in image.shape], device=image.device).view(3, 1, 1, 1)
+    # grid_sample wants [-1, 1] from first to last voxel, and the last axis first.
+    grid = (2 * source / last - 1).flip(0).permute(1, 2, 3, 0)
+    warped = F.grid_sample(image[None, None], grid[None], padding_mode="border", align_corners=True)[0, 0]
+    moved = (source != _positions(box.shape).to(source)).any(dim=0)
+    return torch.where(moved, warped, image)
+
+
+def warp_labels(labels_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
+    """Return the box of labels after the mass effect: as ``warp_image``, but the nearest voxel's, dtype kept."""
+    x, y, z = (source + 0.5).long()
+    warped: Tensor = labels_XYZ[box.slices][x, y, z]
+    return warped
+
+
+def capsule(
+    weight_XYZ: Tensor,
+    *,
+    hu: float,
+    spacing_mm: Sequence[float],
+    lower: float = 0.4,
+    upper: float = 0.7,
+    blur_sigma_mm: float = 0.8,
+) -> Tensor:
+    """Return the HU that a capsule adds: eqs. (6) to (8).
+
+    Args:
+        weight_XYZ: The tumor's blurred mask t'', in [0, 1].
+        hu: d of eq. (8), how much brighter the capsule is; Table 1: 120.
+        spacing_mm: Size of a voxel along each axis.
+        lower: lb of eq. (6), inclusive.
+        upper: ub of eq. (6), inclusive.
+        blur_sigma_mm: σd of eq. (7), in mm.
+
+    Returns:
+        float32, same shape and device; exactly 0 beyond the blur's reach of the edge, and everywhere where the weight
+        takes no value between the bounds.
+    """
+    edge = (weight_XYZ >= lower) & (weight_XYZ <= upper)
+    # Eq. (8) adds d · e, but its text speaks of the blurred edge, e' of eq. (7): that is what is meant.
+    return hu * blurred_weight(edge, [blur_sigma_mm / step for step in spacing_mm])
+
+
+def _positions(shape: Sequence[int]) -> Tensor:
+    """Return (3, X, Y, Z) float32: every voxel's own index."""
+    return torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij"))

@@ -15,11 +15,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from difftumor.appearance import SURROUNDINGS_MM, Appearance, measure_appearance
 from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import OrganCrop, with_class_centers
 from difftumor.datasets.transforms import Item
 from difftumor.errors import OrganError, SynthesisError
-from difftumor.evaluation.appearance import SURROUNDINGS_MM, Appearance, measure_appearance
 from difftumor.grids import Box, triple
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN, TUMOR

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from difftumor.evaluation.appearance import EDGE_BINS_MM, Appearance, appearance_distance
+from difftumor.appearance import EDGE_BINS_MM, Appearance, appearance_distance
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.diffusion_hosts import HeldOut, synthesize
 from stages.diffusion_pictures import HostPictures

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from difftumor.appearance import Appearance, AppearanceDistance, appearance_distance, measure_appearance
 from difftumor.errors import CaseListError
-from difftumor.evaluation.appearance import Appearance, AppearanceDistance, appearance_distance, measure_appearance
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import TUMOR
 from difftumor.picture_rows import Panel

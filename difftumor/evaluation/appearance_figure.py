@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from difftumor.evaluation.appearance import EDGE_BINS_MM, Appearance, mean_edge_hu
+from difftumor.appearance import EDGE_BINS_MM, Appearance, mean_edge_hu
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
 
 

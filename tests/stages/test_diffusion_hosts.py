@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from difftumor.appearance import measure_appearance
 from difftumor.errors import SynthesisError
-from difftumor.evaluation.appearance import measure_appearance
 from difftumor.organs import get_organ
 from difftumor.synthesis.loading import load_synthesizer
 from stages.diffusion import held_out

@@ -10,9 +10,9 @@ from matplotlib.image import imread
 from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from difftumor.appearance import EDGE_BINS_MM, Appearance, appearance_distance
 from difftumor.artifact_config import read_config
 from difftumor.errors import ConfigError
-from difftumor.evaluation.appearance import EDGE_BINS_MM, Appearance, appearance_distance
 from difftumor.synthesis.loading import load_synthesizer
 from stages.diffusion import build, held_out
 from stages.diffusion_hosts import synthesize

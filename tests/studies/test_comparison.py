@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from difftumor.appearance import LEAST_VOXELS, appearance_distance
 from difftumor.errors import CaseListError
-from difftumor.evaluation.appearance import LEAST_VOXELS, appearance_distance
 from studies.comparison import HEALTHY, REAL, compare, judged_by, picture_rows, table_rows
 from tests.stages.tumor_cohort import DIFFUSION
 

@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from difftumor.evaluation.appearance import appearance_distance
+from difftumor.appearance import appearance_distance
 from studies.comparison import HEALTHY, REAL, Compared, Comparison
 from studies.timesteps import main, timesteps_figure
 from tests.studies.test_comparison import options

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wasserstein_distance
 
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
@@ -169,5 +168,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _wasserstein(one: Sequence[float], other: Sequence[float]) -> float:
+    from scipy.stats import wasserstein_distance  # here, as it takes a second and measuring needs none of it
+
     sets = [[value for value in values if math.isfinite(value)] for values in (one, other)]
     return float(wasserstein_distance(*sets)) if all(sets) else math.nan

@@ -1,4 +1,4 @@
-"""How tumors look in CT: contrast, inner variation and edge of each, and how far two sets of tumors are apart.
+"""How tumors look in CT: contrast, inner variation and edge of each, what is usual, and how far two sets are apart.
 
 The CT is clipped to the HU window, since more the networks neither see nor make. A tumor's *surroundings* are the
 voxels of its organ, other tumors left out, whose distance from its surface lies in ``SURROUNDINGS_MM``: beyond its rim,
@@ -6,8 +6,9 @@ near enough to be the tissue it grows in. Distances are negative inside. What ca
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,15 @@ EDGE_BINS_MM = tuple(float(edge) for edge in range(-8, 9))
 REACH_MM = max(SURROUNDINGS_MM[1], -EDGE_BINS_MM[0], EDGE_BINS_MM[-1])
 # Fewer voxels than these say nothing about a tumor, its surroundings or a shell.
 LEAST_VOXELS = 8
+# The step at the edge lies between the shells within so many millimeters on either side.
+EDGE_STEP_MM = 2.0
+# What is usual of tumors is known at these percentiles.
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+# The quantities that may be usual or not: how they are called, and the attribute of an appearance that holds them.
+QUANTITIES: Mapping[str, str] = {"contrast": "contrast_hu", "texture": "sd_hu", "edge": "edge_step_hu"}
+# Whatever is as near to the median of real tumors is usual, even where there is but one: an abdominal CT has about this
+# much noise, and no less tells a tumor from them.
+LEAST_REACH_HU = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,19 @@ class Appearance:
     edge_hu: tuple[float, ...]
     voxels: int
 
+    @property
+    def edge_step_hu(self) -> float:
+        """By how many HU the mean changes over the tumor's surface, from within ``EDGE_STEP_MM`` inside to outside.
+
+        Positive for a tumor darker than what it grows in. Shells that were not measured are left out; NaN if a side has
+        none.
+        """
+        surface = EDGE_BINS_MM.index(0.0)
+        first, last = EDGE_BINS_MM.index(-EDGE_STEP_MM), EDGE_BINS_MM.index(EDGE_STEP_MM)
+        sides = self.edge_hu[first:surface], self.edge_hu[surface:last]
+        inside, outside = ([value for value in side if math.isfinite(value)] for side in sides)
+        return float(np.mean(outside) - np.mean(inside)) if inside and outside else math.nan
+
     def to_row(self) -> tuple[float, ...]:
         """Return all numbers in one row; ``from_row`` gives back the same."""
         return self.contrast_hu, self.sd_hu, float(self.voxels), *self.edge_hu
@@ -50,6 +73,78 @@ class Appearance:
         """Read what ``to_row`` gave."""
         contrast_hu, sd_hu, voxels, *edge_hu = (float(value) for value in row)
         return cls(contrast_hu=contrast_hu, sd_hu=sd_hu, edge_hu=tuple(edge_hu), voxels=int(voxels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceRanges:
+    """How the real tumors look that a model has learned: ``PERCENTILES`` of each quantity; None where no tumor has it.
+
+    Attributes:
+        tumors: How many were measured, whether or not each has every quantity.
+        contrast_hu: Of ``Appearance.contrast_hu``.
+        sd_hu: Of ``Appearance.sd_hu``.
+        edge_step_hu: Of ``Appearance.edge_step_hu``.
+    """
+
+    tumors: int
+    contrast_hu: tuple[float, ...] | None
+    sd_hu: tuple[float, ...] | None
+    edge_step_hu: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, appearances: Sequence[Appearance]) -> "AppearanceRanges":
+        """Take the percentiles, linear between tumors, of those that have a quantity."""
+        values = {name: [getattr(each, name) for each in appearances] for name in QUANTITIES.values()}
+        finite = {name: [value for value in found if math.isfinite(value)] for name, found in values.items()}
+        percentiles = {
+            name: tuple(np.percentile(found, PERCENTILES).tolist()) if found else None for name, found in finite.items()
+        }
+        return cls(tumors=len(appearances), **percentiles)
+
+    def limits_hu(self, quantity: str) -> tuple[float, float] | None:
+        """Return between which values one of ``QUANTITIES`` is usual; None where no tumor has it.
+
+        They are the 1st and 99th percentile. With few tumors these are close to the extremes of what was seen, so that
+        each moves out by half of the distance between the 25th and 75th percentile, divided by √tumors, and is at least
+        ``LEAST_REACH_HU`` from the median.
+        """
+        values = getattr(self, QUANTITIES[quantity])
+        if values is None:
+            return None
+        at = dict(zip(PERCENTILES, values, strict=True))
+        more = (at[75] - at[25]) / 2 / math.sqrt(max(1, self.tumors))
+        return min(at[1] - more, at[50] - LEAST_REACH_HU), max(at[99] + more, at[50] + LEAST_REACH_HU)
+
+    def outside(self, appearance: Appearance) -> tuple[str, ...]:
+        """Return those of ``QUANTITIES`` in which a tumor is unusual, see ``limits_hu``; what is unknown is not."""
+        found = []
+        for quantity, name in QUANTITIES.items():
+            value, limits = getattr(appearance, name), self.limits_hu(quantity)
+            if limits is not None and (value < limits[0] or value > limits[1]):  # NaN is neither
+                found.append(quantity)
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able mapping; ``from_dict`` gives back the same."""
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"percentiles": list(PERCENTILES), **listed}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "AppearanceRanges":
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            ValueError: It is nothing of the kind.
+        """
+        names = {"percentiles", "tumors", *QUANTITIES.values()}
+        if set(content) != names:
+            raise ValueError(f"it has {sorted(content)}, not {sorted(names)}")
+        if content["percentiles"] != list(PERCENTILES):
+            raise ValueError(f"its percentiles are {content['percentiles']!r}, not {list(PERCENTILES)}")
+        tumors = content["tumors"]
+        if not isinstance(tumors, int) or isinstance(tumors, bool) or tumors < 0:
+            raise ValueError(f"tumors is {tumors!r}, not a number of tumors")
+        return cls(tumors=tumors, **{name: _percentiles(name, content[name]) for name in QUANTITIES.values()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +260,16 @@ def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float], reach_m
 
 def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size >= LEAST_VOXELS else math.nan
+
+
+def _percentiles(name: str, values: Any) -> tuple[float, ...] | None:
+    """Check percentiles that were read."""
+    if values is None:
+        return None
+    numbers = isinstance(values, list) and all(isinstance(each, int | float) and math.isfinite(each) for each in values)
+    if not numbers or len(values) != len(PERCENTILES) or sorted(values) != values:
+        raise ValueError(f"{name} is {values!r}, not {len(PERCENTILES)} numbers that rise")
+    return tuple(float(value) for value in values)
 
 
 def _wasserstein(one: Sequence[float], other: Sequence[float]) -> float:

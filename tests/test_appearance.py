@@ -1,5 +1,6 @@
 """How tumors look: values worked out by hand on balls of known HU, and distances that a set has to itself."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,11 @@ from scipy import ndimage
 
 from difftumor.appearance import (
     EDGE_BINS_MM,
+    LEAST_REACH_HU,
+    PERCENTILES,
+    QUANTITIES,
     Appearance,
+    AppearanceRanges,
     appearance_distance,
     mean_edge_hu,
     measure_appearance,
@@ -205,3 +210,113 @@ def test_the_nearest_box_counts_not_the_nearest_center(spacing_mm):
         assert (signed[place] < 0) == inside
         found[inside] += expected <= 6
     assert min(found.values()) > 0
+
+
+def with_step(step_hu, contrast_hu=-50.0, sd_hu=15.0):
+    """A tumor whose mean changes by so many HU over its surface."""
+    return tumor_of(contrast_hu, sd_hu, [-step_hu] * 8 + [0.0] * 8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_step_at_the_edge_is_that_between_two_millimeters_on_either_side():
+    # From -2 to 0 mm -40 and -20, from 0 to 2 mm -8 and -2: from -30 to -5. What lies farther has no part.
+    profile = [-99.0] * 6 + [-40.0, -20.0] + [-8.0, -2.0] + [99.0] * 6
+    assert tumor_of(-50, 5, profile).edge_step_hu == 25
+    unmeasured = math.nan
+    assert tumor_of(-50, 5, [*profile[:6], unmeasured, -20.0, *profile[8:]]).edge_step_hu == 15
+    assert tumor_of(-50, 5, [*profile[:9], unmeasured, *profile[10:]]).edge_step_hu == 22
+    assert math.isnan(tumor_of(-50, 5, [*profile[:6], unmeasured, unmeasured, *profile[8:]]).edge_step_hu)
+    assert math.isnan(tumor_of(-50, 5, [*profile[:8], unmeasured, unmeasured, *profile[10:]]).edge_step_hu)
+
+
+def test_the_step_of_a_ball_is_what_it_was_made_with():
+    tumor, _ = ball(9)
+    assert measured(np.where(tumor, 40.0, 110.0), tumor).edge_step_hu == 70
+    assert measured(np.where(tumor, 130.0, 110.0), tumor).edge_step_hu == -20
+
+
+def test_percentiles_worked_by_hand():
+    tumors = [
+        with_step(step, contrast_hu=-10 * n, sd_hu=7) for n, step in ((1, 0), (3, 50), (2, 100), (5, 25), (4, 75))
+    ]
+    found = AppearanceRanges.of(tumors)
+    assert found.tumors == 5
+    # Between five sorted values there are four gaps: the first percentile lies 0.04 gaps above the least.
+    assert found.contrast_hu == pytest.approx((-49.6, -48, -40, -30, -20, -12, -10.4))
+    assert found.edge_step_hu == pytest.approx((1, 5, 25, 50, 75, 95, 99))
+    assert found.sd_hu == (7,) * 7
+    assert AppearanceRanges.of(tumors[::-1]) == found
+
+
+def test_limits_move_out_by_what_few_tumors_leave_open():
+    lacking = tumor_of(math.nan, 12, [math.nan] * 16)
+    found = AppearanceRanges.of([with_step(step, -step, sd_hu=12) for step in (60, 40, 20)] + [lacking])
+    assert found.tumors == 4
+    # Of 20, 40 and 60: 20.4 and 59.6, quartiles of 30 and 50, whose half distance over √4 is 5.
+    assert found.limits_hu("contrast") == pytest.approx((-64.6, -15.4))
+    assert found.limits_hu("edge") == pytest.approx((15.4, 64.6))
+    assert found.limits_hu("texture") == (2, 22)
+    assert found.outside(with_step(40, -64.5, 2)) == found.outside(with_step(15.5, -15.5, 22)) == ()
+    assert found.outside(with_step(40, -64.7, 12)) == found.outside(with_step(40, -15.3, 12)) == ("contrast",)
+    assert found.outside(with_step(40, -40, 1.9)) == found.outside(with_step(40, -40, 22.1)) == ("texture",)
+    assert found.outside(with_step(64.7, -40, 12)) == found.outside(with_step(15.3, -40, 12)) == ("edge",)
+    assert found.outside(with_step(0, 0, 0)) == ("contrast", "texture", "edge") == tuple(QUANTITIES)
+
+
+def test_many_tumors_leave_little_open():
+    many = AppearanceRanges.of([with_step(40, contrast_hu) for contrast_hu in np.linspace(-100, 0, 10_001)])
+    # From -99 to -1; the quartiles are 50 apart, and half of it over √10 001 is 0.25.
+    assert many.limits_hu("contrast") == pytest.approx((-99.25, -0.75), abs=0.002)
+
+
+def test_one_tumor_and_tumors_all_alike_leave_room_around_them():
+    for tumors in (1, 50):
+        alike = AppearanceRanges.of([with_step(30, -40, 15)] * tumors)
+        assert alike.contrast_hu == (-40,) * len(PERCENTILES)
+        for quantity, value_hu in (("contrast", -40), ("texture", 15), ("edge", 30)):
+            assert alike.limits_hu(quantity) == (value_hu - LEAST_REACH_HU, value_hu + LEAST_REACH_HU)
+        assert alike.outside(with_step(39.9, -49.9, 24.9)) == ()
+        assert alike.outside(with_step(40.1, -29.9, 25.1)) == ("contrast", "texture", "edge")
+
+
+def test_what_nobody_has_measured_is_not_judged():
+    lacking = tumor_of(math.nan, math.nan, [math.nan] * 16)
+    strange = with_step(900, 900, 900)
+    for none in ([], [lacking]):
+        nothing = AppearanceRanges.of(none)
+        assert (nothing.tumors, nothing.contrast_hu, nothing.sd_hu, nothing.edge_step_hu) == (len(none), *[None] * 3)
+        assert nothing.limits_hu("edge") is None
+        assert nothing.outside(strange) == ()
+    textures = AppearanceRanges.of([tumor_of(math.nan, 12, [math.nan] * 16)])
+    assert textures.outside(strange) == ("texture",)
+    assert AppearanceRanges.of([with_step(30)]).outside(lacking) == ()
+
+
+def test_ranges_survive_json():
+    lacking = tumor_of(math.nan, 1 / 3, [math.nan] * 16)
+    for tumors in ([], [lacking], [with_step(0.1, -1 / 7, 9), with_step(30, -40, 15), lacking]):
+        found = AppearanceRanges.of(tumors)
+        assert AppearanceRanges.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tumors": -1}, "tumors is -1"),
+        ({"tumors": True}, "tumors is True"),
+        ({"tumors": "3"}, "tumors is '3'"),
+        ({"percentiles": [0, 50, 100]}, r"percentiles are \[0, 50, 100\]"),
+        ({"contrast_hu": [1.0] * 6}, r"contrast_hu is .* not 7 numbers that rise"),
+        ({"sd_hu": [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]}, "sd_hu is"),
+        ({"sd_hu": [1.0] * 6 + [math.nan]}, "sd_hu is"),
+        ({"edge_step_hu": ["1"] * 7}, "edge_step_hu is"),
+        ({"edge_step_hu": 3}, "edge_step_hu is 3"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(change, message):
+    content = AppearanceRanges.of([with_step(30)]).to_dict()
+    with pytest.raises(ValueError, match=message):
+        AppearanceRanges.from_dict({**content, **change})
+    with pytest.raises(ValueError, match="it has"):
+        AppearanceRanges.from_dict({name: content[name] for name in list(content)[1:]})

@@ -5,16 +5,20 @@ voxels of its organ, other tumors left out, whose distance from its surface lies
 near enough to be the tissue it grows in. Distances are negative inside. What cannot be measured is NaN, never 0.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.grids import Box
-from difftumor.intensity import IntensityWindow
+
+if TYPE_CHECKING:  # artifacts are described without torch, which it needs
+    from difftumor.intensity import IntensityWindow
 
 SURROUNDINGS_MM = (5.0, 15.0)
 # The edge profile: shells of 1 mm; in coarse voxels some of them are empty.
@@ -69,7 +73,7 @@ class Appearance:
         return self.contrast_hu, self.sd_hu, float(self.voxels), *self.edge_hu
 
     @classmethod
-    def from_row(cls, row: Sequence[float]) -> "Appearance":
+    def from_row(cls, row: Sequence[float]) -> Appearance:
         """Read what ``to_row`` gave."""
         contrast_hu, sd_hu, voxels, *edge_hu = (float(value) for value in row)
         return cls(contrast_hu=contrast_hu, sd_hu=sd_hu, edge_hu=tuple(edge_hu), voxels=int(voxels))
@@ -92,7 +96,7 @@ class AppearanceRanges:
     edge_step_hu: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, appearances: Sequence[Appearance]) -> "AppearanceRanges":
+    def of(cls, appearances: Sequence[Appearance]) -> AppearanceRanges:
         """Take the percentiles, linear between tumors, of those that have a quantity."""
         values = {name: [getattr(each, name) for each in appearances] for name in QUANTITIES.values()}
         finite = {name: [value for value in found if math.isfinite(value)] for name, found in values.items()}
@@ -130,7 +134,7 @@ class AppearanceRanges:
         return {"percentiles": list(PERCENTILES), **listed}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "AppearanceRanges":
+    def from_dict(cls, content: Mapping[str, Any]) -> AppearanceRanges:
         """Read what ``to_dict`` gave.
 
         Raises:

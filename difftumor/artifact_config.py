@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor import __version__
 from difftumor.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from difftumor.appearance import AppearanceRanges
 
 Kind = Literal["autoencoder", "diffusion", "segmenter"]
 FORMAT_VERSION = 1
@@ -49,6 +52,8 @@ class ArtifactConfig:
         settings: What the network is used with, for instance the number of timesteps.
         training: Provenance: stage, steps, seed, cases, versions.
         metrics: What was measured on held-out data.
+        real_tumors: How the real tumors look that the model has learned, see ``appearance_ranges``; empty where
+            nobody has measured them.
         complete: False while training goes on.
         format_version: Version of this layout.
         difftumor_version: Version of the package that wrote it.
@@ -63,15 +68,33 @@ class ArtifactConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    real_tumors: Mapping[str, Any] = field(default_factory=dict)
     complete: bool = True
     format_version: int = FORMAT_VERSION
     difftumor_version: str = __version__
 
     @property
     def identity(self) -> str:
-        """SHA-256 over all that decides what the network computes; provenance and metrics are left out."""
+        """SHA-256 over all that decides what the network computes; provenance and measurements are left out."""
         parts = (self.format_version, self.kind, self.architecture, self.preprocessing, self.settings)
         return hashlib.sha256(json.dumps((*parts, self.weights_sha256), sort_keys=True).encode()).hexdigest()
+
+    def appearance_ranges(self, path: Path) -> AppearanceRanges | None:
+        """Return ``real_tumors`` as ranges, or None where nobody has measured them; ``path`` is named in errors.
+
+        Raises:
+            ArtifactError: They are malformed.
+        """
+        if not self.real_tumors:
+            return None
+        from difftumor.appearance import AppearanceRanges  # here, as most descriptions are read without
+
+        try:
+            return AppearanceRanges.from_dict(self.real_tumors)
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} does not say readably how real tumors look ({error}): make the artifact again."
+            ) from error
 
     def to_json(self) -> str:
         """Return the text of ``config.json``."""
@@ -95,7 +118,7 @@ class ArtifactConfig:
                 raise ArtifactError(f"{path} has unknown fields {sorted(unknown)}: it was not written by difftumor.")
             content["parents"] = {role: ParentReference(**ref) for role, ref in content.get("parents", {}).items()}
             config = cls(**content)
-            for name in ("architecture", "preprocessing", "settings", "training", "metrics"):
+            for name in ("architecture", "preprocessing", "settings", "training", "metrics", "real_tumors"):
                 if not isinstance(getattr(config, name), dict):
                     raise TypeError(f"{name} is no mapping")
         except (ValueError, TypeError, AttributeError) as error:

@@ -173,6 +173,7 @@ def save_artifact(
     settings: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    real_tumors: Mapping[str, Any] | None = None,
     complete: bool = True,
 ) -> Path:
     """Write an artifact; an older artifact at ``path`` is replaced in one step, nothing half-written stays.
@@ -188,6 +189,7 @@ def save_artifact(
         settings: What the network is used with.
         training: Provenance, JSON-able.
         metrics: Measurements, JSON-able.
+        real_tumors: How the real tumors look that the model has learned, from ``AppearanceRanges.to_dict``.
         complete: False while training goes on.
 
     Returns:
@@ -223,6 +225,7 @@ def save_artifact(
             settings=dict(settings or {}),
             training=dict(training or {}),
             metrics=dict(metrics or {}),
+            real_tumors=dict(real_tumors or {}),
             complete=complete,
         )
         # Parsed back before anything is replaced, so that what is written is what can be read.

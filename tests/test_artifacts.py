@@ -1,11 +1,13 @@
 """Artifacts round-trip exactly, and refuse what they cannot vouch for."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from difftumor.appearance import Appearance, AppearanceRanges
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import Parent, build_network, load_artifact, save_artifact
 from difftumor.errors import ArtifactError
@@ -114,6 +116,39 @@ def test_identity_ignores_provenance_but_not_preprocessing(tmp_path):
     assert read_config(first).identity == read_config(second).identity != read_config(third).identity
 
 
+def ranges():
+    """Of two tumors, of which one was too small to be measured."""
+    tumors = [(-40.0, 15.0, (-40.0,) * 8 + (0.0,) * 8), (math.nan, math.nan, (math.nan,) * 16)]
+    return AppearanceRanges.of([Appearance(contrast_hu=c, sd_hu=s, edge_hu=e, voxels=9) for c, s, e in tumors])
+
+
+def test_how_real_tumors_look_survives_the_round_trip_and_is_no_part_of_the_identity(tmp_path):
+    network = build_network(DENOISER)
+    arguments = {"kind": "diffusion", "architecture": DENOISER, "network": network, "preprocessing": PREPROCESSING}
+    with_ranges = save_artifact(tmp_path / "with", real_tumors=ranges().to_dict(), **arguments)
+    without = save_artifact(tmp_path / "without", **arguments)
+    found = read_config(with_ranges).appearance_ranges(with_ranges)
+    assert found == ranges()
+    assert found.contrast_hu == (-40,) * 7
+    assert read_config(with_ranges).identity == read_config(without).identity
+    assert read_config(without).real_tumors == {}
+    assert read_config(without).appearance_ranges(without) is None
+
+
+def test_an_artifact_that_knows_no_real_tumors_still_loads(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    content = json.loads((path / "config.json").read_text())
+    del content["real_tumors"]
+    (path / "config.json").write_text(json.dumps(content))
+    assert load_artifact(path).config.appearance_ranges(path) is None
+
+
+def test_real_tumors_that_are_malformed_are_named_with_the_artifact(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae", real_tumors={**ranges().to_dict(), "tumors": "two"})
+    with pytest.raises(ArtifactError, match=r"ae does not say readably how real tumors look \(tumors is 'two'"):
+        read_config(path).appearance_ranges(path)
+
+
 def test_refuses_wrong_kind_unfinished_missing_and_foreign(tmp_path):
     path = _save_autoencoder(tmp_path / "ae", complete=False)
     with pytest.raises(ArtifactError, match=r"kind 'autoencoder', not 'diffusion': give one made by python -m stages"):
@@ -165,7 +200,7 @@ def test_description_that_is_none_is_refused_by_name(tmp_path, content):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("field", ["architecture", "preprocessing", "settings", "training", "metrics"])
+@pytest.mark.parametrize("field", ["architecture", "preprocessing", "settings", "training", "metrics", "real_tumors"])
 def test_description_with_a_number_for_a_mapping_is_refused(tmp_path, field):
     file = _save_autoencoder(tmp_path / "ae") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: 3}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from difftumor.appearance import AppearanceRanges
     from difftumor.artifact_config import ArtifactConfig
 
 
@@ -28,10 +29,10 @@ def info(
     if json:
         typer.echo(config.to_json(), nl=False)
     else:
-        _print_table(path, config)
+        _print_table(path, _rows(path, config))
 
 
-def _print_table(path: Path, config: ArtifactConfig) -> None:
+def _print_table(path: Path, rows: Iterator[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -39,13 +40,13 @@ def _print_table(path: Path, config: ArtifactConfig) -> None:
     table = Table(title=Text(str(path)), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(config):
+    for name, value in rows:
         # Text, so that brackets in paths and lists are not read as markup.
         table.add_row(name, Text(value))
     Console().print(table)
 
 
-def _rows(config: ArtifactConfig) -> Iterator[tuple[str, str]]:
+def _rows(path: Path, config: ArtifactConfig) -> Iterator[tuple[str, str]]:
     architecture = dict(config.architecture)
     yield "kind", config.kind
     yield "complete", "yes" if config.complete else "no, its training has not finished"
@@ -57,8 +58,20 @@ def _rows(config: ArtifactConfig) -> Iterator[tuple[str, str]]:
     yield "parents", _lines({role: f"{it.path} ({it.identity[:12]})" for role, it in config.parents.items()})
     yield "training", _lines(config.training)
     yield "metrics", _lines(config.metrics)
+    if (ranges := config.appearance_ranges(path)) is not None:
+        yield "real tumors", _looks(ranges)
     yield "identity", config.identity
     yield "written by", f"difftumor {config.difftumor_version}, format {config.format_version}"
+
+
+def _looks(ranges: AppearanceRanges) -> str:
+    """Return how many tumors were measured, and the medians of what some of them have."""
+    from difftumor.appearance import PERCENTILES
+
+    middle = PERCENTILES.index(50)
+    percentiles = {"contrast": ranges.contrast_hu, "SD": ranges.sd_hu, "edge step": ranges.edge_step_hu}
+    medians = [f"median {name} {found[middle]:.4g} HU" for name, found in percentiles.items() if found is not None]
+    return ", ".join([f"{ranges.tumors} measured", *medians])
 
 
 def _lines(values: Mapping[str, Any], prefix: str = "") -> str:

@@ -53,13 +53,20 @@ class Box:
     @classmethod
     def around(cls, mask_XYZ: Array) -> "Box":
         """Return the smallest box that holds every nonzero voxel; empty at the origin where there is none."""
+        mask = np.asarray(mask_XYZ)
+        # Along the axis on which voxels lie furthest apart in memory a mask is reduced at the speed of reading it, and
+        # the plane that is left is small.
+        order = sorted(range(3), key=lambda axis: -abs(mask.strides[axis]))
+        occupied = mask.transpose(order)
+        if occupied.dtype != np.bool_:
+            occupied = occupied != 0
+        first = np.flatnonzero(occupied.any(axis=(1, 2)))
+        if first.size == 0:
+            return cls((0, 0, 0), (0, 0, 0))
+        plane = occupied[first[0] : first[-1] + 1].any(axis=0)
+        found = (first, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
         start, stop = [0, 0, 0], [0, 0, 0]
-        occupied = np.asarray(mask_XYZ) != 0
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            indices = np.flatnonzero(occupied.any(axis=others))
-            if indices.size == 0:
-                return cls((0, 0, 0), (0, 0, 0))
+        for axis, indices in zip(order, found, strict=True):
             start[axis], stop[axis] = int(indices[0]), int(indices[-1]) + 1
         return cls(triple(start), triple(stop))
 

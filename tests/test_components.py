@@ -63,6 +63,14 @@ def test_largest_component_drops_the_smaller_and_joins_diagonals():
     assert not largest_component(np.zeros((2, 2, 2), bool)).any()
 
 
+@settings(max_examples=150, deadline=None)
+@given(MASKS)
+def test_largest_component_agrees_with_scipy_on_any_mask(mask):
+    theirs, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    expected = theirs == 1 + np.argmax(np.bincount(theirs.ravel(), minlength=2)[1:]) if count else mask
+    np.testing.assert_array_equal(largest_component(mask), expected)
+
+
 def test_first_of_equals_is_the_largest():
     np.testing.assert_array_equal(largest_component(np.array([[[True, False, True]]])), [[[True, False, False]]])
 

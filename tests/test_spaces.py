@@ -142,6 +142,15 @@ def test_volume_of_a_voxel():
     assert Grid((2, 2, 2), sheared).voxel_mm3 == pytest.approx(1.6)
 
 
+@given(st.integers(0, 2**32), st.tuples(*[st.integers(1, 7)] * 3), st.permutations(range(3)), st.sampled_from("?Bf"))
+def test_box_around_a_mask_whatever_its_type_and_order_in_memory(seed, shape, axes, dtype):
+    mask = (np.random.default_rng(seed).random(shape) < 0.1).transpose(axes)[::-1, :, ::-1]
+    voxels = np.argwhere(mask)
+    expected = Box(voxels.min(axis=0), voxels.max(axis=0) + 1) if len(voxels) else Box((0, 0, 0), (0, 0, 0))
+    assert Box.around(mask.astype(dtype, order="K")) == expected
+    assert Box.around(mask) == expected
+
+
 def test_grids_match_by_where_their_voxels_are():
     grid = Grid((501, 4, 4), np.eye(4))
     noise, drift, shift = np.eye(4), np.eye(4), np.eye(4)

@@ -86,7 +86,10 @@ def warp_image(image_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
 
 
 def warp_labels(labels_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
-    """Return the box of labels after the mass effect: as ``warp_image``, but the nearest voxel's, dtype kept."""
+    """Return the box of labels after the mass effect: as ``warp_image``, but the nearest voxel's, dtype kept.
+
+    Where the image moves by less than half a voxel, as around tiny tumors, labels stay.
+    """
     x, y, z = (source + 0.5).long()
     warped: Tensor = labels_XYZ[box.slices][x, y, z]
     return warped

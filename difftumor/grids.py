@@ -63,7 +63,7 @@ class Box:
         first = np.flatnonzero(occupied.any(axis=(1, 2)))
         if first.size == 0:
             return cls((0, 0, 0), (0, 0, 0))
-        plane = occupied[first[0] : first[-1] + 1].any(axis=0)
+        plane = np.any(occupied[first[0] : first[-1] + 1], axis=0)
         found = (first, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
         start, stop = [0, 0, 0], [0, 0, 0]
         for axis, indices in zip(order, found, strict=True):

@@ -53,7 +53,7 @@ class ArtifactConfig:
         training: Provenance: stage, steps, seed, cases, versions.
         metrics: What was measured on held-out data.
         real_tumors: How the real tumors look that the model has learned, see ``appearance_ranges``; empty where
-            nobody has measured them.
+            they were not measured.
         complete: False while training goes on.
         format_version: Version of this layout.
         difftumor_version: Version of the package that wrote it.
@@ -80,7 +80,7 @@ class ArtifactConfig:
         return hashlib.sha256(json.dumps((*parts, self.weights_sha256), sort_keys=True).encode()).hexdigest()
 
     def appearance_ranges(self, path: Path) -> AppearanceRanges | None:
-        """Return ``real_tumors`` as ranges, or None where nobody has measured them; ``path`` is named in errors.
+        """Return ``real_tumors`` as ranges, or None where an artifact has none; ``path`` is named in errors.
 
         Raises:
             ArtifactError: They are malformed.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from difftumor.appearance import AppearanceRanges
 from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.datasets.tumor_stages import TumorStage
@@ -204,7 +205,9 @@ class DiffusionModule(StageModule):
         self.ema.load_state_dict(checkpoint["ema"])
 
     def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
-        """Write the artifact of the average."""
+        """Write the artifact of the average, and how the real tumors look that it has learned."""
+        # Only the rank that exports measures them, once: `learned` is kept.
+        real_tumors = {} if self.hosts is None else AppearanceRanges.of(self.hosts.held_out.learned).to_dict()
         return save_artifact(
             path,
             kind="diffusion",
@@ -221,6 +224,7 @@ class DiffusionModule(StageModule):
             },
             training={**training, "cases": self.cases},
             metrics=metrics,
+            real_tumors=real_tumors,
             complete=complete,
         )
 

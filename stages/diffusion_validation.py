@@ -115,7 +115,7 @@ class HostValidation(nn.Module):
     """Makes tumors in the hosts, measures and draws them.
 
     Args:
-        held_out: Hosts, and real tumors to compare with.
+        held_out: Hosts, and real tumors: to compare with, and to describe in the artifact.
         synthesizer: With the average of the denoiser and the artifact's sampler, as users will have it.
         every_n_epochs: In the first validation after so many epochs, and in the last of all; 0 for never.
         pictures: Hosts that are drawn.

@@ -172,6 +172,7 @@ def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_diffusio
     parted = run(parted_config)
     assert (parted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_config(parted).metrics == read_config(whole).metrics
+    assert read_config(parted).real_tumors == read_config(whole).real_tumors
     checkpoint = torch.load(tmp_path / "runs/diffusion/whole/last.ckpt", weights_only=True)
     assert checkpoint["ema"]["step"] == checkpoint["steps_done"] == 6
     assert not any("autoencoder" in name or "codebook" in name for name in checkpoint["state_dict"])

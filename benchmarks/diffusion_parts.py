@@ -17,7 +17,7 @@ from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import TUMOR
 from difftumor.seeding import torch_generator
-from difftumor.synthesis.texture import DiffusionTexture
+from difftumor.synthesis.diffusion import DiffusionTexture
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
 # What an early tumor is made of, one after the other; "denoise" is one of the calls in "sample".

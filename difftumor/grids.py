@@ -80,6 +80,15 @@ class Box:
         stop = [min(a + n, m) for a, n, m in zip(start, size, within, strict=True)]
         return cls(triple(start), triple(stop))
 
+    @classmethod
+    def joined(cls, boxes: "Sequence[Box]") -> "Box":
+        """Return the smallest box that holds some boxes; empty ones do not count, and without others it is empty."""
+        filled = [box for box in boxes if not box.empty]
+        if not filled:
+            return cls((0, 0, 0), (0, 0, 0))
+        start = np.min([box.start for box in filled], axis=0)
+        return cls(triple(start), triple(np.max([box.stop for box in filled], axis=0)))
+
     @property
     def shape(self) -> Triple:
         """Voxels per axis, never negative."""
@@ -110,6 +119,19 @@ class Box:
         start = [a - m for a, m in zip(self.start, margins, strict=True)]
         stop = [b + m for b, m in zip(self.stop, margins, strict=True)]
         return Box(triple(start), triple(stop))
+
+    def shifted(self, offset: Sequence[int]) -> "Box":
+        """Return the box moved by some voxels."""
+        return Box(triple(np.add(self.start, offset)), triple(np.add(self.stop, offset)))
+
+    def relative_to(self, other: "Box") -> "Box":
+        """Return the box in voxels of an array that covers another one."""
+        return self.shifted([-start for start in other.start])
+
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the two have a voxel in common."""
+        inside = zip(self.start, self.stop, other.start, other.stop, strict=True)
+        return not self.empty and not other.empty and all(a < d and c < b for a, b, c, d in inside)
 
     def contains(self, other: "Box") -> bool:
         """Whether every voxel of ``other`` lies in this box."""

@@ -50,6 +50,12 @@ class ModelSpace:
         shape = triple(np.floor(extent + 0.5).astype(int) + 1)
         self.grid = Grid(shape, turned_affine @ np.diag([*self._step, 1.0]))
 
+    @property
+    def native_step(self) -> tuple[float, float, float]:
+        """Model voxels from one native voxel to the next, along R, A and S."""
+        r, a, s = (float(1 / step) for step in self._step)
+        return r, a, s
+
     def to_model(self, data_XYZ: Array, *, kind: Kind, box: Box | None = None) -> Array:
         """Carry data on the native grid to model space.
 
@@ -225,15 +231,11 @@ def _window(source: Array, source_box: Box, needed: Box) -> Array:
         triple(np.minimum(needed.stop, source_box.stop)),
     )
     if overlap == needed:
-        return source[_shifted(needed, source_box.start).slices]
+        return source[needed.relative_to(source_box).slices]
     window = np.zeros(needed.shape, source.dtype)
     if not overlap.empty:
-        window[_shifted(overlap, needed.start).slices] = source[_shifted(overlap, source_box.start).slices]
+        window[overlap.relative_to(needed).slices] = source[overlap.relative_to(source_box).slices]
     return window
-
-
-def _shifted(box: Box, origin: Triple) -> Box:
-    return Box(triple(np.subtract(box.start, origin)), triple(np.subtract(box.stop, origin)))
 
 
 def _interpolated(data: Array, axis: int, lower: NDArray[np.intp], weight: NDArray[np.float32]) -> Array:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
-from difftumor.grids import Array, Grid, compare_grids, triple
+from difftumor.grids import Array, Box, Grid, compare_grids, triple
 
 _SUFFIXES = (".nii", ".nii.gz")
 # Fat begins here; a CT of a body holds fat or air, in a crop of soft tissue at least its noise.
@@ -129,7 +129,9 @@ def check_same_grid(a: Volume, b: Volume) -> None:
     compare_grids(a.grid, b.grid, a.path, b.path)
 
 
-def write_ct(path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_]) -> None:
+def write_ct(
+    path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], *, box: Box | None = None
+) -> None:
     """Write a changed CT as a file like the original.
 
     Args:
@@ -138,18 +140,17 @@ def write_ct(path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np
         hu: (X, Y, Z) in HU on the original's grid; only its values in ``changed`` are used.
         changed: (X, Y, Z) boolean mask. Stored values outside it stay bit-identical, as do the header and extensions.
             Inside, values are rounded to the stored type and clipped to its range.
+        box: Part of the grid that ``hu`` and ``changed`` cover; the whole by default.
 
     Raises:
         VolumeError: The path is the original's or no NIfTI name, or a changed value is not finite.
         ValueError: The shapes differ, ``changed`` is not boolean, or the volume was not read by ``read_ct``.
     """
     path = Path(path)
-    if original.stored is None:
-        raise ValueError(f"{original.path} was read as labels; write_ct needs what read_ct returned")
-    if hu.shape != original.grid.shape or changed.shape != original.grid.shape or changed.dtype != np.bool_:
-        raise ValueError(f"hu and the boolean mask `changed` must have the original's shape {original.grid.shape}")
+    box = _checked_box(original, hu, changed, box)
     _check_output(path, original.path)
     stored = original.stored
+    assert stored is not None
     new = (hu[changed].astype(np.float64) - stored.inter) / stored.slope
     if not np.isfinite(new).all():
         raise VolumeError(f"{path} was not written: the changed voxels hold NaN or infinite values.")
@@ -158,11 +159,39 @@ def write_ct(path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np
         limits = np.iinfo(dtype)
         new = np.clip(np.rint(new), limits.min, limits.max)
     values = stored.values.copy(order="F")
-    values.reshape(original.grid.shape, order="F")[changed] = new
+    values.reshape(original.grid.shape, order="F")[box.slices][changed] = new
     with written_whole(path) as temporary, _writer(temporary) as stream:
         stream.write(stored.preamble)
         # Transposed, Fortran order is C order: the bytes go out without another copy.
         stream.write(values.T.view(np.uint8).data)
+
+
+def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, box: Box | None = None) -> bool:
+    """Whether a file that ``write_ct`` wrote equals the original bit by bit outside the change, header included.
+
+    Args:
+        original: What ``read_ct`` returned.
+        path: The file; read anew.
+        changed: (X, Y, Z) boolean mask.
+        box: Part of the grid that ``changed`` covers; the whole by default.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    box = _checked_box(original, changed, changed, box)
+    before, after = original.stored, _load(path, _open(path)[0])
+    assert before is not None
+    if before.preamble != after.preamble or before.values.dtype != after.values.dtype:
+        return False
+    bits = np.dtype(f"u{before.values.dtype.itemsize}")
+    old, new = (stored.values.reshape(original.grid.shape, order="F").view(bits) for stored in (before, after))
+    for z in range(old.shape[2]):  # slice by slice, for memory
+        differs = old[:, :, z] != new[:, :, z]
+        if box.start[2] <= z < box.stop[2]:
+            differs[box.slices[:2]] &= ~changed[:, :, z - box.start[2]]
+        if differs.any():
+            return False
+    return True
 
 
 def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
@@ -246,6 +275,17 @@ def _scaled(stored: StoredImage) -> NDArray[np.float32]:
             values = values.astype(np.float64) * stored.slope + stored.inter
         data[:, :, slab] = values
     return data
+
+
+def _checked_box(original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], box: Box | None) -> Box:
+    if original.stored is None:
+        raise ValueError(f"{original.path} was read as labels; a CT as read_ct returned it is needed")
+    box = Box.whole(original.grid.shape) if box is None else box
+    if hu.shape != box.shape or changed.shape != box.shape or changed.dtype != np.bool_:
+        raise ValueError(f"hu and the boolean mask `changed` must have the shape {box.shape} of the original or box")
+    if not Box.whole(original.grid.shape).contains(box):
+        raise ValueError(f"{box} leaves the original's grid of shape {original.grid.shape}")
+    return box
 
 
 def _check_output(path: Path, original: Path) -> None:

@@ -26,6 +26,7 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import Organ
+from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from difftumor.volume import Volume
 from stages.case_lists import read_root, sort_and_say, stated_validation
@@ -259,17 +260,16 @@ def _hosts(
     """Return what makes the validation by synthetic tumors, given the networks of the training."""
 
     def make(denoiser: Denoiser, schedule: NoiseSchedule) -> HostValidation:
-        synthesizer = TumorSynthesizer(
-            organ=organ,
+        texture = DiffusionTexture(
             codec=codec,
             denoiser=denoiser,
             schedule=schedule,
             sampler=construct(SamplerConfig, settings.diffusion.sampler),
             window=window_of(settings.data),
             patch=settings.data.crop,
-            spacing_mm=settings.data.spacing_mm,
             masked=settings.diffusion.masked,
         )
+        synthesizer = TumorSynthesizer(organ=organ, diffusion=texture, spacing_mm=settings.data.spacing_mm)
         every = settings.validation.synthesize_every_n_epochs
         return HostValidation(held_out, synthesizer, every_n_epochs=every, pictures=pictures.hosts)
 

@@ -25,9 +25,11 @@ from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN, TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.drawing import draw_tumors
-from difftumor.synthesis.records import TumorRecord, sizes_of
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.site import Site
+from difftumor.synthesis.sizes import sizes_of
+from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from difftumor.synthesis.texture import DiffusionTexture
 from stages.diffusion_data import TumorReader
 from stages.run import say
 
@@ -161,26 +163,19 @@ class HeldOut:
                     record = self._drawn(organ.numpy(), size, name)
                 except (OrganError, SynthesisError):
                     continue
+                if record is None:
+                    continue
                 if size != stage:
                     say(f"{item['case']} has no room for {stage} tumors of any size: it hosts a {size} one.")
                 return Host(name, cut["ct"][0].float().clone(), organ, record)
         say(f"{item['case']} hosts no tumor: it has no room for a {stage} one.")
         return None
 
-    def _drawn(self, organ_XYZ: np.ndarray, size: str, name: str) -> TumorRecord:
+    def _drawn(self, organ_XYZ: np.ndarray, size: str, name: str) -> TumorRecord | None:
         x, y, z = (float(step) for step in self.reader.spacing_mm)
-        (record,) = draw_tumors(
-            organ_XYZ,
-            organ=self.reader.organ,
-            texture=DiffusionTexture.name,
-            size=size,
-            count=1,
-            spacing_mm=(x, y, z),
-            seed=self.seed,
-            keys=("host", name),
-            open_border=False,
-        )
-        return record
+        site = Site(organ_XYZ, organ=self.reader.organ, spacing_mm=(x, y, z), open_border=False)
+        drawn = draw_tumors(site, [TumorSpec(size=size)], seed=self.seed, keys=("host", name))
+        return drawn.records[0] if drawn.records else None
 
 
 def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[Host]) -> Iterator[HostedTumor]:

@@ -13,7 +13,10 @@ from torch import Tensor
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.organs import BACKGROUND
 from difftumor.seeding import Key, numpy_generator
-from difftumor.synthesis.records import TumorRecord, sizes_of, stage_of_size
+from difftumor.synthesis.distributions import fixed
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.sizes import sizes_of, stage_of_size
+from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import Synthesis
 
 
@@ -21,7 +24,7 @@ class Synthesizer(Protocol):
     """What makes tumors: draws records, then applies them."""
 
     def draw(
-        self, organ_mask_XYZ: np.ndarray | Tensor, *, size: str, count: int, seed: int, keys: tuple[Key, ...] = ()
+        self, organ_mask_XYZ: np.ndarray | Tensor, tumors: TumorSpec, *, seed: int, keys: tuple[Key, ...] = ()
     ) -> tuple[TumorRecord, ...]:
         """Draw tumors for an organ mask."""
         ...
@@ -160,7 +163,7 @@ class TumorsOnTheFly:
             mask_XYZ = organ_B1XYZ[element, 0].cpu().numpy()
             try:
                 drawn[element] = self.synthesizers[stage_of_size(size)].draw(
-                    mask_XYZ, size=size, count=count, seed=seed
+                    mask_XYZ, TumorSpec(size=size, count=fixed(count)), seed=seed
                 )
             except SynthesisError:
                 continue  # no room for a tumor of this size: the crop stays healthy

@@ -1,108 +1,355 @@
-"""``difftumor synthesize``: tumors in a CT."""
+"""``difftumor synthesize``: tumors in a CT, or in many."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftumor.cli.options import parse_numbers
+from difftumor.errors import ConfigError
+
 if TYPE_CHECKING:
-    from difftumor.synthesis.scan_report import TumorReport
+    from difftumor.cli.synthesis_setup import Setup
+    from difftumor.synthesis.cohort import Workshop
+    from difftumor.synthesis.scan_files import ScanReport
+    from difftumor.synthesis.scan_inputs import ScanInputs
+    from difftumor.synthesis.spec import TumorSpec
 
 BY_MODEL = "by default as the model says."
+WHICH, WHERE, MAKING, MANY = "Which tumors", "Scan and organ", "How they are made", "Results"
 
 
 def synthesize(
-    ct: Annotated[Path, typer.Option(help="CT in HU (.nii.gz or .nii).", show_default=False)],
-    organ: Annotated[str, typer.Option(help="liver, pancreas or kidney.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False, rich_help_panel=MANY)],
+    ct: Annotated[
+        Path | None, typer.Option(help="CT in HU (.nii.gz or .nii).", show_default=False, rich_help_panel=WHERE)
+    ] = None,
     organ_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the organ on the CT's grid.", show_default=False)
+        Path | None, typer.Option(help="Mask of the organ on the CT's grid.", show_default=False, rich_help_panel=WHERE)
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Instead of a mask: a label map on the CT's grid, with --organ-label.", show_default=False),
+        typer.Option(
+            help="Instead of a mask: a label map on the CT's grid, with --organ-label or --convention.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
     ] = None,
-    organ_label: Annotated[int | None, typer.Option(help="The organ's number in the label map.", min=1)] = None,
+    organ_label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N]", help="The organ's numbers in the label map.", show_default=False, rich_help_panel=WHERE
+        ),
+    ] = None,
+    convention: Annotated[
+        str | None,
+        typer.Option(
+            help="What the numbers of the label map mean: totalsegmentator, msd_liver, msd_pancreas, lits, kits.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    organ: Annotated[
+        str | None, typer.Option(help="liver, pancreas or kidney.", show_default=False, rich_help_panel=WHERE)
+    ] = None,
+    segments: Annotated[
+        Path | None,
+        typer.Option(
+            help="Label map of the organ's segments, for tumors with location: {segment: N}.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --ct: many scans, as a folder, a dataset.json, or a CSV or JSON list with labels.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    tumors: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file that says which tumors, in place of the options below.",
+            show_default=False,
+            rich_help_panel=WHICH,
+        ),
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="diffusion or handcrafted. [default: diffusion]", rich_help_panel=WHICH)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="training: texture and shape alone; reader: away from vessels, with mass effect and capsule. "
+            "[default: training]",
+            rich_help_panel=WHICH,
+        ),
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="tiny, small, medium, large, early (tiny or small), or late (medium or large).")
-    ] = "early",
-    count: Annotated[int, typer.Option(help="Number of tumors.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same tumors.")] = 0,
+        str | None,
+        typer.Option(
+            help="tiny (4 mm radius), small (8), medium (16), large (32), early (tiny or small), late (medium or "
+            "large), or mix (any). [default: early]",
+            rich_help_panel=WHICH,
+        ),
+    ] = None,
+    radius_mm: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of a size: radius of the ball of the tumor's volume.",
+            show_default=False,
+            rich_help_panel=WHICH,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Number of tumors. [default: 1]", min=1, rich_help_panel=WHICH)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same tumors. [default: 0]", rich_help_panel=WHICH)
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            help="Diffusion artifact; by default checkpoints/diffusion_ORGAN_early for tiny, small and early tumors, "
-            "else checkpoints/diffusion_ORGAN_late.",
+            help="Diffusion artifact; by default checkpoints/diffusion_ORGAN_early for tumors below 2 cm, "
+            "checkpoints/diffusion_ORGAN_late for others.",
             show_default=False,
+            rich_help_panel=MAKING,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="What the networks compute in: fp32 or bf16.")] = "fp32",
-    sampler: Annotated[str | None, typer.Option(help=f"ddpm or ddim; {BY_MODEL}", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help=f"Steps of ddim; {BY_MODEL}", min=1, show_default=False)] = None,
+    quality_gate: Annotated[
+        bool,
+        typer.Option("--quality-gate", help="Draw tumors anew that look wrong.", rich_help_panel=MAKING),
+    ] = False,
+    gate_attempts: Annotated[
+        int, typer.Option(help="Tumors that the gate looks at before it gives one up.", min=1, rich_help_panel=MAKING)
+    ] = 10,
+    gate_segmenter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Segmenter artifact that must find a tumor for it to pass the gate.",
+            show_default=False,
+            rich_help_panel=MAKING,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Fail where not all that is asked can be had.", rich_help_panel=MAKING),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MAKING)] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="What the networks compute in: fp32 or bf16.", rich_help_panel=MAKING)
+    ] = "fp32",
+    sampler: Annotated[
+        str | None, typer.Option(help=f"ddpm or ddim; {BY_MODEL}", show_default=False, rich_help_panel=MAKING)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Steps of ddim; {BY_MODEL}", min=1, show_default=False, rich_help_panel=MAKING)
+    ] = None,
     eta: Annotated[
-        float | None, typer.Option(help=f"Noise that ddim adds, 0 to 1; {BY_MODEL}", show_default=False)
+        float | None,
+        typer.Option(help=f"Noise that ddim adds, 0 to 1; {BY_MODEL}", show_default=False, rich_help_panel=MAKING),
     ] = None,
     spacing: Annotated[
         str | None,
-        typer.Option(help=f"Steps ddim visits: leading, or trailing for few steps; {BY_MODEL}", show_default=False),
+        typer.Option(
+            help=f"Steps ddim visits: leading, or trailing for few steps; {BY_MODEL}",
+            show_default=False,
+            rich_help_panel=MAKING,
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in the folder.")] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="record.json of an earlier run: make its tumors again, the same to the last bit.",
+            show_default=False,
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes for --cases.", min=1, rich_help_panel=MANY)] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier result in the folder.", rich_help_panel=MANY)
+    ] = False,
 ) -> None:
-    """Make tumors in the organ of a CT with a diffusion model.
+    """Make tumors in an organ of a CT.
 
     Writes ct.nii.gz, which equals the input outside the tumors bit by bit, labels.nii.gz (0 background, 1 organ,
     2 tumor), lesions.nii.gz (one number per tumor), record.json and preview.png.
     """
-    from difftumor.devices import pick_device
-    from difftumor.synthesis.loading import artifact_identities, find_artifact, load_synthesizer
+    from difftumor.cli.synthesis_setup import Gate, Setup
+
+    sampling = {"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing}
+    short = {"generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count}
+    files = Files(ct, organ_mask, labels, organ_label, convention, segments)
+    if replay is not None:
+        asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
+        _refuse(asked, beside="--replay")
+        _replay(replay, files, model=model, device=device, out=out, overwrite=overwrite)
+        return
+    if organ is None:
+        raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
+    specs, stated_seed = _specs(tumors, short)
+    set_up = Setup(
+        organ=organ,
+        tumors=specs,
+        seed=next((value for value in (seed, stated_seed) if value is not None), 0),
+        model=model,
+        sampling=sampling,
+        precision=precision,
+        device=device,
+        gate=Gate(gate_attempts, gate_segmenter) if quality_gate else None,
+        strict=strict,
+    )
+    if cases is not None:
+        _many(set_up, cases, files, out=out, jobs=jobs, overwrite=overwrite)
+    else:
+        _one(set_up, files, out=out, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The options that name a scan's files."""
+
+    ct: Path | None
+    organ_mask: Path | None
+    labels: Path | None
+    organ_label: str | None
+    convention: str | None
+    segments: Path | None
+
+    def inputs(self, organ: str) -> ScanInputs:
+        """Return the files of the scan.
+
+        Raises:
+            ConfigError: One is missing, or two options say the same.
+        """
+        from difftumor.synthesis.scan_inputs import ScanInputs
+
+        if self.ct is None:
+            raise ConfigError("Give a CT with --ct, or many scans with --cases.")
+        if (self.organ_mask is None) == (self.labels is None):
+            raise ConfigError("Give the organ as either --organ-mask or --labels with --organ-label.")
+        mask = self.organ_mask or self.labels
+        assert mask is not None
+        numbers, tumors = self.numbers(), tuple[int, ...]()
+        if self.convention is not None:
+            from difftumor.organs import get_convention, get_organ, resolve_labels
+
+            named = resolve_labels(get_convention(self.convention), get_organ(organ))
+            numbers, tumors = named.organ, named.tumor
+        if self.labels is not None and not numbers:
+            raise ConfigError(
+                f"--labels {self.labels} needs --organ-label or --convention: say which number is the {organ}."
+            )
+        return ScanInputs(
+            ct=self.ct, organ_masks=(mask,), organ_labels=numbers, tumor_labels=tumors, segments=self.segments
+        )
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return the organ's numbers; none where none are given.
+
+        Raises:
+            ConfigError: They are no numbers from 1 up, or said in two ways.
+        """
+        if self.organ_label is None:
+            return ()
+        if self.convention is not None:
+            raise ConfigError("--organ-label and --convention say the same in two ways: give one of them.")
+        numbers = parse_numbers(self.organ_label, int, option="--organ-label", counts=range(1, 33))
+        if min(numbers) < 1:
+            raise ConfigError(f"--organ-label {self.organ_label!r} is not understood: give numbers from 1 up.")
+        return numbers
+
+
+def _one(set_up: Setup, files: Files, *, out: Path, overwrite: bool) -> None:
+    from difftumor.organs import get_organ
     from difftumor.synthesis.scan_files import check_output, synthesize_scan
 
-    mask = _choose_mask(organ_mask, labels, organ_label)
+    inputs = files.inputs(get_organ(set_up.organ).name)
     # Before the networks are loaded, which takes a while.
-    check_output(out, inputs=(ct, mask), overwrite=overwrite)
-    artifact = find_artifact(model, organ=organ, size=size)
-    synthesizer = load_synthesizer(
-        artifact,
-        organ=organ,
-        device=pick_device(device),
-        sampler={"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing},
-        precision=precision,  # type: ignore[arg-type]
-    )
+    check_output(out, inputs=inputs, overwrite=overwrite)
+    workshop = set_up()
+    _say_of_gate(workshop)
     report = synthesize_scan(
-        synthesizer,
-        ct=ct,
-        organ_mask=mask,
-        organ_label=organ_label,
-        size=size,
-        count=count,
-        seed=seed,
-        out=out,
-        models=artifact_identities(artifact),
-        overwrite=overwrite,
+        workshop.synthesizer, inputs, workshop.request, out=out, models=workshop.models, overwrite=overwrite
     )
+    _print(report)
+    if workshop.request.gate is not None:
+        typer.echo(f"The quality gate let {_tumors(len(report.tumors))} through and rejected {report.rejected}.")
+
+
+def _many(set_up: Setup, source: Path, files: Files, *, out: Path, jobs: int, overwrite: bool) -> None:
+    from difftumor.cli.cases import synthesize_cases
+
+    if files.ct or files.organ_mask or files.labels or files.segments or files.convention:
+        raise ConfigError("--cases names the files of all scans: do without --ct and the options of its masks.")
+    synthesize_cases(set_up, source, files.numbers(), out=out, jobs=jobs, overwrite=overwrite)
+
+
+def _replay(path: Path, files: Files, *, model: Path | None, device: str, out: Path, overwrite: bool) -> None:
+    from difftumor.devices import pick_device
+    from difftumor.synthesis.loading import load_recorded
+    from difftumor.synthesis.scan_files import replay_scan
+    from difftumor.synthesis.scan_record import read_record
+
+    record = read_record(path)
+    there = pick_device(device)
+    if str(there) != record.content["device"]:
+        then = record.content["device"]
+        typer.echo(f"Warning: the record was made on {then}, this is {there}: last bits may differ.", err=True)
+    inputs = record.inputs if files == Files(None, None, None, None, None, None) else files.inputs(record.organ)
+    synthesizer = load_recorded(record, model=model, device=there)
+    _print(replay_scan(synthesizer, record, inputs, out=out, overwrite=overwrite))
+
+
+def _specs(tumors: Path | None, short: dict[str, Any]) -> tuple[tuple[TumorSpec, ...], int | None]:
+    """Return what tumors are wanted, and the seed that a file states."""
+    from difftumor.synthesis.plan import read_plan
+    from difftumor.synthesis.spec import TumorSpec
+
+    if tumors is not None:
+        _refuse(short, beside="--tumors")
+        plan = read_plan(tumors)
+        return plan.tumors, plan.seed
+    given = {name: value for name, value in short.items() if value is not None}
+    if "radius_mm" in given:
+        if "size" in given:
+            raise ConfigError("--size and --radius-mm say the same in two ways: give one of them.")
+        if not given["radius_mm"] > 0:
+            raise ConfigError(f"--radius-mm is {given['radius_mm']}: give a number above 0.")
+        given["diameter_mm"] = 2 * given.pop("radius_mm")
+    return (TumorSpec.from_dict(given, where="The options"),), None
+
+
+def _refuse(options: dict[str, Any], *, beside: str) -> None:
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        option = {"kind": "sampler"}.get(given, given).replace("_", "-")
+        raise ConfigError(f"--{option} has no meaning beside {beside}: give one of them.")
+
+
+def _say_of_gate(workshop: Workshop) -> None:
+    gate = workshop.request.gate
+    for stage, model in workshop.models.items():
+        if gate is not None and stage not in gate.real:
+            typer.echo(
+                f"Warning: {model.path} does not say how real tumors look: contrast, texture and edge are not tested.",
+                err=True,
+            )
+
+
+def _print(report: ScanReport) -> None:
+    from difftumor.cli.tumor_table import print_tumors
+
     for warning in report.warnings:
         typer.echo(f"Warning: {warning}", err=True)
-    for number, tumor in enumerate(report.tumors, start=1):
-        typer.echo(f"Tumor {number}: {_described(tumor)}")
+    print_tumors(report.tumors)
     typer.echo(f"Results are in {report.folder}.")
 
 
-def _choose_mask(organ_mask: Path | None, labels: Path | None, organ_label: int | None) -> Path:
-    from difftumor.errors import ConfigError
-
-    if organ_mask is not None and labels is None:
-        return organ_mask
-    if organ_mask is None and labels is not None:
-        if organ_label is None:
-            raise ConfigError(f"--labels {labels} needs --organ-label: give the organ's number in the label map.")
-        return labels
-    raise ConfigError("Give the organ as either --organ-mask or --labels with --organ-label.")
-
-
-def _described(tumor: TumorReport) -> str:
-    center = "no voxels" if tumor.center_mm is None else "at ({:.0f}, {:.0f}, {:.0f}) mm".format(*tumor.center_mm)
-    contrast = "" if tumor.contrast_hu is None else f", {tumor.contrast_hu:+.0f} HU against the organ"
-    return f"{tumor.record.size}, diameter {tumor.diameter_mm:.1f} mm, {center}{contrast}"
+def _tumors(count: int) -> str:
+    return f"{count} tumor{'' if count == 1 else 's'}"

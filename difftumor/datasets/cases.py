@@ -116,6 +116,13 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
     return joined
 
 
+def structure_files(case: Case, label_names: Mapping[str, int], numbers: Collection[int]) -> tuple[Path, ...]:
+    """Return the files of some structures of a case whose labels are a folder, in the order of their numbers."""
+    named = sorted((number, name) for name, number in label_names.items() if number in numbers)
+    found = [_structure_file(case.labels, name) for _, name in named] if case.labels is not None else []
+    return tuple(file for file in found if file is not None)
+
+
 def folds(cases: Sequence[Case], *, count: int = 5, fold: int, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Split cases by patient into training and validation.
 

@@ -1,128 +1,116 @@
-"""Drawing: all random decisions about one tumor, made before anything is applied."""
+"""Drawing: the tumors that are wanted for an organ, one after the other, each in the room that is left."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from difftumor.errors import SynthesisError
-from difftumor.organs import Organ
-from difftumor.seeding import Key, derive_seed, numpy_generator
-from difftumor.synthesis.placement import Room
-from difftumor.synthesis.records import SIZES, Triple, TumorRecord, sizes_of
-from difftumor.synthesis.shapes import tumor_shape
+from difftumor.seeding import Key
+from difftumor.synthesis.decisions import Drawing, Wanted
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.site import Site
+from difftumor.synthesis.spec import TumorSpec
 
-# Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
-LEAVING_CHANCE = 0.5
-# Published as U(0, 4) voxels of 1 mm; in mm a rim stays as soft at any spacing.
-LARGEST_BLUR_MM = 4.0
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tumors that were drawn.
+
+    Args:
+        records: In order; satellites follow their tumor.
+        shortfalls: What could not be had, in sentences.
+    """
+
+    records: tuple[TumorRecord, ...]
+    shortfalls: tuple[str, ...] = ()
+
+
+class Choose(Protocol):
+    """Decides which of the drawn tumors are kept."""
+
+    def begin(self) -> None:
+        """Forget what was tried for the tumor before."""
+        ...
+
+    def __call__(self, record: TumorRecord, number: int) -> TumorRecord | None:
+        """Return the tumor to keep in the place of one that was drawn, or None to have another drawn."""
+        ...
 
 
 def draw_tumors(
-    organ_mask_XYZ: np.ndarray,
+    site: Site,
+    specs: Sequence[TumorSpec],
     *,
-    organ: Organ,
-    texture: str,
-    size: str,
-    count: int,
-    spacing_mm: Triple,
     seed: int,
     keys: tuple[Key, ...] = (),
-    affine: np.ndarray | None = None,
-    open_border: bool = True,
-) -> tuple[TumorRecord, ...]:
-    """Draw tumors for one organ; no network is needed. See ``TumorSynthesizer.draw``, as for what it raises.
+    choose: Choose | None = None,
+    attempts: int = 1,
+) -> Drawn:
+    """Draw tumors for one organ; no network is needed.
 
     Args:
-        organ_mask_XYZ: See there, as for all that follow but these.
-        organ: Rules of placement.
-        texture: Name of the generator that the tumors are drawn for.
-        size: See there.
-        count: See there.
-        spacing_mm: Voxel size of the mask.
-        seed: See there.
-        keys: See there.
-        affine: See there.
-        open_border: See there.
-    """
-    sizes = sizes_of(size)
-    if count < 1:
-        return ()
-    room = Room(organ_mask_XYZ, spacing_mm, erosion_voxels=organ.erosion_voxels, open_border=open_border)
-    to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
-    drawn = (
-        draw_tumor(
-            room,
-            organ=organ,
-            texture=texture,
-            sizes=sizes,
-            spacing_mm=spacing_mm,
-            to_mm=to_mm,
-            seed=seed,
-            keys=(*keys, "tumor", number),
-        )
-        for number in range(count)
-    )
-    records = tuple(record for record in drawn if record is not None)
-    if not records:
-        raise SynthesisError(
-            f"The {organ.name} has no room for a tumor of size {size!r}: choose a smaller size "
-            "or a mask with more of the organ."
-        )
-    return records
-
-
-def draw_tumor(
-    room: Room,
-    *,
-    organ: Organ,
-    texture: str,
-    sizes: tuple[str, ...],
-    spacing_mm: Triple,
-    to_mm: np.ndarray,
-    seed: int,
-    keys: tuple[Key, ...],
-) -> TumorRecord | None:
-    """Draw one tumor and let it take its place in the room.
-
-    Args:
-        room: Where there is place; changed.
-        organ: Rules of placement.
-        texture: Name of the generator that the tumor is drawn for.
-        sizes: Size classes to choose from, with equal chance.
-        spacing_mm: Voxel size of the room.
-        to_mm: (4, 4), voxels of the room to world mm.
-        seed: With ``keys``, decides everything.
-        keys: Different for every tumor.
+        site: The organ.
+        specs: What is wanted.
+        seed: With ``keys``, decides everything; the first tumors do not depend on how many follow.
+        keys: For instance ``("epoch", 3, "sample", 17)``.
+        choose: Which tumors to keep; by default all.
+        attempts: How often a tumor that is not kept is drawn anew.
 
     Returns:
-        The record, or None where there is no room for it.
+        The tumors, possibly none.
+
+    Raises:
+        SynthesisError: The mask is empty, or the CT is needed and not given.
     """
-    generator = numpy_generator(seed, *keys)
-    size = SIZES[sizes[int(generator.integers(len(sizes)))]]
-    low, high = size.half_axes
-    a, b, c = (float(size.radius_mm * share) for share in generator.uniform(low, high, size=3))
-    # Drawn whether needed or not, so that one decision never shifts the numbers of the next.
-    leaves = bool(generator.random() < LEAVING_CHANCE)
-    record = TumorRecord(
-        generator=texture,
-        organ=organ.name,
-        size=size.name,
-        radius_mm=size.radius_mm,
-        half_axes_mm=(a, b, c),
-        deformation_sigma_mm=size.draw_deformation(generator),
-        shape_seed=derive_seed(seed, *keys, "shape"),
-        center_voxel=(0, 0, 0),
-        center_mm=(0.0, 0.0, 0.0),
-        may_leave_organ=leaves and size.name in organ.may_leave_organ,
-        texture_seed=derive_seed(seed, *keys, "texture"),
-        blur_sigma_voxels=float(generator.uniform(0.0, LARGEST_BLUR_MM) / np.prod(spacing_mm) ** (1 / 3)),
-        spacing_mm=spacing_mm,
-    )
-    shape = tumor_shape(record)
-    may_leave, centered = record.may_leave_organ, size.name in organ.centered
-    center = room.find_center(shape, max(a, b, c), generator, may_leave=may_leave, centered=centered)
-    if center is None:
-        return None
-    room.take(*room.cut(shape, center, may_leave=may_leave))
-    x, y, z = (float(value) for value in (to_mm @ [*center, 1.0])[:3])
-    return replace(record, center_voxel=center, center_mm=(x, y, z))
+    drawing = Drawing(site, specs, seed=seed, keys=keys)
+    records: list[TumorRecord] = []
+    missing: list[tuple[Wanted, bool]] = []
+    queue = list(drawing.wanted)
+    total = len(queue)
+    while queue:
+        wanted = queue.pop(0)
+        record, had_room = _kept(drawing, wanted, len(records) + 1, choose, attempts)
+        if record is None:
+            missing.append((wanted, had_room))
+            continue
+        drawing.accept(record)
+        records.append(record)
+        satellites = drawing.satellites(wanted, record, len(records))
+        total += len(satellites)
+        queue = satellites + queue
+    return Drawn(tuple(records), _shortfalls(site, missing, total))
+
+
+def _kept(
+    drawing: Drawing, wanted: Wanted, number: int, choose: Choose | None, attempts: int
+) -> tuple[TumorRecord | None, bool]:
+    """Return the tumor that is kept, and whether there was room for any."""
+    had_room = False
+    if choose is not None:
+        choose.begin()
+    for attempt in range(attempts if choose is not None else 1):
+        record = drawing.draw(wanted, attempt=attempt)
+        if record is None:
+            continue  # another size or shape may fit
+        had_room = True
+        kept = record if choose is None else choose(record, number)
+        if kept is not None:
+            return kept, True
+    return None, had_room
+
+
+def _shortfalls(site: Site, missing: Sequence[tuple[Wanted, bool]], total: int) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    name = site.organ.name
+    sentences = []
+    crowded = [wanted for wanted, had_room in missing if not had_room]
+    if crowded:
+        kept_apart = any(wanted.spec.vessel_clearance_mm is not None for wanted in crowded)
+        apart = " away from its vessels" if kept_apart else ""
+        sentences.append(f"The {name} had room{apart} for {total - len(missing)} of {total} tumors.")
+    rejected = len(missing) - len(crowded)
+    if rejected:
+        sentences.append(f"{rejected} of {total} tumors were not made, since none that was tried was good enough.")
+    return tuple(sentences)

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from difftumor.errors import SynthesisError
 from difftumor.grids import Box, triple
-from difftumor.synthesis.blending import blurred_weight
+from difftumor.synthesis.blending import TRUNCATE, blurred_weight
 
 # Table 1: γmax = 1.3 r. Tissue further from the center, in units of the tumor's half-axes, stays where it is.
 REACH = 1.3
+# Table 1: σd, in voxels of about 1 mm; the capsule ends this far from the tumor's edge, and half a voxel.
+_CAPSULE_BLUR_MM = 0.8
+CAPSULE_REACH_MM = TRUNCATE * _CAPSULE_BLUR_MM
 
 
 def mass_effect_map(
@@ -102,7 +105,7 @@ def capsule(
     spacing_mm: Sequence[float],
     lower: float = 0.4,
     upper: float = 0.7,
-    blur_sigma_mm: float = 0.8,
+    blur_sigma_mm: float = _CAPSULE_BLUR_MM,
 ) -> Tensor:
     """Return the HU that a capsule adds: eqs. (6) to (8).
 

@@ -1,11 +1,15 @@
-"""Loading a tumor synthesizer from the artifacts of a diffusion model and its autoencoder."""
+"""Loading a tumor synthesizer from the artifacts of diffusion models and their autoencoder."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from difftumor.appearance import AppearanceRanges
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import load_artifact
 from difftumor.diffusion.latent import LatentCodec
@@ -14,38 +18,38 @@ from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import Organ, get_organ
-from difftumor.synthesis.records import stage_of_size
+from difftumor.synthesis.diffusion import DiffusionTexture, Precision
+from difftumor.synthesis.records import Triple
+from difftumor.synthesis.scan_record import ModelRecord, ScanRecord
+from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from difftumor.synthesis.texture import Precision
 
 
-def load_synthesizer(
+@dataclass(frozen=True)
+class LoadedTexture:
+    """A diffusion model, ready for synthesis.
+
+    Args:
+        texture: It.
+        spacing_mm: Voxel size that it was trained at.
+        path: Folder of its artifact.
+    """
+
+    texture: DiffusionTexture
+    spacing_mm: Triple
+    path: Path
+
+
+def load_texture(
     diffusion_artifact: Path | str,
     *,
-    organ: Organ | str,
     device: torch.device | str = "cpu",
     sampler: SamplerConfig | Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     autoencoder: Path | str | None = None,
     allow_incomplete: bool = False,
-) -> TumorSynthesizer:
-    """Load a diffusion model with the autoencoder it was trained with.
-
-    Args:
-        diffusion_artifact: Folder of the diffusion model.
-        organ: Where tumors are to grow; may differ from the organ that the model was trained on.
-        device: Where to put the networks.
-        sampler: How to sample; by default as the artifact says. A mapping holds what is to differ from that, as
-            arguments of `SamplerConfig.changed`.
-        precision: What the networks compute in, "fp32" or "bf16".
-        autoencoder: Where the autoencoder is now; by default where it was in training.
-        allow_incomplete: Also take a model whose training has not finished.
-
-    Raises:
-        ArtifactError: An artifact is missing, damaged, of another kind, or lacks settings.
-        ConfigError: The sampler does not fit the model, or the precision is unknown.
-        OrganError: The organ is unknown.
-    """
+) -> LoadedTexture:
+    """Load a diffusion model with the autoencoder it was trained with; arguments and errors as `load_synthesizer`."""
     artifact = load_artifact(diffusion_artifact, kind="diffusion", device=device, allow_incomplete=allow_incomplete)
     parent = artifact.parent("autoencoder", path=None if autoencoder is None else Path(autoencoder), device=device)
     settings, preprocessing = artifact.config.settings, artifact.config.preprocessing
@@ -54,7 +58,7 @@ def load_synthesizer(
         usual = SamplerConfig(**settings.get("sampler", {}))
         usual.time_steps(schedule.timesteps)
         window = IntensityWindow(*(float(limit) for limit in preprocessing["window_hu"]))
-        spacing_mm = [float(step) for step in preprocessing["spacing_mm"]]
+        x, y, z = (float(step) for step in preprocessing["spacing_mm"])
         patch = [int(size) for size in preprocessing["crop"]]
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtifactError(
@@ -62,47 +66,164 @@ def load_synthesizer(
         ) from error
     chosen = sampler if isinstance(sampler, SamplerConfig) else usual.changed(**sampler or {})
     chosen.time_steps(schedule.timesteps)
-    return TumorSynthesizer(
-        organ=get_organ(organ) if isinstance(organ, str) else organ,
+    texture = DiffusionTexture(
         codec=LatentCodec(parent.network),  # type: ignore[arg-type]
         denoiser=artifact.network,  # type: ignore[arg-type]
         schedule=schedule,
         sampler=chosen,
         window=window,
         patch=patch,
-        spacing_mm=spacing_mm,
         masked=settings.get("masked", "image"),
         precision=precision,
     )
+    return LoadedTexture(texture, (x, y, z), artifact.path)
+
+
+def load_synthesizer(
+    models: Path | str | Mapping[str, Path] | None,
+    *,
+    organ: Organ | str,
+    device: torch.device | str = "cpu",
+    sampler: SamplerConfig | Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    autoencoder: Path | str | None = None,
+    allow_incomplete: bool = False,
+) -> TumorSynthesizer:
+    """Load diffusion models, each with the autoencoder it was trained with.
+
+    Args:
+        models: Folder of the diffusion model, or folders by stage, ``"early"`` and ``"late"``; None for hand-crafted
+            tumors alone.
+        organ: Where tumors are to grow; may differ from the organ that a model was trained on.
+        device: Where to put the networks.
+        sampler: How to sample; by default as the artifact says. A mapping holds what is to differ from that, as
+            arguments of `SamplerConfig.changed`.
+        precision: What the networks compute in, "fp32" or "bf16".
+        autoencoder: Where the autoencoder is now; by default where it was in training.
+        allow_incomplete: Also take a model whose training has not finished.
+
+    Raises:
+        ArtifactError: An artifact is missing, damaged, of another kind, or lacks settings; or the models of both stages
+            were trained at different voxel sizes.
+        ConfigError: The sampler does not fit the model, or the precision is unknown.
+        OrganError: The organ is unknown.
+    """
+    host = get_organ(organ) if isinstance(organ, str) else organ
+    if models is None:
+        return TumorSynthesizer(organ=host).to(device)
+    paths = {stage: Path(path) for stage, path in models.items()} if isinstance(models, Mapping) else {"": Path(models)}
+    loaded = {
+        path: load_texture(
+            path,
+            device=device,
+            sampler=sampler,
+            precision=precision,
+            autoencoder=autoencoder,
+            allow_incomplete=allow_incomplete,
+        )
+        for path in dict.fromkeys(paths.values())
+    }
+    spacings = {model.spacing_mm for model in loaded.values()}
+    if len(spacings) > 1:
+        listed = " and ".join(str(path) for path in loaded)
+        raise ArtifactError(f"{listed} were trained at different voxel sizes: give models of one size.")
+    textures = {stage: loaded[path].texture for stage, path in paths.items()}
+    return TumorSynthesizer(organ=host, diffusion=textures.get("", textures), spacing_mm=spacings.pop())
+
+
+def find_models(
+    model: Path | str | None, stages: Collection[Stage], *, organ: Organ | str, folder: Path | str = "checkpoints"
+) -> dict[str, Path]:
+    """Return the folders of the diffusion models to use, by stage.
+
+    Args:
+        model: Where the user says it is, for all stages; None for the usual places.
+        stages: Of the tumors that are wanted.
+        organ: Where tumors are to grow.
+        folder: See `find_artifact`.
+
+    Raises:
+        ArtifactError: There is nothing in a usual place.
+        OrganError: The organ is unknown.
+    """
+    return {stage: find_artifact(model, organ=organ, stage=stage, folder=folder) for stage in sorted(stages)}
 
 
 def find_artifact(
-    path: Path | str | None, *, organ: Organ | str, size: str, folder: Path | str = "checkpoints"
+    path: Path | str | None, *, organ: Organ | str, stage: Stage, folder: Path | str = "checkpoints"
 ) -> Path:
     """Return the folder of the diffusion model to use.
 
     Args:
         path: Where the user says it is; None for the usual place, ``<folder>/diffusion_<organ>_<early or late>``.
         organ: Where tumors are to grow.
-        size: Size class or group; tiny and small tumors are early ones.
+        stage: Of the tumors, ``"early"`` or ``"late"``.
         folder: Where the stages put their artifacts.
 
     Raises:
         ArtifactError: There is nothing in the usual place.
         OrganError: The organ is unknown.
-        ConfigError: The size is unknown.
     """
     name = (get_organ(organ) if isinstance(organ, str) else organ).name
-    stage = stage_of_size(size)
     if path is not None:
         return Path(path)
     usual = Path(folder) / f"diffusion_{name}_{stage}"
     if not usual.is_dir():
         raise ArtifactError(
             f"There is no diffusion model at {usual}: make one with python -m stages.diffusion organ={name} "
-            f"tumor_stage={stage}, or give the folder of one with --model."
+            f"tumor_stage={stage}, give the folder of one with --model, or do without: --generator handcrafted."
         )
     return usual
+
+
+def model_records(paths: Mapping[str, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
+    """Return what a record keeps of the models behind a synthesizer, by stage."""
+    return {
+        stage: ModelRecord(path, artifact_identities(path), synthesizer.diffusion[stage].sampling)
+        for stage, path in paths.items()
+    }
+
+
+def load_recorded(
+    record: ScanRecord, *, model: Path | None = None, device: torch.device | str = "cpu"
+) -> TumorSynthesizer:
+    """Load the synthesizer that made a record.
+
+    Args:
+        record: What was made.
+        model: Where its diffusion model is now; by default where it was then.
+        device: Where to put the networks.
+
+    Raises:
+        ArtifactError: A model is missing, or is another than the one that made the record.
+        OrganError: The organ is unknown.
+    """
+    textures, spacing_mm = {}, record.tumors[0].spacing_mm if record.tumors else (1.0, 1.0, 1.0)
+    for stage, recorded in record.models.items():
+        path = model or recorded.path
+        if artifact_identities(path) != dict(recorded.identities):
+            raise ArtifactError(
+                f"{path} is not the model that made {record.path}: give that one with --model, or bring it back."
+            )
+        textures[stage] = load_texture(path, device=device, **recorded.options).texture
+    return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
+
+
+def real_tumors(paths: Mapping[str, Path]) -> dict[Stage, AppearanceRanges]:
+    """Return how the real tumors look that diffusion models have learned, by stage, where their artifacts say so.
+
+    Raises:
+        ArtifactError: An artifact is missing, or says it in a way that is not understood.
+    """
+    found: dict[Stage, AppearanceRanges] = {}
+    for stage, path in paths.items():
+        content = read_config(path).real_tumors
+        try:
+            if content:
+                found[stage] = AppearanceRanges.from_dict(content)  # type: ignore[index]
+        except ValueError as error:
+            raise ArtifactError(f"{path} misstates how real tumors look ({error}): make it again.") from error
+    return found
 
 
 def artifact_identities(diffusion_artifact: Path | str) -> dict[str, str]:

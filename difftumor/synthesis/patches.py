@@ -27,9 +27,14 @@ class PlacedTumor:
     record: TumorRecord
     box: Box
 
+    @property
+    def whole_halo_box(self) -> Box:
+        """Box in which the blurred mask may differ from zero; it may reach beyond the array."""
+        return self.box.padded(blur_radius(self.record.blur_sigma_voxels))
+
     def halo_box(self, shape: Voxel) -> Box:
-        """Return the box in which the blurred mask may differ from zero, inside the array."""
-        return self.box.padded(blur_radius(self.record.blur_sigma_voxels)).clipped(shape)
+        """Return the part of that box inside the array."""
+        return self.whole_halo_box.clipped(shape)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Room:
         erosion_voxels: int = 0,
         minimum_inside: float = 0.25,
         open_border: bool = True,
+        vessels_XYZ=None,
+        to_world=None,
     ) -> None:
         self._organ: Mask = np.ascontiguousarray(organ_XYZ != 0)
         if self._organ.ndim != 3 or not self._organ.any():
@@ -56,10 +58,20 @@ class Room:
         self._erosion_voxels = erosion_voxels
         self._minimum_inside = minimum_inside
         self._open_border = open_border
+        self._vessels = vessels_XYZ
         # Centers lie in the organ; one voxel around it is enough to see its surface.
         self._box = Box.around(self._organ).padded(1).clipped(self._organ.shape)
+        self.box = self._box
 
-    def cut(self, shape: Mask, center: Voxel, *, may_leave: bool) -> tuple[Box, Mask]:
+    @property
+    def depth_mm(self):
+        return self._organ_distance_mm
+
+    def fits_at(self, shape, center, *, reach_mm, may_leave=False, vessel_clearance_mm=None, may_overlap=False):
+        _, kept = self.cut(shape, center, may_leave=may_leave, may_overlap=may_overlap)
+        return np.count_nonzero(kept) >= max(1, math.ceil(self._minimum_inside * np.count_nonzero(shape)))
+
+    def cut(self, shape: Mask, center: Voxel, *, may_leave: bool, may_overlap: bool = False) -> tuple[Box, Mask]:
         """Return the largest connected part of a shape that lies in the room, and its box in the array.
 
         Args:
@@ -74,7 +86,7 @@ class Room:
         )
         box = whole.clipped(self._organ.shape)
         part = shape[tuple(slice(a - w, b - w) for a, b, w in zip(box.start, box.stop, whole.start, strict=True))]
-        mask = part & self._free[box.slices]
+        mask = part & (True if may_overlap else self._free[box.slices])
         if not may_leave:
             mask &= self._organ[box.slices]
         return box, largest_component(mask)
@@ -95,6 +107,10 @@ class Room:
         *,
         may_leave: bool = False,
         centered: bool = False,
+        within=None,
+        vessel_clearance_mm=None,
+        may_overlap=False,
+        by_slice=False,
     ) -> Voxel | None:
         """Choose a center, uniformly among the voxels where the tumor fits.
 
@@ -114,6 +130,16 @@ class Room:
         least = 1 if centered else max(1, math.ceil(self._minimum_inside * np.count_nonzero(shape)))
         distance_mm = self._distance_mm(may_leave=may_leave)
         wanted = self.middle if centered else self._eroded & self._free[self._box.slices]
+        if within is not None:
+            whole = np.zeros(self._organ.shape, bool)
+            if isinstance(within, tuple):
+                whole[within[0].slices] = within[1]
+            else:
+                whole = within
+            wanted = wanted & whole[self._box.slices]
+        if vessel_clearance_mm is not None and self._vessels.any():
+            d = ndimage.distance_transform_edt(~self._vessels[self._box.slices], sampling=self._spacing_mm)
+            wanted = wanted & (d > reach_mm + vessel_clearance_mm)
         for level in _FIT_LEVELS:
             candidates = np.flatnonzero(wanted & (distance_mm > level * reach_mm))
             if len(candidates) == 0:

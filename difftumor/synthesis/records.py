@@ -10,82 +10,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
+from difftumor.errors import SynthesisError
+from difftumor.synthesis.handcrafted import TextureRecord
+from difftumor.synthesis.sizes import Stage, stage_of_radius
 
-from difftumor.errors import ConfigError, SynthesisError
-from difftumor.organs import SIZE_NAMES
-
-RECORD_FORMAT_VERSION = 1
+RECORD_FORMAT_VERSION = 2
+GeneratorName = Literal["diffusion", "handcrafted"]
 Triple = tuple[float, float, float]
 Voxel = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeClass:
-    """How large tumors of one class are, and how strongly their ellipsoid is deformed.
-
-    Args:
-        name: One of ``organs.SIZE_NAMES``.
-        radius_mm: Radius r of the class.
-        half_axes: Each half-axis is U(low · r, high · r).
-        deformation_mm: σe of the elastic deformation: a range ``(low, high)`` when ``continuous``, else the choices.
-        continuous: Whether σe is drawn from the range or from the choices.
-    """
-
-    name: str
-    radius_mm: float
-    half_axes: tuple[float, float]
-    deformation_mm: tuple[float, ...]
-    continuous: bool = False
-
-    def draw_deformation(self, generator: np.random.Generator) -> float:
-        """Draw σe in mm."""
-        if self.continuous:
-            low, high = self.deformation_mm
-            return float(generator.uniform(low, high))
-        return float(generator.choice(self.deformation_mm))
-
-
-_TINY, _SMALL, _MEDIUM, _LARGE = SIZE_NAMES
-# Hu et al. 2023, section 3.1: half-axes U(0.75 r, 1.25 r); the published recipe lets those of large tumors reach 2 r.
-SIZES: Mapping[str, SizeClass] = MappingProxyType(
-    {
-        size.name: size
-        for size in (
-            SizeClass(name=_TINY, radius_mm=4.0, half_axes=(0.75, 1.25), deformation_mm=(0.5, 1.0), continuous=True),
-            SizeClass(name=_SMALL, radius_mm=8.0, half_axes=(0.75, 1.25), deformation_mm=(1, 2)),
-            SizeClass(name=_MEDIUM, radius_mm=16.0, half_axes=(0.75, 1.25), deformation_mm=(3, 4, 5, 6)),
-            SizeClass(name=_LARGE, radius_mm=32.0, half_axes=(0.75, 2.0), deformation_mm=(5, 6, 7, 8, 9, 10)),
-        )
-    }
-)
-# What a user may ask for: a class, or a group whose members have equal chance for each tumor.
-SIZE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {**{name: (name,) for name in SIZES}, "early": (_TINY, _SMALL), "late": (_MEDIUM, _LARGE)}
-)
-
-
-def sizes_of(size: str) -> tuple[str, ...]:
-    """Return the size classes behind a class or group name.
-
-    Raises:
-        ConfigError: The name is unknown.
-    """
-    if size not in SIZE_GROUPS:
-        raise ConfigError(f"Tumor size {size!r} is unknown: use one of {', '.join(SIZE_GROUPS)}.")
-    return SIZE_GROUPS[size]
-
-
-def stage_of_size(size: str) -> Literal["early", "late"]:
-    """Return the stage whose diffusion model makes tumors of a size class or group: tiny and small ones are early.
-
-    Raises:
-        ConfigError: The name is unknown.
-    """
-    return "early" if set(sizes_of(size)) <= set(SIZE_GROUPS["early"]) else "late"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +27,10 @@ class TumorRecord:
     """All that is random about one tumor.
 
     Args:
-        generator: Which generator makes the texture, for instance ``"diffusion"``.
+        generator: What makes the texture: ``"diffusion"`` or ``"handcrafted"``.
         organ: Organ that hosts the tumor.
-        size: Size class, a key of ``SIZES``.
-        radius_mm: Radius of the size class.
+        size: Size class, a key of ``sizes.SIZES``, or ``sizes.CUSTOM``.
+        radius_mm: Radius of the size class, or the one asked for.
         half_axes_mm: Half-axes of the ellipsoid along x, y, z.
         deformation_sigma_mm: Standard deviation of the elastic deformation's control displacements, 0 for none.
         shape_seed: Seed of the deformation.
@@ -106,10 +40,19 @@ class TumorRecord:
         texture_seed: Seed of the texture's noise.
         blur_sigma_voxels: Standard deviation of the Gaussian that softens the rim, in model voxels.
         spacing_mm: Voxel size of the model space.
+        location: Where it was to be, in words.
+        vessel_clearance_mm: How far vessels were to be from its surface; None where they did not matter.
+        contrast_hu: Contrast asked for; None for any.
+        may_overlap: Whether other tumors leave it whole.
+        satellite_of: Number of the tumor that it is a satellite of, from 1; None for none.
+        texture: How its texture is made by hand; None for other generators.
+        mass_effect: How strongly it pushes its surroundings apart, I in [0, 100] of Hu et al. 2023, eq. (5).
+        capsule_hu: How much brighter its capsule is, d of eq. (8); 0 for no capsule.
+        attempts: Tumors that were drawn and made until this one was good enough.
         format_version: Version of this layout.
     """
 
-    generator: str
+    generator: GeneratorName
     organ: str
     size: str
     radius_mm: float
@@ -122,6 +65,15 @@ class TumorRecord:
     texture_seed: int
     blur_sigma_voxels: float
     spacing_mm: Triple = (1.0, 1.0, 1.0)
+    location: str = "anywhere"
+    vessel_clearance_mm: float | None = None
+    contrast_hu: float | None = None
+    may_overlap: bool = False
+    satellite_of: int | None = None
+    texture: TextureRecord | None = None
+    mass_effect: float = 0.0
+    capsule_hu: float = 0.0
+    attempts: int = 1
     format_version: int = RECORD_FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -135,6 +87,20 @@ class TumorRecord:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise SynthesisError(f"{name} must be a number of at least 0, not {value}: correct the record.")
+        if not 0 <= self.mass_effect <= 100 or not math.isfinite(self.capsule_hu):
+            raise SynthesisError("mass_effect must be in [0, 100] and capsule_hu finite: correct the record.")
+        if self.generator not in get_args(GeneratorName) or (self.generator == "handcrafted") != (
+            self.texture is not None
+        ):
+            raise SynthesisError(
+                f"A record needs the generator diffusion, or handcrafted with its texture, not {self.generator!r}: "
+                "correct the record."
+            )
+
+    @property
+    def stage(self) -> Stage:
+        """Whose diffusion model makes it."""
+        return stage_of_radius(self.radius_mm)
 
     def moved(self, offset: Iterable[int]) -> TumorRecord:
         """Return the record for an array whose first voxel lies ``-offset`` from the old one's; world is unchanged."""
@@ -164,6 +130,8 @@ class TumorRecord:
             raise SynthesisError(f"The tumor record lacks or does not know the fields {wrong}: correct the record.")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
+            if arguments["texture"] is not None:
+                arguments["texture"] = TextureRecord(**arguments["texture"])
             return cls(**arguments)
         except TypeError as error:
             raise SynthesisError(f"A field of the tumor record has the wrong type ({error}): correct it.") from error

@@ -1,7 +1,4 @@
-"""Tumors in a scan on its own grid: only the change is carried back from model space.
-
-Everything outside the tumors' halo stays as it was stored, whatever the scan's orientation and spacing.
-"""
+"""A scan on its own grid, its organ in model space, and drawing tumors there."""
 
 from __future__ import annotations
 
@@ -11,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from difftumor.errors import ConfigError, OrganError, SynthesisError
-from difftumor.grids import Array, Box, triple
-from difftumor.organs import ORGAN, TUMOR
+from difftumor.errors import OrganError
+from difftumor.grids import Array, Box
+from difftumor.organs import Organ
 from difftumor.spaces import ModelSpace
-from difftumor.synthesis.records import SIZES, TumorRecord
+from difftumor.synthesis.drawing import Choose, Drawn, draw_tumors
+from difftumor.synthesis.records import Triple, TumorRecord, Voxel
 from difftumor.synthesis.shapes import reach_mm
-from difftumor.synthesis.synthesizer import TumorSynthesizer
-from difftumor.volume import Volume, check_same_grid, read_ct, read_labels
+from difftumor.synthesis.site import Site
+from difftumor.synthesis.sizes import SIZES
+from difftumor.synthesis.spec import TumorSpec
+from difftumor.volume import Volume
+
+# Vessels are sought in the smoothed CT, whose Gaussian looks this far beyond the organ.
+_SMOOTHING_MM = 6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,188 +32,139 @@ class Scan:
 
     Args:
         ct: The CT in HU, on its own grid.
-        organ: Boolean mask on the same grid, not empty.
+        organ: Boolean mask on the same grid, not empty; without the tumors that are there already.
         organ_path: File that the mask was read from.
+        tumors: Boolean mask of tumors that are there already; None for none.
+        segments: Label map of the organ's segments on the same grid; None for none.
     """
 
     ct: Volume
     organ: NDArray[np.bool_]
     organ_path: Path
+    tumors: NDArray[np.bool_] | None = None
+    segments: Volume | None = None
+
+
+def mask_of(labels: Volume, numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
+    """Return the voxels of a label map that hold one of the numbers, or any number where none are given.
+
+    Raises:
+        OrganError: There is none; the message lists the labels found.
+    """
+    if not numbers:
+        mask = labels.data != 0
+    elif len(numbers) == 1:
+        mask = labels.data == numbers[0]
+    else:
+        mask = np.isin(labels.data, numbers)
+    if not mask.any():
+        found = ", ".join(map(str, label_values(labels.data))) or "none"
+        wanted = f"voxel with label {' or '.join(map(str, numbers))}" if numbers else "nonzero voxel"
+        raise OrganError(
+            f"{labels.path} holds no {wanted} for the {organ} (labels found: {found}): give another mask or label."
+        )
+    return mask
+
+
+def label_values(labels: Array) -> list[int]:
+    """Return the numbers above 0 of a label map, slice by slice, for memory."""
+    found: set[int] = set()
+    for index in range(labels.shape[2]):
+        found.update(np.unique(labels[:, :, index]).tolist())
+    return sorted(found - {0})
 
 
 @dataclass(frozen=True, eq=False)
-class ScanSynthesis:
-    """What tumors do to a scan.
+class ScanSite:
+    """The organ of a scan in model space.
 
     Args:
-        scan: What they were made in; not modified.
-        records: How they were drawn, in voxels of the scan's model space.
-        change_hu: float32 change of the CT on ``change_box`` of its own grid.
-        change_box: Where the scan changes.
-        lesions: uint16 on the scan's own grid: 0, or the number of the tumor.
-        region: Box of model space that the following arrays cover.
-        before_hu: CT in model space.
-        after_hu: CT with tumors in model space.
-        model_labels: uint8 in model space: 0 background, 1 organ, 2 tumor.
-        model_lesions: int32 in model space.
-        spacing_mm: Voxel size of model space.
+        site: The organ and what is around it.
+        box: Box of the scan's model space that it covers.
     """
 
-    scan: Scan
-    records: tuple[TumorRecord, ...]
-    change_hu: NDArray[np.float32]
-    change_box: Box
-    lesions: NDArray[np.uint16]
-    region: Box
-    before_hu: NDArray[np.float32]
-    after_hu: NDArray[np.float32]
-    model_labels: NDArray[np.uint8]
-    model_lesions: NDArray[np.int32]
-    spacing_mm: tuple[float, float, float]
-
-    @property
-    def labels(self) -> NDArray[np.uint8]:
-        """Label map on the scan's own grid: 0 background, 1 organ, 2 tumor."""
-        labels = self.scan.organ.astype(np.uint8) * np.uint8(ORGAN)
-        labels[self.lesions > 0] = TUMOR
-        return labels
-
-    def changed(self) -> NDArray[np.bool_]:
-        """Mask of the voxels of the scan's own grid whose HU change."""
-        mask = np.zeros(self.scan.ct.grid.shape, dtype=bool)
-        mask[self.change_box.slices] = self.change_hu != 0
-        return mask
-
-    def hu(self) -> NDArray[np.float32]:
-        """CT with tumors on the scan's own grid."""
-        hu: NDArray[np.float32] = self.scan.ct.data.copy(order="K")
-        hu[self.change_box.slices] += self.change_hu
-        return hu
+    site: Site
+    box: Box
 
 
-def read_scan(ct: Path, organ_mask: Path, *, organ: str, organ_label: int | None = None) -> Scan:
-    """Read a CT and the mask of an organ.
+def site_of(scan: Scan, specs: Sequence[TumorSpec], *, organ: Organ, spacing_mm: Triple) -> ScanSite:
+    """Carry what drawing needs of a scan to model space.
 
     Args:
-        ct: CT in HU.
-        organ_mask: Mask or label map on the CT's grid.
-        organ: The organ's name, for messages.
-        organ_label: Its number in the label map; None for a mask with a single nonzero value.
+        scan: Not modified.
+        specs: What will be drawn.
+        organ: Rules of placement.
+        spacing_mm: Voxel size of model space.
 
     Raises:
-        VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
-        GridMismatchError: The grids differ.
-        OrganError: The organ is absent.
-        ConfigError: The file is a label map of several structures and no number is given.
+        OrganError: The organ is too small to be seen at that voxel size.
     """
-    volume, labels = read_ct(ct), read_labels(organ_mask)
-    check_same_grid(volume, labels)
-    mask = labels.data != 0 if organ_label is None else labels.data == organ_label
-    found = [int(value) for value in np.unique(labels.data) if value]
-    listed = ", ".join(map(str, found)) or "none"
-    if organ_label is None and len(found) > 1:
-        raise ConfigError(f"{organ_mask} holds several labels ({listed}): say which is the {organ} with --organ-label.")
-    if not mask.any():
-        wanted = "nonzero voxel" if organ_label is None else f"voxel with label {organ_label}"
-        raise OrganError(
-            f"{organ_mask} holds no {wanted} for the {organ} (labels found: {listed}): give another mask or label."
-        )
-    return Scan(volume, mask, Path(organ_mask))
-
-
-def draw_in_scan(
-    synthesizer: TumorSynthesizer, scan: Scan, *, size: str, count: int, seed: int
-) -> tuple[TumorRecord, ...]:
-    """Draw tumors for a scan; arguments, result and errors as ``TumorSynthesizer.draw``.
-
-    Centers are in voxels of the scan's whole model space, so that a record does not depend on how the work is cut.
-    """
-    space = ModelSpace(scan.ct.grid, synthesizer.spacing_mm)
+    space = ModelSpace(scan.ct.grid, spacing_mm)
     # Tumors that may leave the organ need all the room they can reach: one cut here but not when it is applied would
     # leave other room to those drawn after it. The others see the organ's surface, and no more.
-    leaving = [SIZES[name] for name in synthesizer.organ.may_leave_organ]
-    reach = max([reach_mm(s.radius_mm * s.half_axes[1], max(s.deformation_mm)) for s in leaving], default=0.0)
-    margin = [math.ceil(reach / step) + 2 for step in synthesizer.spacing_mm]
-    box = space.model_box(Box.around(scan.organ)).padded(margin).clipped(space.grid.shape)
-    organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=box)
-    if not organ.any():
+    box = space.model_box(Box.around(scan.organ)).padded(_margin(specs, organ, spacing_mm)).clipped(space.grid.shape)
+    mask = space.to_model(scan.organ.view(np.uint8), kind="labels", box=box)
+    if not mask.any():
         raise OrganError(
-            f"The {synthesizer.organ.name} of {scan.organ_path} is too small to be seen at "
-            f"{synthesizer.spacing_mm} mm: give a mask with more of the organ."
+            f"The {organ.name} of {scan.organ_path} is too small to be seen at {spacing_mm} mm: "
+            "give a mask with more of the organ."
         )
     affine = space.grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ box.start
-    drawn = synthesizer.draw(organ, size=size, count=count, seed=seed, affine=affine, open_border=False)
-    return tuple(record.moved(box.start) for record in drawn)
-
-
-def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[TumorRecord]) -> ScanSynthesis:
-    """Apply records to a scan; the same arguments give the same tumors.
-
-    Args:
-        synthesizer: What makes the tumors, on the device of its networks.
-        scan: Not modified.
-        records: As ``draw_in_scan`` returned them, at least one.
-
-    Raises:
-        SynthesisError: A record does not fit the scan or the synthesizer.
-    """
-    if not records:
-        raise ConfigError("There are no tumor records to apply: draw at least one.")
-    space = ModelSpace(scan.ct.grid, synthesizer.spacing_mm)
-    region = _region(records, synthesizer.patch, space)
-    if region.empty:
-        raise SynthesisError(f"The tumors lie outside {scan.ct.path}: apply records to the scan they were drawn for.")
-    before = space.to_model(scan.ct.data, kind="image", box=region)
-    organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=region)
-    moved = [record.moved([-start for start in region.start]) for record in records]
-    ct_B1XYZ, organ_B1XYZ = (torch.from_numpy(array)[None, None].to(synthesizer.device) for array in (before, organ))
-    made = synthesizer.apply(ct_B1XYZ, organ_B1XYZ, [moved], patch_per_tumor=True)
-    change, lesions = made.change_hu[0, 0].cpu().numpy(), made.lesions[0, 0].cpu().numpy()
-
-    touched = Box.around(change)
-    if touched.empty:
-        raise SynthesisError(f"The tumors change nothing in {scan.ct.path}: choose another model.")
-    model_touched = Box(triple(np.add(touched.start, region.start)), triple(np.add(touched.stop, region.start)))
-    native_change, change_box = space.change_to_native(np.ascontiguousarray(change[touched.slices]), box=model_touched)
-    return ScanSynthesis(
-        scan=scan,
-        records=tuple(records),
-        change_hu=native_change,
-        change_box=change_box,
-        lesions=_native_lesions(lesions, region, space, scan, records),
-        region=region,
-        before_hu=before,
-        after_hu=made.ct_hu[0, 0].cpu().numpy(),
-        model_labels=made.labels[0, 0].cpu().numpy(),
-        model_lesions=lesions,
-        spacing_mm=synthesizer.spacing_mm,
+    needs_hu = any(spec.needs_hu for spec in specs)
+    segments = None if scan.segments is None else scan.segments.data
+    site = Site(
+        mask,
+        organ=organ,
+        spacing_mm=spacing_mm,
+        ct_hu_XYZ=space.to_model(scan.ct.data, kind="image", box=box) if needs_hu else None,
+        segments_XYZ=None if segments is None else space.to_model(segments, kind="labels", box=box),
+        affine=affine,
+        open_border=False,
     )
+    return ScanSite(site, box)
 
 
-def _region(records: Sequence[TumorRecord], patch: Sequence[int], space: ModelSpace) -> Box:
-    """Return the part of model space that the tumors' patches can see."""
-    margins = []
-    for record in records:
-        # Half a patch, or the tumor itself with its deformation and halo where that is more.
-        reach = [
-            int(2 * axis / step + 4 * record.deformation_sigma_mm / step + 5 * record.blur_sigma_voxels) + 2
-            for axis, step in zip(record.half_axes_mm, record.spacing_mm, strict=True)
-        ]
-        margins.append([max(2 * r, size) for r, size in zip(reach, patch, strict=True)])
-    centers = np.array([record.center_voxel for record in records])
-    start = triple((centers - margins).min(axis=0))
-    stop = triple((centers + margins).max(axis=0) + 1)
-    return Box(start, stop).clipped(space.grid.shape)
+def draw_in_scan(
+    there: ScanSite,
+    specs: Sequence[TumorSpec],
+    *,
+    seed: int,
+    choose: Choose | None = None,
+    attempts: int = 1,
+) -> Drawn:
+    """Draw tumors for a scan; arguments and errors as ``draw_tumors``.
+
+    Centers are in voxels of the scan's whole model space, so that a record does not depend on how the work is cut. What
+    ``choose`` is given and returns is so too.
+    """
+    offset = there.box.start
+    moved = None if choose is None else _Moved(choose, offset)
+    drawn = draw_tumors(there.site, specs, seed=seed, choose=moved, attempts=attempts)
+    return Drawn(tuple(record.moved(offset) for record in drawn.records), drawn.shortfalls)
 
 
-def _native_lesions(
-    lesions: Array, region: Box, space: ModelSpace, scan: Scan, records: Sequence[TumorRecord]
-) -> NDArray[np.uint16]:
-    """Carry the lesion map to the scan's own grid; a tumor that stays in the organ also does so there."""
-    part, box = space.labels_to_native(lesions.astype(np.uint16), box=region)
-    stays = np.array([False, *(not record.may_leave_organ for record in records)])
-    part[stays[part] & ~scan.organ[box.slices]] = 0
-    native = np.zeros(scan.ct.grid.shape, dtype=np.uint16)
-    native[box.slices] = part
-    return native
+@dataclass(frozen=True)
+class _Moved:
+    """A choice among tumors in voxels of the whole model space, asked in voxels of a box that begins at ``offset``."""
+
+    choose: Choose
+    offset: Voxel
+
+    def begin(self) -> None:
+        self.choose.begin()
+
+    def __call__(self, record: TumorRecord, number: int) -> TumorRecord | None:
+        kept = self.choose(record.moved(self.offset), number)
+        return None if kept is None else kept.moved([-step for step in self.offset])
+
+
+def _margin(specs: Sequence[TumorSpec], organ: Organ, spacing_mm: Triple) -> list[int]:
+    """Return how many voxels around the organ its tumors can reach, and its vessels are smoothed with."""
+    leaving = [SIZES[name] for name in organ.may_leave_organ]
+    reach = [reach_mm(s.radius_mm * s.half_axes[1], max(s.deformation_mm)) for s in leaving]
+    if leaving:
+        # The half-axes of a tumor of chosen diameter differ by the ratios of a class; none is longer than 2 r.
+        reach += [reach_mm(2 * r, r / 2) for spec in specs for r in spec.chosen_radii_mm]
+    farthest = max([*reach, _SMOOTHING_MM])
+    return [math.ceil(farthest / step) + 2 for step in spacing_mm]

@@ -1,23 +1,26 @@
 """What was asked of every tumor in a scan, what it became, and a picture of it."""
 
-from dataclasses import asdict, dataclass
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
+from difftumor.appearance import Appearance, measure_appearance
 from difftumor.components import equivalent_radius_mm
-from difftumor.grids import Box
+from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN
 from difftumor.picture_rows import Panel
 from difftumor.pictures import mask_center, three_planes
 from difftumor.synthesis.records import Triple, TumorRecord
-from difftumor.synthesis.scan import ScanSynthesis
+from difftumor.synthesis.scan import ScanSite
+from difftumor.synthesis.scan_synthesis import ScanPart, ScanSynthesis
 
-# Organ this near to a tumor is what its contrast is measured against.
-_SURROUNDINGS_MM = 10.0
 # Below this share of its requested volume a tumor is worth a warning.
 _MOSTLY_THERE = 0.5
 _PREVIEW_MM = 120.0
@@ -33,7 +36,10 @@ class TumorReport:
         volume_mm3: Their volume.
         diameter_mm: Diameter of the ball of that volume.
         center_mm: Their center of mass in world coordinates (RAS); None without voxels.
-        contrast_hu: Mean of the tumor less the mean of the organ within 10 mm; None without such organ.
+        contrast_hu: Mean of the tumor less the mean of the organ around it; None where too little of either is there.
+        sd_hu: Standard deviation inside the tumor; None for too few voxels.
+        vessel_clearance_mm: Distance from the tumor to the nearest vessel in the organ; None where vessels did not
+            matter or there are none.
     """
 
     record: TumorRecord
@@ -42,6 +48,8 @@ class TumorReport:
     diameter_mm: float
     center_mm: Triple | None
     contrast_hu: float | None
+    sd_hu: float | None
+    vessel_clearance_mm: float | None
 
     @property
     def requested_volume_mm3(self) -> float:
@@ -55,47 +63,40 @@ class TumorReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: requested, achieved, and the record that replays the tumor."""
-        achieved = asdict(self)
-        del achieved["record"]
+        record = self.record
         requested = {
-            "size": self.record.size,
+            "generator": record.generator,
+            "size": record.size,
+            "location": record.location,
             "diameter_mm": self.requested_diameter_mm,
             "volume_mm3": self.requested_volume_mm3,
-            "center_mm": self.record.center_mm,
+            "center_mm": record.center_mm,
+            "contrast_hu": record.contrast_hu,
+            "vessel_clearance_mm": record.vessel_clearance_mm,
+            "mass_effect": record.mass_effect,
+            "capsule_hu": record.capsule_hu,
+            "seed": record.texture_seed,
         }
-        return {"requested": requested, "achieved": achieved, "record": self.record.to_dict()}
+        achieved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "record"}
+        achieved["attempts"] = record.attempts
+        return {"requested": requested, "achieved": achieved, "record": record.to_dict()}
 
 
-def report_tumors(result: ScanSynthesis) -> tuple[TumorReport, ...]:
-    """Measure every tumor, in the order of the records."""
-    grid = result.scan.ct.grid
-    box = Box.around(result.lesions)
-    lesions = result.lesions[box.slices]
-    reports = []
-    for instance, record in enumerate(result.records, start=1):
-        voxels = np.argwhere(lesions == instance)
-        center_mm: Triple | None = None
-        if len(voxels):
-            x, y, z = (float(v) for v in grid.affine[:3, :3] @ (voxels.mean(axis=0) + box.start) + grid.affine[:3, 3])
-            center_mm = (x, y, z)
-        reports.append(
-            TumorReport(
-                record=record,
-                voxels=len(voxels),
-                volume_mm3=len(voxels) * grid.voxel_mm3,
-                diameter_mm=2 * equivalent_radius_mm(len(voxels) * grid.voxel_mm3),
-                center_mm=center_mm,
-                contrast_hu=_contrast_hu(result, instance),
-            )
-        )
-    return tuple(reports)
+def report_tumors(result: ScanSynthesis, there: ScanSite, *, window: IntensityWindow) -> tuple[TumorReport, ...]:
+    """Measure every tumor, in the order of the records.
+
+    Args:
+        result: What was made.
+        there: The organ, whose vessels are looked for where a record cares for them.
+        window: HU that count for contrast.
+    """
+    reports = {number: _report(result, part, number, there, window) for part in result.parts for number in part.numbers}
+    return tuple(reports[number] for number in sorted(reports))
 
 
-def find_warnings(reports: tuple[TumorReport, ...], *, wanted: int, organ: str) -> tuple[str, ...]:
-    """Say in sentences what fell short of the request."""
+def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
+    """Say in sentences which tumors fell short of what was asked of them."""
     warnings = []
-    if len(reports) < wanted:
-        warnings.append(f"The {organ} had room for {len(reports)} of {wanted} tumors.")
     for number, report in enumerate(reports, start=1):
         share = report.volume_mm3 / report.requested_volume_mm3
         if report.voxels == 0:
@@ -109,30 +110,69 @@ def find_warnings(reports: tuple[TumorReport, ...], *, wanted: int, organ: str) 
 
 def draw_preview(result: ScanSynthesis, *, organ: str) -> Figure:
     """Draw three planes through the largest tumor: before, after, outlines, difference."""
-    sizes = np.bincount(result.model_lesions.ravel(), minlength=2)
-    largest = int(sizes[1:].argmax()) + 1
-    before, after, labels = result.before_hu, result.after_hu, result.model_labels
+    part = max(result.parts, key=_largest_size)
+    largest = int(np.bincount(part.lesions.ravel())[1:].argmax()) + 1
+    before, after = part.before_hu, part.after_hu
     panels = [
         Panel(title="Before", image=before, zoom_mm=_PREVIEW_MM),
         Panel(title="After", image=after, zoom_mm=_PREVIEW_MM),
-        Panel(title="Labels", image=after, labels=labels, zoom_mm=_PREVIEW_MM),
+        Panel(title="Labels", image=after, labels=part.labels, zoom_mm=_PREVIEW_MM),
         Panel(title="Difference", image=after - before, kind="difference", zoom_mm=_PREVIEW_MM),
     ]
     return three_planes(
         panels,
-        spacing_mm=result.spacing_mm,
-        center=mask_center(result.model_lesions == largest),
+        spacing_mm=part.spacing_mm,
+        center=mask_center(part.lesions == largest),
         label_names={1: organ, 2: "tumor"},
     )
 
 
-def _contrast_hu(result: ScanSynthesis, instance: int) -> float | None:
-    """Measure in model space: the tumor after, and the organ around it before, so that no halo takes part."""
-    margin = [int(np.ceil(_SURROUNDINGS_MM / step)) for step in result.spacing_mm]
-    box = Box.around(result.model_lesions == instance).padded(margin).clipped(result.model_lesions.shape)
-    tumor: NDArray[np.bool_] = result.model_lesions[box.slices] == instance
-    distance_mm = distance_transform_edt(~tumor, sampling=result.spacing_mm)
-    organ = (result.model_labels[box.slices] == ORGAN) & (distance_mm <= _SURROUNDINGS_MM)
-    if not organ.any():
+def look_at(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearance:
+    """Measure how a tumor looks in model space, against the organ around it."""
+    return measure_appearance(
+        part.after_hu,
+        part.lesions == number,
+        part.labels == ORGAN,
+        spacing_mm=part.spacing_mm,
+        window=window,
+    )
+
+
+def _report(
+    result: ScanSynthesis, part: ScanPart, number: int, there: ScanSite, window: IntensityWindow
+) -> TumorReport:
+    grid, record = result.scan.ct.grid, result.records[number - 1]
+    voxels = np.argwhere(result.lesions == number)
+    center_mm: Triple | None = None
+    if len(voxels):
+        middle = voxels.mean(axis=0) + result.box.start
+        x, y, z = (float(v) for v in grid.affine[:3, :3] @ middle + grid.affine[:3, 3])
+        center_mm = (x, y, z)
+    looks = look_at(part, number, window=window)
+    return TumorReport(
+        record=record,
+        voxels=len(voxels),
+        volume_mm3=len(voxels) * grid.voxel_mm3,
+        diameter_mm=2 * equivalent_radius_mm(len(voxels) * grid.voxel_mm3),
+        center_mm=center_mm,
+        contrast_hu=_or_none(looks.contrast_hu),
+        sd_hu=_or_none(looks.sd_hu),
+        vessel_clearance_mm=None if record.vessel_clearance_mm is None else _clearance_mm(part, number, there),
+    )
+
+
+def _clearance_mm(part: ScanPart, number: int, there: ScanSite) -> float | None:
+    vessels = np.argwhere(there.site.vessels) + there.box.start
+    tumor = np.argwhere(part.lesions == number) + part.region.start
+    if not len(vessels) or not len(tumor):
         return None
-    return float(result.after_hu[box.slices][tumor].mean() - result.before_hu[box.slices][organ].mean())
+    distances_mm, _ = cKDTree(vessels * part.spacing_mm).query(tumor * part.spacing_mm)
+    return float(np.min(distances_mm))
+
+
+def _largest_size(part: ScanPart) -> int:
+    return int(np.bincount(part.lesions.ravel(), minlength=2)[1:].max())
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,30 +1,33 @@
 """The tumor synthesizer: draws records, and applies them to CT."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from difftumor.diffusion.latent import LatentCodec, Masked
-from difftumor.diffusion.samplers import SamplerConfig
-from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import SynthesisError
 from difftumor.grids import Box, triple
 from difftumor.intensity import IntensityWindow
-from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import Key
 from difftumor.synthesis.blending import add_change, blend_change, blurred_weight
+from difftumor.synthesis.canvas import Canvas, apply_effects
+from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.drawing import draw_tumors
+from difftumor.synthesis.handcrafted import handcrafted_texture
 from difftumor.synthesis.patches import Patch, PlacedTumor, plan_patches, take_patch
 from difftumor.synthesis.placement import Room
-from difftumor.synthesis.records import TumorRecord, Voxel
+from difftumor.synthesis.records import Triple, TumorRecord, Voxel
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.texture import DiffusionTexture, Precision
+from difftumor.synthesis.site import Site
+from difftumor.synthesis.sizes import Stage
+from difftumor.synthesis.spec import TumorSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,117 +56,88 @@ class TumorSynthesizer:
 
     Args:
         organ: Where tumors grow, and the rules of their placement and blending.
-        codec: Between CT and latent.
-        denoiser: Diffusion model for this organ.
-        schedule: The model's noise schedule.
-        sampler: How to sample; by default DDPM over all steps.
-        window: HU that the networks see.
-        patch: Size of what the networks see at once, one number or one per axis.
+        diffusion: Diffusion model, or one for each stage (``"early"``, ``"late"``); None for hand-crafted tumors alone.
         spacing_mm: Voxel size of model space.
-        patches_at_once: Patches that go through the networks together; bounds the memory.
-        masked: Where the tumor is taken out of the condition, as in the denoiser's training.
-        precision: What the networks compute in, "fp32" or "bf16", whatever the caller's autocast.
 
     Raises:
-        SynthesisError: The patch is no multiple of what codec and denoiser halve.
+        SynthesisError: The spacing is not three positive numbers.
     """
 
     def __init__(
         self,
         *,
         organ: Organ,
-        codec: LatentCodec,
-        denoiser: Denoiser,
-        schedule: NoiseSchedule,
-        sampler: SamplerConfig | None = None,
-        window: IntensityWindow | None = None,
-        patch: int | Sequence[int] = 96,
+        diffusion: DiffusionTexture | Mapping[str, DiffusionTexture] | None = None,
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-        patches_at_once: int = 4,
-        masked: Masked = "image",
-        precision: Precision = "fp32",
     ) -> None:
+        if len(spacing_mm) != 3 or not all(step > 0 for step in spacing_mm):
+            raise SynthesisError(f"spacing_mm is {tuple(spacing_mm)}: give three positive lengths.")
         self.organ = organ
-        self.patch = triple([patch] * 3 if isinstance(patch, int) else patch)
         x, y, z = (float(step) for step in spacing_mm)
-        self.spacing_mm = (x, y, z)
-        self._texture = DiffusionTexture(
-            codec=codec,
-            denoiser=denoiser,
-            schedule=schedule,
-            sampler=sampler,
-            window=window,
-            patches_at_once=patches_at_once,
-            masked=masked,
-            precision=precision,
-        )
-        in_slice = codec.downsampling * denoiser.in_slice_divisor
-        self._multiple = (in_slice, in_slice, codec.downsampling)
-        if any(size < 1 or size % step for size, step in zip(self.patch, self._multiple, strict=True)):
-            raise SynthesisError(f"Patch {self.patch} must be a multiple of {self._multiple}: choose another size.")
+        self.spacing_mm: Triple = (x, y, z)
+        if isinstance(diffusion, DiffusionTexture):
+            diffusion = {stage: diffusion for stage in get_args(Stage)}  # noqa: C420 keeps the type
+        self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})
+        self._device = torch.device("cpu")
 
     @property
     def device(self) -> torch.device:
         """Where the networks are; CT for ``apply`` belongs there too."""
-        return self._texture.device
+        return next((texture.device for texture in self.diffusion.values()), self._device)
 
-    def to(self, device: torch.device | str) -> "TumorSynthesizer":
+    def to(self, device: torch.device | str) -> TumorSynthesizer:
         """Move the networks to a device and return self."""
-        self._texture.to(device)
+        self._device = torch.device(device)
+        for texture in self.diffusion.values():
+            texture.to(device)
         return self
 
     @property
     def window(self) -> IntensityWindow:
-        """HU that the networks see; tumors take values inside it."""
-        return self._texture.window
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """How tumors are sampled: the fields of ``SamplerConfig``, and ``precision``."""
-        return {**asdict(self._texture.sampler), "precision": self._texture.precision}
+        """HU that the networks see; diffusion tumors take values inside it."""
+        return next((texture.window for texture in self.diffusion.values()), IntensityWindow())
 
     def draw(
         self,
         organ_mask_XYZ: np.ndarray | Tensor,
+        tumors: TumorSpec | Sequence[TumorSpec],
         *,
-        size: str,
-        count: int,
         seed: int,
         keys: tuple[Key, ...] = (),
+        ct_hu_XYZ: np.ndarray | Tensor | None = None,
         affine: np.ndarray | None = None,
         open_border: bool = True,
     ) -> tuple[TumorRecord, ...]:
-        """Draw tumors for one organ, without touching a CT.
+        """Draw tumors for one organ, without changing a CT.
 
         Args:
             organ_mask_XYZ: Organ in model space; any nonzero voxel counts.
-            size: ``"tiny"``, ``"small"``, ``"medium"``, ``"large"``, ``"early"`` (tiny or small, equal chance each) or
-                ``"late"`` (medium or large).
-            count: Tumors wanted.
+            tumors: What is wanted.
             seed: With ``keys``, decides everything; the first tumors do not depend on how many follow.
             keys: For instance ``("epoch", 3, "sample", 17)``.
+            ct_hu_XYZ: CT of the same shape, for hand-crafted tumors and where vessels matter.
             affine: (4, 4), voxels of the mask to world mm, for ``center_mm``; by default the spacing alone.
             open_border: Whether tumors may be cut by the array's border, as in a training crop.
 
         Returns:
-            The records; fewer than ``count`` where the organ has no room for more.
+            The records; fewer than asked for where the organ has no room for more.
 
         Raises:
-            SynthesisError: The mask is empty, or not one of the tumors has room.
-            ConfigError: The size is unknown.
+            SynthesisError: The mask is empty, not one of the tumors has room, or the CT is needed and not given.
         """
-        return draw_tumors(
-            organ_mask_XYZ.cpu().numpy() if isinstance(organ_mask_XYZ, Tensor) else organ_mask_XYZ,
+        specs = (tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors)
+        site = Site(
+            _array(organ_mask_XYZ),
             organ=self.organ,
-            texture=self._texture.name,
-            size=size,
-            count=count,
             spacing_mm=self.spacing_mm,
-            seed=seed,
-            keys=keys,
+            ct_hu_XYZ=None if ct_hu_XYZ is None else _array(ct_hu_XYZ),
             affine=affine,
             open_border=open_border,
         )
+        drawn = draw_tumors(site, specs, seed=seed, keys=keys)
+        if drawn.shortfalls and not drawn.records:
+            raise no_room(self.organ, specs)
+        return drawn.records
 
     @torch.no_grad()
     def apply(
@@ -199,17 +173,24 @@ class TumorSynthesizer:
             tumors += self._place(element, organ[element, 0].cpu().numpy(), drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
         change, weight = torch.zeros_like(ct), torch.zeros_like(ct)
-        patches = plan_patches(
-            tumors, shape, self.patch, self._multiple, together=shape == self.patch and not patch_per_tumor
-        )
-        for patch, texture_hu in self._textures(patches, ct, lesions):
-            self._blend(patch, texture_hu, ct, lesions, change, weight)
+        for stage, texture in self.diffusion.items():
+            own = [t for t in tumors if t.record.generator == "diffusion" and t.record.stage == stage]
+            whole = shape == texture.patch and not patch_per_tumor
+            patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole)
+            for patch, texture_hu in _textures(texture, patches, ct, lesions):
+                self._blend(patch, texture_hu, texture.window, ct, lesions, change, weight)
+        for tumor in tumors:
+            if tumor.record.texture is not None:
+                _blend_handcrafted(tumor, ct, lesions, change, weight)
         # Where halos of several tumors overlap, their weights may sum to more than one.
         change = change / weight.clamp(min=1.0)
         halo = weight > 0
-        labels = organ.to(torch.uint8) * ORGAN
-        labels[lesions > 0] = TUMOR
-        return Synthesis(add_change(ct, change, halo), labels, lesions, halo, change, tuple(map(tuple, records)))
+        made = Canvas(add_change(ct, change, halo), organ, lesions, halo)
+        apply_effects(made, tumors)
+        labels = made.organ.to(torch.uint8) * ORGAN
+        labels[made.lesions > 0] = TUMOR
+        change = torch.where(made.halo, made.ct_hu - ct, torch.zeros_like(ct))
+        return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(map(tuple, records)))
 
     def _place(
         self, element: int, organ_XYZ: np.ndarray, drawn: Sequence[TumorRecord], lesions_XYZ: np.ndarray
@@ -233,10 +214,15 @@ class TumorSynthesizer:
             yield PlacedTumor(element, instance, record, Box(triple(own.start + offset), triple(own.stop + offset)))
 
     def _check_record(self, record: TumorRecord, shape: Voxel) -> None:
-        if record.generator != self._texture.name or record.spacing_mm != self.spacing_mm:
+        if record.spacing_mm != self.spacing_mm:
             raise SynthesisError(
-                f"A record for generator {record.generator!r} at {record.spacing_mm} mm cannot be applied by "
-                f"{self._texture.name!r} at {self.spacing_mm} mm: use the model it was drawn for."
+                f"A record at {record.spacing_mm} mm cannot be applied at {self.spacing_mm} mm: "
+                "use the model it was drawn for."
+            )
+        if record.generator == "diffusion" and record.stage not in self.diffusion:
+            raise SynthesisError(
+                f"A diffusion tumor of {2 * record.radius_mm:g} mm needs the {record.stage} model, which is not given: "
+                "give it, or ask for other tumors."
             )
         if not all(0 <= index < size for index, size in zip(record.center_voxel, shape, strict=True)):
             raise SynthesisError(
@@ -244,27 +230,19 @@ class TumorSynthesizer:
                 "apply records to the grid they were drawn for."
             )
 
-    def _textures(self, patches: list[Patch], ct: Tensor, lesions: Tensor) -> Iterator[tuple[Patch, Tensor]]:
-        """Run the networks, over all patches of one size together; patches keep their order."""
-        for _, members in groupby(patches, key=lambda patch: patch.box.shape):
-            group = list(members)
-            ct_B1XYZ = torch.stack([take_patch(ct[patch.element, 0], patch.box)[None] for patch in group])
-            masks = []
-            for patch in group:
-                local = take_patch(lesions[patch.element, 0], patch.box)
-                numbers = torch.tensor([tumor.instance for tumor in patch.tumors], device=local.device)
-                masks.append(torch.isin(local, numbers.to(local.dtype))[None])
-            textures = self._texture.make(ct_B1XYZ, torch.stack(masks), [patch.seed for patch in group])
-            yield from zip(group, textures[:, 0], strict=True)
-
     def _blend(
-        self, patch: Patch, texture_hu: Tensor, ct: Tensor, lesions: Tensor, change: Tensor, weight: Tensor
+        self,
+        patch: Patch,
+        texture_hu: Tensor,
+        window: IntensityWindow,
+        ct: Tensor,
+        lesions: Tensor,
+        change: Tensor,
+        weight: Tensor,
     ) -> None:
         """Add one patch's change and weight to those of its element, in place."""
-        window = self.window
         shape = triple(ct.shape[2:])
-        decoded = self.organ.blend == "decoded"
-        if decoded and patch.whole:
+        if self.organ.blend == "decoded" and patch.whole:
             # The published recipe for training crops: the decoded patch as it is.
             healthy = ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
             change[patch.element, 0] = texture_hu - healthy
@@ -273,12 +251,57 @@ class TumorSynthesizer:
         for tumor in patch.tumors:
             box = tumor.halo_box(shape)
             index = (patch.element, 0, *box.slices)
-            mask = lesions[index] == tumor.instance
-            own = blurred_weight(mask, tumor.record.blur_sigma_voxels)
-            if decoded:
-                # In a scan only the rim is blended: the tumor itself is the decoded patch.
-                own = torch.maximum(own, mask.float())
+            own = blurred_weight(lesions[index] == tumor.instance, tumor.record.blur_sigma_voxels)
+            # The change is what happens inside the window: what bone and air have beyond it stays.
             healthy = ct[index].clamp(window.low_hu, window.high_hu)
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, patch.box.start, strict=True))
             change[index] += blend_change(healthy, texture_hu[inside], own)
             weight[index] += own
+
+
+def no_room(organ: Organ, tumors: Sequence[TumorSpec]) -> SynthesisError:
+    """Return the error that says that not one tumor has room."""
+    sizes = " or ".join(sorted({repr(group) for spec in tumors for group in spec.weights}))
+    apart = "" if all(spec.vessel_clearance_mm is None for spec in tumors) else ", less clearance from vessels"
+    return SynthesisError(
+        f"The {organ.name} has no room for a tumor of size {sizes}: choose a smaller size{apart} "
+        "or a mask with more of the organ."
+    )
+
+
+def _array(values: np.ndarray | Tensor) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def _textures(
+    texture: DiffusionTexture, patches: list[Patch], ct: Tensor, lesions: Tensor
+) -> Iterator[tuple[Patch, Tensor]]:
+    """Run the networks, over all patches of one size together; patches keep their order."""
+    for _, members in groupby(patches, key=lambda patch: patch.box.shape):
+        group = list(members)
+        ct_B1XYZ = torch.stack([take_patch(ct[patch.element, 0], patch.box)[None] for patch in group])
+        masks = []
+        for patch in group:
+            local = take_patch(lesions[patch.element, 0], patch.box)
+            numbers = torch.tensor([tumor.instance for tumor in patch.tumors], device=local.device)
+            masks.append(torch.isin(local, numbers.to(local.dtype))[None])
+        made = texture.make(ct_B1XYZ, torch.stack(masks), [patch.seed for patch in group])
+        yield from zip(group, made[:, 0], strict=True)
+
+
+def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, change: Tensor, weight: Tensor) -> None:
+    """Add one hand-crafted tumor's change and weight to those of its element, in place."""
+    record = tumor.record
+    assert record.texture is not None
+    shape = triple(ct.shape[2:])
+    # Made for the whole halo and then cut, so that the border of the array does not change it.
+    whole, box = tumor.whole_halo_box, tumor.halo_box(shape)
+    texture_hu = handcrafted_texture(
+        record.texture, whole.shape, spacing_mm=record.spacing_mm, seed=record.texture_seed
+    ).to(ct.device)
+    inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, whole.start, strict=True))
+    index = (tumor.element, 0, *box.slices)
+    own = blurred_weight(lesions[index] == tumor.instance, record.blur_sigma_voxels)
+    # Hu et al. 2023, eq. (4), of the CT as it is: no window.
+    change[index] += blend_change(ct[index], texture_hu[inside], own)
+    weight[index] += own

@@ -17,7 +17,7 @@ from difftumor.diffusion.samplers import SamplerConfig, sample
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.intensity import IntensityWindow
 from difftumor.synthesis.blending import blend_change, blurred_weight
-from difftumor.synthesis.texture import DiffusionTexture
+from difftumor.synthesis.diffusion import DiffusionTexture
 from stages.entry import compose_config
 from tests.nifti import write_nifti
 from tests.published.files import (

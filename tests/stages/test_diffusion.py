@@ -20,6 +20,7 @@ from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.synthesis.loading import load_synthesizer
+from difftumor.synthesis.spec import TumorSpec
 from stages.diffusion import build
 from stages.diffusion_module import DiffusionModule
 from stages.entry import compose_config
@@ -194,7 +195,7 @@ def test_the_artifact_holds_the_average_and_makes_tumors(tiny_diffusion, tmp_pat
     assert any(not torch.equal(average[name], state["state_dict"][f"denoiser.{name}"]) for name in average)
     synthesizer = load_synthesizer(artifact, organ="liver")
     organ = torch.ones(16, 16, 16, dtype=torch.uint8)
-    records = synthesizer.draw(organ, size="tiny", count=1, seed=1)
+    records = synthesizer.draw(organ, TumorSpec(size="tiny"), seed=1)
     made = synthesizer.apply(torch.zeros(1, 1, 16, 16, 16), organ[None, None], [records])
     assert (made.labels == 2).any()
 

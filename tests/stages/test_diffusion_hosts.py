@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from difftumor.appearance import measure_appearance
-from difftumor.errors import SynthesisError
 from difftumor.organs import get_organ
+from difftumor.synthesis.drawing import Drawn
 from difftumor.synthesis.loading import load_synthesizer
+from difftumor.synthesis.spec import TumorSpec
 from stages.diffusion import held_out
 from stages.diffusion_hosts import synthesize
 from stages.diffusion_pictures import host_picture
@@ -145,11 +146,12 @@ def test_a_smaller_size_takes_the_place_of_one_without_room_and_is_said(rest, tu
 
     sizes = []
 
-    def cramped(organ_mask_XYZ, *, size, **options):
+    def cramped(site, specs, **options):
+        (size,) = specs[0].weights
         sizes.append(size)
         if size == "late":
-            raise SynthesisError("no room")
-        return original(organ_mask_XYZ, size="tiny", **options)
+            return Drawn(())
+        return original(site, [TumorSpec(size="tiny")], **options)
 
     original = hosts_module.draw_tumors
     monkeypatch.setattr(hosts_module, "draw_tumors", cramped)

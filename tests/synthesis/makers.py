@@ -1,5 +1,6 @@
 """Small things that the synthesis tests share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.organs import get_organ
+from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -59,16 +62,27 @@ def tiny_denoiser() -> Denoiser:
     return Denoiser(**sizes, heads=2, head_dim=8, norm_groups=4).eval().requires_grad_(False)
 
 
-def tiny_synthesizer(organ: str = "liver", **changes: Any) -> TumorSynthesizer:
-    """Return a synthesizer with untrained networks, T = 4, patches of 32 voxels."""
+def tiny_texture(**changes: Any) -> DiffusionTexture:
+    """Return a diffusion texture of untrained networks, T = 4, patches of 32 voxels."""
     values: dict[str, Any] = {
-        "organ": get_organ(organ),
         "codec": LatentCodec(tiny_autoencoder()),
         "denoiser": tiny_denoiser(),
         "schedule": NoiseSchedule(4),
         "patch": 32,
     }
-    return TumorSynthesizer(**{**values, **changes})
+    return DiffusionTexture(**{**values, **changes})
+
+
+def tiny_synthesizer(
+    organ: str = "liver", *, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), **changes: Any
+) -> TumorSynthesizer:
+    """Return a synthesizer with ``tiny_texture`` and its changes."""
+    return TumorSynthesizer(organ=get_organ(organ), diffusion=tiny_texture(**changes), spacing_mm=spacing_mm)
+
+
+def wanted(size: str | dict[str, float], count: int = 1, **fields: Any) -> TumorSpec:
+    """Return a wish for some tumors."""
+    return TumorSpec.from_dict({"size": size, "count": count, **fields}, where="test")
 
 
 def save_tiny_artifacts(folder: Path, *, crop: int = 32, organ: str = "liver") -> Path:

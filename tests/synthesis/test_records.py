@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.synthesis.records import SIZES, TumorRecord, sizes_of
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.sizes import SIZES, sizes_of
 from tests.synthesis.makers import record
 
 

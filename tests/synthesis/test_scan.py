@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -8,17 +9,22 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from difftumor.diffusion.samplers import SamplerConfig
-from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
+from difftumor.errors import ArtifactError, ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
+from difftumor.files import sha256_of
 from difftumor.grids import Box, Grid
 from difftumor.spaces import ModelSpace
-from difftumor.synthesis.loading import load_synthesizer
-from difftumor.synthesis.scan import apply_to_scan, draw_in_scan, read_scan
-from difftumor.synthesis.scan_files import FILES, read_records, read_sampling, synthesize_scan
+from difftumor.synthesis.loading import load_recorded, load_synthesizer, model_records
+from difftumor.synthesis.scan import draw_in_scan, site_of
+from difftumor.synthesis.scan_files import FILES, ScanRequest, replay_scan, synthesize_scan
+from difftumor.synthesis.scan_inputs import ScanInputs
+from difftumor.synthesis.scan_record import ModelRecord, read_record
 from difftumor.synthesis.scan_report import find_warnings, report_tumors
+from difftumor.synthesis.scan_synthesis import apply_to_scan
 from difftumor.synthesis.shapes import tumor_shape
+from difftumor.synthesis.spec import TumorSpec
 from difftumor.volume import read_ct
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer
+from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer, wanted
 
 SHAPE = (40, 36, 30)
 THICK = np.array([[-1.1, 0, 0, 30], [0, -0.9, 0, 12], [0, 0, 2.5, -70], [0, 0, 0, 1.0]])
@@ -44,7 +50,19 @@ def write_case(folder, affine, *, dtype=np.int16, radius=13, **options):
     ct = write_nifti(folder / "in" / "scan.nii.gz", values.astype(dtype), affine, **options)
     labels = ball(SHAPE, radius).astype(np.uint8) * 5
     labels[0, 0, 0] = 1
-    return {"ct": ct, "organ_mask": write_nifti(folder / "in" / "organs.nii.gz", labels, affine)}
+    mask = write_nifti(folder / "in" / "organs.nii.gz", labels, affine)
+    return ScanInputs(ct=ct, organ_masks=(mask,), organ_labels=(5,))
+
+
+def asked(size, count=1, *, seed=0, **fields):
+    options = {name: fields.pop(name) for name in ("gate", "strict") if name in fields}
+    return ScanRequest(tumors=(wanted(size, count, **fields),), seed=seed, **options)
+
+
+def draw(synthesizer, scan, size, count=1, seed=0):
+    specs = [wanted(size, count)]
+    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
+    return draw_in_scan(there, specs, seed=seed).records
 
 
 def files_of(folder):
@@ -84,14 +102,14 @@ def test_files_and_what_they_promise(synthesizer, tmp_path, affine):
     case = write_case(tmp_path, affine, dtype=np.int16 if affine is FINE else np.float32)
     out, count = tmp_path / "out", 1 if affine is FINE else 2
     before = files_of(tmp_path / "in")
-    report = synthesize_scan(synthesizer, **case, organ_label=5, count=count, seed=1, size="tiny", out=out)
+    report = synthesize_scan(synthesizer, case, asked("tiny", count, seed=1), out=out)
     assert files_of(tmp_path / "in") == before
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
-    old, new = nib.load(case["ct"]), nib.load(out / "ct.nii.gz")
+    old, new = nib.load(case.ct), nib.load(out / "ct.nii.gz")
     labels, lesions = (np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) for name in ("labels", "lesions"))
-    organ = np.asarray(nib.load(case["organ_mask"]).dataobj) == 5
+    organ = np.asarray(nib.load(case.organ_masks[0]).dataobj) == 5
     assert new.header == old.header
     np.testing.assert_array_equal(new.affine, old.affine)
     changed = np.asarray(old.dataobj) != np.asarray(new.dataobj)
@@ -107,12 +125,14 @@ def test_files_and_what_they_promise(synthesizer, tmp_path, affine):
 @pytest.mark.usefixtures("no_picture")
 def test_record_states_request_and_result(synthesizer, tmp_path):
     case, out = write_case(tmp_path, THICK), tmp_path / "out"
-    report = synthesize_scan(
-        synthesizer, **case, organ_label=5, count=2, seed=1, size="tiny", out=out, models={"diffusion": "abc"}
-    )
+    model = ModelRecord(tmp_path / "model", {"diffusion": "abc"}, synthesizer.diffusion["early"].sampling)
+    report = synthesize_scan(synthesizer, case, asked("tiny", 2, seed=1), out=out, models={"early": model})
     content = json.loads((out / "record.json").read_text())
-    assert content["request"] == {"organ": "liver", "organ_label": 5, "size": "tiny", "count": 2, "seed": 1}
-    assert content["models"] == {"diffusion": "abc"}
+    request = content["request"]
+    assert (request["organ"], request["seed"], request["quality_gate"]) == ("liver", 1, None)
+    assert TumorSpec.from_dict(request["tumors"][0], where="request") == wanted("tiny", 2)
+    assert content["models"] == {"early": model.to_dict()}
+    assert content["inputs"]["ct"] == [{"path": str(case.ct), "sha256": sha256_of(case.ct)}]
     lesions = np.asarray(nib.load(out / "lesions.nii.gz").dataobj)
     for number, (stored, tumor) in enumerate(zip(content["tumors"], report.tumors, strict=True), start=1):
         voxels = np.argwhere(lesions == number)
@@ -122,83 +142,96 @@ def test_record_states_request_and_result(synthesizer, tmp_path):
         np.testing.assert_allclose(achieved["center_mm"], THICK[:3, :3] @ voxels.mean(0) + THICK[:3, 3], rtol=1e-5)
         np.testing.assert_allclose(achieved["center_mm"], stored["requested"]["center_mm"], atol=3)
         assert stored["requested"]["volume_mm3"] == pytest.approx(4 / 3 * np.pi * np.prod(tumor.record.half_axes_mm))
-    assert read_records(out / "record.json") == tuple(tumor.record for tumor in report.tumors)
+        assert (achieved["attempts"], achieved["vessel_clearance_mm"]) == (1, None)
+    assert read_record(out / "record.json").tumors == tuple(tumor.record for tumor in report.tumors)
 
 
 @pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_record_says_how_to_sample_again(tmp_path, precision):
     model, sampler = save_tiny_artifacts(tmp_path / "checkpoints"), SamplerConfig("ddim", 2, 0.5, "trailing")
-    rules = {**write_case(tmp_path, THICK), "organ_label": 5, "size": "tiny"}
+    case = write_case(tmp_path, THICK)
     chosen = load_synthesizer(model, organ="liver", sampler=sampler, precision=precision)
-    synthesize_scan(chosen, **rules, out=tmp_path / "a")
-    stored = json.loads((tmp_path / "a" / "record.json").read_text())["sampling"]
-    assert stored == {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": precision}
-
-    sampling = read_sampling(tmp_path / "a" / "record.json")
-    assert sampling == {"sampler": sampler, "precision": precision}
-    again, usual = load_synthesizer(model, organ="liver", **sampling), load_synthesizer(model, organ="liver")
-    records = read_records(tmp_path / "a" / "record.json")
+    models = model_records({"early": model}, chosen)
+    synthesize_scan(chosen, case, asked("tiny"), out=tmp_path / "a", models=models)
+    record = read_record(tmp_path / "a" / "record.json")
+    assert record.content["models"]["early"]["sampling"] == {
+        "kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": precision,
+    }  # fmt: skip
+    assert record.models["early"].options == {"sampler": sampler, "precision": precision}
+    again, usual = load_recorded(record), load_synthesizer(model, organ="liver")
     for name, synthesizer in (("again", again), ("usual", usual)):
-        synthesize_scan(synthesizer, **rules, out=tmp_path / name, records=records)
+        replay_scan(synthesizer, record, record.inputs, out=tmp_path / name)
     assert files_of(tmp_path / "again") == files_of(tmp_path / "a")
     assert files_of(tmp_path / "usual")["ct.nii.gz"] != files_of(tmp_path / "a")["ct.nii.gz"]
 
 
-def test_a_record_without_sampling_was_sampled_as_the_model_says(tmp_path):
-    path = tmp_path / "record.json"
-    path.write_text('{"format_version": 1, "tumors": []}')
-    assert read_sampling(path) == {"sampler": None, "precision": "fp32"}
-    for broken in ('{"kind": "dream"}', '{"pace": 3}', '"fast"', "[1]"):
-        path.write_text(f'{{"format_version": 1, "tumors": [], "sampling": {broken}}}')
-        with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
-            read_sampling(path)
+def test_another_model_is_not_taken_for_that_of_the_record(tmp_path):
+    case, model = write_case(tmp_path, THICK), save_tiny_artifacts(tmp_path / "checkpoints")
+    made = load_synthesizer(model, organ="liver")
+    synthesize_scan(made, case, asked("tiny"), out=tmp_path / "a", models=model_records({"early": model}, made))
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace('"timesteps": 4', '"timesteps": 5'))
+    with pytest.raises(ArtifactError, match=r"is not the model that made .*record\.json"):
+        load_recorded(read_record(tmp_path / "a" / "record.json"))
 
 
 @pytest.mark.usefixtures("no_picture")
 def test_same_seed_and_replay_give_the_same_files(synthesizer, tmp_path):
     case = write_case(tmp_path, THICK)
-    rules = {**case, "organ_label": 5, "count": 2, "size": "tiny"}
-    synthesize_scan(synthesizer, **rules, seed=3, out=tmp_path / "a")
-    synthesize_scan(synthesizer, **rules, seed=3, out=tmp_path / "b")
+    synthesize_scan(synthesizer, case, asked("tiny", 2, seed=3), out=tmp_path / "a")
+    synthesize_scan(synthesizer, case, asked("tiny", 2, seed=3), out=tmp_path / "b")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    records = read_records(tmp_path / "a" / "record.json")
-    synthesize_scan(synthesizer, **rules, seed=3, out=tmp_path / "c", records=records)
+    record = read_record(tmp_path / "a" / "record.json")
+    replay_scan(synthesizer, record, record.inputs, out=tmp_path / "c")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
-    synthesize_scan(synthesizer, **rules, seed=4, out=tmp_path / "d")
-    assert files_of(tmp_path / "a")["lesions.nii.gz"] != files_of(tmp_path / "d")["lesions.nii.gz"]
+    # The same files elsewhere are the same scan; another file is not.
+    shutil.copytree(tmp_path / "in", tmp_path / "moved")
+    moved = ScanInputs(
+        ct=tmp_path / "moved" / "scan.nii.gz", organ_masks=(tmp_path / "moved" / "organs.nii.gz",), organ_labels=(5,)
+    )
+    replay_scan(synthesizer, record, moved, out=tmp_path / "d")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "d")
+    write_nifti(moved.ct, np.zeros(SHAPE, np.int16) - 500, THICK)
+    with pytest.raises(SynthesisError, match=r"moved.scan\.nii\.gz is not the file that the record was made from"):
+        replay_scan(synthesizer, record, moved, out=tmp_path / "e")
+    with pytest.raises(SynthesisError, match=r"organ labels \[5\]"):
+        replay_scan(synthesizer, record, dataclasses.replace(case, organ_labels=(1,)), out=tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+    synthesize_scan(synthesizer, case, asked("tiny", 2, seed=4), out=tmp_path / "f")
+    assert files_of(tmp_path / "a")["lesions.nii.gz"] != files_of(tmp_path / "f")["lesions.nii.gz"]
 
 
 def test_orientation_does_not_matter(synthesizer, tmp_path):
     case = write_case(tmp_path, np.diag([1.5, 1.5, 2.0, 1.0]))
-    turned = {}
-    for name, path in case.items():
+    turned = []
+    for path in (case.ct, *case.organ_masks):
         image = nib.load(path).as_reoriented([[1, -1], [0, -1], [2, 1]])
-        turned[name] = tmp_path / f"turned_{path.name}"
-        image.to_filename(turned[name])
+        turned.append(tmp_path / f"turned_{path.name}")
+        image.to_filename(turned[-1])
     results = []
-    for files in (case, turned):
-        scan = read_scan(files["ct"], files["organ_mask"], organ="liver", organ_label=5)
-        records = draw_in_scan(synthesizer, scan, size="tiny", count=2, seed=0)
-        results.append(apply_to_scan(synthesizer, scan, records))
+    for inputs in (case, dataclasses.replace(case, ct=turned[0], organ_masks=(turned[1],))):
+        scan = inputs.read(organ="liver")
+        results.append(apply_to_scan(synthesizer, scan, draw(synthesizer, scan, "tiny", 2)))
     one, other = results
-    assert one.records == other.records
+    # Places in the patient are the same; their last bits depend on the file's affine.
+    for mine, theirs in zip(one.records, other.records, strict=True):
+        np.testing.assert_allclose(mine.center_mm, theirs.center_mm, atol=1e-9)
+        assert dataclasses.replace(mine, center_mm=theirs.center_mm) == theirs
 
     def back(array):
         return array.transpose(1, 0, 2)[::-1, ::-1]
 
-    np.testing.assert_array_equal(one.lesions, back(other.lesions))
+    np.testing.assert_array_equal(one.whole_lesions(), back(other.whole_lesions()))
     np.testing.assert_array_equal(one.hu(), back(other.hu()))
 
 
 @pytest.mark.usefixtures("no_picture")
 def test_scaled_files_stay_as_stored_outside(synthesizer, tmp_path):
     case = write_case(tmp_path, np.eye(4))
-    stored = np.asarray(nib.load(case["ct"]).dataobj)
+    stored = np.asarray(nib.load(case.ct).dataobj)
     scaled = write_nifti(tmp_path / "scaled.nii", (stored + 1024).astype(">i2"), np.eye(4), slope=1.0, inter=-1024.0)
-    synthesize_scan(
-        synthesizer, ct=scaled, organ_mask=case["organ_mask"], organ_label=5, size="tiny", out=tmp_path / "out"
-    )
+    synthesize_scan(synthesizer, dataclasses.replace(case, ct=scaled), asked("tiny"), out=tmp_path / "out")
     old, new = read_ct(scaled), read_ct(tmp_path / "out" / "ct.nii.gz")
     assert (new.stored.slope, new.stored.inter) == (1.0, -1024.0)
     assert new.stored.values.dtype == old.stored.values.dtype
@@ -206,26 +239,26 @@ def test_scaled_files_stay_as_stored_outside(synthesizer, tmp_path):
 
 
 def test_contrast_is_that_of_the_tumor_against_the_organ_around_it(synthesizer, tmp_path):
-    case = write_case(tmp_path, np.eye(4))
-    scan = read_scan(case["ct"], case["organ_mask"], organ="liver", organ_label=5)
-    result = apply_to_scan(synthesizer, scan, draw_in_scan(synthesizer, scan, size="tiny", count=1, seed=0))
-    known = dataclasses.replace(
-        result,
-        before_hu=np.where(result.model_labels > 0, 100, -500).astype(np.float32),
-        after_hu=np.where(result.model_labels == 2, 70, 1000).astype(np.float32),
-    )
-    assert report_tumors(known)[0].contrast_hu == pytest.approx(-30)
+    scan = write_case(tmp_path, np.eye(4)).read(organ="liver")
+    result = apply_to_scan(synthesizer, scan, draw(synthesizer, scan, "tiny"))
+    (part,) = result.parts
+    after = np.select([part.labels == 2, part.labels == 1], [70, 100], -500).astype(np.float32)
+    known = dataclasses.replace(result, parts=(dataclasses.replace(part, after_hu=after),))
+    there = site_of(scan, [wanted("tiny")], organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
+    (report,) = report_tumors(known, there, window=synthesizer.window)
+    assert report.contrast_hu == pytest.approx(-30)
+    assert report.sd_hu == 0
 
 
 @pytest.mark.usefixtures("no_picture")
 def test_warnings_name_what_fell_short(synthesizer, tmp_path):
     case = write_case(tmp_path, np.eye(4), radius=6)
-    report = synthesize_scan(synthesizer, **case, organ_label=5, size="tiny", count=9, out=tmp_path / "out")
+    report = synthesize_scan(synthesizer, case, asked("tiny", 9), out=tmp_path / "out")
     assert report.warnings[0] == f"The liver had room for {len(report.tumors)} of 9 tumors."
     assert json.loads((tmp_path / "out" / "record.json").read_text())["warnings"] == list(report.warnings)
     half = dataclasses.replace(report.tumors[0], volume_mm3=report.tumors[0].requested_volume_mm3 * 0.3)
     gone = dataclasses.replace(report.tumors[0], voxels=0, volume_mm3=0.0)
-    cut, lost = find_warnings((half, gone), wanted=2, organ="liver")
+    cut, lost = find_warnings((half, gone))
     assert "Tumor 1 was cut to 30%" in cut
     assert "Tumor 2" in lost
     assert "no label" in lost
@@ -235,14 +268,15 @@ def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
     values = np.full((30, 28, 26), 60, np.int16)
     values[0, 0, 0] = -1000
     ct = write_nifti(tmp_path / "ct.nii.gz", values)
-    scan = read_scan(ct, write_nifti(tmp_path / "all.nii.gz", np.ones_like(values, np.uint8)), organ="liver")
+    organ = write_nifti(tmp_path / "all.nii.gz", np.ones_like(values, np.uint8))
+    scan = ScanInputs(ct=ct, organ_masks=(organ,)).read(organ="liver")
     for seed in range(20):
-        (drawn,) = draw_in_scan(synthesizer, scan, size="tiny", count=1, seed=seed)
+        (drawn,) = draw(synthesizer, scan, "tiny", seed=seed)
         room = np.minimum(drawn.center_voxel, np.array(values.shape) - 1 - drawn.center_voxel)
         assert (room + 1 > max(drawn.half_axes_mm)).all()
 
 
-def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path, monkeypatch):
+def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path):
     """Else they are cut when drawn, not when applied, and tumors drawn after them meet other room."""
     spacing = (4.0, 5.0, 6.0)
     synthesizer = tiny_synthesizer("kidney", spacing_mm=spacing)
@@ -252,10 +286,9 @@ def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(
     organ[28:32, 23:27, 18:22] = 1
     affine = np.diag([*spacing, 1.0])
     ct, mask = (write_nifti(tmp_path / f"{n}.nii.gz", v, affine) for n, v in (("ct", values), ("organ", organ)))
-    seen = []
-    monkeypatch.setattr(synthesizer, "draw", lambda organ_XYZ, **_: seen.append(organ_XYZ) or ())
-    draw_in_scan(synthesizer, read_scan(ct, mask, organ="kidney"), size="large", count=2, seed=0)
-    around = np.argwhere(seen[0]).min(axis=0)
+    scan = ScanInputs(ct=ct, organ_masks=(mask,)).read(organ="kidney")
+    there = site_of(scan, [wanted("large")], organ=synthesizer.organ, spacing_mm=spacing)
+    around = np.argwhere(there.site.mask).min(axis=0)
     reach = np.zeros(3, int)
     for seed in range(8):
         largest = record(half_axes_mm=(64.0,) * 3, deformation_sigma_mm=10.0, shape_seed=seed, spacing_mm=spacing)
@@ -269,20 +302,23 @@ def test_bad_input_is_named_and_nothing_is_left(synthesizer, tmp_path):
     other_shape = write_nifti(tmp_path / "shape.nii.gz", np.ones((4, 4, 4), np.uint8))
     other_affine = write_nifti(tmp_path / "affine.nii.gz", ball(SHAPE, 9).astype(np.uint8), np.diag([2.0, 1, 1, 1]))
     unit = write_nifti(tmp_path / "unit.nii.gz", np.random.default_rng(0).random(SHAPE).astype(np.float32))
+    missing = tmp_path / "no.nii.gz"
     for changes, error, words in (
-        ({"ct": tmp_path / "no.nii.gz"}, VolumeError, "no.nii.gz does not exist"),
-        ({"organ_mask": tmp_path / "no.nii.gz"}, VolumeError, "no.nii.gz does not exist"),
-        ({"organ_mask": other_shape}, GridMismatchError, "shape"),
-        ({"organ_mask": other_affine}, GridMismatchError, "spacing"),
+        ({"ct": missing}, VolumeError, "no.nii.gz does not exist"),
+        ({"organ_masks": (missing,)}, VolumeError, "no.nii.gz does not exist"),
+        ({"organ_masks": (other_shape,)}, GridMismatchError, "shape"),
+        ({"organ_masks": (other_affine,)}, GridMismatchError, "spacing"),
+        ({"segments": other_shape}, GridMismatchError, "shape"),
         ({"ct": unit}, VolumeError, "Hounsfield"),
-        ({"organ_label": 7}, OrganError, r"no voxel with label 7 .*labels found: 1, 5"),
-        ({"organ_label": None}, ConfigError, r"several labels \(1, 5\).*--organ-label"),
-        ({"size": "giant"}, ConfigError, "'giant'"),
-        ({"size": "large"}, SynthesisError, "no room"),
-        ({"count": 0}, ConfigError, "--count"),
+        ({"organ_labels": (7, 9)}, OrganError, r"no voxel with label 7 or 9 .*labels found: 1, 5"),
+        ({"organ_labels": ()}, ConfigError, r"several labels \(1, 5\).*--organ-label"),
     ):
         with pytest.raises(error, match=words):
-            synthesize_scan(synthesizer, **{**case, "organ_label": 5, "size": "tiny", "out": out, **changes})
+            synthesize_scan(synthesizer, dataclasses.replace(case, **changes), asked("tiny"), out=out)
+    with pytest.raises(SynthesisError, match="no room"):
+        synthesize_scan(synthesizer, case, asked("large"), out=out)
+    with pytest.raises(SynthesisError, match=r"room for .* of 40 tumors\. Ask for less, or do without --strict"):
+        synthesize_scan(synthesizer, case, asked("tiny", 40, strict=True), out=out)
     assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -290,25 +326,24 @@ def test_bad_input_is_named_and_nothing_is_left(synthesizer, tmp_path):
 @pytest.mark.usefixtures("no_picture")
 def test_earlier_results_are_kept_unless_told_otherwise(synthesizer, tmp_path):
     case, out = write_case(tmp_path, np.eye(4)), tmp_path / "out"
-    rules = {**case, "organ_label": 5, "size": "tiny", "out": out}
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    synthesize_scan(synthesizer, **rules)
+    synthesize_scan(synthesizer, case, asked("tiny"), out=out)
     first = files_of(out)
     with pytest.raises(ConfigError, match=r"already holds.*--overwrite"):
-        synthesize_scan(synthesizer, **rules, seed=1)
+        synthesize_scan(synthesizer, case, asked("tiny", seed=1), out=out)
     assert files_of(out) == first
-    synthesize_scan(synthesizer, **rules, seed=1, overwrite=True)
+    synthesize_scan(synthesizer, case, asked("tiny", seed=1), out=out, overwrite=True)
     assert files_of(out)["lesions.nii.gz"] != first["lesions.nii.gz"]
     assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_input_is_never_replaced(synthesizer, tmp_path):
     case = write_case(tmp_path, np.eye(4))
-    ct = case["ct"].rename(tmp_path / "in" / "ct.nii.gz")
+    ct = case.ct.rename(tmp_path / "in" / "ct.nii.gz")
     with pytest.raises(ConfigError, match="would replace the input"):
         synthesize_scan(
-            synthesizer, ct=ct, organ_mask=case["organ_mask"], organ_label=5, out=tmp_path / "in", overwrite=True
+            synthesizer, dataclasses.replace(case, ct=ct), asked("tiny"), out=tmp_path / "in", overwrite=True
         )
 
 
@@ -318,9 +353,7 @@ def test_a_failure_while_writing_leaves_nothing(synthesizer, tmp_path, monkeypat
 
     monkeypatch.setattr("difftumor.synthesis.scan_files.write_labels", broken)
     with pytest.raises(OSError, match="disk full"):
-        synthesize_scan(
-            synthesizer, **write_case(tmp_path, np.eye(4)), organ_label=5, size="tiny", out=tmp_path / "out"
-        )
+        synthesize_scan(synthesizer, write_case(tmp_path, np.eye(4)), asked("tiny"), out=tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
@@ -328,64 +361,61 @@ def test_a_change_outside_the_halo_is_caught(synthesizer, tmp_path, monkeypatch)
     from difftumor.synthesis import scan_files
     from difftumor.volume import write_ct
 
-    def careless(path, original, hu, changed):
-        write_ct(path, original, hu + 1, np.ones_like(changed))
+    def careless(path, original, hu, changed, *, box):
+        write_ct(path, original, original.data + 1, np.ones_like(original.data, bool))
 
     monkeypatch.setattr(scan_files, "write_ct", careless)
     with pytest.raises(SynthesisError, match="differs from it outside"):
-        synthesize_scan(
-            synthesizer, **write_case(tmp_path, np.eye(4)), organ_label=5, size="tiny", out=tmp_path / "out"
-        )
+        synthesize_scan(synthesizer, write_case(tmp_path, np.eye(4)), asked("tiny"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_broken_record_files_are_refused(tmp_path):
     path = tmp_path / "record.json"
     with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
-        read_records(path)
-    for text in ("{", "[]", '{"format_version": 1}'):
+        read_record(path)
+    for text in ("{", "[]", '{"format_version": 2}', '{"format_version": 2, "models": {"early": {"path": 3}}}'):
         path.write_text(text)
         with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
-            read_records(path)
+            read_record(path)
     path.write_text('{"format_version": 9, "tumors": []}')
     with pytest.raises(SynthesisError, match="format_version 9"):
-        read_records(path)
+        read_record(path)
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("turned", [False, True], ids=["as it is", "LPS"])
 def test_real_liver(real_data, synthesizer, tmp_path, turned):
-    case = {"ct": real_data / "abdomen" / "ct.nii.gz", "organ_mask": real_data / "abdomen" / "organs.nii.gz"}
+    ct, organs = (real_data / "abdomen" / f"{name}.nii.gz" for name in ("ct", "organs"))
     if turned:
-        for name, path in list(case.items()):
+        for path in (ct, organs):
             image = nib.load(path).as_reoriented([[0, -1], [1, -1], [2, 1]])
             assert "".join(nib.aff2axcodes(image.affine)) == "LPS"
-            case[name] = tmp_path / path.name
-            image.to_filename(case[name])
-    rules = {**case, "organ_label": 5, "count": 2, "size": "early", "seed": 0}
-    report = synthesize_scan(synthesizer, **rules, out=tmp_path / "out")
+            image.to_filename(tmp_path / path.name)
+        ct, organs = (tmp_path / path.name for path in (ct, organs))
+    case = ScanInputs(ct=ct, organ_masks=(organs,), organ_labels=(5,))
+    report = synthesize_scan(synthesizer, case, asked("early", 2), out=tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
     assert len(report.tumors) == 2
     assert report.warnings == ()
-    old, new = read_ct(case["ct"]), read_ct(tmp_path / "out" / "ct.nii.gz")
+    old, new = read_ct(case.ct), read_ct(tmp_path / "out" / "ct.nii.gz")
     lesions = np.asarray(nib.load(tmp_path / "out" / "lesions.nii.gz").dataobj)
     changed = old.stored.values != new.stored.values
     assert changed[lesions > 0].mean() > 0.9
-    organ = np.asarray(nib.load(case["organ_mask"]).dataobj) == 5
+    organ = np.asarray(nib.load(organs).dataobj) == 5
     drawn = [tumor.record for tumor in report.tumors]
     assert allowed_to_change(np.argwhere(changed), drawn, old.grid.affine, organ).all()
     assert new.stored.preamble == old.stored.preamble
     # The same places in the patient, whatever the orientation of the file.
     np.testing.assert_allclose(report.tumors[0].record.center_mm, (119.0437, 138.3190, 168.3018), atol=0.01)
-    records = read_records(tmp_path / "out" / "record.json")
-    synthesize_scan(synthesizer, **rules, out=tmp_path / "again", records=records)
+    record = read_record(tmp_path / "out" / "record.json")
+    replay_scan(synthesizer, record, record.inputs, out=tmp_path / "again")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
 
 
 def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesizer, tmp_path):
-    case = write_case(tmp_path, FINE)
-    scan = read_scan(case["ct"], case["organ_mask"], organ="liver", organ_label=5)
+    scan = write_case(tmp_path, FINE).read(organ="liver")
     filling = record(center_voxel=(9, 8, 7), half_axes_mm=(9.0, 9.0, 9.0))
-    inside = apply_to_scan(synthesizer, scan, [filling]).lesions > 0
+    inside = apply_to_scan(synthesizer, scan, [filling]).whole_lesions() > 0
     assert inside.sum() > 0.9 * scan.organ.sum()
     assert not (inside & ~scan.organ).any()

@@ -9,7 +9,7 @@ from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.denoiser import Denoiser
 from difftumor.synthesis.blending import blend_change, blurred_weight
-from difftumor.synthesis.texture import DiffusionTexture
+from difftumor.synthesis.diffusion import DiffusionTexture
 from tests.reference import load_reference, reference_state, relative_error
 from tests.synthesis.makers import ball, tiny_autoencoder, tiny_denoiser
 

@@ -5,7 +5,8 @@ without the tumor voxels and on the mask.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import asdict
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from difftumor.diffusion.latent import LatentCodec, Masked
 from difftumor.diffusion.samplers import SamplerConfig, sample
 from difftumor.diffusion.schedule import NoiseSchedule
 from difftumor.errors import ConfigError, SynthesisError
+from difftumor.grids import triple
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.denoiser import Denoiser
 from difftumor.seeding import torch_generator
+from difftumor.synthesis.records import Voxel
 
 Precision = Literal["fp32", "bf16"]
 
@@ -30,6 +33,7 @@ class DiffusionTexture:
         schedule: With the number of timesteps the denoiser was trained with.
         sampler: How to sample.
         window: HU that the networks see.
+        patch: Size of what the networks see at once, one number or one per axis.
         patches_at_once: Patches that go through the networks together; bounds the memory.
         masked: Where the tumor is taken out of the condition, as in the denoiser's training; see ``LatentCodec``.
         precision: What the networks compute in, whatever the caller's autocast: "fp32", or "bf16" for convolutions and
@@ -37,9 +41,8 @@ class DiffusionTexture:
 
     Raises:
         ConfigError: ``patches_at_once`` is less than 1, or the precision is unknown.
+        SynthesisError: The patch is no multiple of what codec and denoiser halve.
     """
-
-    name = "diffusion"
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class DiffusionTexture:
         schedule: NoiseSchedule,
         sampler: SamplerConfig | None = None,
         window: IntensityWindow | None = None,
+        patch: int | Sequence[int] = 96,
         patches_at_once: int = 4,
         masked: Masked = "image",
         precision: Precision = "fp32",
@@ -65,6 +69,16 @@ class DiffusionTexture:
         self._schedule = schedule
         self._patches_at_once = patches_at_once
         self._masked = masked
+        self.patch: Voxel = triple([patch] * 3 if isinstance(patch, int) else patch)
+        in_slice = codec.downsampling * denoiser.in_slice_divisor
+        self.multiple: Voxel = (in_slice, in_slice, codec.downsampling)
+        if any(size < 1 or size % step for size, step in zip(self.patch, self.multiple, strict=True)):
+            raise SynthesisError(f"Patch {self.patch} must be a multiple of {self.multiple}: choose another size.")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How tumors are sampled: the fields of ``SamplerConfig``, and ``precision``."""
+        return {**asdict(self.sampler), "precision": self.precision}
 
     def to(self, device: torch.device | str) -> None:
         """Move the networks to a device."""

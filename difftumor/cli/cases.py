@@ -1,0 +1,77 @@
+"""``difftumor synthesize --cases``: tumors in many scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from difftumor.cli.synthesis_setup import Setup
+    from difftumor.synthesis.cohort import Outcome
+
+SUMMARY_FILE = "summary.csv"
+_COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
+
+
+def synthesize_cases(
+    set_up: Setup, source: Path, organ_labels: tuple[int, ...], *, out: Path, jobs: int, overwrite: bool
+) -> None:
+    """Make tumors in all scans of a list, and say what became of each.
+
+    Raises:
+        CaseListError: The list cannot be used; or some of its scans failed, when the others are done.
+    """
+    from difftumor.cli.options import read_case_list
+    from difftumor.cli.progress import progress_bar
+    from difftumor.errors import CaseListError, DiffTumorError
+    from difftumor.evaluation.tables import write_csv
+    from difftumor.files import check_folder
+    from difftumor.organs import get_organ
+    from difftumor.synthesis.cohort import Outcome, inputs_of, synthesize_cohort
+
+    check_folder(out, option="--out")
+    organ, listed = get_organ(set_up.organ), read_case_list(source)
+    outcomes: list[Outcome] = []
+    ready = []
+    for case in listed.cases:
+        try:
+            ready.append((case.id, inputs_of(case, listed, organ, organ_labels=organ_labels)))
+        except DiffTumorError as error:
+            outcomes.append(Outcome(case.id, "failed", error=str(error)))
+    with progress_bar("Making tumors", len(ready)) as advance:
+        for outcome in synthesize_cohort(set_up, ready, out=out, jobs=jobs, overwrite=overwrite):
+            outcomes.append(outcome)
+            typer.echo(_described(outcome), err=outcome.status == "failed")
+            advance()
+    order = {case.id: place for place, case in enumerate(listed.cases)}
+    rows = [_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: order[outcome.id])]
+    write_csv(out / SUMMARY_FILE, _COLUMNS, rows)
+    failed = [outcome.id for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        raise CaseListError(
+            f"{len(failed)} of {len(outcomes)} scans failed ({', '.join(failed[:5])}{', …' * (len(failed) > 5)}): see "
+            f"{out / SUMMARY_FILE}, mend them and run the same command again."
+        )
+    typer.echo(f"Results are in {out}.")
+
+
+def _described(outcome: Outcome) -> str:
+    if outcome.report is None:
+        return f"{outcome.id}: {outcome.status}{f', {outcome.error}' if outcome.error else ''}"
+    count, warnings = len(outcome.report.tumors), len(outcome.report.warnings)
+    more = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    return f"{outcome.id}: {count} tumor{'' if count == 1 else 's'}{more}"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    report = outcome.report
+    return {
+        "case": outcome.id,
+        "status": outcome.status,
+        "tumors": None if report is None else len(report.tumors),
+        "rejected": None if report is None else report.rejected,
+        "warnings": "" if report is None else " ".join(report.warnings),
+        "error": outcome.error,
+    }

@@ -1,0 +1,100 @@
+"""What ``difftumor synthesize`` is asked for, and how it becomes a synthesizer; once in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difftumor.synthesis.cohort import Workshop
+    from difftumor.synthesis.quality import QualityGate, Segment
+    from difftumor.synthesis.spec import TumorSpec
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The options of the quality gate.
+
+    Args:
+        attempts: Tumors that are tried before one is given up.
+        segmenter: Artifact that must find a tumor; None for none.
+    """
+
+    attempts: int
+    segmenter: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Makes a workshop; plain values, so that it can be sent to another process.
+
+    Args:
+        organ: Name of the organ.
+        tumors: What is wanted.
+        seed: Of all that is random.
+        model: Diffusion artifact for all tumors; None for the usual places.
+        sampling: What is to differ from how the model says to sample, or None.
+        precision: What networks compute in.
+        device: Where; ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        gate: Options of the quality gate; None for none.
+        strict: Whether to fail where not all can be had.
+    """
+
+    organ: str
+    tumors: tuple[TumorSpec, ...]
+    seed: int
+    model: Path | None
+    sampling: Mapping[str, Any]
+    precision: str
+    device: str
+    gate: Gate | None
+    strict: bool
+
+    def __call__(self) -> Workshop:
+        """Load what is needed."""
+        from difftumor.devices import pick_device
+        from difftumor.synthesis.cohort import Workshop
+        from difftumor.synthesis.loading import find_models, load_synthesizer, model_records
+        from difftumor.synthesis.scan_files import ScanRequest
+
+        stages = frozenset().union(*(spec.stages for spec in self.tumors if spec.generator == "diffusion"))
+        paths = find_models(self.model, stages, organ=self.organ)
+        synthesizer = load_synthesizer(
+            paths or None,
+            organ=self.organ,
+            device=pick_device(self.device),
+            sampler=self.sampling,
+            precision=self.precision,  # type: ignore[arg-type]
+        )
+        gate = None if self.gate is None else self._quality_gate(paths)
+        request = ScanRequest(tumors=self.tumors, seed=self.seed, gate=gate, strict=self.strict)
+        return Workshop(synthesizer, request, model_records(paths, synthesizer))
+
+    def _quality_gate(self, paths: Mapping[str, Path]) -> QualityGate:
+        from difftumor.synthesis.loading import real_tumors
+        from difftumor.synthesis.quality import QualityGate
+
+        assert self.gate is not None
+        segment, identity = (None, None) if self.gate.segmenter is None else self._segment(self.gate.segmenter)
+        return QualityGate(real=real_tumors(paths), attempts=self.gate.attempts, segment=segment, segmenter=identity)
+
+    def _segment(self, artifact: Path) -> tuple[Segment, str]:
+        import nibabel as nib
+        import numpy as np
+
+        from difftumor.artifacts import load_artifact
+        from difftumor.devices import pick_device
+        from difftumor.grids import Grid
+        from difftumor.inference import predict_volume
+        from difftumor.volume import Volume
+
+        loaded = load_artifact(artifact, kind="segmenter", device=pick_device(self.device))
+
+        def segment(ct_hu: Any, spacing_mm: Any) -> Any:
+            grid = Grid(ct_hu.shape, np.diag([*spacing_mm, 1.0]))
+            # A tumor is to be found, not outlined: half the usual overlap is enough.
+            return predict_volume(Volume(ct_hu, grid, artifact, nib.Nifti1Header()), loaded, overlap=0.5)
+
+        return segment, loaded.config.identity

@@ -1,0 +1,248 @@
+"""Decisions: all that is random about one tumor, decided before anything is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from difftumor.grids import Box, triple
+from difftumor.seeding import Key, derive_seed, numpy_generator
+from difftumor.synthesis.distributions import Distribution, fixed, uniform
+from difftumor.synthesis.handcrafted import TextureRecord
+from difftumor.synthesis.records import Triple, TumorRecord, Voxel
+from difftumor.synthesis.shapes import tumor_shape
+from difftumor.synthesis.site import Mask, Site
+from difftumor.synthesis.sizes import CUSTOM, SIZES, SizeClass, nearest_size, sizes_of
+from difftumor.synthesis.spec import TumorSpec
+
+# Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
+LEAVING_CHANCE = 0.5
+# Published as U(0, 4) voxels of 1 mm, and as σc in Hu et al. 2023, Table 1; in mm a rim is as soft at any spacing.
+_BLUR_MM = {"diffusion": uniform(0.0, 4.0), "handcrafted": uniform(0.6, 1.2)}
+# σb of Table 1.
+_TEXTURE_BLUR_MM = 0.6
+# Table 1: μt is U(30, μp - 10). Where the organ is too dark for that, as without contrast agent, tumors are darker than
+# it by 10 to 30 HU.
+_LOWEST_HU, _DARKER_HU, _DARKEST_HU = 30.0, 10.0, 30.0
+# How far a satellite may be from its distance, in voxels, so that there are places to choose from.
+_RING_SLACK = 2.0
+_TOUCHING = fixed(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One tumor that is wanted.
+
+    Args:
+        spec: What it is to be.
+        keys: Decide, with the seed, all that is random about it.
+        around: Tumor that it is a satellite of, and that tumor's number; None for none.
+        gap_mm: Between the surfaces of that tumor and this one, were both balls.
+    """
+
+    spec: TumorSpec
+    keys: tuple[Key, ...]
+    around: tuple[TumorRecord, int] | None = None
+    gap_mm: Distribution = _TOUCHING
+
+
+class Drawing:
+    """Draws tumors for one site, one after the other; each takes its place when it is accepted.
+
+    Args:
+        site: The organ; not modified.
+        specs: All that will be asked for.
+        seed: With ``keys``, decides everything.
+        keys: For instance ``("epoch", 3, "sample", 17)``.
+
+    Raises:
+        SynthesisError: The organ is empty, or the CT is needed and not given.
+    """
+
+    def __init__(self, site: Site, specs: Sequence[TumorSpec], *, seed: int, keys: tuple[Key, ...] = ()) -> None:
+        self._site, self._seed = site, seed
+        self._room = site.room(vessels=any(spec.vessel_clearance_mm is not None for spec in specs))
+        self.wanted: list[Wanted] = []
+        for spec in specs:
+            for _ in range(self._count(spec, keys)):
+                self.wanted.append(Wanted(spec=spec, keys=(*keys, "tumor", len(self.wanted))))
+
+    def draw(self, wanted: Wanted, *, attempt: int = 0) -> TumorRecord | None:
+        """Draw one tumor in the room that is left; None where it has no room.
+
+        Args:
+            wanted: The tumor.
+            attempt: Counts from 0; every attempt is another tumor.
+
+        Raises:
+            SynthesisError: A point outside the organ, or an unknown segment, was asked for.
+        """
+        keys = wanted.keys if attempt == 0 else (*wanted.keys, "attempt", attempt)
+        record = self._without_place(wanted, keys)
+        shape = tumor_shape(record)
+        center = self._place(wanted, record, shape, keys)
+        if center is None:
+            return None
+        x, y, z = (float(value) for value in (self._site.to_mm @ [*center, 1.0])[:3])
+        return replace(record, center_voxel=center, center_mm=(x, y, z), attempts=attempt + 1)
+
+    def accept(self, record: TumorRecord) -> None:
+        """Let a tumor take its place."""
+        part = self._room.cut(
+            tumor_shape(record),
+            record.center_voxel,
+            may_leave=record.may_leave_organ,
+            may_overlap=record.may_overlap,
+        )
+        self._room.take(*part)
+
+    def satellites(self, wanted: Wanted, record: TumorRecord, number: int) -> list[Wanted]:
+        """Return the satellites that an accepted tumor is to have; ``number`` is its own, from 1."""
+        if wanted.spec.satellites is None:
+            return []
+        spec = wanted.spec.of_satellites()
+        keys = (*wanted.keys, "satellite")
+        gap_mm = wanted.spec.satellites.distance_mm
+        return [
+            Wanted(spec=spec, keys=(*keys, index), around=(record, number), gap_mm=gap_mm)
+            for index in range(self._count(spec, keys))
+        ]
+
+    def _count(self, spec: TumorSpec, keys: tuple[Key, ...]) -> int:
+        if not isinstance(spec.count, str):
+            return int(spec.count.draw(self._seed, *keys, "count"))
+        generator = numpy_generator(self._seed, *keys, "count")
+        classes = [SIZES[name] for group, weight in spec.weights.items() if weight > 0 for name in sizes_of(group)]
+        fewest, most = classes[int(generator.integers(len(classes)))].counts
+        return int(generator.integers(fewest, most, endpoint=True))
+
+    def _without_place(self, wanted: Wanted, keys: tuple[Key, ...]) -> TumorRecord:
+        """Draw all but the center."""
+        spec, organ, spacing_mm = wanted.spec, self._site.organ, self._site.spacing_mm
+        generator = numpy_generator(self._seed, *keys)
+        size = self._size(spec, generator)
+        shares = generator.uniform(*size.half_axes, size=3)
+        # Drawn whether needed or not, so that one decision never shifts the numbers of the next.
+        leaves = bool(generator.random() < LEAVING_CHANCE)
+        sigma_mm = size.draw_deformation(generator)
+        radius_mm = size.radius_mm
+        if spec.diameter_mm is not None:
+            radius_mm = spec.diameter_mm.draw(self._seed, *keys, "diameter") / 2
+            # Half-axes as irregular as the class's, and the volume that was asked for.
+            shares /= np.prod(shares) ** (1 / 3)
+            size = nearest_size(radius_mm)
+            sigma_mm *= radius_mm / size.radius_mm
+        a, b, c = (float(radius_mm * share) for share in shares)
+        contrast_hu = None if spec.contrast_hu is None else spec.contrast_hu.draw(self._seed, *keys, "contrast")
+        clearance = spec.vessel_clearance_mm
+        blur_mm = (spec.blur_mm or _BLUR_MM[spec.generator]).draw(self._seed, *keys, "blur")
+        return TumorRecord(
+            generator=spec.generator,
+            organ=organ.name,
+            size=size.name if spec.diameter_mm is None else CUSTOM,
+            radius_mm=radius_mm,
+            half_axes_mm=(a, b, c),
+            deformation_sigma_mm=sigma_mm * spec.irregularity.draw(self._seed, *keys, "irregularity"),
+            shape_seed=derive_seed(self._seed, *keys, "shape"),
+            center_voxel=(0, 0, 0),
+            center_mm=(0.0, 0.0, 0.0),
+            may_leave_organ=leaves and size.name in organ.may_leave_organ,
+            texture_seed=derive_seed(self._seed, *keys, "texture"),
+            blur_sigma_voxels=float(blur_mm / np.prod(spacing_mm) ** (1 / 3)),
+            spacing_mm=spacing_mm,
+            location=str(spec.location) if wanted.around is None else f"around tumor {wanted.around[1]}",
+            vessel_clearance_mm=None if clearance is None else clearance.draw(self._seed, *keys, "clearance"),
+            contrast_hu=contrast_hu,
+            may_overlap=spec.may_overlap,
+            satellite_of=None if wanted.around is None else wanted.around[1],
+            texture=self._texture(spec, contrast_hu, keys) if spec.generator == "handcrafted" else None,
+            mass_effect=spec.mass_effect.draw(self._seed, *keys, "mass effect"),
+            capsule_hu=spec.capsule_hu.draw(self._seed, *keys, "capsule"),
+        )
+
+    def _size(self, spec: TumorSpec, generator: np.random.Generator) -> SizeClass:
+        groups = list(spec.weights)
+        weights = np.array(list(spec.weights.values()))
+        names = sizes_of(groups[int(generator.choice(len(groups), p=weights / weights.sum()))])
+        size = SIZES[names[int(generator.integers(len(names)))]]
+        return size.handcrafted if spec.generator == "handcrafted" else size
+
+    def _texture(self, spec: TumorSpec, contrast_hu: float | None, keys: tuple[Key, ...]) -> TextureRecord:
+        parenchyma = self._site.parenchyma
+        if contrast_hu is None:
+            # Table 1: μt is U(30, μp - 10).
+            high = parenchyma.mean_hu - _DARKER_HU
+            low = _LOWEST_HU if high > _LOWEST_HU else parenchyma.mean_hu - _DARKEST_HU
+            mean_hu = uniform(low, high).draw(self._seed, *keys, "mean")
+        else:
+            mean_hu = parenchyma.mean_hu + contrast_hu
+        return TextureRecord(
+            kind=spec.texture,
+            mean_hu=mean_hu,
+            sd_hu=parenchyma.sd_hu,
+            grain=spec.grain.draw(self._seed, *keys, "grain"),
+            blur_sigma_mm=_TEXTURE_BLUR_MM,
+        )
+
+    def _place(self, wanted: Wanted, record: TumorRecord, shape: Mask, keys: tuple[Key, ...]) -> Voxel | None:
+        location, reach_mm = wanted.spec.location, max(record.half_axes_mm)
+        clearance_mm = record.vessel_clearance_mm
+        if clearance_mm is not None:
+            # The deformation takes some of the surface beyond the half-axes.
+            clearance_mm += max(0.0, _farthest_mm(shape, record.spacing_mm) - reach_mm)
+        rules: dict[str, Any] = {
+            "may_leave": record.may_leave_organ,
+            "may_overlap": record.may_overlap,
+            "vessel_clearance_mm": clearance_mm,
+        }
+        if location.point_mm is not None:
+            center = self._site.voxel_at(location.point_mm)
+            return center if self._room.fits_at(shape, center, reach_mm=reach_mm, **rules) else None
+        return self._room.find_center(
+            shape,
+            reach_mm,
+            numpy_generator(self._seed, *keys, "place"),
+            centered=record.size in self._site.organ.centered and location.region == "anywhere",
+            within=self._within(wanted, record),
+            by_slice=wanted.spec.placement == "slice",
+            **rules,
+        )
+
+    def _within(self, wanted: Wanted, record: TumorRecord) -> Mask | tuple[Box, Mask] | None:
+        """Return where the center must be, within the organ."""
+        location = wanted.spec.location
+        if wanted.around is not None:
+            return self._ring(wanted, float(np.prod(record.half_axes_mm) ** (1 / 3)))
+        if location.segment is not None:
+            return self._site.segment(location.segment)
+        if location.region == "anywhere":
+            return None
+        box, depth_mm = self._room.box, self._room.depth_mm
+        middle = np.median(depth_mm[self._site.mask[box.slices]])
+        return box, (depth_mm >= middle if location.region == "central" else depth_mm < middle)
+
+    def _ring(self, wanted: Wanted, radius_mm: float) -> tuple[Box, Mask]:
+        """Return where a satellite's center gives the gap between it and its tumor, to a voxel or so."""
+        assert wanted.around is not None
+        parent, _ = wanted.around
+        gap_mm = wanted.gap_mm.draw(self._seed, *wanted.keys, "gap")
+        apart_mm = float(np.prod(parent.half_axes_mm) ** (1 / 3)) + gap_mm + radius_mm
+        slack_mm = _RING_SLACK * max(self._site.spacing_mm)
+        half = [int((apart_mm + slack_mm) / step) + 1 for step in self._site.spacing_mm]
+        whole = Box(parent.center_voxel, triple([c + 1 for c in parent.center_voxel])).padded(half)
+        box = whole.clipped(self._site.mask.shape)
+        x, y, z = (
+            (np.arange(a, b) - c) * step
+            for a, b, c, step in zip(box.start, box.stop, parent.center_voxel, self._site.spacing_mm, strict=True)
+        )
+        distance_mm = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2)
+        return box, np.abs(distance_mm - apart_mm) <= slack_mm
+
+
+def _farthest_mm(shape: Mask, spacing_mm: Triple) -> float:
+    """Return how far a shape reaches from its middle voxel."""
+    offsets_mm = (np.argwhere(shape) - np.array(shape.shape) // 2) * spacing_mm
+    return float(np.sqrt((offsets_mm**2).sum(axis=1).max()))

@@ -1,0 +1,314 @@
+"""What tumors a user wants: the content of a ``--tumors`` file, checked before anything is read or drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from difftumor.errors import ConfigError
+from difftumor.synthesis.distributions import Distribution, fixed, uniform
+from difftumor.synthesis.handcrafted import TextureKind
+from difftumor.synthesis.records import GeneratorName, Triple
+from difftumor.synthesis.sizes import EARLY_RADIUS_MM, Stage, sizes_of, stages_of_size
+
+Placement = Literal["uniform", "slice"]
+Preset = Literal["training", "reader"]
+# Number of tumors as in Hu et al. 2023, Table 6, by size.
+PAPER_COUNT = "paper"
+
+_REGIONS = ("anywhere", "central", "peripheral")
+_LOCATIONS = f"{', '.join(_REGIONS)}, {{point_mm: [x, y, z]}} or {{segment: N}}"
+# Most tumors that one entry may ask for: more is a slip of the keyboard.
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in an organ tumors are to be.
+
+    Args:
+        region: ``"anywhere"``, ``"central"`` (deeper than half of the organ's voxels) or ``"peripheral"`` (less deep).
+        point_mm: Center in world coordinates (RAS); None for a random one.
+        segment: Number in a label map of segments; None for the whole organ.
+    """
+
+    region: str = "anywhere"
+    point_mm: Triple | None = None
+    segment: int | None = None
+
+    @classmethod
+    def of(cls, value: Any, *, name: str) -> Location:
+        """Read what a user wrote.
+
+        Raises:
+            ConfigError: It is no location.
+        """
+        if isinstance(value, Location):
+            return value
+        if value in _REGIONS:
+            return cls(value)
+        if isinstance(value, Mapping) and len(value) == 1:
+            ((kind, content),) = value.items()
+            if kind == "point_mm" and _is_point(content):
+                x, y, z = (float(v) for v in content)
+                return cls(point_mm=(x, y, z))
+            if kind == "segment" and isinstance(content, int) and not isinstance(content, bool) and content > 0:
+                return cls(segment=content)
+        raise ConfigError(f"{name} is {value!r}: give {_LOCATIONS}.")
+
+    def to_plain(self) -> Any:
+        """Return what ``of`` reads."""
+        if self.point_mm is not None:
+            return {"point_mm": list(self.point_mm)}
+        return self.region if self.segment is None else {"segment": self.segment}
+
+    def __str__(self) -> str:
+        if self.point_mm is not None:
+            return "point ({:g}, {:g}, {:g}) mm".format(*self.point_mm)
+        return self.region if self.segment is None else f"segment {self.segment}"
+
+
+_ANYWHERE = Location()
+_ONE, _ZERO = fixed(1), fixed(0)
+# η of Hu et al. 2023, Table 1.
+_GRAIN = uniform(1.1, 1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Satellites:
+    """Small tumors around a large one (Hu et al. 2023, section 3.2).
+
+    Args:
+        count: How many.
+        size: Size classes and groups to their weights.
+        diameter_mm: Instead of a size: the diameter of a ball of their volume.
+        distance_mm: Gap between the surfaces of tumor and satellite, were both balls.
+    """
+
+    count: Distribution = field(default_factory=lambda: Distribution("integers", (2.0, 5.0)))
+    size: Mapping[str, float] = field(default_factory=lambda: {"tiny": 1.0})
+    diameter_mm: Distribution | None = None
+    distance_mm: Distribution = field(default_factory=lambda: uniform(3.0, 15.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorSpec:
+    """Some tumors of one kind.
+
+    Args:
+        generator: What makes their texture: ``"diffusion"`` or ``"handcrafted"``.
+        count: How many; ``"paper"`` for Table 6 of Hu et al. 2023.
+        size: A size class or group, or a mapping of them to weights (the stage mix).
+        diameter_mm: Instead of a size: the diameter of a ball of their volume.
+        irregularity: Factor on the deformation of the size class; 0 for ellipsoids.
+        location: Where in the organ.
+        placement: ``"uniform"``: anywhere allowed, with equal chance. ``"slice"``: the published recipe, a slice in the
+            middle of the organ first.
+        vessel_clearance_mm: Least distance of a tumor's surface from vessels; None where they do not matter.
+        contrast_hu: Mean of a tumor less the organ's; by default Table 1's for the hand-crafted generator, and whatever
+            the diffusion model makes.
+        blur_mm: σ of the Gaussian that softens the rim; by default U(0, 4) for the diffusion generator and U(0.6, 1.2)
+            for the hand-crafted one (σc).
+        texture: Of the hand-crafted generator: ``"gaussian"`` (CVPR 2023) or ``"salt"`` (NeurIPS workshop 2022).
+        grain: Of the hand-crafted generator: η of its texture, from 1.
+        mass_effect: I of eq. (5), 0 for none to 100.
+        capsule_hu: d of eq. (8), 0 for none.
+        may_overlap: Whether tumors may lie over each other.
+        satellites: Around each of them; None for none.
+
+    Raises:
+        ConfigError: A field is unknown, of the wrong type or out of range; the message names it.
+    """
+
+    generator: GeneratorName = "diffusion"
+    count: Distribution | Literal["paper"] = _ONE
+    size: str | Mapping[str, float] = "early"
+    diameter_mm: Distribution | None = None
+    irregularity: Distribution = _ONE
+    location: Location = _ANYWHERE
+    placement: Placement = "uniform"
+    vessel_clearance_mm: Distribution | None = None
+    contrast_hu: Distribution | None = None
+    blur_mm: Distribution | None = None
+    texture: TextureKind = "gaussian"
+    grain: Distribution = _GRAIN
+    mass_effect: Distribution = _ZERO
+    capsule_hu: Distribution = _ZERO
+    may_overlap: bool = False
+    satellites: Satellites | None = None
+
+    def __post_init__(self) -> None:
+        _choice("generator", self.generator, get_args(GeneratorName))
+        _choice("placement", self.placement, get_args(Placement))
+        _choice("texture", self.texture, get_args(TextureKind))
+        if not isinstance(self.may_overlap, bool):
+            raise ConfigError(f"may_overlap is {self.may_overlap!r}: give true or false.")
+        if self.count != PAPER_COUNT:
+            self._take("count", low=0, high=_MOST, whole=True)
+        elif self.diameter_mm is not None:
+            raise ConfigError("count: paper goes by the size, and diameter_mm is given: give a number.")
+        object.__setattr__(self, "size", _weights(self.size, name="size"))
+        object.__setattr__(self, "location", Location.of(self.location, name="location"))
+        self._take("diameter_mm", low=1, high=400)
+        self._take("irregularity", low=0, high=3)
+        self._take("vessel_clearance_mm", low=0, high=200)
+        self._take("contrast_hu", low=-500, high=500)
+        self._take("blur_mm", low=0, high=20)
+        self._take("grain", low=1, high=20)
+        self._take("mass_effect", low=0, high=100)
+        self._take("capsule_hu", low=-500, high=500)
+        if self.satellites is not None:
+            object.__setattr__(self, "satellites", _satellites(self.satellites))
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Size classes and groups to their weights."""
+        return _weights(self.size, name="size")
+
+    @property
+    def needs_hu(self) -> bool:
+        """Whether drawing looks at the CT, and not at the organ alone."""
+        return self.generator == "handcrafted" or self.vessel_clearance_mm is not None
+
+    @property
+    def chosen_radii_mm(self) -> list[float]:
+        """Largest radii of tumors and satellites whose diameter is chosen."""
+        chosen = (self.diameter_mm, None if self.satellites is None else self.satellites.diameter_mm)
+        return [diameter.limits[1] / 2 for diameter in chosen if diameter is not None]
+
+    @property
+    def stages(self) -> frozenset[Stage]:
+        """Stages of the tumors that can come, whose diffusion models may be needed."""
+        return _stages(self.weights, self.diameter_mm) | (
+            frozenset() if self.satellites is None else _stages(self.satellites.size, self.satellites.diameter_mm)
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str) -> TumorSpec:
+        """Read one entry of a ``--tumors`` file.
+
+        Args:
+            values: Fields, and ``preset``, on whose fields the others go.
+            where: The entry, for messages.
+
+        Raises:
+            ConfigError: A field is unknown or wrong.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where} is {values!r}: give fields such as generator, size and count.")
+        given = dict(values)
+        preset = given.pop("preset", "training")
+        unknown = sorted(set(map(str, given)) - {f.name for f in fields(cls)})
+        if unknown:
+            known = ", ".join(["preset", *(f.name for f in fields(cls))])
+            raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: known are {known}.")
+        try:
+            return cls(**{**preset_fields(preset), **given})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what ``from_dict`` reads, every field said."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def of_satellites(self) -> TumorSpec:
+        """Return what the satellites are to be: as the tumor, but for their size, and without effects of their own."""
+        assert self.satellites is not None
+        return replace(
+            self, count=self.satellites.count, size=self.satellites.size, diameter_mm=self.satellites.diameter_mm,
+            location=Location(), placement="uniform", mass_effect=fixed(0), capsule_hu=fixed(0), satellites=None,
+        )  # fmt: skip
+
+    def _take(self, name: str, *, low: float, high: float, whole: bool = False) -> None:
+        """Read a number or distribution and check that all it can give is in range."""
+        value = getattr(self, name)
+        if value is None and fields_by_name(type(self))[name].default is None:
+            return
+        object.__setattr__(self, name, _within(value, name=name, low=low, high=high, whole=whole))
+
+
+# Hu et al. 2023, Figure 3: training goes without vessels, mass effect and capsule; the Visual Turing Test has them all.
+_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"training": {}, "reader": {"vessel_clearance_mm": 0, "mass_effect": 30, "capsule_hu": 120}}
+)
+
+
+def preset_fields(name: str) -> Mapping[str, Any]:
+    """Return the fields that a preset sets: ``"training"`` or ``"reader"``.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    _choice("preset", name, tuple(_PRESETS))
+    return _PRESETS[name]
+
+
+def fields_by_name(kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass by name."""
+    return {f.name: f for f in fields(kind)}
+
+
+def _within(value: Any, *, name: str, low: float, high: float, whole: bool = False) -> Distribution:
+    drawn = Distribution.of(value, field=name)
+    if drawn.limits[0] < low or drawn.limits[1] > high:
+        raise ConfigError(f"{name} is {drawn.to_plain()!r}: give numbers from {low:g} to {high:g}.")
+    if whole and not drawn.whole:
+        raise ConfigError(f"{name} is {drawn.to_plain()!r}: give whole numbers.")
+    return drawn
+
+
+def _weights(size: Any, *, name: str) -> dict[str, float]:
+    weights = dict(size) if isinstance(size, Mapping) else {size: 1.0}
+    for group, weight in weights.items():
+        sizes_of(str(group))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ConfigError(f"{name}.{group} is {weight!r}: give a weight of 0 or more.")
+    if not sum(weights.values()) > 0:
+        raise ConfigError(f"{name} has no weight above 0: give one to a size.")
+    return {str(group): float(weight) for group, weight in weights.items()}
+
+
+def _satellites(value: Any) -> Satellites:
+    if isinstance(value, Satellites):
+        value = {f.name: getattr(value, f.name) for f in fields(Satellites)}
+    known = fields_by_name(Satellites)
+    if not isinstance(value, Mapping) or not set(value) <= set(known):
+        raise ConfigError(f"satellites is {value!r}: give {', '.join(known)}.")
+    given = dict(value)
+    limits = {"count": (0, 100, True), "diameter_mm": (1, 400, False), "distance_mm": (0, 200, False)}
+    for name, (low, high, whole) in limits.items():
+        if given.get(name) is not None:
+            given[name] = _within(given[name], name=f"satellites.{name}", low=low, high=high, whole=whole)
+    if "size" in given:
+        given["size"] = _weights(given["size"], name="satellites.size")
+    return Satellites(**given)
+
+
+def _stages(weights: Mapping[str, float], diameter_mm: Distribution | None) -> frozenset[Stage]:
+    if diameter_mm is None:
+        return frozenset().union(*(stages_of_size(size) for size, weight in weights.items() if weight > 0))
+    low, high = (limit / 2 for limit in diameter_mm.limits)
+    early: set[Stage] = {"early"} if low < EARLY_RADIUS_MM else set()
+    late: set[Stage] = {"late"} if high >= EARLY_RADIUS_MM else set()
+    return frozenset(early | late)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Distribution | Location):
+        return value.to_plain()
+    if isinstance(value, Satellites):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}: choose {' or '.join(known)}.")
+
+
+def _is_point(content: Any) -> bool:
+    numbers = isinstance(content, Sequence) and not isinstance(content, str) and len(content) == 3
+    return numbers and all(isinstance(v, int | float) and math.isfinite(v) for v in content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from difftumor.cli.synthesis_setup import Setup
+    from difftumor.datasets.cases import CaseList
     from difftumor.synthesis.cohort import Outcome
 
 SUMMARY_FILE = "summary.csv"
@@ -16,14 +18,33 @@ _COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
 
 def synthesize_cases(
-    set_up: Setup, source: Path, organ_labels: tuple[int, ...], *, out: Path, jobs: int, overwrite: bool
+    set_up: Setup,
+    source: Path,
+    *,
+    masks: Path | None,
+    maps: Path | None,
+    organ_labels: tuple[int, ...],
+    convention: str | None,
+    out: Path,
+    jobs: int,
+    overwrite: bool,
 ) -> None:
     """Make tumors in all scans of a list, and say what became of each.
+
+    Args:
+        set_up: Makes what is needed.
+        source: The list, or a folder of CTs.
+        masks: Folder of masks of the organ with the names of the CTs; None for none.
+        maps: Folder of label maps with the names of the CTs; None where the list names them.
+        organ_labels: The organ's numbers in the label maps; none where their names say it, or they are masks.
+        convention: What the numbers mean, where no list says it.
+        out: Every case gets a folder in here.
+        jobs: Processes.
+        overwrite: Make anew what was made before.
 
     Raises:
         CaseListError: The list cannot be used; or some of its scans failed, when the others are done.
     """
-    from difftumor.cli.options import read_case_list
     from difftumor.cli.progress import progress_bar
     from difftumor.errors import CaseListError, DiffTumorError
     from difftumor.evaluation.tables import write_csv
@@ -32,12 +53,12 @@ def synthesize_cases(
     from difftumor.synthesis.cohort import Outcome, inputs_of, synthesize_cohort
 
     check_folder(out, option="--out")
-    organ, listed = get_organ(set_up.organ), read_case_list(source)
+    organ, listed = get_organ(set_up.organ), _listed(source, masks or maps, convention)
     outcomes: list[Outcome] = []
     ready = []
     for case in listed.cases:
         try:
-            ready.append((case.id, inputs_of(case, listed, organ, organ_labels=organ_labels)))
+            ready.append((case.id, inputs_of(case, listed, organ, organ_labels=organ_labels, mask=masks is not None)))
         except DiffTumorError as error:
             outcomes.append(Outcome(case.id, "failed", error=str(error)))
     with progress_bar("Making tumors", len(ready)) as advance:
@@ -55,6 +76,23 @@ def synthesize_cases(
             f"{out / SUMMARY_FILE}, mend them and run the same command again."
         )
     typer.echo(f"Results are in {out}.")
+
+
+def _listed(source: Path, maps: Path | None, convention: str | None) -> CaseList:
+    """Read the list, and put what the options say in place of what it says of its labels."""
+    from difftumor.cli.options import read_case_list
+    from difftumor.errors import CaseListError
+    from difftumor.evaluation.cohort import label_maps
+    from difftumor.organs import get_convention
+
+    listed = read_case_list(source)
+    if maps is not None:
+        found = label_maps(maps)
+        missing = [case.id for case in listed.cases if case.id not in found]
+        if missing:
+            raise CaseListError(f"{maps} holds no {missing[0]}.nii.gz: name the files like their CTs.")
+        listed = replace(listed, cases=tuple(replace(case, labels=found[case.id]) for case in listed.cases))
+    return listed if convention is None else replace(listed, label_names=get_convention(convention))
 
 
 def _described(outcome: Outcome) -> str:

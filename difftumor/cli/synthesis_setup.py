@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from difftumor.synthesis.cohort import Workshop
     from difftumor.synthesis.quality import QualityGate, Segment
+    from difftumor.synthesis.sizes import Stage
     from difftumor.synthesis.spec import TumorSpec
 
 
@@ -72,7 +73,7 @@ class Setup:
         request = ScanRequest(tumors=self.tumors, seed=self.seed, gate=gate, strict=self.strict)
         return Workshop(synthesizer, request, model_records(paths, synthesizer))
 
-    def _quality_gate(self, paths: Mapping[str, Path]) -> QualityGate:
+    def _quality_gate(self, paths: Mapping[Stage, Path]) -> QualityGate:
         from difftumor.synthesis.loading import real_tumors
         from difftumor.synthesis.quality import QualityGate
 

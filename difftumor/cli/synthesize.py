@@ -66,7 +66,8 @@ def synthesize(
     cases: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --ct: many scans, as a folder, a dataset.json, or a CSV or JSON list with labels.",
+            help="Instead of --ct: many scans, as a folder, a dataset.json, or a CSV or JSON list. Where it names no "
+            "labels, --organ-mask or --labels is a folder of files with the names of the CTs.",
             show_default=False,
             rich_help_panel=WHERE,
         ),
@@ -285,9 +286,21 @@ def _one(set_up: Setup, files: Files, *, out: Path, overwrite: bool) -> None:
 def _many(set_up: Setup, source: Path, files: Files, *, out: Path, jobs: int, overwrite: bool) -> None:
     from difftumor.cli.cases import synthesize_cases
 
-    if files.ct or files.organ_mask or files.labels or files.segments or files.convention:
-        raise ConfigError("--cases names the files of all scans: do without --ct and the options of its masks.")
-    synthesize_cases(set_up, source, files.numbers(), out=out, jobs=jobs, overwrite=overwrite)
+    if files.ct or files.segments:
+        raise ConfigError("--cases names the scans: do without --ct and --segments.")
+    if files.organ_mask and files.labels:
+        raise ConfigError("Give the organ as either --organ-mask or --labels.")
+    synthesize_cases(
+        set_up,
+        source,
+        masks=files.organ_mask,
+        maps=files.labels,
+        organ_labels=files.numbers(),
+        convention=files.convention,
+        out=out,
+        jobs=jobs,
+        overwrite=overwrite,
+    )
 
 
 def _replay(path: Path, files: Files, *, model: Path | None, device: str, out: Path, overwrite: bool) -> None:

@@ -55,7 +55,9 @@ class Outcome:
     error: str = ""
 
 
-def inputs_of(case: Case, cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = ()) -> ScanInputs:
+def inputs_of(
+    case: Case, cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = (), mask: bool = False
+) -> ScanInputs:
     """Return the files of a case of a list.
 
     Args:
@@ -63,6 +65,7 @@ def inputs_of(case: Case, cases: CaseList, organ: Organ, *, organ_labels: Sequen
         cases: Its list, whose label names say which numbers are the organ and its tumors.
         organ: The organ.
         organ_labels: Instead of them: the organ's numbers.
+        mask: Whether the labels are a mask of the organ alone.
 
     Raises:
         CaseListError: The case has no labels.
@@ -70,7 +73,7 @@ def inputs_of(case: Case, cases: CaseList, organ: Organ, *, organ_labels: Sequen
     """
     if case.labels is None:
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels: give a list that names them.")
-    if organ_labels:
+    if organ_labels or mask:
         return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     if case.labels.is_dir():

@@ -80,7 +80,7 @@ def load_texture(
 
 
 def load_synthesizer(
-    models: Path | str | Mapping[str, Path] | None,
+    models: Path | str | Mapping[Stage, Path] | None,
     *,
     organ: Organ | str,
     device: torch.device | str = "cpu",
@@ -111,7 +111,7 @@ def load_synthesizer(
     host = get_organ(organ) if isinstance(organ, str) else organ
     if models is None:
         return TumorSynthesizer(organ=host).to(device)
-    paths = {stage: Path(path) for stage, path in models.items()} if isinstance(models, Mapping) else {"": Path(models)}
+    paths: dict[str, Path] = dict(models.items()) if isinstance(models, Mapping) else {"": Path(models)}
     loaded = {
         path: load_texture(
             path,
@@ -133,7 +133,7 @@ def load_synthesizer(
 
 def find_models(
     model: Path | str | None, stages: Collection[Stage], *, organ: Organ | str, folder: Path | str = "checkpoints"
-) -> dict[str, Path]:
+) -> dict[Stage, Path]:
     """Return the folders of the diffusion models to use, by stage.
 
     Args:
@@ -176,7 +176,7 @@ def find_artifact(
     return usual
 
 
-def model_records(paths: Mapping[str, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
+def model_records(paths: Mapping[Stage, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
     """Return what a record keeps of the models behind a synthesizer, by stage."""
     return {
         stage: ModelRecord(path, artifact_identities(path), synthesizer.diffusion[stage].sampling)
@@ -209,7 +209,7 @@ def load_recorded(
     return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
 
 
-def real_tumors(paths: Mapping[str, Path]) -> dict[Stage, AppearanceRanges]:
+def real_tumors(paths: Mapping[Stage, Path]) -> dict[Stage, AppearanceRanges]:
     """Return how the real tumors look that diffusion models have learned, by stage, where their artifacts say so.
 
     Raises:
@@ -217,12 +217,9 @@ def real_tumors(paths: Mapping[str, Path]) -> dict[Stage, AppearanceRanges]:
     """
     found: dict[Stage, AppearanceRanges] = {}
     for stage, path in paths.items():
-        content = read_config(path).real_tumors
-        try:
-            if content:
-                found[stage] = AppearanceRanges.from_dict(content)  # type: ignore[index]
-        except ValueError as error:
-            raise ArtifactError(f"{path} misstates how real tumors look ({error}): make it again.") from error
+        ranges = read_config(path).appearance_ranges(path)
+        if ranges is not None:
+            found[stage] = ranges
     return found
 
 

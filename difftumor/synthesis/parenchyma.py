@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from difftumor.components import find_components
 from difftumor.errors import SynthesisError
 from difftumor.grids import Box
 
@@ -17,6 +18,8 @@ from difftumor.grids import Box
 _TISSUE_HU = (-1000.0, 3000.0)
 # The smoothing ends here, in standard deviations.
 _TRUNCATE = 3.0
+# Noise passes the threshold too, in specks; the paper means veins. So much is 5 mm of a vein of 5 mm.
+_LEAST_VESSEL_MM3 = 100.0
 
 Mask = NDArray[np.bool_]
 CT = NDArray[np.float32]
@@ -45,7 +48,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
         offset_hu: b of eq. (2): how much brighter than the organ's mean a vessel is at least.
 
     Returns:
-        Mask of the same shape, inside the organ.
+        Mask of the same shape, inside the organ, without specks below 100 mm³.
 
     Raises:
         SynthesisError: The organ mask is empty.
@@ -62,7 +65,11 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
     smooth = gaussian_filter(_tissue(ct_hu_XYZ[box.slices]), sigma, truncate=_TRUNCATE)
     threshold = float(values.mean(dtype=np.float64)) + offset_hu  # eq. (2)
     vessels = np.zeros(organ_XYZ.shape, dtype=np.bool_)
-    vessels[box.slices] = (smooth > threshold) & organ_XYZ[box.slices]  # eq. (1)
+    bright = (smooth > threshold) & organ_XYZ[box.slices]  # eq. (1)
+    components = find_components(bright)
+    least = _LEAST_VESSEL_MM3 / float(np.prod(spacing_mm))
+    large = np.array([False, *(component.voxels >= least for component in components.found)])
+    vessels[box.slices] = large[components.indices]
     return vessels
 
 

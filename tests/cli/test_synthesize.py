@@ -215,6 +215,23 @@ def test_many_scans_and_one_that_is_broken(case, tmp_path, capsys):
     assert contents(tmp_path / "out" / "one")["lesions.nii.gz"] != first["one"]["lesions.nii.gz"]
 
 
+@pytest.mark.parametrize("option", ["organ_mask", "labels"])
+def test_a_folder_of_scans_and_one_of_masks_or_label_maps(case, tmp_path, capsys, option):
+    for folder in ("ct", "labels"):
+        (tmp_path / folder).mkdir()
+    for name in ("one", "two"):
+        shutil.copy(case / "ct.nii.gz", tmp_path / "ct" / f"{name}.nii.gz")
+        value = 255 if option == "organ_mask" else 5
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", ball(SHAPE, 13).astype(np.uint8) * value)
+    many = {"ct": None, "organ_mask": None, "model": None, "generator": "handcrafted", "cases": tmp_path / "ct"}
+    many |= {option: tmp_path / "labels", "convention": None if option == "organ_mask" else "totalsegmentator"}
+    assert run(*words(case, tmp_path / "out", **many)) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two", "summary.csv"}
+    (tmp_path / "labels" / "two.nii.gz").unlink()
+    assert run(*words(case, tmp_path / "again", **many)) == 1
+    assert "two.nii.gz: name the files like their CTs" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_processes_make_what_one_makes(case, tmp_path):
     (tmp_path / "in").mkdir()

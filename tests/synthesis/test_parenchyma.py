@@ -47,6 +47,16 @@ def test_a_vessel_is_found_and_noise_is_not():
     assert vessels[away].mean() < 1e-3
 
 
+def test_specks_are_no_vessels():
+    ct, organ, _ = liver(sd_hu=0.0)
+    ct[organ] = 100.0
+    ct[10:12, 10:12, 10:12] = 300.0
+    ct[20:26, 20:26, 20:26] = 300.0
+    vessels = find_vessels(ct, organ, spacing_mm=EVEN)
+    assert vessels[20:26, 20:26, 20:26].all()
+    assert not vessels[:18].any()
+
+
 def test_the_same_vessels_in_mm_at_any_spacing():
     ct, organ, _ = liver(sd_hu=0.0)
     fine = [np.repeat(np.repeat(a, 2, axis=0), 2, axis=1) for a in (ct, organ)]
@@ -82,7 +92,7 @@ def test_metal_is_not_measured_and_hides_no_vessel():
     before = ct.copy()
     vessels = find_vessels(ct, organ, spacing_mm=EVEN)
     assert vessels[plate].mean() > 0.95
-    assert vessels[36, 14, 14]
+    assert not vessels[36, 14, 14]  # a clip is no vein
     assert (vessels & without).sum() > 0.9 * (vessels | without).sum()
     assert measure_parenchyma(ct, organ, vessels).mean_hu == pytest.approx(100, abs=2)
     # Alone, every value counts as the nearest of the range.

@@ -81,13 +81,15 @@ def synthesize(
         ),
     ] = None,
     generator: Annotated[
-        str | None, typer.Option(help="diffusion or handcrafted. [default: diffusion]", rich_help_panel=WHICH)
+        str | None,
+        typer.Option(help="diffusion or handcrafted; by default diffusion.", show_default=False, rich_help_panel=WHICH),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             help="training: texture and shape alone; reader: away from vessels, with mass effect and capsule. "
-            "[default: training]",
+            "By default training.",
+            show_default=False,
             rich_help_panel=WHICH,
         ),
     ] = None,
@@ -95,7 +97,8 @@ def synthesize(
         str | None,
         typer.Option(
             help="tiny (4 mm radius), small (8), medium (16), large (32), early (tiny or small), late (medium or "
-            "large), or mix (any). [default: early]",
+            "large), or mix (any); by default early.",
+            show_default=False,
             rich_help_panel=WHICH,
         ),
     ] = None,
@@ -108,10 +111,14 @@ def synthesize(
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(help="Number of tumors. [default: 1]", min=1, rich_help_panel=WHICH)
+        int | None,
+        typer.Option(help="Number of tumors; by default 1.", min=1, show_default=False, rich_help_panel=WHICH),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same tumors. [default: 0]", rich_help_panel=WHICH)
+        int | None,
+        typer.Option(
+            help="The same seed gives the same tumors; by default 0.", show_default=False, rich_help_panel=WHICH
+        ),
     ] = None,
     model: Annotated[
         Path | None,

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from difftumor.synthesis.scan_report import TumorReport
 
-_COLUMNS = ("tumor", "size", "diameter (mm)", "contrast (HU)", "vessels (mm)", "center (mm)", "attempts")
-# Where there is no terminal, lines may be as long as they need.
+# Name, and whether it holds numbers, which are never broken into lines.
+_COLUMNS = (
+    ("#", True), ("tumor", False), ("diameter\n(mm)", True), ("contrast\n(HU)", True), ("vessels\n(mm)", True),
+    ("center\n(mm)", True), ("tries", True),
+)  # fmt: skip
+# Where there is no terminal, lines may be longer than one.
 _WIDTH = 110
 
 
@@ -20,12 +24,12 @@ def print_tumors(tumors: Sequence[TumorReport]) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="right" if "(" in name or name == "attempts" else "left", no_wrap=True)
+    for name, numbers in _COLUMNS:
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers)
     for number, tumor in enumerate(tumors, start=1):
         table.add_row(str(number), *_cells(tumor))
     console = Console()
-    Console(width=max(console.width, _WIDTH) if not console.is_terminal else None).print(table)
+    Console(width=None if console.is_terminal else _WIDTH).print(table)
 
 
 def _cells(tumor: TumorReport) -> list[str]:

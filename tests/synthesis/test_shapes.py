@@ -4,7 +4,8 @@ import cc3d
 import numpy as np
 import pytest
 
-from difftumor.synthesis.shapes import tumor_shape
+from difftumor.synthesis import shapes
+from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.sizes import SIZES
 from tests.synthesis.makers import record
 
@@ -82,3 +83,57 @@ def test_even_strong_deformation_leaves_the_tumor_at_its_place():
     for seed in range(20):
         mask = tumor_shape(record(half_axes_mm=(12.0,) * 3, deformation_sigma_mm=6.0, shape_seed=seed))
         assert mask[middle(mask)]
+
+
+def test_no_voxel_lies_beyond_the_reach():
+    for seed in range(20):
+        tumor = record(half_axes_mm=(4.0, 8.0, 12.0), deformation_sigma_mm=8.0, shape_seed=seed)
+        for half_axis_mm, size in zip(tumor.half_axes_mm, tumor_shape(tumor).shape, strict=True):
+            assert size // 2 <= reach_mm(half_axis_mm, 8.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 0.8, 2.5)])
+def test_a_box_shrunk_to_what_the_deformation_reaches_gives_the_same_shape(seed, spacing_mm, monkeypatch):
+    tumor = drawn("medium", seed, spacing_mm=spacing_mm)
+    shrunk = tumor_shape(tumor)
+    monkeypatch.setattr(shapes, "_AT_ONCE", 10**9)  # a smaller box is computed as a whole
+    np.testing.assert_array_equal(shrunk, tumor_shape(tumor))
+    monkeypatch.undo()
+    monkeypatch.setattr(shapes, "_MARGIN", -0.5)  # all too small at first
+    np.testing.assert_array_equal(shrunk, tumor_shape(tumor))
+
+
+def test_each_plane_shifts_along_its_own_axes_and_together_they_have_sigma():
+    shifts = []
+    for seed in range(300):
+        tumor = record(half_axes_mm=(10.0,) * 3, deformation_sigma_mm=2.0, shape_seed=seed)
+        terms, middle = shapes._terms(tumor)
+        assert [[term.shape.index(1) for term in pair] for pair in terms] == [[2, 1], [2, 0], [1, 0]]
+        corners = [sum(float(term[0, 0, 0]) for term in pair) for pair in terms]
+        shifts += [10 * corner + 16 for corner in corners]
+        assert all(sum(term[_at(term, middle)] for term in pair) == 0 for pair in terms)
+    # A corner and the middle are lattice points of their own, 2 mm each.
+    assert np.std(shifts) == pytest.approx(2 * math.sqrt(2), rel=0.1)
+
+
+def _at(term, index):
+    return tuple(0 if n == 1 else i for n, i in zip(term.shape, index, strict=True))
+
+
+def test_what_a_deformation_tears_off_is_left_out(monkeypatch):
+    """As rarely as it happens: the piece around the middle remains."""
+    tumor = record(half_axes_mm=(8.0,) * 3, deformation_sigma_mm=1.0)
+    whole = tumor_shape(tumor)
+    level = shapes._level
+
+    def torn(terms, part):
+        values = level(terms, part)
+        values[values.shape[0] // 2 + 4] = 9.0
+        return values
+
+    monkeypatch.setattr(shapes, "_level", torn)
+    mask = tumor_shape(tumor)
+    assert mask[middle(mask)]
+    assert cc3d.connected_components(mask, connectivity=26).max() == 1
+    assert 0.5 * whole.sum() < mask.sum() < whole.sum()

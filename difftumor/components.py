@@ -4,6 +4,7 @@ Voxels that share a face, an edge or a corner belong together (26-connectivity).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,20 @@ def largest_component(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
     # Numbers follow the order of first voxels, and argmax takes the first of equals; 0 is the background.
     kept[box.slices] = (numbered == 1 + np.argmax(voxels[1:]))[1:-1, 1:-1, 1:-1]
     return kept
+
+
+def leads_to(mask_XYZ: NDArray[np.bool_], voxel: Sequence[int]) -> bool:
+    """Whether every voxel of a mask but one has a neighbor in it that is nearer to that one along an axis.
+
+    Step by step all voxels then lead to that one, so that the mask is one component. It may be one without; the answer
+    takes a fraction of the time of finding components.
+    """
+    nearer = np.zeros_like(mask_XYZ)
+    for axis, middle in enumerate(voxel):
+        along, found = np.moveaxis(mask_XYZ, axis, 0), np.moveaxis(nearer, axis, 0)
+        found[middle + 1 :] |= along[middle:-1]
+        found[:middle] |= along[1 : middle + 1]
+    return bool(mask_XYZ[tuple(voxel)]) and np.count_nonzero(mask_XYZ > nearer) == 1
 
 
 def equivalent_radius_mm(volume_mm3: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.components import find_components
+from difftumor.components import find_components, leads_to
 from difftumor.grids import Box
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.records import TumorRecord
@@ -67,11 +67,11 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
         if without.any() and voxels - np.count_nonzero(without) < np.count_nonzero(mask) - voxels:
             mask = without
     mask = _cropped_about([m - side.start for m, side in zip(middle, part, strict=True)], mask)
-    if _hangs_together(mask):
+    center = tuple(n // 2 for n in mask.shape)
+    if leads_to(mask, center):
         return mask
     pieces = find_components(mask).indices
-    middle = [n // 2 for n in mask.shape]
-    return _cropped_about(middle, pieces == pieces[tuple(middle)])
+    return _cropped_about(center, pieces == pieces[center])
 
 
 def _terms(record: TumorRecord) -> tuple[Terms, list[int]]:
@@ -204,17 +204,3 @@ def _cropped_about(middle: Sequence[int], mask: NDArray[np.bool_]) -> NDArray[np
     inside = tuple(slice(a - w, b - w) for a, b, w in zip(box.start, box.stop, whole.start, strict=True))
     cropped[inside] = mask[box.slices]
     return cropped
-
-
-def _hangs_together(mask: NDArray[np.bool_]) -> bool:
-    """Whether every voxel but the middle one has a neighbor in the mask that is nearer to the middle along an axis.
-
-    Step by step all voxels then lead to the middle, so that the mask is one component; a mask may be one without.
-    """
-    nearer = np.zeros_like(mask)
-    for axis in range(3):
-        along, found = np.moveaxis(mask, axis, 0), np.moveaxis(nearer, axis, 0)
-        middle = len(along) // 2
-        found[middle + 1 :] |= along[middle:-1]
-        found[:middle] |= along[1 : middle + 1]
-    return np.count_nonzero(mask > nearer) == 1

@@ -17,7 +17,7 @@ _FIT_LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 # Candidates tried at each level before the demand is lowered: bounds the work, whatever the organ.
 _TRIES = 8
 # Points drawn at once: few where each is tested by itself, more where a table answers for all.
-_POINTS, _TABLE_POINTS = 64, 256
+_POINTS, _TABLE_POINTS = 192, 768
 # Where distances are taken for all voxels, every n-th will do for a reach of 8 n voxels.
 _COARSE = 8
 # The published recipe: the middle 30-70 % of the organ's slices, and what it is widened to where that fails.

@@ -57,8 +57,7 @@ class Ground:
         vessel_free: Where there is no vessel; None where vessels are not known.
 
     Attributes:
-        free: Where there is no tumor yet, nor a neighbor of one.
-        crowded: Whether there are tumors.
+        crowded: Whether there are tumors; set by who takes voxels from ``free``.
         box: The organ's box and one voxel around it, inside the array.
         tight: The organ's box.
         closed: Whether the array's border counts as the organ's surface.
@@ -76,7 +75,6 @@ class Ground:
         vessel_free: Mask | None = None,
     ) -> None:
         self.organ = organ
-        self.free: Mask = np.ones_like(organ)
         self.crowded = False
         self.spacing_mm = spacing_mm
         self.erosion_voxels = erosion_voxels
@@ -121,6 +119,11 @@ class Ground:
             )
             result[here] = mask[there] != 0
         return result
+
+    @cached_property
+    def free(self) -> Mask:
+        """Where there is no tumor yet, nor a neighbor of one; ``crowded`` where it is not everywhere."""
+        return np.ones_like(self.organ)
 
     @cached_property
     def middle(self) -> Voxel:
@@ -204,8 +207,7 @@ class Ground:
         chosen = np.ix_(
             *(np.minimum(np.arange(0, n, s) + s // 2, n - 1) for n, s in zip(self.box.shape, steps, strict=True))
         )
-        free = self.free[self.box.slices][chosen]
-        distance: Distance = np.full(free.shape, np.inf, np.float32)
+        distance: Distance = np.full([side.size for side in chosen], np.inf, np.float32)
         if not demand.may_leave and steps == (1, 1, 1):
             distance = self.depth_mm
         elif not demand.may_leave:
@@ -215,5 +217,6 @@ class Ground:
             padded = distance_mm(np.pad(self.in_box[chosen], sides), spacing_mm)
             distance = padded[tuple(slice(a, size - b) for (a, b), size in zip(sides, padded.shape, strict=True))]
         if self.others_matter(demand):
+            free = self.free[self.box.slices][chosen]
             distance = np.minimum(distance, distance_mm(free, spacing_mm))
         return distance

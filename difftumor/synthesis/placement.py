@@ -84,7 +84,7 @@ class Room:
     def take(self, box: Box, mask: Mask) -> None:
         """Let a tumor take its place: its voxels and their neighbors are no longer free."""
         around = box.padded(1)
-        inside = around.clipped(self._ground.free.shape)
+        inside = around.clipped(self._ground.organ.shape)
         self._ground.free[inside.slices] &= ~cut_to(dilated(np.pad(mask, 1)), around, inside)
         self._ground.crowded = True
 

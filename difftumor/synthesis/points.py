@@ -1,7 +1,8 @@
 """Points drawn in the patient rather than in an array.
 
 A point is uniform in a box along the axes of the world (RAS mm), and its nearest voxel is taken: the same numbers give
-the same place, whatever the grid that the scan is stored on, and every voxel has the same chance.
+the same place, whatever the grid that the scan is stored on, and every voxel has the same chance. The box is around an
+organ, whose ends move when a thin one is resampled, so that a point must not depend on them; see ``draw_voxels``.
 """
 
 from typing import Any
@@ -18,6 +19,8 @@ Limits = tuple[Matrix, Matrix]
 
 # Matrix entries below this share of the largest count as zero; over a scan that is less than a hundredth of a mm.
 _ALIGNED = 1e-5
+# Less than this is rounding.
+_ROUNDING_MM = 1e-3
 
 
 def limits_mm(mask_XYZ: Mask, to_world: Matrix, box: Box | None = None) -> Limits:
@@ -51,7 +54,11 @@ def common_limits(first: Limits, second: Limits) -> Limits:
 
 
 def draw_voxels(generator: np.random.Generator, count: int, limits: Limits, to_voxel: Matrix) -> Voxels:
-    """Draw points in a box and return the nearest voxels, (count, 3); some may lie outside the array.
+    """Draw points around a box and return the nearest voxels, (count, 3); some lie beside it or outside the array.
+
+    Numbers drawn give points that repeat through the world with a period, and of these the one in a window of that size
+    around the box is taken. When the box moves, points change at the window's ends and nowhere else. The period is
+    the next power of two in mm, so that it hardly ever changes: of eight points at least one lies in the box.
 
     Args:
         generator: Source; the same amount is taken whatever the box.
@@ -60,14 +67,17 @@ def draw_voxels(generator: np.random.Generator, count: int, limits: Limits, to_v
         to_voxel: (4, 4), mm to voxel indices.
     """
     low, high = limits
-    points_mm = low + generator.random((count, 3)) * (high - low)
+    # A side of 64 mm, however rounded, has a period of 64 mm.
+    period = 2.0 ** np.ceil(np.log2(np.maximum(high - low, 2 * _ROUNDING_MM) - _ROUNDING_MM))
+    start = (low + high - period) / 2
+    points_mm = start + np.mod(generator.random((count, 3)) * period - start, period)
     return np.rint(to_mm(points_mm, to_voxel)).astype(np.int64)
 
 
 def sorted_in_world(voxels: Voxels, to_world: Matrix) -> Voxels:
     """Return voxels (N, 3) in an order that does not depend on flips and permutations of the grid."""
     # Rounded, so that what lies in one plane of the world is not sorted by rounding errors.
-    x, y, z = np.round(to_mm(voxels, to_world), 3).T
+    x, y, z = np.round(to_mm(voxels, to_world) / _ROUNDING_MM).T
     return voxels[np.lexsort((z, y, x))]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from difftumor.artifacts import Parent, save_artifact
 from difftumor.diffusion.latent import LatentCodec
@@ -44,6 +45,22 @@ def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
     x, y, z = np.meshgrid(*offsets, indexing="ij")
     mask: np.ndarray = x**2 + y**2 + z**2 <= radius**2
     return mask
+
+
+def rough_organ(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Return a lump with dents and a hole."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2, mode="wrap")
+    offsets = [(np.arange(n) - (n - 1) / 2) / (0.45 * n) for n in shape]
+    radius = np.sqrt(sum(o**2 for o in np.meshgrid(*offsets, indexing="ij")))
+    mask: np.ndarray = radius + 1.5 * noise < 0.9
+    return mask
+
+
+def distances_mm(voxels: np.ndarray, others: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+    """Return the distance of each voxel to the nearest of the others, by comparing all with all."""
+    apart = (voxels[:, None] - others) * np.array(spacing_mm)
+    nearest: np.ndarray = np.sqrt((apart**2).sum(axis=2)).min(axis=1)
+    return nearest
 
 
 def tiny_autoencoder() -> Autoencoder:

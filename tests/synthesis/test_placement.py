@@ -7,9 +7,10 @@ from difftumor.errors import SynthesisError
 from difftumor.grids import Box
 from difftumor.synthesis.placement import Room
 from difftumor.synthesis.shapes import tumor_shape
-from tests.synthesis.makers import ball, record
+from tests.synthesis.makers import ball, distances_mm, record, rough_organ
 
 SHAPE = tumor_shape(record())
+SPACING = (0.7, 1.3, 2.1)
 
 
 def place(room, generator, **rules):
@@ -154,3 +155,52 @@ def test_erosion_spares_the_border_of_a_crop():
     centers = [room.find_center(shape, 0.5, np.random.default_rng(seed)) for seed in range(60)]
     for axis in range(3):
         assert {center[axis] for center in centers} == set(range(5))
+
+
+def test_tumors_overlap_only_where_they_may():
+    organ = ball((40, 40, 40), 12)
+    room = Room(organ)
+    room.take(Box.whole(organ.shape), ball(organ.shape, 6))
+    generator = np.random.default_rng(0)
+    apart = [room.find_center(SHAPE, 2.0, generator) for _ in range(60)]
+    assert not ball(organ.shape, 7)[tuple(np.array(apart).T)].any()
+    over = [room.find_center(SHAPE, 2.0, generator, may_overlap=True) for _ in range(60)]
+    assert ball(organ.shape, 6)[tuple(np.array(over).T)].any()
+    assert room.find_center(SHAPE, 4.0, generator, centered=True) is None
+    assert room.find_center(SHAPE, 4.0, generator, centered=True, may_overlap=True) == (20, 20, 20)
+    assert not room.cut(SHAPE, (20, 20, 20), may_leave=False)[1].any()
+    assert room.cut(SHAPE, (20, 20, 20), may_leave=False, may_overlap=True)[1].sum() == SHAPE.sum()
+    assert room.fits_at(SHAPE, (20, 20, 20), reach_mm=4.0, may_overlap=True)
+    assert not room.fits_at(SHAPE, (20, 20, 20), reach_mm=4.0)
+
+
+def test_a_stated_center_fits_where_it_is_in_the_organ_and_enough_is_left():
+    organ = np.zeros((30, 20, 20), bool)
+    organ[:10] = True
+    room = Room(organ, minimum_inside=0.7)
+    assert room.fits_at(SHAPE, (5, 10, 10), reach_mm=4.0)
+    assert not room.fits_at(SHAPE, (9, 10, 10), reach_mm=4.0)  # little more than half
+    assert room.fits_at(SHAPE, (9, 10, 10), reach_mm=4.0, may_leave=True)
+    for outside in ((10, 10, 10), (-1, 10, 10), (5, 10, 99)):
+        assert not room.fits_at(SHAPE, outside, reach_mm=4.0, may_leave=True)
+
+
+def test_a_point_in_mm_belongs_to_the_nearest_voxel():
+    to_world = np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -4], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+    room = Room(np.ones((6, 7, 8), bool), (1.5, 2.0, 3.0), to_world=to_world)
+    assert room.voxel_at((10 - 2 * 3.4, -4 + 1.5 * 2.3, 7 + 3 * 0.6)) == (2, 3, 1)
+
+
+def test_depth_is_the_distance_to_the_surface():
+    organ = rough_organ((14, 12, 10), 2)
+    for open_border in (True, False):
+        room = Room(organ, SPACING, open_border=open_border)
+        voxels = np.argwhere(organ)
+        outside = np.argwhere(~np.pad(organ, 1)) - 1 if not open_border else np.argwhere(~organ)
+        expected = distances_mm(voxels, outside, SPACING)
+        np.testing.assert_allclose(room.depth_mm[tuple((voxels - room.box.start).T)], expected, rtol=1e-6)
+
+
+def test_vessels_of_another_shape_are_refused():
+    with pytest.raises(SynthesisError, match="one grid"):
+        Room(np.ones((3, 3, 3), bool), vessels_XYZ=np.ones((3, 3, 4), bool))

@@ -261,6 +261,10 @@ def _within(value: Any, *, name: str, low: float, high: float, whole: bool = Fal
 
 
 def _weights(size: Any, *, name: str) -> dict[str, float]:
+    if not isinstance(size, Mapping | str):
+        raise ConfigError(
+            f"{name} is {size!r}: give a size such as tiny, or sizes with weights, {{tiny: 2, small: 1}}."
+        )
     weights = dict(size) if isinstance(size, Mapping) else {size: 1.0}
     for group, weight in weights.items():
         sizes_of(str(group))
@@ -280,7 +284,7 @@ def _satellites(value: Any) -> Satellites:
     given = dict(value)
     limits = {"count": (0, 100, True), "diameter_mm": (1, 400, False), "distance_mm": (0, 200, False)}
     for name, (low, high, whole) in limits.items():
-        if given.get(name) is not None:
+        if name in given and not (given[name] is None and known[name].default is None):
             given[name] = _within(given[name], name=f"satellites.{name}", low=low, high=high, whole=whole)
     if "size" in given:
         given["size"] = _weights(given["size"], name="satellites.size")

@@ -124,17 +124,18 @@ class Drawing:
         spec, organ, spacing_mm = wanted.spec, self._site.organ, self._site.spacing_mm
         generator = numpy_generator(self._seed, *keys)
         size = self._size(spec, generator)
+        radius_mm = size.radius_mm
+        if spec.diameter_mm is not None:
+            # Deformed in proportion to the class of that size, whatever class is named beside.
+            radius_mm = spec.diameter_mm.draw(self._seed, *keys, "diameter") / 2
+            size = _by_generator(nearest_size(radius_mm), spec)
         shares = generator.uniform(*size.half_axes, size=3)
         # Drawn whether needed or not, so that one decision never shifts the numbers of the next.
         leaves = bool(generator.random() < LEAVING_CHANCE)
-        sigma_mm = size.draw_deformation(generator)
-        radius_mm = size.radius_mm
+        sigma_mm = size.draw_deformation(generator) * radius_mm / size.radius_mm
         if spec.diameter_mm is not None:
-            radius_mm = spec.diameter_mm.draw(self._seed, *keys, "diameter") / 2
             # Half-axes as irregular as the class's, and the volume that was asked for.
             shares /= np.prod(shares) ** (1 / 3)
-            size = nearest_size(radius_mm)
-            sigma_mm *= radius_mm / size.radius_mm
         a, b, c = (float(radius_mm * share) for share in shares)
         contrast_hu = None if spec.contrast_hu is None else spec.contrast_hu.draw(self._seed, *keys, "contrast")
         clearance = spec.vessel_clearance_mm
@@ -167,8 +168,7 @@ class Drawing:
         groups = list(spec.weights)
         weights = np.array(list(spec.weights.values()))
         names = sizes_of(groups[int(generator.choice(len(groups), p=weights / weights.sum()))])
-        size = SIZES[names[int(generator.integers(len(names)))]]
-        return size.handcrafted if spec.generator == "handcrafted" else size
+        return _by_generator(SIZES[names[int(generator.integers(len(names)))]], spec)
 
     def _texture(self, spec: TumorSpec, contrast_hu: float | None, keys: tuple[Key, ...]) -> TextureRecord:
         parenchyma = self._site.parenchyma
@@ -240,6 +240,10 @@ class Drawing:
         )
         distance_mm = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2)
         return box, np.abs(distance_mm - apart_mm) <= slack_mm
+
+
+def _by_generator(size: SizeClass, spec: TumorSpec) -> SizeClass:
+    return size.handcrafted if spec.generator == "handcrafted" else size
 
 
 def _farthest_mm(shape: Mask, spacing_mm: Triple) -> float:

@@ -162,9 +162,10 @@ class _Moved:
 def _margin(specs: Sequence[TumorSpec], organ: Organ, spacing_mm: Triple) -> list[int]:
     """Return how many voxels around the organ its tumors can reach, and its vessels are smoothed with."""
     leaving = [SIZES[name] for name in organ.may_leave_organ]
-    reach = [reach_mm(s.radius_mm * s.half_axes[1], max(s.deformation_mm)) for s in leaving]
+    irregularity = max([1.0, *(spec.irregularity.limits[1] for spec in specs)])
+    reach = [reach_mm(s.radius_mm * s.half_axes[1], irregularity * max(s.deformation_mm)) for s in leaving]
     if leaving:
         # The half-axes of a tumor of chosen diameter differ by the ratios of a class; none is longer than 2 r.
-        reach += [reach_mm(2 * r, r / 2) for spec in specs for r in spec.chosen_radii_mm]
+        reach += [reach_mm(2 * r, irregularity * r / 2) for spec in specs for r in spec.chosen_radii_mm]
     farthest = max([*reach, _SMOOTHING_MM])
     return [math.ceil(farthest / step) + 2 for step in spacing_mm]

@@ -276,22 +276,25 @@ def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
         assert (room + 1 > max(drawn.half_axes_mm)).all()
 
 
-def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path):
+@pytest.mark.parametrize("irregularity", [1, 3])
+def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path, irregularity):
     """Else they are cut when drawn, not when applied, and tumors drawn after them meet other room."""
     spacing = (4.0, 5.0, 6.0)
     synthesizer = tiny_synthesizer("kidney", spacing_mm=spacing)
-    values = np.full((60, 50, 40), 60, np.int16)
+    values = np.full((90, 80, 70), 60, np.int16)
     values[0] = -1000
     organ = np.zeros(values.shape, np.uint8)
-    organ[28:32, 23:27, 18:22] = 1
+    organ[43:47, 38:42, 33:37] = 1
     affine = np.diag([*spacing, 1.0])
     ct, mask = (write_nifti(tmp_path / f"{n}.nii.gz", v, affine) for n, v in (("ct", values), ("organ", organ)))
     scan = ScanInputs(ct=ct, organ_masks=(mask,)).read(organ="kidney")
-    there = site_of(scan, [wanted("large")], organ=synthesizer.organ, spacing_mm=spacing)
+    specs = [wanted("large", irregularity=irregularity)]
+    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=spacing)
     around = np.argwhere(there.site.mask).min(axis=0)
     reach = np.zeros(3, int)
     for seed in range(8):
-        largest = record(half_axes_mm=(64.0,) * 3, deformation_sigma_mm=10.0, shape_seed=seed, spacing_mm=spacing)
+        sigma_mm = 10.0 * irregularity
+        largest = record(half_axes_mm=(64.0,) * 3, deformation_sigma_mm=sigma_mm, shape_seed=seed, spacing_mm=spacing)
         reach = np.maximum(reach, np.array(tumor_shape(largest).shape) // 2)
     assert (around >= reach).all()
     assert reach[0] > 64 / spacing[0]  # the deformation takes its share

@@ -109,7 +109,7 @@ def _shortfalls(site: Site, missing: Sequence[tuple[Wanted, bool]], total: int) 
     if crowded:
         kept_apart = any(wanted.spec.vessel_clearance_mm is not None for wanted in crowded)
         apart = " away from its vessels" if kept_apart else ""
-        sentences.append(f"The {name} had room{apart} for {total - len(missing)} of {total} tumors.")
+        sentences.append(f"The {name} had room{apart} for {total - len(crowded)} of {total} tumors.")
     rejected = len(missing) - len(crowded)
     if rejected:
         sentences.append(f"{rejected} of {total} tumors were not made, since none that was tried was good enough.")

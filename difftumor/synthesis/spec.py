@@ -262,9 +262,7 @@ def _within(value: Any, *, name: str, low: float, high: float, whole: bool = Fal
 
 def _weights(size: Any, *, name: str) -> dict[str, float]:
     if not isinstance(size, Mapping | str):
-        raise ConfigError(
-            f"{name} is {size!r}: give a size such as tiny, or {{tiny: 2, small: 1}} with weights."
-        )
+        raise ConfigError(f"{name} is {size!r}: give a size such as tiny, or {{tiny: 2, small: 1}} with weights.")
     weights = dict(size) if isinstance(size, Mapping) else {size: 1.0}
     for group, weight in weights.items():
         sizes_of(str(group))

@@ -201,7 +201,12 @@ class TumorSynthesizer:
         room = Room(organ_XYZ, self.spacing_mm, erosion_voxels=self.organ.erosion_voxels)
         for instance, record in enumerate(drawn, start=1):
             self._check_record(record, triple(organ_XYZ.shape))
-            box, mask = room.cut(tumor_shape(record), record.center_voxel, may_leave=record.may_leave_organ)
+            box, mask = room.cut(
+                tumor_shape(record),
+                record.center_voxel,
+                may_leave=record.may_leave_organ,
+                may_overlap=record.may_overlap,
+            )
             if not mask.any():
                 raise SynthesisError(
                     f"Tumor {instance} at voxel {record.center_voxel} has no room in the organ mask: "

@@ -197,7 +197,9 @@ def test_without_intensity_and_brightness_there_are_no_effects_bit_by_bit(alone,
 )
 def test_effects_change_nothing_outside_the_halo_nor_beyond_their_reach(alone, effects):
     ct, organ = scan()
-    drawn = crafted(sd_hu=10.0, half_axes_mm=(7.0, 6.0, 5.0), **effects)
+    # Where tissue moves, a sharp rim, so that the halo of the texture does not hide how far.
+    blur = 0.3 if "mass_effect" in effects else 0.8
+    drawn = crafted(sd_hu=10.0, half_axes_mm=(7.0, 6.0, 5.0), blur_sigma_voxels=blur, **effects)
     made = alone.apply(ct, organ, [[drawn]])
     assert bits(made.ct_hu[~made.halo]).equal(bits(ct[~made.halo]))
     assert (made.change_hu[~made.halo] == 0).all()
@@ -229,6 +231,19 @@ def test_a_tumor_at_the_surface_bulges_the_organ_and_labels_follow(alone):
     assert (pushed.lesions[grown] == 1).float().mean() > 0.8
     assert (pushed.lesions == 1)[plain.lesions == 1].all()
     assert ((pushed.labels == 2) == (pushed.lesions > 0)).all()
+
+
+def test_a_tumor_inside_pushes_the_surface_before_it(alone):
+    """The surface is at 22 of 26 mm that can move, and moves by 22 · (1 - 22 / 26)² = 0.52 mm: by one voxel."""
+    ct, organ = torch.full((1, 1, 60, 56, 56), 100.0), torch.ones(1, 1, 60, 56, 56, dtype=torch.bool)
+    organ[:, :, 28 + 22 :], ct[:, :, 28 + 22 :] = False, -80.0
+    drawn = crafted(center_voxel=(28, 28, 28), half_axes_mm=(20.0,) * 3, mass_effect=100.0)
+    made = alone.apply(ct, organ, [[drawn]])
+    grown = (made.labels == 1) & ~organ
+    assert grown[0, 0, :, 28, 28].nonzero().flatten().tolist() == [28 + 22]
+    # Half liver, half fat: from 0.48 of the way between the two.
+    assert made.ct_hu[0, 0, 28 + 22, 28, 28] == pytest.approx(100 - 180 * 0.48, abs=3)
+    assert made.labels[0, 0, 28 + 23 :].max() == 0
 
 
 def test_a_neighbor_is_pushed_along_with_its_label(alone):
@@ -295,7 +310,7 @@ def test_networks_and_hand_work_go_together():
 
 def test_where_halos_meet_the_ct_lies_between_tissue_and_textures(alone):
     ct, organ = torch.full((1, 1, *SHAPE), 100.0), torch.ones(1, 1, *SHAPE, dtype=torch.bool)
-    pair = [crafted(40.0, center_voxel=(18, 20, 18), blur_sigma_voxels=3.0)]
+    pair = [crafted(40.0, center_voxel=(18, 20, 18), blur_sigma_voxels=0.0)]
     pair.append(crafted(60.0, center_voxel=(27, 20, 18), blur_sigma_voxels=3.0))
     made = alone.apply(ct, organ, [pair]).ct_hu
     assert made.min() >= 40 - 1e-3

@@ -45,15 +45,15 @@ def clear(ground: Ground, demand: Demand, generator: np.random.Generator) -> Ite
         square = np.array([(x, y, 0) for x in range(low, high) for y in range(low, high)])
         voxels = voxels[look_up(ground.organ, voxels[:, None] + square, beyond=True).all(axis=1)]
     if not demand.may_leave:
+        # Cheap and rejects nearly all that does not fit; and a ball whose ends are in the array is in it.
         ends = voxels[:, None] + ball_ends(demand.distance_mm, ground.spacing_mm)
         voxels = voxels[look_up(ground.organ, ends, beyond=not ground.closed).all(axis=1)]
+    reach_mm = demand.distance_mm
     for x, y, z in voxels.tolist():
         center = (x, y, z)
-        if not demand.may_leave and not ball_in(
-            ground.organ, center, demand.distance_mm, ground.spacing_mm, closed=ground.closed
-        ):
+        if not demand.may_leave and not ball_in(ground.organ, center, reach_mm, ground.spacing_mm):
             continue
-        if ground.others_matter(demand) and not ball_in(ground.free, center, demand.distance_mm, ground.spacing_mm):
+        if ground.others_matter(demand) and not ball_in(ground.free, center, reach_mm, ground.spacing_mm):
             continue
         if ground.clear_of_vessels(center, demand):
             yield center

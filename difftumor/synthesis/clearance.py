@@ -39,20 +39,10 @@ def ball_ends(radius_mm: float, spacing_mm: Triple) -> NDArray[np.int64]:
     return np.trunc(ends_mm / spacing_mm).astype(np.int64)
 
 
-def ball_in(mask_XYZ: Mask, center: Voxel, radius_mm: float, spacing_mm: Triple, *, closed: bool = False) -> bool:
-    """Whether a mask holds every voxel at most a radius from a center.
-
-    Args:
-        mask_XYZ: The mask.
-        center: A voxel of the array.
-        radius_mm: The radius.
-        spacing_mm: Size of a voxel along each axis.
-        closed: Whether what lies beyond the array is taken not to be in the mask; otherwise it does not matter.
-    """
+def ball_in(mask_XYZ: Mask, center: Voxel, radius_mm: float, spacing_mm: Triple) -> bool:
+    """Whether a mask holds every voxel of the array at most a radius from a center, itself a voxel of the array."""
     half = [int(radius_mm / step) for step in spacing_mm]
     box = Box(triple(np.subtract(center, half)), triple(np.add(center, half) + 1)).clipped(mask_XYZ.shape)
-    if closed and box.shape != tuple(2 * h + 1 for h in half):
-        return False
     squares = [
         (((np.arange(a, b, dtype=np.float32) - c) * np.float32(step)) ** 2)
         for a, b, c, step in zip(box.start, box.stop, center, spacing_mm, strict=True)

@@ -1,4 +1,4 @@
-"""Where centers may lie: both ways to them, what limits them, and the grid that a scan is stored on."""
+"""Where centers may lie: every way to them, what limits them, and the grid that a scan is stored on."""
 
 import numpy as np
 import pytest
@@ -18,20 +18,21 @@ VOXEL = np.ones((1, 1, 1), bool)
 SPACING = (0.7, 1.3, 2.1)
 
 
-@pytest.fixture(params=["clear", "listed"])
+@pytest.fixture(params=["clear", "listed", "picked"])
 def path(request, monkeypatch):
-    """Force one of the two ways to a center: points tested one by one, or tables of all voxels."""
+    """Force one way to a center: points tested one by one, points looked up in tables, or picks from a table's list."""
     if request.param == "clear":
         monkeypatch.setattr(candidates, "_POINTS", 6000)
         monkeypatch.setattr(candidates, "listed", lambda *_: iter([]))
     else:
         monkeypatch.setattr(candidates, "clear", lambda *_: iter([]))
+        monkeypatch.setattr(candidates, "_TABLE_POINTS", 0 if request.param == "picked" else 768)
     return request.param
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("reach_mm", [3.2, 4.2])
-def test_both_ways_choose_uniformly_among_the_voxels_a_brute_force_search_allows(reach_mm):
+def test_every_way_chooses_uniformly_among_the_voxels_that_a_brute_force_search_allows(reach_mm):
     organ, vessels = rough_organ((22, 16, 12), 3), np.zeros((22, 16, 12), bool)
     vessels[11, 8, 6] = True
     voxels = np.argwhere(organ)
@@ -59,6 +60,39 @@ def test_coarse_distances_lower_what_is_demanded_by_no_more_than_stated(reach_mm
         center = room.find_center(VOXEL, reach_mm, np.random.default_rng(seed))
         depth_mm = room.depth_mm[tuple(np.subtract(center, room.box.start))]
         assert depth_mm > (level - 0.2) * reach_mm
+
+
+def test_coarse_distances_see_the_surface_where_the_organ_ends(monkeypatch):
+    monkeypatch.setattr(candidates, "clear", lambda *_: iter([]))
+    organ = np.zeros((70, 70, 70), bool)
+    organ[4:66, 4:66, 4:] = True  # and beyond the array along z
+    for open_border in (True, False):
+        room = Room(organ, open_border=open_border)
+        found = [room.find_center(VOXEL, 24.0, np.random.default_rng(seed)) for seed in range(60)]
+        depth_mm = room.depth_mm[tuple((np.array(found) - room.box.start).T)]
+        assert depth_mm.min() > 0.8 * 24
+        assert (max(z for _, _, z in found) > 60) == open_border
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("side", [2, 5])
+def test_centers_lie_in_the_organ_eroded_slice_by_slice(side):
+    organ = rough_organ((16, 14, 8), 1)
+    eroded = ndimage.minimum_filter(organ.view(np.uint8), size=(side, side, 1), mode="nearest") != 0
+    room, generator = Room(organ, erosion_voxels=side), np.random.default_rng(0)
+    allowed = {*map(tuple, np.argwhere(eroded).tolist())}
+    found = {room.find_center(VOXEL, 0.5, generator) for _ in range(8 * len(allowed))}
+    assert found <= allowed
+    assert len(found) > 0.95 * len(allowed)
+
+
+def test_a_center_is_never_a_voxel_of_another_tumor():
+    organ = ball((21, 21, 21), 5)
+    room = Room(organ)
+    room.take(Box.whole(organ.shape), ball(organ.shape, 1))
+    generator = np.random.default_rng(0)
+    found = np.array([room.find_center(SHAPE, 12.0, generator) for _ in range(300)])
+    assert not ndimage.binary_dilation(ball(organ.shape, 1), np.ones((3, 3, 3)))[tuple(found.T)].any()
 
 
 @pytest.mark.usefixtures("path")
@@ -102,6 +136,7 @@ def test_within_limits_the_center_and_nothing_else():
     organ = ball((31, 31, 31), 12)
     part = np.zeros(organ.shape, bool)
     part[3:15, 8:14, 16:20] = True
+    part[5:13, 10:12, 17:19] = False
     room = Room(organ, erosion_voxels=3)
     box = Box((2, 7, 15), (16, 15, 21))
     for seed in range(25):
@@ -129,11 +164,11 @@ def test_by_slice_takes_the_middle_slices_and_widens_where_they_are_closed():
         return found and {center[2] for center in found}
 
     assert slices() == set(range(7, 15))
-    part[:, :, [3, 4, 6, 18]] = True
+    part[:, :, [1, 3, 4, 6, 18]] = True
     assert slices(within=part) == {6}  # 20-80 %
     part[:, :, 6] = False
     assert slices(within=part) == {3, 4, 18}  # 10-90 %
-    part[:, :, [3, 4, 18]] = False
+    part[:, :, [1, 3, 4, 18]] = False
     part[:, :, 20] = True
     assert slices(within=part) == {20}
     for z in (1, 2, 3):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from difftumor.errors import SynthesisError
 from difftumor.grids import Box
@@ -204,3 +205,12 @@ def test_depth_is_the_distance_to_the_surface():
 def test_vessels_of_another_shape_are_refused():
     with pytest.raises(SynthesisError, match="one grid"):
         Room(np.ones((3, 3, 3), bool), vessels_XYZ=np.ones((3, 3, 4), bool))
+
+
+def test_a_tumor_takes_its_voxels_and_their_neighbors():
+    room, mask = Room(np.ones((12, 11, 10), bool)), rough_organ((6, 5, 4), 0)
+    placed = np.zeros((12, 11, 10), bool)
+    placed[0:6, 3:8, 6:10] = mask
+    room.take(Box((0, 3, 6), (6, 8, 10)), mask)
+    _, left = room.cut(np.ones((25, 23, 21), bool), (6, 5, 5), may_leave=False)
+    np.testing.assert_array_equal(left, ~ndimage.binary_dilation(placed, np.ones((3, 3, 3))))

@@ -151,6 +151,8 @@ def test_readme_commands_run(finished, tmp_path):
     labels = nib.load(healthy.labels)
     liver = (np.asarray(labels.dataobj) == 1).astype(np.uint8)
     nib.save(nib.Nifti1Image(liver, labels.affine), tmp_path / "liver.nii.gz")
+    nib.save(nib.Nifti1Image(liver * np.uint8(5), labels.affine), tmp_path / "labels.nii.gz")
+    (tmp_path / "tumors.yaml").write_text("tumors:\n- {generator: handcrafted, location: central, mass_effect: 30}\n")
     shutil.copytree(finished.checkpoints, tmp_path / "checkpoints")
     # Where what is imported does not replace what the other commands use.
     published = tmp_path / "published"
@@ -161,6 +163,7 @@ def test_readme_commands_run(finished, tmp_path):
         if words[0] in ("make", "source"):
             continue  # .ci/run runs the former
         words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
+        words = [word.replace("/data/healthy", str(finished.test)) for word in words]
         if words[:2] == ["python", "-m"]:
             words = [word for word in words if not word.startswith("data.root=")]
             words += ["experiment=demo", f"data.root={finished.training}", "trainer=cpu", "name=readme", "fresh=true"]
@@ -170,8 +173,10 @@ def test_readme_commands_run(finished, tmp_path):
         done = subprocess.run([*program, *words[1:]], cwd=place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
         ran += 1
-    assert ran >= 8
-    assert (tmp_path / "out" / "preview.png").is_file()
+    assert ran >= 12
+    for name in ("out", "learned", "planned", "again", f"many/{healthy.id}"):
+        assert (tmp_path / name / "preview.png").is_file()
+    assert (tmp_path / "out" / "ct.nii.gz").read_bytes() == (tmp_path / "again" / "ct.nii.gz").read_bytes()
     assert (tmp_path / "phantom" / "dataset.json").is_file()
     assert (tmp_path / "card" / "report.html").is_file()
     assert read_config(published / "checkpoints" / "diffusion_liver_early").settings["timesteps"] == 4

@@ -3,12 +3,16 @@
 import csv
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
+import yaml
 
 from difftumor.cli import main
 from difftumor.synthesis.scan_files import FILES
+from difftumor.synthesis.spec import Satellites, TumorSpec
+from tests.conftest import REPOSITORY
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, save_tiny_artifacts
 
@@ -148,6 +152,28 @@ def test_a_file_says_which_tumors(case, tmp_path, capsys):
     capsys.readouterr()
     assert run(*words(case, tmp_path / "both", tumors=plan)) == 1
     assert "--size has no meaning beside --tumors" in capsys.readouterr().err
+
+
+def test_the_file_of_the_documentation_uses_every_field(tmp_path, monkeypatch, capsys):
+    plan = REPOSITORY / "docs" / "tumors.yaml"
+    entries = yaml.safe_load(plan.read_text())["tumors"]
+    assert {name for entry in entries for name in entry} == {f.name for f in fields(TumorSpec)} | {"preset"}
+    assert set(entries[0]["satellites"]) | {"diameter_mm"} == {f.name for f in fields(Satellites)}
+
+    shape, affine = (48, 48, 48), np.diag([2.5, 2.5, 2.5, 1.0])
+    affine[:3, 3] = np.array([105, 150, 130]) - 24 * 2.5
+    values = np.random.default_rng(0).normal(100, 10, shape)
+    values[:2] = -1000
+    for name, data in (("ct", values.astype(np.int16)), ("liver", ball(shape, 21).astype(np.uint8))):
+        write_nifti(tmp_path / f"{name}.nii.gz", data, affine)
+    options = {"size": None, "model": None, "tumors": plan, "segments": tmp_path / "liver.nii.gz"}
+    assert run(*words(tmp_path, tmp_path / "out", **options)) == 0
+    tumors = record_of(tmp_path / "out")["tumors"]
+    assert "handcrafted medium, central" in capsys.readouterr().out
+    assert {tumor["requested"]["location"] for tumor in tumors} == {
+        "central", "around tumor 1", "peripheral", "segment 1", "point (105, 150, 130) mm",
+    }  # fmt: skip
+    np.testing.assert_allclose(tumors[-1]["achieved"]["center_mm"], (105, 150, 130), atol=3)
 
 
 def test_what_cannot_be_had_is_told_or_refused(case, tmp_path, capsys):

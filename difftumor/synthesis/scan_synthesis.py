@@ -169,12 +169,15 @@ def _make_group(
 
     numbers = np.array([0, *(number for number, _ in tumors)])
     numbers = numbers.astype(np.min_scalar_type(int(numbers.max())))
-    lesions = numbers[made.lesions[0, 0].cpu().numpy()]
-    labels, halo, change = (x[0, 0].cpu().numpy() for x in (made.labels, made.halo, made.change_hu))
-    # Tumors are organ here: what matters is how far the organ reaches.
+    local, labels, halo, change = (
+        x[0, 0].cpu().numpy() for x in (made.lesions, made.labels, made.halo, made.change_hu)
+    )
+    lesions = numbers[local]
+    # Tumors are organ here, but those that leave it: what matters is how far the organ reaches.
+    leaves = np.array([False, *(record.may_leave_organ for record in records)])[local]
     organ_now = labels > 0
     relabeled = np.where(organ_now, np.uint8(_JOINS_ORGAN), np.uint8(_LEAVES_ORGAN))
-    relabeled[(organ_now == (organ > 0)) | (lesions > 0)] = _STAYS
+    relabeled[(organ_now == (organ > 0)) | leaves] = _STAYS
 
     touched = Box.joined([Box.around(change), Box.around(lesions), Box.around(relabeled)])
     model_box = touched.shifted(region.start)

@@ -45,23 +45,21 @@ class Scan:
     segments: Volume | None = None
 
 
-def mask_of(labels: Volume, numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
-    """Return the voxels of a label map that hold one of the numbers, or any number where none are given.
+def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
+    """Return the voxels that hold one of the numbers in any of some label maps, or any number where none are given.
 
     Raises:
         OrganError: There is none; the message lists the labels found.
     """
-    if not numbers:
-        mask = labels.data != 0
-    elif len(numbers) == 1:
-        mask = labels.data == numbers[0]
-    else:
-        mask = np.isin(labels.data, numbers)
+    mask = np.zeros(maps[0].data.shape, np.bool_, order="F")
+    for labels in maps:
+        mask |= np.isin(labels.data, numbers) if numbers else labels.data != 0
     if not mask.any():
-        found = ", ".join(map(str, label_values(labels.data))) or "none"
+        found = sorted({value for labels in maps for value in label_values(labels.data)})
         wanted = f"voxel with label {' or '.join(map(str, numbers))}" if numbers else "nonzero voxel"
         raise OrganError(
-            f"{labels.path} holds no {wanted} for the {organ} (labels found: {found}): give another mask or label."
+            f"{maps[0].path} holds no {wanted} for the {organ} (labels found: {', '.join(map(str, found)) or 'none'}): "
+            "give another mask or label."
         )
     return mask
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from difftumor.errors import ConfigError, OrganError, SynthesisError
 from difftumor.files import sha256_of
@@ -89,30 +88,36 @@ class ScanInputs:
         Raises:
             VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
             GridMismatchError: The grids differ.
-            OrganError: The organ is absent.
+            OrganError: The organ is absent, or all of it is tumor.
             ConfigError: A file is a label map of several structures and no number is given.
         """
         ct = read_ct(self.ct)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
             raise OrganError(f"No mask of the {organ} is given for {self.ct}: give one.")
-        mask = reduce(np.logical_or, [self._organ_in(labels, organ) for labels in maps])
+        for labels in maps:
+            self._check_numbers(labels, organ)
+        # A structure that a patient does not have may have an empty file.
+        mask = mask_of(maps, self.organ_labels, organ=organ)
         tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None
         if there is not None:
-            mask = mask & ~there
+            mask &= ~there
+            if not mask.any():
+                raise OrganError(
+                    f"The {organ} of {self.organ_masks[0]} is all tumor: give a mask with more of the organ."
+                )
             there = there if there.any() else None
         segments = None if self.segments is None else _read_like(self.segments, ct)
         return Scan(ct, mask, self.organ_masks[0], there, segments)
 
-    def _organ_in(self, labels: Volume, organ: str) -> NDArray[np.bool_]:
+    def _check_numbers(self, labels: Volume, organ: str) -> None:
         if not self.organ_labels and len(found := label_values(labels.data)) > 1:
             listed = ", ".join(map(str, found))
             raise ConfigError(
                 f"{labels.path} holds several labels ({listed}): say which is the {organ} with --organ-label."
             )
-        return mask_of(labels, self.organ_labels, organ=organ)
 
 
 def _read_like(path: Path, ct: Volume) -> Volume:

@@ -86,6 +86,23 @@ def test_neighbors_are_made_together_and_chains_of_them_too(alone):
     assert [int(lesions[at, 20, 20]) for at in (20, 110, 48, 34)] == [1, 2, 3, 4]
 
 
+def test_groups_whose_boxes_overlap_leave_each_others_change(alone):
+    """An angle of tumors, and one alone in the corner that it opens."""
+    there = scan(np.ones((84, 84, 30), bool))
+    angle = [crafted((at, 20, 15)) for at in (20, 33, 46, 59)]
+    angle += [crafted((20, at, 15)) for at in (33, 46, 59)]
+    corner = crafted((59, 59, 15))
+    result = apply_to_scan(alone, there, [corner, *angle])
+    assert [part.numbers for part in result.parts] == [(1,), (2, 3, 4, 5, 6, 7, 8)]
+    parts = [apply_to_scan(alone, there, records) for records in (angle, [corner])]
+    assert parts[0].box.overlaps(parts[1].box)
+    for part in parts:
+        changed = part.change_hu != 0
+        inside = part.box.relative_to(result.box).slices
+        assert (bits(result.change_hu[inside])[changed] == bits(part.change_hu)[changed]).all()
+        assert (result.lesions[inside][part.lesions > 0] > 0).all()
+
+
 def test_a_mass_effect_reaches_the_neighbor_that_it_pushes(alone):
     """So far apart that their shapes do not meet; made one by one, the neighbor would stay."""
     there = scan(np.ones((80, 60, 60), bool))

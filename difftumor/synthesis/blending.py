@@ -4,9 +4,12 @@ DiffTumor and Hu et al. 2023, eq. (4): CT' = (1 − w) · CT + w · tumor, with 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from difftumor.grids import Box
 
 # The Gaussian ends here, in standard deviations: beyond, the weight is exactly 0 and the CT stays as it is.
 TRUNCATE = 4.0
@@ -48,6 +51,42 @@ def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float | Sequence[float]) -> T
     result = torch.zeros_like(weight)
     result[target] = along_axes(weight[source], matrices).clamp(0.0, 1.0)
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """What the tumors of a batch add to it, in the only part where they add anything.
+
+    Args:
+        box: That part, the same for all elements.
+        change_hu: (B, 1, X, Y, Z) of the box: sum of the tumors' changes.
+        weight: Likewise: sum of their weights.
+    """
+
+    box: Box
+    change_hu: Tensor
+    weight: Tensor
+
+    @classmethod
+    def empty(cls, ct_B1XYZ: Tensor, box: Box) -> "Blend":
+        """Return one without tumors, in the type and on the device of a batch."""
+        part = ct_B1XYZ[(..., *box.slices)]
+        return cls(box, torch.zeros_like(part), torch.zeros_like(part))
+
+    def add(self, element: int, box: Box, change_hu: Tensor, weight: Tensor) -> None:
+        """Add the change and weight of one tumor, given in a box of the batch."""
+        index = (element, 0, *box.relative_to(self.box).slices)
+        self.change_hu[index] += change_hu
+        self.weight[index] += weight
+
+    def applied_to(self, ct_B1XYZ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a changed copy of a batch, and where the weight is over 0."""
+        inside, index = self.weight > 0, (..., *self.box.slices)
+        made, halo = ct_B1XYZ.clone(), torch.zeros_like(ct_B1XYZ, dtype=torch.bool)
+        # Where halos of several tumors overlap, their weights may sum to more than one.
+        made[index] = add_change(ct_B1XYZ[index], self.change_hu / self.weight.clamp(min=1.0), inside)
+        halo[index] = inside
+        return made, halo
 
 
 def blend_change(healthy: Tensor, tumor: Tensor, weight: Tensor) -> Tensor:

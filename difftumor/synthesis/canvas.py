@@ -37,14 +37,21 @@ class Canvas:
     halo: Tensor
 
 
-def apply_effects(canvas: Canvas, tumors: Sequence[PlacedTumor]) -> None:
-    """Push the surroundings of tumors apart and give them capsules, as their records say, in place."""
+def apply_effects(canvas: Canvas, tumors: Sequence[PlacedTumor]) -> Box:
+    """Push the surroundings of tumors apart and give them capsules, as their records say, in place.
+
+    Returns:
+        Box that holds all that may have changed, in any element.
+    """
+    areas = []
     for tumor in tumors:
         if tumor.record.mass_effect > 0 or tumor.record.capsule_hu != 0:
             area = _area(tumor, triple(canvas.ct_hu.shape[2:]))
             index = (tumor.element, 0, *area.slices)
             local = Canvas(*(array[index] for array in (canvas.ct_hu, canvas.organ, canvas.lesions, canvas.halo)))
             _apply(local, tumor, area)
+            areas.append(area)
+    return Box.joined(areas)
 
 
 def effect_reach_mm(record: TumorRecord, half_axis_mm: float) -> float:

@@ -18,10 +18,12 @@ from difftumor.errors import ConfigError, SynthesisError
 from difftumor.grids import Array, Box, triple
 from difftumor.organs import ORGAN, TUMOR
 from difftumor.spaces import ModelSpace
+from difftumor.synthesis.blending import blur_radius
 from difftumor.synthesis.canvas import effect_reach_mm
+from difftumor.synthesis.effects import CAPSULE_REACH_MM
 from difftumor.synthesis.records import Triple, TumorRecord, Voxel
 from difftumor.synthesis.scan import Scan
-from difftumor.synthesis.shapes import reach_mm
+from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # What is kept of model space around a group of tumors: enough for pictures and for what lies around a tumor.
@@ -218,15 +220,24 @@ def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape
     """Return the part of model space that some tumors, the networks and what is measured around them can see."""
     boxes = []
     for record in records:
-        texture = synthesizer.diffusion.get(record.stage) if record.generator == "diffusion" else None
         kept = [math.ceil(KEPT_AROUND_MM / step) for step in record.spacing_mm]
-        # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.
-        seen = (0, 0, 0) if texture is None else texture.patch
-        margin = [
-            max(reach + around, 2 * reach, size) for reach, around, size in zip(_reach(record), kept, seen, strict=True)
-        ]
+        texture = synthesizer.diffusion.get(record.stage) if record.generator == "diffusion" else None
+        margin = np.add(_extent(record), kept)
+        if texture is not None:
+            # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.
+            margin = np.maximum(margin, np.maximum(np.multiply(_reach(record), 2), texture.patch))
         boxes.append(_around_center(record, margin))
     return Box.joined(boxes).clipped(shape)
+
+
+def _extent(record: TumorRecord) -> list[int]:
+    """Return how many voxels from its center a tumor, its halo and its effects do reach, mostly less than they can."""
+    halo = blur_radius(record.blur_sigma_voxels) + 1
+    capsule_mm = CAPSULE_REACH_MM if record.capsule_hu != 0 else 0.0
+    return [
+        math.ceil(max(size // 2 + capsule_mm / step, effect_reach_mm(record, axis) / step)) + halo
+        for size, axis, step in zip(tumor_shape(record).shape, record.half_axes_mm, record.spacing_mm, strict=True)
+    ]
 
 
 def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]]:

@@ -16,7 +16,7 @@ from difftumor.grids import Box, triple
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import Key
-from difftumor.synthesis.blending import add_change, blend_change, blurred_weight
+from difftumor.synthesis.blending import Blend, blend_change, blurred_weight
 from difftumor.synthesis.canvas import Canvas, apply_effects
 from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.drawing import draw_tumors
@@ -172,24 +172,26 @@ class TumorSynthesizer:
         for element, drawn in enumerate(records):
             tumors += self._place(element, organ[element, 0].cpu().numpy(), drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
-        change, weight = torch.zeros_like(ct), torch.zeros_like(ct)
+        whole = {stage: shape == texture.patch and not patch_per_tumor for stage, texture in self.diffusion.items()}
+        # Far from all tumors nothing is computed, unless the networks' whole patch is taken.
+        decoded = self.organ.blend == "decoded" and any(whole.values())
+        near = Box.whole(shape) if decoded else Box.joined([tumor.halo_box(shape) for tumor in tumors])
+        blend = Blend.empty(ct, near)
         for stage, texture in self.diffusion.items():
             own = [t for t in tumors if t.record.generator == "diffusion" and t.record.stage == stage]
-            whole = shape == texture.patch and not patch_per_tumor
-            patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole)
+            patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole[stage])
             for patch, texture_hu in _textures(texture, patches, ct, lesions):
-                self._blend(patch, texture_hu, texture.window, ct, lesions, change, weight)
+                self._blend(patch, texture_hu, texture.window, ct, lesions, blend)
         for tumor in tumors:
             if tumor.record.texture is not None:
-                _blend_handcrafted(tumor, ct, lesions, change, weight)
-        # Where halos of several tumors overlap, their weights may sum to more than one.
-        change = change / weight.clamp(min=1.0)
-        halo = weight > 0
-        made = Canvas(add_change(ct, change, halo), organ, lesions, halo)
-        apply_effects(made, tumors)
+                _blend_handcrafted(tumor, ct, lesions, blend)
+        made_hu, halo = blend.applied_to(ct)
+        made = Canvas(made_hu, organ, lesions, halo)
+        index = (..., *Box.joined([near, apply_effects(made, tumors)]).slices)
         labels = made.organ.to(torch.uint8) * ORGAN
-        labels[made.lesions > 0] = TUMOR
-        change = torch.where(made.halo, made.ct_hu - ct, torch.zeros_like(ct))
+        labels[index][made.lesions[index] > 0] = TUMOR
+        change = torch.zeros_like(ct)
+        change[index] = torch.where(made.halo[index], made.ct_hu[index] - ct[index], change[index])
         return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(map(tuple, records)))
 
     def _place(
@@ -242,16 +244,15 @@ class TumorSynthesizer:
         window: IntensityWindow,
         ct: Tensor,
         lesions: Tensor,
-        change: Tensor,
-        weight: Tensor,
+        blend: Blend,
     ) -> None:
-        """Add one patch's change and weight to those of its element, in place."""
+        """Add the tumors of one patch."""
         shape = triple(ct.shape[2:])
         if self.organ.blend == "decoded" and patch.whole:
             # The published recipe for training crops: the decoded patch as it is.
             healthy = ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
-            change[patch.element, 0] = texture_hu - healthy
-            weight[patch.element, 0] = 1.0
+            blend.change_hu[patch.element, 0] = texture_hu - healthy
+            blend.weight[patch.element, 0] = 1.0
             return
         for tumor in patch.tumors:
             box = tumor.halo_box(shape)
@@ -260,8 +261,7 @@ class TumorSynthesizer:
             # The change is what happens inside the window: what bone and air have beyond it stays.
             healthy = ct[index].clamp(window.low_hu, window.high_hu)
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, patch.box.start, strict=True))
-            change[index] += blend_change(healthy, texture_hu[inside], own)
-            weight[index] += own
+            blend.add(patch.element, box, blend_change(healthy, texture_hu[inside], own), own)
 
 
 def no_room(organ: Organ, tumors: Sequence[TumorSpec]) -> SynthesisError:
@@ -294,8 +294,8 @@ def _textures(
         yield from zip(group, made[:, 0], strict=True)
 
 
-def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, change: Tensor, weight: Tensor) -> None:
-    """Add one hand-crafted tumor's change and weight to those of its element, in place."""
+def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, blend: Blend) -> None:
+    """Add one hand-crafted tumor."""
     record = tumor.record
     assert record.texture is not None
     shape = triple(ct.shape[2:])
@@ -308,5 +308,4 @@ def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, change: 
     index = (tumor.element, 0, *box.slices)
     own = blurred_weight(lesions[index] == tumor.instance, record.blur_sigma_voxels)
     # Hu et al. 2023, eq. (4), of the CT as it is: no window.
-    change[index] += blend_change(ct[index], texture_hu[inside], own)
-    weight[index] += own
+    blend.add(tumor.element, box, blend_change(ct[index], texture_hu[inside], own), own)

@@ -64,6 +64,11 @@ class PeakMemory:
         return {"peak_gib": peak, "growth_gib": peak - self.before}
 
 
+def forget_peak() -> None:
+    """Let the largest resident set of this process begin anew, at what it is now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _largest_resident_gib() -> float:
     # Unlike getrusage, which begins with what the parent had when it started this process.
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The benchmarks of both stages measure every part at any size, and their figures add up."""
+"""The benchmarks measure every part at any size, and their figures add up."""
 
 import json
 import subprocess
@@ -191,3 +191,67 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
     assert figures["parts"]["joint"]["growth_gib"] > 0.16
     assert figures["parts"]["encode"]["tflops"] > 0
     assert figures["ceilings"]["matmul_tflops"] > 0
+
+
+@pytest.fixture
+def synthesis(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import synthesis
+    import synthesis_scans
+
+    yield synthesis, synthesis_scans
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+SMALL_SCANS = ["--crop", "48", "--scan", "96", "96", "64", "--repeats", "2", "--threads", "1"]
+
+
+def test_drawing_and_every_step_in_a_crop_are_measured(synthesis):
+    command, _ = synthesis
+    options = command.arguments(SMALL_SCANS)
+    drawing, steps = command.measure("drawing", options), command.measure("steps", options)
+    assert list(drawing) == ["tiny", "small", "medium", "large"]
+    assert list(steps) == list(command.STEPS)
+    for row in (*drawing.values(), *steps.values()):
+        assert 0 < row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+
+
+def test_a_run_in_a_scan_is_what_its_name_says(synthesis):
+    command, scans = synthesis
+    runs = [run for members in command.scan_runs(command.arguments(SMALL_SCANS)).values() for run in members]
+    assert [scans.Run.of(str(run)) for run in runs] == runs
+    assert {run.spec.generator for run in runs if run.preset != "diffusion"} == {"handcrafted"}
+    assert {run.spec.generator for run in runs if run.preset == "diffusion"} == {"diffusion"}
+    assert any(run.spec.mass_effect.limits[1] > 0 for run in runs)
+
+
+@pytest.mark.parametrize("wrong", [["--crop", "16"], ["--repeats", "0"], ["--counts", "0"], ["--threads", "0"]])
+def test_wrong_options_of_scans_are_refused(synthesis, wrong, capsys):
+    with pytest.raises(SystemExit):
+        synthesis[0].arguments([*SMALL_SCANS, *wrong])
+    assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_measures_tumors_in_scans(tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / "synthesis.py"), *SMALL_SCANS, "--counts", "1", "2"]
+    command += ["--parts", "drawing", "counts", "diffusion", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert "Drawing in a crop of 48³" in done.stdout
+    assert figures["drawing"]["large"]["ratio"] == pytest.approx(figures["drawing"]["large"]["median_s"] / 0.17)
+    assert [(row["preset"], row["tumors"]) for row in figures["counts"]] == [
+        ("training", 1), ("training", 2), ("reader", 1), ("reader", 2)
+    ]  # fmt: skip
+    (diffusion,) = figures["diffusion"]
+    for row in (*figures["counts"], diffusion):
+        parts = sum(row["stages"][name]["median_s"] for name in ("site", "draw", "apply", "report"))
+        assert row["whole"]["median_s"] == pytest.approx(parts, rel=0.5)
+        assert min(row["first_s"], row["read_s"], row["preview_s"], row["write_s"]) > 0
+        assert row["growth_gib"] >= 0
+    stages = diffusion["stages"]
+    assert 0 < stages["patch"]["median_s"] < stages["apply"]["median_s"]
+    assert diffusion["growth_gib"] > 0.1  # the decoder's

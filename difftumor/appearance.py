@@ -224,8 +224,12 @@ def surface_distance_mm(
         reach_mm: How far it is measured.
     """
     mask = np.asarray(mask_XYZ, bool)
-    inside, outside = (_distance_mm(target, spacing_mm, reach_mm) for target in (~mask, mask))
-    return np.where(mask, -inside, outside)
+    distance_mm = _distance_mm(mask, spacing_mm, reach_mm)
+    # Every other side that is nearest to a voxel of the mask lies in the mask's box or next to it.
+    box = Box.around(mask).padded(1).clipped(mask.shape).slices
+    inside_mm = _distance_mm(~mask[box], spacing_mm, reach_mm)
+    distance_mm[box] = np.where(mask[box], -inside_mm, distance_mm[box])
+    return distance_mm
 
 
 def appearance_distance(one: Sequence[Appearance], other: Sequence[Appearance]) -> AppearanceDistance:
@@ -248,18 +252,27 @@ def mean_edge_hu(tumors: Sequence[Appearance]) -> NDArray[np.float64]:
 
 def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float) -> NDArray[np.float64]:
     """Return the distance of each voxel's center to the nearest target voxel, a box; infinite beyond the reach."""
-    square = np.where(target, 0.0, math.inf)
+    reaches = [math.ceil(reach_mm / step + 0.5) for step in spacing_mm]
+    # What lies further from the target than it reaches is infinite, and so, along the axes that are still to be passed,
+    # is all beyond the target's own box.
+    own = Box.around(target)
+    near = own.padded(reaches).clipped(target.shape)
+    square = np.where(target[own.slices], 0.0, math.inf)
     # Axis after axis, as boxes are products of their sides; the axis in front, where slices are fast, then goes last.
     # SciPy's transform knows centers alone: with thick slices, the nearest center is often not that of the nearest box.
-    for step in spacing_mm:
-        before, after = square, square.copy()
-        for offset in range(1, min(math.ceil(reach_mm / step + 0.5), len(before) - 1) + 1):
+    for axis, (step, reach) in enumerate(zip(spacing_mm, reaches, strict=True)):
+        room = (own.start[axis] - near.start[axis], near.stop[axis] - own.stop[axis])
+        before = np.pad(square, (room, (0, 0), (0, 0)), constant_values=math.inf)
+        after = before.copy()
+        for offset in range(1, min(reach, len(before) - 1) + 1):
             gap = ((offset - 0.5) * step) ** 2
             np.minimum(after[offset:], before[:-offset] + gap, out=after[offset:])
             np.minimum(after[:-offset], before[offset:] + gap, out=after[:-offset])
         square = np.ascontiguousarray(np.moveaxis(after, 0, -1))
-    distance: NDArray[np.float64] = np.sqrt(square)
-    return np.where(distance <= reach_mm, distance, math.inf)
+    within = np.sqrt(square)
+    distance = np.full(target.shape, math.inf)
+    distance[near.slices] = np.where(within <= reach_mm, within, math.inf)
+    return distance
 
 
 def _mean(values: NDArray[np.float64]) -> float:

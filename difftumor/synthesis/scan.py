@@ -67,8 +67,12 @@ def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> ND
 def label_values(labels: Array) -> list[int]:
     """Return the numbers above 0 of a label map, slice by slice, for memory."""
     found: set[int] = set()
-    for index in range(labels.shape[2]):
-        found.update(np.unique(labels[:, :, index]).tolist())
+    filled = labels[Box.around(labels).slices]
+    for index in range(filled.shape[2]):
+        values = filled[:, :, index].ravel(order="K")
+        # Counting is many times faster than sorting, where numbers are small.
+        few = values.dtype == np.uint8
+        found.update((np.flatnonzero(np.bincount(values)) if few else np.unique(values)).tolist())
     return sorted(found - {0})
 
 

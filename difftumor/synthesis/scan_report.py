@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
 
 from difftumor.appearance import Appearance, measure_appearance
 from difftumor.components import equivalent_radius_mm
+from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN
-from difftumor.picture_rows import Panel
-from difftumor.pictures import mask_center, three_planes
 from difftumor.synthesis.records import Triple, TumorRecord
 from difftumor.synthesis.scan import ScanSite
 from difftumor.synthesis.scan_synthesis import ScanPart, ScanSynthesis
+
+if TYPE_CHECKING:  # measuring needs no pictures
+    from matplotlib.figure import Figure
 
 # Below this share of its requested volume a tumor is worth a warning.
 _MOSTLY_THERE = 0.5
@@ -90,7 +93,12 @@ def report_tumors(result: ScanSynthesis, there: ScanSite, *, window: IntensityWi
         there: The organ, whose vessels are looked for where a record cares for them.
         window: HU that count for contrast.
     """
-    reports = {number: _report(result, part, number, there, window) for part in result.parts for number in part.numbers}
+    vessels, boxes = _Vessels(there), find_objects(result.lesions, max_label=len(result.records))
+    reports = {
+        number: _report(result, part, number, boxes[number - 1], vessels, window)
+        for part in result.parts
+        for number in part.numbers
+    }
     return tuple(reports[number] for number in sorted(reports))
 
 
@@ -110,6 +118,9 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
 
 def draw_preview(result: ScanSynthesis, *, organ: str) -> Figure:
     """Draw three planes through the largest tumor: before, after, outlines, difference."""
+    from difftumor.picture_rows import Panel
+    from difftumor.pictures import mask_center, three_planes
+
     part = max(result.parts, key=_largest_size)
     largest = int(np.bincount(part.lesions.ravel())[1:].argmax()) + 1
     before, after = part.before_hu, part.after_hu
@@ -138,13 +149,40 @@ def look_at(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearan
     )
 
 
+class _Vessels:
+    """The vessels of an organ, sought when the first tumor asks for them."""
+
+    def __init__(self, there: ScanSite) -> None:
+        self._there = there
+
+    def clearance_mm(self, part: ScanPart, number: int) -> float | None:
+        """Return the distance from a tumor to the nearest vessel; None where there are none, or no tumor."""
+        box = Box.around(part.lesions == number)
+        if self._tree is None or box.empty:
+            return None
+        voxels = np.argwhere(part.lesions[box.slices] == number) + box.start + part.region.start
+        distances_mm, _ = self._tree.query(voxels * part.spacing_mm)
+        return float(np.min(distances_mm))
+
+    @cached_property
+    def _tree(self) -> cKDTree | None:
+        vessels = np.argwhere(self._there.site.vessels) + self._there.box.start
+        return cKDTree(vessels * self._there.site.spacing_mm) if len(vessels) else None
+
+
 def _report(
-    result: ScanSynthesis, part: ScanPart, number: int, there: ScanSite, window: IntensityWindow
+    result: ScanSynthesis,
+    part: ScanPart,
+    number: int,
+    box: tuple[slice, ...] | None,
+    vessels: _Vessels,
+    window: IntensityWindow,
 ) -> TumorReport:
     grid, record = result.scan.ct.grid, result.records[number - 1]
-    voxels = np.argwhere(result.lesions == number)
+    voxels = np.empty((0, 3), int)
     center_mm: Triple | None = None
-    if len(voxels):
+    if box is not None:
+        voxels = np.argwhere(result.lesions[box] == number) + [side.start for side in box]
         middle = voxels.mean(axis=0) + result.box.start
         x, y, z = (float(v) for v in grid.affine[:3, :3] @ middle + grid.affine[:3, 3])
         center_mm = (x, y, z)
@@ -157,17 +195,8 @@ def _report(
         center_mm=center_mm,
         contrast_hu=_or_none(looks.contrast_hu),
         sd_hu=_or_none(looks.sd_hu),
-        vessel_clearance_mm=None if record.vessel_clearance_mm is None else _clearance_mm(part, number, there),
+        vessel_clearance_mm=None if record.vessel_clearance_mm is None else vessels.clearance_mm(part, number),
     )
-
-
-def _clearance_mm(part: ScanPart, number: int, there: ScanSite) -> float | None:
-    vessels = np.argwhere(there.site.vessels) + there.box.start
-    tumor = np.argwhere(part.lesions == number) + part.region.start
-    if not len(vessels) or not len(tumor):
-        return None
-    distances_mm, _ = cKDTree(vessels * part.spacing_mm).query(tumor * part.spacing_mm)
-    return float(np.min(distances_mm))
 
 
 def _largest_size(part: ScanPart) -> int:

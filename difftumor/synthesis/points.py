@@ -58,7 +58,7 @@ def draw_voxels(generator: np.random.Generator, count: int, limits: Limits, to_v
 
     Numbers drawn give points that repeat through the world with a period, and of these the one in a window of that size
     around the box is taken. When the box moves, points change at the window's ends and nowhere else. The period is
-    the next power of two in mm, so that it hardly ever changes: of eight points at least one lies in the box.
+    the next power of two in mm, so that it hardly ever changes; one point of eight or more lies in the box, on average.
 
     Args:
         generator: Source; the same amount is taken whatever the box.

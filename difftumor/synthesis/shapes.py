@@ -27,7 +27,7 @@ _LATTICE = 5
 _REACH = 3.0
 _PLANES = ((0, 1), (0, 2), (1, 2))
 # Voxels computed at once, so few that they stay in the processor's cache; a box of no more is not worth shrinking.
-_AT_ONCE = 32_768
+_AT_ONCE = 131_072
 # The threshold found on every n-th voxel is off by less than this share, but for rare shapes that take longer.
 _MARGIN = 0.05
 

@@ -77,13 +77,13 @@ def test_coarse_distances_see_the_surface_where_the_organ_ends(monkeypatch):
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("side", [2, 5])
 def test_centers_lie_in_the_organ_eroded_slice_by_slice(side):
-    organ = rough_organ((16, 14, 8), 1)
+    organ = rough_organ((11, 10, 6), 1)
     eroded = ndimage.minimum_filter(organ.view(np.uint8), size=(side, side, 1), mode="nearest") != 0
     room, generator = Room(organ, erosion_voxels=side), np.random.default_rng(0)
     allowed = {*map(tuple, np.argwhere(eroded).tolist())}
-    found = {room.find_center(VOXEL, 0.5, generator) for _ in range(8 * len(allowed))}
+    found = {room.find_center(VOXEL, 0.5, generator) for _ in range(5 * len(allowed))}
     assert found <= allowed
-    assert len(found) > 0.95 * len(allowed)
+    assert len(found) > 0.9 * len(allowed) > 5
 
 
 def test_a_center_is_never_a_voxel_of_another_tumor():

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from difftumor.cli.options import parse_numbers
+from difftumor.cli.synthesis_options import Files, refuse, specs_of
 from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
     from difftumor.cli.synthesis_setup import Setup
     from difftumor.synthesis.cohort import Workshop
     from difftumor.synthesis.scan_files import ScanReport
-    from difftumor.synthesis.scan_inputs import ScanInputs
-    from difftumor.synthesis.spec import TumorSpec
 
 BY_MODEL = "by default as the model says."
 WHICH, WHERE, MAKING, MANY = "Which tumors", "Scan and organ", "How they are made", "Results"
@@ -195,12 +192,13 @@ def synthesize(
     files = Files(ct, organ_mask, labels, organ_label, convention, segments)
     if replay is not None:
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
-        _refuse(asked, beside="--replay")
+        judged = {"quality_gate": quality_gate or None, "strict": strict or None}
+        refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
         _replay(replay, files, model=model, device=device, out=out, overwrite=overwrite)
         return
     if organ is None:
         raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
-    specs, stated_seed = _specs(tumors, short)
+    specs, stated_seed = specs_of(tumors, short)
     set_up = Setup(
         organ=organ,
         tumors=specs,
@@ -216,61 +214,6 @@ def synthesize(
         _many(set_up, cases, files, out=out, jobs=jobs, overwrite=overwrite)
     else:
         _one(set_up, files, out=out, overwrite=overwrite)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The options that name a scan's files."""
-
-    ct: Path | None
-    organ_mask: Path | None
-    labels: Path | None
-    organ_label: str | None
-    convention: str | None
-    segments: Path | None
-
-    def inputs(self, organ: str) -> ScanInputs:
-        """Return the files of the scan.
-
-        Raises:
-            ConfigError: One is missing, or two options say the same.
-        """
-        from difftumor.synthesis.scan_inputs import ScanInputs
-
-        if self.ct is None:
-            raise ConfigError("Give a CT with --ct, or many scans with --cases.")
-        if (self.organ_mask is None) == (self.labels is None):
-            raise ConfigError("Give the organ as either --organ-mask or --labels with --organ-label.")
-        mask = self.organ_mask or self.labels
-        assert mask is not None
-        numbers, tumors = self.numbers(), tuple[int, ...]()
-        if self.convention is not None:
-            from difftumor.organs import get_convention, get_organ, resolve_labels
-
-            named = resolve_labels(get_convention(self.convention), get_organ(organ))
-            numbers, tumors = named.organ, named.tumor
-        if self.labels is not None and not numbers:
-            raise ConfigError(
-                f"--labels {self.labels} needs --organ-label or --convention: say which number is the {organ}."
-            )
-        return ScanInputs(
-            ct=self.ct, organ_masks=(mask,), organ_labels=numbers, tumor_labels=tumors, segments=self.segments
-        )
-
-    def numbers(self) -> tuple[int, ...]:
-        """Return the organ's numbers; none where none are given.
-
-        Raises:
-            ConfigError: They are no numbers from 1 up, or said in two ways.
-        """
-        if self.organ_label is None:
-            return ()
-        if self.convention is not None:
-            raise ConfigError("--organ-label and --convention say the same in two ways: give one of them.")
-        numbers = parse_numbers(self.organ_label, int, option="--organ-label", counts=range(1, 33))
-        if min(numbers) < 1:
-            raise ConfigError(f"--organ-label {self.organ_label!r} is not understood: give numbers from 1 up.")
-        return numbers
 
 
 def _one(set_up: Setup, files: Files, *, out: Path, overwrite: bool) -> None:
@@ -324,32 +267,6 @@ def _replay(path: Path, files: Files, *, model: Path | None, device: str, out: P
     inputs = record.inputs if files == Files(None, None, None, None, None, None) else files.inputs(record.organ)
     synthesizer = load_recorded(record, model=model, device=there)
     _print(replay_scan(synthesizer, record, inputs, out=out, overwrite=overwrite))
-
-
-def _specs(tumors: Path | None, short: dict[str, Any]) -> tuple[tuple[TumorSpec, ...], int | None]:
-    """Return what tumors are wanted, and the seed that a file states."""
-    from difftumor.synthesis.plan import read_plan
-    from difftumor.synthesis.spec import TumorSpec
-
-    if tumors is not None:
-        _refuse(short, beside="--tumors")
-        plan = read_plan(tumors)
-        return plan.tumors, plan.seed
-    given = {name: value for name, value in short.items() if value is not None}
-    if "radius_mm" in given:
-        if "size" in given:
-            raise ConfigError("--size and --radius-mm say the same in two ways: give one of them.")
-        if not given["radius_mm"] > 0:
-            raise ConfigError(f"--radius-mm is {given['radius_mm']}: give a number above 0.")
-        given["diameter_mm"] = 2 * given.pop("radius_mm")
-    return (TumorSpec.from_dict(given, where="The options"),), None
-
-
-def _refuse(options: dict[str, Any], *, beside: str) -> None:
-    given = next((name for name, value in options.items() if value is not None), None)
-    if given is not None:
-        option = {"kind": "sampler"}.get(given, given).replace("_", "-")
-        raise ConfigError(f"--{option} has no meaning beside {beside}: give one of them.")
 
 
 def _say_of_gate(workshop: Workshop) -> None:

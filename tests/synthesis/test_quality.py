@@ -137,6 +137,14 @@ def test_the_noise_ratio_is_that_of_the_deviations():
     assert noise_ratio(before, np.where(mask, 40, before).astype(np.float32), mask) == pytest.approx(0, abs=1e-3)
 
 
+def test_a_gradient_through_the_tumor_is_no_noise():
+    mask = np.zeros((20, 20, 20), bool)
+    mask[3:17, 3:17, 3:17] = True
+    before = 100 + noise(10)
+    ramp = 20 * np.arange(20, dtype=np.float32)[:, None, None]
+    assert noise_ratio(before, before + ramp, mask) == pytest.approx(1, rel=1e-3)
+
+
 def test_noise_that_cannot_be_measured_says_nothing():
     before = 100 + noise(10)
     tiny = np.zeros((20, 20, 20), bool)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from difftumor.errors import GridMismatchError, VolumeError
 from difftumor.grids import Box
 from difftumor.spaces import ModelSpace
-from difftumor.volume import check_same_grid, read_ct, read_grid, read_labels, write_ct, write_labels
+from difftumor.volume import check_same_grid, read_ct, read_grid, read_labels, same_outside, write_ct, write_labels
 from tests.nifti import LPS, ct_values, write_nifti
 
 NAMES = ("ct.nii", "ct.nii.gz")
@@ -286,6 +286,81 @@ def test_only_the_change_changes(tmp_path, name, options):
     np.testing.assert_allclose(after.get_fdata()[changed], expected, atol=step / 2 + 1e-4)
     assert _bytes(tmp_path / f"new_{name}").startswith(original.stored.preamble)
     assert len(original.stored.preamble) == before.dataobj.offset
+
+
+BOX = Box((1, 2, 0), (4, 5, 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_is_written_as_the_whole_would_be(tmp_path, name):
+    original = read_ct(write_nifti(tmp_path / name, ct_values(), _oblique()))
+    changed, hu = np.zeros(original.grid.shape, bool), original.data + 50
+    changed[BOX.slices] = np.random.default_rng(0).random(BOX.shape) < 0.5
+    write_ct(tmp_path / f"whole_{name}", original, hu, changed)
+    write_ct(tmp_path / f"part_{name}", original, hu[BOX.slices], changed[BOX.slices], box=BOX)
+    assert _bytes(tmp_path / f"part_{name}") == _bytes(tmp_path / f"whole_{name}")
+    assert _bytes(tmp_path / f"part_{name}") != _bytes(tmp_path / name)
+
+
+def test_a_part_must_lie_in_the_grid_and_have_the_size_of_its_box(tmp_path):
+    original = read_ct(write_nifti(tmp_path / "ct.nii", ct_values()))
+    out = tmp_path / "out.nii"
+    hu, changed = np.zeros(BOX.shape), np.ones(BOX.shape, bool)
+    for box in (BOX.shifted((2, 0, 0)), BOX.shifted((0, 0, -1))):
+        with pytest.raises(ValueError, match="leaves the original's grid"):
+            write_ct(out, original, hu, changed, box=box)
+        with pytest.raises(ValueError, match="leaves the original's grid"):
+            same_outside(original, original.path, changed, box=box)
+    with pytest.raises(ValueError, match="must have the shape"):
+        write_ct(out, original, original.data, changed, box=BOX)
+    with pytest.raises(ValueError, match="must have the shape"):
+        write_ct(out, original, hu, changed)
+    with pytest.raises(ValueError, match="boolean"):
+        same_outside(original, original.path, changed.astype(np.uint8), box=BOX)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_what_is_the_same_outside_the_change(tmp_path, name, dtype):
+    path = write_nifti(tmp_path / name, ct_values(dtype=dtype), _oblique())
+    original = read_ct(path)
+    changed = np.zeros(BOX.shape, bool)
+    changed[1, 1, 1] = True  # voxel (2, 3, 1)
+    whole = np.zeros(original.grid.shape, bool)
+    whole[2, 3, 1] = True
+
+    def altered(voxel):
+        values = np.array(nib.load(path).dataobj.get_unscaled())
+        values[voxel] += 1
+        return write_nifti(tmp_path / f"altered_{name}", values, _oblique())
+
+    nothing = np.zeros(original.grid.shape, bool)
+    assert same_outside(original, path, nothing)
+    inside = altered((2, 3, 1))
+    assert same_outside(original, inside, changed, box=BOX)
+    assert same_outside(original, inside, whole)
+    assert not same_outside(original, inside, nothing)
+    # In the box but not in the change, in the change of a box elsewhere, beside the box, below it.
+    assert not same_outside(original, inside, changed, box=BOX.shifted((1, 0, 0)))
+    for voxel in ((2, 3, 2), (1, 3, 1), (0, 3, 1), (2, 0, 1), (2, 3, 3)):
+        assert not same_outside(original, altered(voxel), changed, box=BOX)
+
+
+def test_bits_and_headers_count(tmp_path):
+    """Minus zero is another value than zero, and so is a file of another type or affine."""
+    values = ct_values(dtype=np.float32)
+    values[0, 0, 0] = 0.0
+    original = read_ct(write_nifti(tmp_path / "ct.nii", values))
+    nothing = np.zeros(original.grid.shape, bool)
+    values[0, 0, 0] = -0.0
+    assert not same_outside(original, write_nifti(tmp_path / "minus.nii", values), nothing)
+    values[0, 0, 0] = 0.0
+    assert same_outside(original, write_nifti(tmp_path / "same.nii", values), nothing)
+    assert not same_outside(original, write_nifti(tmp_path / "type.nii", values.astype(np.float64)), nothing)
+    assert not same_outside(original, write_nifti(tmp_path / "place.nii", values, LPS), nothing)
+    with pytest.raises(VolumeError, match="does not exist"):
+        same_outside(original, tmp_path / "none.nii", nothing)
 
 
 def test_extensions_are_kept(tmp_path):

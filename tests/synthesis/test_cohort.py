@@ -201,7 +201,10 @@ def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     assert files_of(out / "a") == before
     record = out / "a" / "record.json"
     content = json.loads(record.read_text())
-    record.write_text(json.dumps({**content, "models": {"early": {"path": "m", "identities": {}, "sampling": {}}}}))
+    sampling = {"kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": "fp32"}
+    record.write_text(
+        json.dumps({**content, "models": {"early": {"path": "m", "identities": {}, "sampling": sampling}}})
+    )
     assert status(workshop())[0] == "failed"
     record.write_text("{")
     assert status(workshop())[0] == "failed"

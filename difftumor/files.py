@@ -29,13 +29,14 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(folder: Path, *, keep_others: bool = False) -> Iterator[Path]:
+def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder to write to, and put it in the place of `folder` when the block ends without error.
 
     Args:
         folder: Replaced as a whole where it exists and is not empty. Where it is empty it stays, and is filled: it may
             be the current folder, or a mounted one.
         keep_others: Where the folder exists, only replace the files that are written, not the folder.
+        last: File by which others know that all are there: an old one goes first, and the new one comes last.
 
     Raises:
         ConfigError: The place cannot be written to.
@@ -52,7 +53,9 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False) -> Iterator
             staging.chmod(0o755)  # mkdtemp makes it private; results are shared
             yield staging
             if filled:
-                for path in staging.iterdir():
+                if last is not None:
+                    (folder / last).unlink(missing_ok=True)
+                for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
                     os.replace(path, folder / path.name)
             elif folder.exists():
                 _exchange(staging, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,29 @@ class Files:
             )
         return ScanInputs(
             ct=self.ct, organ_masks=(mask,), organ_labels=numbers, tumor_labels=tumors, segments=self.segments
+        )
+
+    def replacing(self, recorded: ScanInputs) -> ScanInputs:
+        """Return the files of a record, but for those that are named here because they have moved.
+
+        Raises:
+            ConfigError: A mask is named in two ways, or one for a record of several.
+        """
+        mask = self.organ_mask or self.labels
+        if self.organ_mask and self.labels:
+            raise ConfigError("Give the organ as either --organ-mask or --labels.")
+        if self.convention is not None:
+            raise ConfigError("--convention has no meaning beside --replay: the record says which labels it is.")
+        if mask is not None and len(recorded.organ_masks) > 1:
+            raise ConfigError(
+                f"The record was made from {len(recorded.organ_masks)} masks: put them where it says, and name none."
+            )
+        return replace(
+            recorded,
+            ct=self.ct or recorded.ct,
+            organ_masks=recorded.organ_masks if mask is None else (mask,),
+            organ_labels=self.numbers() or recorded.organ_labels,
+            segments=self.segments or recorded.segments,
         )
 
     def numbers(self) -> tuple[int, ...]:
@@ -105,4 +128,4 @@ def refuse(options: dict[str, Any], *, beside: str) -> None:
     given = next((name for name, value in options.items() if value is not None), None)
     if given is not None:
         option = {"kind": "sampler"}.get(given, given).replace("_", "-")
-        raise ConfigError(f"--{option} has no meaning beside {beside}: give one of them.")
+        raise ConfigError(f"--{option} has no meaning beside {beside}: do without it.")

@@ -57,11 +57,10 @@ class Setup:
         """Load what is needed."""
         from difftumor.devices import pick_device
         from difftumor.synthesis.cohort import Workshop
-        from difftumor.synthesis.loading import find_models, load_synthesizer, model_records
+        from difftumor.synthesis.loading import load_synthesizer, model_records
         from difftumor.synthesis.scan_files import ScanRequest
 
-        stages = frozenset().union(*(spec.stages for spec in self.tumors if spec.generator == "diffusion"))
-        paths = find_models(self.model, stages, organ=self.organ)
+        paths = self._models()
         synthesizer = load_synthesizer(
             paths or None,
             organ=self.organ,
@@ -72,6 +71,24 @@ class Setup:
         gate = None if self.gate is None else self._quality_gate(paths)
         request = ScanRequest(tumors=self.tumors, seed=self.seed, gate=gate, strict=self.strict)
         return Workshop(synthesizer, request, model_records(paths, synthesizer))
+
+    def untested(self) -> list[Path]:
+        """Return the models that do not say how real tumors look, which the gate would compare with.
+
+        Raises:
+            ArtifactError: A model is missing.
+        """
+        from difftumor.artifact_config import read_config
+
+        if self.gate is None:
+            return []
+        return [path for path in dict.fromkeys(self._models().values()) if not read_config(path).real_tumors]
+
+    def _models(self) -> dict[Stage, Path]:
+        from difftumor.synthesis.loading import find_models
+
+        stages = frozenset().union(*(spec.stages for spec in self.tumors if spec.generator == "diffusion"))
+        return find_models(self.model, stages, organ=self.organ)
 
     def _quality_gate(self, paths: Mapping[Stage, Path]) -> QualityGate:
         from difftumor.synthesis.loading import real_tumors

@@ -12,7 +12,6 @@ from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
     from difftumor.cli.synthesis_setup import Setup
-    from difftumor.synthesis.cohort import Workshop
     from difftumor.synthesis.scan_files import ScanReport
 
 BY_MODEL = "by default as the model says."
@@ -131,8 +130,14 @@ def synthesize(
         typer.Option("--quality-gate", help="Draw tumors anew that look wrong.", rich_help_panel=MAKING),
     ] = False,
     gate_attempts: Annotated[
-        int, typer.Option(help="Tumors that the gate looks at before it gives one up.", min=1, rich_help_panel=MAKING)
-    ] = 10,
+        int | None,
+        typer.Option(
+            help="How often the gate has a tumor drawn before it gives it up; by default 10.",
+            min=1,
+            show_default=False,
+            rich_help_panel=MAKING,
+        ),
+    ] = None,
     gate_segmenter: Annotated[
         Path | None,
         typer.Option(
@@ -189,16 +194,23 @@ def synthesize(
 
     sampling = {"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing}
     short = {"generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count}
+    gate = {"gate_attempts": gate_attempts, "gate_segmenter": gate_segmenter}
     files = Files(ct, organ_mask, labels, organ_label, convention, segments)
     if replay is not None:
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
-        judged = {"quality_gate": quality_gate or None, "strict": strict or None}
+        judged = {"quality_gate": quality_gate or None, "strict": strict or None, **gate}
         refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
         _replay(replay, files, model=model, device=device, out=out, overwrite=overwrite)
         return
     if organ is None:
         raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
     specs, stated_seed = specs_of(tumors, short)
+    if not quality_gate:
+        refuse(gate, beside="a missing --quality-gate")
+    if all(spec.generator == "handcrafted" for spec in specs):
+        refuse({"model": model, **sampling}, beside="hand-crafted tumors alone")
+    if cases is None and jobs > 1:
+        refuse({"jobs": jobs}, beside="a single scan")
     set_up = Setup(
         organ=organ,
         tumors=specs,
@@ -207,7 +219,7 @@ def synthesize(
         sampling=sampling,
         precision=precision,
         device=device,
-        gate=Gate(gate_attempts, gate_segmenter) if quality_gate else None,
+        gate=Gate(gate_attempts or 10, gate_segmenter) if quality_gate else None,
         strict=strict,
     )
     if cases is not None:
@@ -217,14 +229,16 @@ def synthesize(
 
 
 def _one(set_up: Setup, files: Files, *, out: Path, overwrite: bool) -> None:
+    from difftumor.cli.cases import UNTESTED
     from difftumor.organs import get_organ
     from difftumor.synthesis.scan_files import check_output, synthesize_scan
 
     inputs = files.inputs(get_organ(set_up.organ).name)
     # Before the networks are loaded, which takes a while.
     check_output(out, inputs=inputs, overwrite=overwrite)
+    for path in set_up.untested():
+        typer.echo(f"Warning: {path} does not say how real tumors look: {UNTESTED}", err=True)
     workshop = set_up()
-    _say_of_gate(workshop)
     report = synthesize_scan(
         workshop.synthesizer, inputs, workshop.request, out=out, models=workshop.models, overwrite=overwrite
     )
@@ -264,19 +278,9 @@ def _replay(path: Path, files: Files, *, model: Path | None, device: str, out: P
     if str(there) != record.content["device"]:
         then = record.content["device"]
         typer.echo(f"Warning: the record was made on {then}, this is {there}: last bits may differ.", err=True)
-    inputs = record.inputs if files == Files(None, None, None, None, None, None) else files.inputs(record.organ)
+    inputs = files.replacing(record.inputs)
     synthesizer = load_recorded(record, model=model, device=there)
     _print(replay_scan(synthesizer, record, inputs, out=out, overwrite=overwrite))
-
-
-def _say_of_gate(workshop: Workshop) -> None:
-    gate = workshop.request.gate
-    for stage, model in workshop.models.items():
-        if gate is not None and stage not in gate.real:
-            typer.echo(
-                f"Warning: {model.path} does not say how real tumors look: contrast, texture and edge are not tested.",
-                err=True,
-            )
 
 
 def _print(report: ScanReport) -> None:

@@ -109,12 +109,16 @@ def add_change(ct: Tensor, change: Tensor, halo: Tensor) -> Tensor:
 
 
 def along_axes(values_XYZ: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiply every axis with its matrix, (rows, size of the axis), in the precision of the values."""
+    """Multiply every axis with its matrix, (rows, size of the axis).
+
+    In double precision: the order of a product's sums depends on the number of threads, and the result must not.
+    """
+    result = values_XYZ.double()
     with torch.autocast(values_XYZ.device.type, enabled=False):
         for matrix in matrices:
             # The new axis comes last: a cyclic shift.
-            values_XYZ = torch.tensordot(values_XYZ, matrix.to(values_XYZ), dims=([0], [1]))
-    return values_XYZ
+            result = torch.tensordot(result, matrix.to(result), dims=([0], [1]))
+    return result.to(values_XYZ.dtype)
 
 
 def gaussian_matrix(size: int, sigma_voxels: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError
 from difftumor.organs import Organ, resolve_labels
 from difftumor.seeding import derive_seed
-from difftumor.synthesis.scan_files import ScanReport, ScanRequest, describe_request, synthesize_scan
+from difftumor.synthesis.scan_files import FILES, ScanReport, ScanRequest, describe_request, synthesize_scan
 from difftumor.synthesis.scan_inputs import ScanInputs
 from difftumor.synthesis.scan_record import RECORD_FILE, ModelRecord, read_record
 from difftumor.synthesis.synthesizer import TumorSynthesizer
@@ -73,7 +73,11 @@ def inputs_of(
     """
     if case.labels is None:
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels: give a list that names them.")
-    if organ_labels or mask:
+    if mask:
+        return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
+    if organ_labels and case.labels.is_dir():
+        raise CaseListError(f"{case.labels} has a file for each structure, which needs no --organ-label: do without.")
+    if organ_labels and not cases.label_names:
         return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     if case.labels.is_dir():
@@ -81,7 +85,12 @@ def inputs_of(
         if not masks:
             raise CaseListError(f"{case.labels} has no file of the {organ.name}: leave the case out or add the file.")
         return ScanInputs(ct=case.image, organ_masks=masks, tumor_masks=tumors)
-    return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=numbers.organ, tumor_labels=numbers.tumor)
+    return ScanInputs(
+        ct=case.image,
+        organ_masks=(case.labels,),
+        organ_labels=tuple(organ_labels) or numbers.organ,
+        tumor_labels=numbers.tumor,
+    )
 
 
 def synthesize_cohort(
@@ -109,31 +118,56 @@ def synthesize_cohort(
         for case_id, inputs in cases:
             yield _outcome(workshop, case_id, inputs, out, overwrite)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # One after the other, each in a process of its own, is what ended their process: then only they fail.
+    waiting = list(cases)
+    for workers in (jobs, 1):
+        ended: list[tuple[str, ScanInputs]] = []
+        for batch in [waiting] if workers > 1 else [[case] for case in waiting]:
+            yield from _in_processes(set_up, batch, ended, out=out, jobs=workers, overwrite=overwrite)
+        waiting = ended
+    for case_id, _ in waiting:
+        yield Outcome(case_id, "failed", error="Its process was ended, perhaps for lack of memory: try fewer --jobs.")
+
+
+def _in_processes(
+    set_up: Callable[[], Workshop],
+    cases: Sequence[tuple[str, ScanInputs]],
+    ended: list[tuple[str, ScanInputs]],
+    *,
+    out: Path,
+    jobs: int,
+    overwrite: bool,
+) -> Iterator[Outcome]:
+    """Yield what processes make, and note in ``ended`` the cases that were left when one of them was killed."""
     # Forking a process that has used threads, as PyTorch has, may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(set_up, threads)) as pool:
-        waiting: dict[Future[Outcome], str] = {
-            pool.submit(_in_process, case_id, inputs, out, overwrite): case_id for case_id, inputs in cases
-        }
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(threads,))
+    try:
+        waiting = {pool.submit(_in_process, set_up, *case, out, overwrite): case for case in cases}
         for done in as_completed(waiting):
             try:
                 yield done.result()
             except BrokenProcessPool:
-                ended = "its process ended, perhaps for lack of memory: try fewer --jobs."
-                yield Outcome(waiting[done], "failed", error=ended)
+                ended.append(waiting[done])
+    finally:
+        # Whatever comes, an interruption too, no further case is begun.
+        pool.shutdown(cancel_futures=True)
 
 
-# Of a worker process: set once when it starts, for the networks to be loaded once.
+# Of a worker process: made for its first case, so that networks are loaded once.
 _WORKSHOPS: list[Workshop] = []
 
 
-def _start(set_up: Callable[[], Workshop], threads: int) -> None:
+def _start(threads: int) -> None:
     torch.set_num_threads(threads)
-    _WORKSHOPS.append(set_up())
 
 
-def _in_process(case_id: str, inputs: ScanInputs, out: Path, overwrite: bool) -> Outcome:
+def _in_process(
+    set_up: Callable[[], Workshop], case_id: str, inputs: ScanInputs, out: Path, overwrite: bool
+) -> Outcome:
+    if not _WORKSHOPS:
+        _WORKSHOPS.append(set_up())  # what is wrong with it is wrong for all cases, and goes to the caller
     return _outcome(_WORKSHOPS[0], case_id, inputs, out, overwrite)
 
 
@@ -155,7 +189,7 @@ def _outcome(workshop: Workshop, case_id: str, inputs: ScanInputs, out: Path, ov
 
 
 def _was_made(folder: Path, workshop: Workshop, request: ScanRequest, inputs: ScanInputs) -> bool:
-    if not (folder / RECORD_FILE).is_file():
+    if not all((folder / name).is_file() for name in FILES):
         return False
     try:
         content = read_record(folder / RECORD_FILE).content

@@ -16,7 +16,7 @@ from difftumor.synthesis.records import Triple, TumorRecord, Voxel
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.site import Mask, Site
 from difftumor.synthesis.sizes import CUSTOM, SIZES, SizeClass, nearest_size, sizes_of
-from difftumor.synthesis.spec import TumorSpec
+from difftumor.synthesis.spec import Location, TumorSpec
 
 # Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
 LEAVING_CHANCE = 0.5
@@ -115,8 +115,7 @@ class Drawing:
         if not isinstance(spec.count, str):
             return int(spec.count.draw(self._seed, *keys, "count"))
         generator = numpy_generator(self._seed, *keys, "count")
-        classes = [SIZES[name] for group, weight in spec.weights.items() if weight > 0 for name in sizes_of(group)]
-        fewest, most = classes[int(generator.integers(len(classes)))].counts
+        fewest, most = self._size(spec, generator).counts
         return int(generator.integers(fewest, most, endpoint=True))
 
     def _without_place(self, wanted: Wanted, keys: tuple[Key, ...]) -> TumorRecord:
@@ -205,7 +204,7 @@ class Drawing:
             shape,
             reach_mm,
             numpy_generator(self._seed, *keys, "place"),
-            centered=record.size in self._site.organ.centered and location.region == "anywhere",
+            centered=record.size in self._site.organ.centered and location == Location() and wanted.around is None,
             within=self._within(wanted, record),
             by_slice=wanted.spec.placement == "slice",
             **rules,
@@ -215,7 +214,7 @@ class Drawing:
         """Return where the center must be, within the organ."""
         location = wanted.spec.location
         if wanted.around is not None:
-            return self._ring(wanted, float(np.prod(record.half_axes_mm) ** (1 / 3)))
+            return self._ring(wanted, record.equivalent_radius_mm)
         if location.segment is not None:
             return self._site.segment(location.segment)
         if location.region == "anywhere":
@@ -229,7 +228,7 @@ class Drawing:
         assert wanted.around is not None
         parent, _ = wanted.around
         gap_mm = wanted.gap_mm.draw(self._seed, *wanted.keys, "gap")
-        apart_mm = float(np.prod(parent.half_axes_mm) ** (1 / 3)) + gap_mm + radius_mm
+        apart_mm = parent.equivalent_radius_mm + gap_mm + radius_mm
         slack_mm = _RING_SLACK * max(self._site.spacing_mm)
         half = [int((apart_mm + slack_mm) / step) + 1 for step in self._site.spacing_mm]
         whole = Box(parent.center_voxel, triple([c + 1 for c in parent.center_voxel])).padded(half)

@@ -67,7 +67,7 @@ class DiffusionTexture:
         self.precision: Precision = precision
         self._denoiser = denoiser
         self._schedule = schedule
-        self._patches_at_once = patches_at_once
+        self.patches_at_once = patches_at_once
         self._masked = masked
         self.patch: Voxel = triple([patch] * 3 if isinstance(patch, int) else patch)
         in_slice = codec.downsampling * denoiser.in_slice_divisor
@@ -109,8 +109,8 @@ class DiffusionTexture:
         if len(seeds) != len(ct_hu_B1XYZ):
             raise SynthesisError(f"{len(ct_hu_B1XYZ)} patches need as many seeds, not {len(seeds)}: give one for each.")
         parts = []
-        for start in range(0, len(seeds), self._patches_at_once):
-            part = slice(start, start + self._patches_at_once)
+        for start in range(0, len(seeds), self.patches_at_once):
+            part = slice(start, start + self.patches_at_once)
             generators = [torch_generator(seed, "texture") for seed in seeds[part]]
             parts.append(self._made(ct_hu_B1XYZ[part], mask_B1XYZ[part], generators=generators))
         return torch.cat(parts)

@@ -12,6 +12,9 @@ from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.site import Site
 from difftumor.synthesis.spec import TumorSpec
 
+# Where so many sizes and shapes had no room, no more are tried.
+_MISSES = 3
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -29,12 +32,17 @@ class Drawn:
 class Choose(Protocol):
     """Decides which of the drawn tumors are kept."""
 
-    def begin(self) -> None:
-        """Forget what was tried for the tumor before."""
+    def begin(self, wanted: int) -> None:
+        """Forget what was tried for the tumor before; ``wanted`` counts all that are wanted, from 1."""
         ...
 
-    def __call__(self, record: TumorRecord, number: int) -> TumorRecord | None:
-        """Return the tumor to keep in the place of one that was drawn, or None to have another drawn."""
+    def __call__(self, record: TumorRecord, accepted: Sequence[TumorRecord]) -> TumorRecord | None:
+        """Return the tumor to keep in the place of one that was drawn, or None to have another drawn.
+
+        Args:
+            record: The tumor.
+            accepted: Those that are kept already, in order.
+        """
         ...
 
 
@@ -70,7 +78,9 @@ def draw_tumors(
     total = len(queue)
     while queue:
         wanted = queue.pop(0)
-        record, had_room = _kept(drawing, wanted, len(records) + 1, choose, attempts)
+        if choose is not None:
+            choose.begin(total - len(queue))
+        record, had_room = _kept(drawing, wanted, records, choose, attempts)
         if record is None:
             missing.append((wanted, had_room))
             continue
@@ -83,18 +93,19 @@ def draw_tumors(
 
 
 def _kept(
-    drawing: Drawing, wanted: Wanted, number: int, choose: Choose | None, attempts: int
+    drawing: Drawing, wanted: Wanted, accepted: Sequence[TumorRecord], choose: Choose | None, attempts: int
 ) -> tuple[TumorRecord | None, bool]:
     """Return the tumor that is kept, and whether there was room for any."""
-    had_room = False
-    if choose is not None:
-        choose.begin()
+    had_room, misses = False, 0
     for attempt in range(attempts if choose is not None else 1):
         record = drawing.draw(wanted, attempt=attempt)
         if record is None:
+            misses += 1
+            if misses == _MISSES:
+                break
             continue  # another size or shape may fit
         had_room = True
-        kept = record if choose is None else choose(record, number)
+        kept = record if choose is None else choose(record, accepted)
         if kept is not None:
             return kept, True
     return None, had_room

@@ -28,6 +28,7 @@ _MARGIN = 6
 # the blurred texture isn't flat between, and the limit, in standard deviations, cuts only where grains pile up.
 _SALT_SHARE = 0.2
 _SALT_LIMIT = 2.0
+_ROUNDED_HU = 2.0**-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ def handcrafted_texture(
         salt = (torch.rand(lattice, generator=generator) < _SALT_SHARE).float() - _SALT_SHARE
         unit = along_axes(salt, matrices) / (math.sqrt(_SALT_SHARE * (1 - _SALT_SHARE)) * _gain(matrices))
         unit = unit.clamp(-_SALT_LIMIT, _SALT_LIMIT)
-    return texture.mean_hu + texture.sd_hu * unit
+    # What may still depend on the number of threads is rounded away.
+    return torch.round((texture.mean_hu + texture.sd_hu * unit) / _ROUNDED_HU) * _ROUNDED_HU
 
 
 def _scale_and_blur(size: int, spacing_mm: float, *, grain_mm: float, blur_mm: float) -> Tensor:

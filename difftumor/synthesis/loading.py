@@ -191,19 +191,22 @@ def load_recorded(
 
     Args:
         record: What was made.
-        model: Where its diffusion model is now; by default where it was then.
+        model: Where a diffusion model of it is now; by default all are where they were then.
         device: Where to put the networks.
 
     Raises:
         ArtifactError: A model is missing, or is another than the one that made the record.
         OrganError: The organ is unknown.
     """
+    given = {} if model is None else artifact_identities(model)
+    if model is not None and given not in [dict(recorded.identities) for recorded in record.models.values()]:
+        raise ArtifactError(f"{model} is no model that made {record.path}: give one that did, or none.")
     textures, spacing_mm = {}, record.tumors[0].spacing_mm if record.tumors else (1.0, 1.0, 1.0)
     for stage, recorded in record.models.items():
-        path = model or recorded.path
+        path = model if model is not None and given == dict(recorded.identities) else recorded.path
         if artifact_identities(path) != dict(recorded.identities):
             raise ArtifactError(
-                f"{path} is not the model that made {record.path}: give that one with --model, or bring it back."
+                f"{path} is not the model that made {record.path} any more: give that one with --model."
             )
         textures[stage] = load_texture(path, device=device, **recorded.options).texture
     return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)

@@ -10,11 +10,10 @@ import numpy as np
 
 from difftumor.components import largest_component, leads_to
 from difftumor.errors import SynthesisError
-from difftumor.grids import Box, triple
+from difftumor.grids import Box
 from difftumor.synthesis.candidates import candidates, sliced
 from difftumor.synthesis.clearance import Distance, Mask, box_about, cut_to, dilated
 from difftumor.synthesis.ground import Demand, Ground
-from difftumor.synthesis.points import to_mm
 from difftumor.synthesis.records import Triple, Voxel
 
 
@@ -154,7 +153,7 @@ class Room:
 
         Args:
             shape: See ``find_center``, as for all that follow but the center.
-            center: Any voxel, also one outside the array; ``voxel_at`` gives that of a point in mm.
+            center: Any voxel, also one outside the array.
             reach_mm: See there.
             may_leave: See there.
             vessel_clearance_mm: See there.
@@ -164,10 +163,6 @@ class Room:
         return self._ground.allows(center, demand) and self._keeps(
             shape, center, self._least(shape), may_leave=may_leave, may_overlap=may_overlap
         )
-
-    def voxel_at(self, point_mm: Triple) -> Voxel:
-        """Return the voxel nearest to a point in world mm; may lie outside the array."""
-        return triple(np.rint(to_mm(np.array([point_mm]), self._ground.to_voxel))[0])
 
     @property
     def middle(self) -> Voxel:
@@ -199,6 +194,12 @@ class Room:
         if not may_leave:
             mask &= self._ground.organ[box.slices]
         return box, mask, bool(np.count_nonzero(mask) == np.count_nonzero(shape))
+
+
+def take_all(room: Room, mask_XYZ: np.ndarray | None) -> None:
+    """Let what is in a mask of the array, such as tumors that are there already, keep its place."""
+    if mask_XYZ is not None and not (box := Box.around(mask_XYZ)).empty:
+        room.take(box, mask_XYZ[box.slices] != 0)
 
 
 def _largest_part(mask: Mask, center: np.ndarray) -> Mask:

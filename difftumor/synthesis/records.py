@@ -102,6 +102,11 @@ class TumorRecord:
         """Whose diffusion model makes it."""
         return stage_of_radius(self.radius_mm)
 
+    @property
+    def equivalent_radius_mm(self) -> float:
+        """Radius of the ball of the ellipsoid's volume."""
+        return math.prod(self.half_axes_mm) ** (1 / 3)
+
     def moved(self, offset: Iterable[int]) -> TumorRecord:
         """Return the record for an array whose first voxel lies ``-offset`` from the old one's; world is unchanged."""
         x, y, z = (int(c) + int(o) for c, o in zip(self.center_voxel, offset, strict=True))

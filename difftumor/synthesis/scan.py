@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import OrganError
-from difftumor.grids import Array, Box
+from difftumor.grids import Array, Box, triple
 from difftumor.organs import Organ
 from difftumor.spaces import ModelSpace
 from difftumor.synthesis.drawing import Choose, Drawn, draw_tumors
 from difftumor.synthesis.records import Triple, TumorRecord, Voxel
-from difftumor.synthesis.shapes import reach_mm
+from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.site import Site
 from difftumor.synthesis.sizes import SIZES
 from difftumor.synthesis.spec import TumorSpec
@@ -121,10 +121,32 @@ def site_of(scan: Scan, specs: Sequence[TumorSpec], *, organ: Organ, spacing_mm:
         spacing_mm=spacing_mm,
         ct_hu_XYZ=space.to_model(scan.ct.data, kind="image", box=box) if needs_hu else None,
         segments_XYZ=None if segments is None else space.to_model(segments, kind="labels", box=box),
+        taken_XYZ=taken_in(scan, space, box),
         affine=affine,
         open_border=False,
     )
     return ScanSite(site, box)
+
+
+def taken_in(scan: Scan, space: ModelSpace, box: Box) -> NDArray[np.uint8] | None:
+    """Return the tumors that are there already in a box of model space; None where there are none."""
+    if scan.tumors is None:
+        return None
+    taken: NDArray[np.uint8] = space.to_model(scan.tumors.view(np.uint8), kind="labels", box=box)
+    return taken
+
+
+def has_native_voxels(record: TumorRecord, scan: Scan, space: ModelSpace) -> bool:
+    """Whether a tumor has voxels on the scan's own grid; in thick slices small ones may lie between them."""
+    shape = tumor_shape(record)
+    whole = Box(record.center_voxel, triple(np.add(record.center_voxel, 1))).padded([n // 2 for n in shape.shape])
+    box = whole.clipped(space.grid.shape)
+    part = np.ascontiguousarray(shape[box.relative_to(whole).slices]).view(np.uint8)
+    native, native_box = space.labels_to_native(part, box=box)
+    inside = native > 0
+    if not record.may_leave_organ:
+        inside &= scan.organ[native_box.slices]
+    return bool(inside.any())
 
 
 def draw_in_scan(
@@ -153,11 +175,11 @@ class _Moved:
     choose: Choose
     offset: Voxel
 
-    def begin(self) -> None:
-        self.choose.begin()
+    def begin(self, wanted: int) -> None:
+        self.choose.begin(wanted)
 
-    def __call__(self, record: TumorRecord, number: int) -> TumorRecord | None:
-        kept = self.choose(record.moved(self.offset), number)
+    def __call__(self, record: TumorRecord, accepted: Sequence[TumorRecord]) -> TumorRecord | None:
+        kept = self.choose(record.moved(self.offset), [other.moved(self.offset) for other in accepted])
         return None if kept is None else kept.moved([-step for step in self.offset])
 
 

@@ -45,12 +45,6 @@ class ScanRequest:
     gate: QualityGate | None = None
     strict: bool = False
 
-    @property
-    def looks(self) -> bool:
-        """Whether tumors are to be made and looked at before they are kept."""
-        contrasts = any(spec.contrast_hu is not None and spec.generator == "diffusion" for spec in self.tumors)
-        return contrasts or self.gate is not None
-
 
 @dataclass(frozen=True)
 class ScanReport:
@@ -99,8 +93,8 @@ def synthesize_scan(
         there,
         request.tumors,
         seed=request.seed,
-        choose=trials if request.looks else None,
-        attempts=1 if request.gate is None else request.gate.attempts,
+        choose=trials,
+        attempts=trials.attempts,
     )
     _check_enough(drawn.records, drawn.shortfalls, request, synthesizer, trials)
     result = apply_to_scan(synthesizer, scan, drawn.records)
@@ -150,6 +144,7 @@ def replay_scan(
     result = apply_to_scan(synthesizer, scan, record.tumors)
     made_anew = {"tumors", "warnings"}
     content = {name: value for name, value in record.content.items() if name not in made_anew}
+    content |= {"difftumor_version": __version__, "device": str(synthesizer.device)}
     return _write(result, _site(synthesizer, scan, specs), content, synthesizer=synthesizer, out=out, strict=False)
 
 
@@ -197,7 +192,7 @@ def _write(
     if warnings and strict:
         raise SynthesisError(f"{warnings[0]} Ask for something else, or do without --strict.")
     whole = {**content, "warnings": list(warnings), "tumors": [tumor.to_dict() for tumor in tumors]}
-    with folder_written_whole(out, keep_others=True) as staging:
+    with folder_written_whole(out, keep_others=True, last=RECORD_FILE) as staging:
         _write_volumes(result, staging)
         (staging / RECORD_FILE).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         save_png(draw_preview(result, organ=organ), staging / PREVIEW_FILE)
@@ -205,10 +200,10 @@ def _write(
 
 
 def _write_volumes(result: ScanSynthesis, folder: Path) -> None:
-    original, changed = result.scan.ct, result.change_hu != 0
-    write_ct(folder / CT_FILE, original, result.hu(), changed, box=result.box)
+    original = result.scan.ct
+    write_ct(folder / CT_FILE, original, result.hu(), result.change_hu != 0, box=result.box)
     # The promise is checked on the file itself: stored values, not HU, and the header with them.
-    if not same_outside(original, folder / CT_FILE, changed, box=result.box):
+    if not same_outside(original, folder / CT_FILE, result.halo, box=result.box):
         raise SynthesisError(
             f"The copy of {original.path} differs from it outside the tumors, so nothing was written: report this."
         )

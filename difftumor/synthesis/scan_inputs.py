@@ -75,9 +75,15 @@ class ScanInputs:
                 if now["sha256"] != then:
                     raise SynthesisError(f"{path} is not the file that the record was made from: give that one.")
             if len(files) != len(recorded):
-                raise SynthesisError(f"The record was made from {len(recorded)} files for {role}: give as many.")
-        if (own["organ_labels"], own["tumor_labels"]) != (content["organ_labels"], content["tumor_labels"]):
-            raise SynthesisError(f"The record was made with organ labels {content['organ_labels']}: give the same.")
+                raise SynthesisError(
+                    f"The record was made from {len(recorded)} files for {role}, not {len(files)}: put them where "
+                    "the record says, and give no others."
+                )
+        for name in ("organ_labels", "tumor_labels"):
+            if own[name] != content[name]:
+                raise SynthesisError(
+                    f"The record was made with {name} {content[name]}, not {own[name]}: give the same."
+                )
 
     def read(self, *, organ: str) -> Scan:
         """Read the scan.
@@ -127,7 +133,7 @@ def _read_like(path: Path, ct: Volume) -> Volume:
 
 
 def _provenance(file: Path) -> dict[str, Any]:
-    return {"path": str(file), "sha256": sha256_of(file)}
+    return {"path": str(file.resolve()), "sha256": sha256_of(file)}
 
 
 def _paths(files: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:

@@ -33,7 +33,7 @@ class ModelRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"path": str(self.path), "identities": dict(self.identities), "sampling": dict(self.sampling)}
+        return {"path": str(self.path.resolve()), "identities": dict(self.identities), "sampling": dict(self.sampling)}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # measuring needs no pictures
 
 # Below this share of its requested volume a tumor is worth a warning.
 _MOSTLY_THERE = 0.5
+# As is a contrast that is off by more than the noise of a CT.
+_CONTRAST_OFF_HU = 15.0
 _PREVIEW_MM = 120.0
 
 
@@ -62,7 +64,7 @@ class TumorReport:
     @property
     def requested_diameter_mm(self) -> float:
         """Diameter of the ball of the requested volume."""
-        return float(2 * np.prod(self.record.half_axes_mm) ** (1 / 3))
+        return 2 * self.record.equivalent_radius_mm
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: requested, achieved, and the record that replays the tumor."""
@@ -108,11 +110,17 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
     for number, report in enumerate(reports, start=1):
         share = report.volume_mm3 / report.requested_volume_mm3
         if report.voxels == 0:
-            warnings.append(f"Tumor {number} lies between the scan's voxels and has no label.")
+            warnings.append(f"Tumor {number} has no voxel of the scan: others cover it, or it lies between its slices.")
         elif share < _MOSTLY_THERE:
             warnings.append(
                 f"Tumor {number} was cut to {share:.0%} of its volume by organ, neighbors or the scan's end."
             )
+        contrast, wanted = report.contrast_hu, report.record.contrast_hu
+        if contrast is not None and wanted is not None and abs(contrast - wanted) > _CONTRAST_OFF_HU:
+            warnings.append(f"Tumor {number} has a contrast of {contrast:+.0f} HU, not of {wanted:+.0f}.")
+        clearance, least = report.vessel_clearance_mm, report.record.vessel_clearance_mm
+        if clearance is not None and least is not None and clearance < least:
+            warnings.append(f"Tumor {number} is {clearance:.1f} mm from a vessel, not {least:.1f} or more.")
     return tuple(warnings)
 
 
@@ -204,4 +212,5 @@ def _largest_size(part: ScanPart) -> int:
 
 
 def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    # Last bits depend on the number of threads.
+    return round(value, 3) if math.isfinite(value) else None

@@ -22,7 +22,7 @@ from difftumor.synthesis.blending import blur_radius
 from difftumor.synthesis.canvas import effect_reach_mm
 from difftumor.synthesis.effects import CAPSULE_REACH_MM
 from difftumor.synthesis.records import Triple, TumorRecord, Voxel
-from difftumor.synthesis.scan import Scan
+from difftumor.synthesis.scan import Scan, taken_in
 from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
@@ -65,6 +65,7 @@ class ScanSynthesis:
         records: How they were drawn, in voxels of the scan's model space.
         box: Part of the scan's own grid that the following arrays cover; it holds all that changes.
         change_hu: float32 change of the CT.
+        halo: bool: where the CT may change: no voxel of model space whose weight is over 0 takes part elsewhere.
         lesions: 0, or the number of the tumor.
         organ: bool: the organ, which tumors with a mass effect bulge.
         parts: The tumors in model space.
@@ -74,6 +75,7 @@ class ScanSynthesis:
     records: tuple[TumorRecord, ...]
     box: Box
     change_hu: NDArray[np.float32]
+    halo: NDArray[np.bool_]
     lesions: NDArray[np.unsignedinteger]
     organ: NDArray[np.bool_]
     parts: tuple[ScanPart, ...]
@@ -121,14 +123,18 @@ def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[T
     ]
     box = Box.joined([native.box for native in made])
     if box.empty:
-        raise SynthesisError(f"The tumors change nothing in {scan.ct.path}: choose another model.")
+        raise SynthesisError(
+            f"The tumors change nothing in {scan.ct.path}: ask for larger ones, or choose another model."
+        )
     change_hu = np.zeros(box.shape, np.float32)
+    halo = np.zeros(box.shape, bool)
     lesions = np.zeros(box.shape, np.min_scalar_type(len(records)))
     organ = scan.organ[box.slices].copy()
     for native in made:
         inside = native.box.relative_to(box).slices
         # Halos of different groups lie apart, but their boxes may overlap.
         change_hu[inside] += native.change_hu
+        halo[inside] |= native.halo
         organ[inside] = np.where(native.organ == _STAYS, organ[inside], native.organ == _JOINS_ORGAN)
         np.maximum(lesions[inside], native.lesions, out=lesions[inside], casting="unsafe")
     # A tumor that stays in the organ also does so on the scan's own grid.
@@ -139,6 +145,7 @@ def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[T
         records=tuple(records),
         box=box,
         change_hu=change_hu,
+        halo=halo,
         lesions=lesions,
         organ=organ,
         parts=tuple(native.part for native in made),
@@ -151,6 +158,7 @@ class _Native:
 
     box: Box
     change_hu: NDArray[np.float32]
+    halo: NDArray[np.bool_]
     lesions: Array
     organ: Array  # _STAYS, _LEAVES_ORGAN or _JOINS_ORGAN
     part: ScanPart
@@ -167,7 +175,14 @@ def _make_group(
     organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=region)
     moved = [record.moved([-start for start in region.start]) for record in records]
     ct_B1XYZ, organ_B1XYZ = (torch.from_numpy(array)[None, None].to(synthesizer.device) for array in (before, organ))
-    made = synthesizer.apply(ct_B1XYZ, organ_B1XYZ, [moved], patch_per_tumor=True)
+    taken = taken_in(scan, space, region)
+    made = synthesizer.apply(
+        ct_B1XYZ,
+        organ_B1XYZ,
+        [moved],
+        patch_per_tumor=True,
+        taken_B1XYZ=None if taken is None else torch.from_numpy(taken)[None, None],
+    )
 
     numbers = np.array([0, *(number for number, _ in tumors)])
     numbers = numbers.astype(np.min_scalar_type(int(numbers.max())))
@@ -181,17 +196,19 @@ def _make_group(
     relabeled = np.where(organ_now, np.uint8(_JOINS_ORGAN), np.uint8(_LEAVES_ORGAN))
     relabeled[(organ_now == (organ > 0)) | leaves] = _STAYS
 
-    touched = Box.joined([Box.around(change), Box.around(lesions), Box.around(relabeled)])
+    touched = Box.joined([Box.around(x) for x in (halo, change, lesions, relabeled)])
     model_box = touched.shifted(region.start)
     cut = touched.slices
     native_change, change_box = space.change_to_native(np.ascontiguousarray(change[cut]), box=model_box)
+    native_halo, halo_box = space.change_to_native(halo[cut].astype(np.float32), box=model_box)
     native_lesions, lesions_box = space.labels_to_native(np.ascontiguousarray(lesions[cut]), box=model_box)
     native_organ, organ_box = space.labels_to_native(np.ascontiguousarray(relabeled[cut]), box=model_box)
-    box = Box.joined([change_box, lesions_box, organ_box])
+    box = Box.joined([change_box, halo_box, lesions_box, organ_box])
     kept = _kept_box(halo, lesions, synthesizer.spacing_mm)
     return _Native(
         box=box,
         change_hu=_placed(native_change, change_box, box),
+        halo=_placed(native_halo, halo_box, box) > 0,
         lesions=_placed(native_lesions, lesions_box, box),
         organ=_placed(native_organ, organ_box, box),
         part=ScanPart(
@@ -251,6 +268,12 @@ def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]
         groups = [group for group in groups if group not in near]
         groups.append(sorted([number, *(other for group in near for other in group)]))
     return sorted(groups)
+
+
+def near(record: TumorRecord, others: Sequence[TumorRecord], space: ModelSpace) -> list[TumorRecord]:
+    """Return those of other tumors that a tumor can touch, or that can touch one that it can, in order."""
+    (group,) = (numbers for numbers in _groups([*others, record], space) if len(others) + 1 in numbers)
+    return [others[number - 1] for number in group[:-1]]
 
 
 def _around_center(record: TumorRecord, margin: Sequence[int] | Array) -> Box:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from difftumor.errors import SynthesisError
 from difftumor.organs import Organ
 from difftumor.synthesis.parenchyma import Parenchyma, find_vessels, measure_parenchyma
-from difftumor.synthesis.placement import Room
+from difftumor.synthesis.placement import Room, take_all
 from difftumor.synthesis.records import Triple, Voxel
 
 Mask = NDArray[np.bool_]
@@ -25,6 +25,7 @@ class Site:
         spacing_mm: Voxel size.
         ct_hu_XYZ: CT of the same shape; None where nothing is asked that needs it.
         segments_XYZ: Label map of segments of the same shape; None for none.
+        taken_XYZ: Mask of tumors that are there already, of the same shape; None for none.
         affine: (4, 4), voxels to world mm; by default the spacing alone.
         open_border: Whether tumors may be cut by the array's border, as in a training crop.
     """
@@ -37,6 +38,7 @@ class Site:
         spacing_mm: Triple,
         ct_hu_XYZ: np.ndarray | None = None,
         segments_XYZ: np.ndarray | None = None,
+        taken_XYZ: np.ndarray | None = None,
         affine: np.ndarray | None = None,
         open_border: bool = True,
     ) -> None:
@@ -46,6 +48,7 @@ class Site:
         self.to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
         self.open_border = open_border
         self._segments_XYZ = segments_XYZ
+        self._taken_XYZ = taken_XYZ
         self._ct_hu_XYZ = ct_hu_XYZ
 
     def room(self, *, vessels: bool = False) -> Room:
@@ -57,7 +60,7 @@ class Site:
         Raises:
             SynthesisError: The mask is empty, or the CT is needed and not given.
         """
-        return Room(
+        room = Room(
             self.mask,
             self.spacing_mm,
             erosion_voxels=self.organ.erosion_voxels,
@@ -65,6 +68,8 @@ class Site:
             vessels_XYZ=self.vessels if vessels else None,
             to_world=self.to_mm,
         )
+        take_all(room, self._taken_XYZ)
+        return room
 
     @cached_property
     def vessels(self) -> Mask:

@@ -147,7 +147,7 @@ class TumorSpec:
         if not isinstance(self.may_overlap, bool):
             raise ConfigError(f"may_overlap is {self.may_overlap!r}: give true or false.")
         if self.count != PAPER_COUNT:
-            self._take("count", low=0, high=_MOST, whole=True)
+            self._take("count", low=1, high=_MOST, whole=True)
         elif self.diameter_mm is not None:
             raise ConfigError("count: paper goes by the size, and diameter_mm is given: give a number.")
         object.__setattr__(self, "size", _weights(self.size, name="size"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import get_args
 
 import numpy as np
@@ -22,7 +22,7 @@ from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.drawing import draw_tumors
 from difftumor.synthesis.handcrafted import handcrafted_texture
 from difftumor.synthesis.patches import Patch, PlacedTumor, plan_patches, take_patch
-from difftumor.synthesis.placement import Room
+from difftumor.synthesis.placement import Room, take_all
 from difftumor.synthesis.records import Triple, TumorRecord, Voxel
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.site import Site
@@ -147,6 +147,7 @@ class TumorSynthesizer:
         records: Sequence[Sequence[TumorRecord]],
         *,
         patch_per_tumor: bool = False,
+        taken_B1XYZ: Tensor | None = None,
     ) -> Synthesis:
         """Apply records to a batch of CT; the same arguments give the same tumors.
 
@@ -155,6 +156,7 @@ class TumorSynthesizer:
             organ_mask_B1XYZ: Organ on the same device; any nonzero voxel counts.
             records: Tumors of every element, possibly none, as ``draw`` returned them for its organ mask.
             patch_per_tumor: Give every tumor a patch of its own, also where the CT has the size of one patch.
+            taken_B1XYZ: Tumors that are there already, which cut others; None for none.
 
         Raises:
             SynthesisError: Shapes differ, or a record does not fit: drawn for another generator, spacing or mask.
@@ -170,7 +172,8 @@ class TumorSynthesizer:
         lesions = torch.zeros(ct.shape, dtype=torch.int32)
         tumors: list[PlacedTumor] = []
         for element, drawn in enumerate(records):
-            tumors += self._place(element, organ[element, 0].cpu().numpy(), drawn, lesions[element, 0].numpy())
+            taken = None if taken_B1XYZ is None else taken_B1XYZ[element, 0].cpu().numpy()
+            tumors += self._place(element, organ[element, 0].cpu().numpy(), taken, drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
         whole = {stage: shape == texture.patch and not patch_per_tumor for stage, texture in self.diffusion.items()}
         # Far from all tumors nothing is computed, unless the networks' whole patch is taken.
@@ -195,12 +198,18 @@ class TumorSynthesizer:
         return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(map(tuple, records)))
 
     def _place(
-        self, element: int, organ_XYZ: np.ndarray, drawn: Sequence[TumorRecord], lesions_XYZ: np.ndarray
+        self,
+        element: int,
+        organ_XYZ: np.ndarray,
+        taken_XYZ: np.ndarray | None,
+        drawn: Sequence[TumorRecord],
+        lesions_XYZ: np.ndarray,
     ) -> Iterator[PlacedTumor]:
         """Write the tumors of one element into its lesion map."""
         if not drawn:
             return
         room = Room(organ_XYZ, self.spacing_mm, erosion_voxels=self.organ.erosion_voxels)
+        take_all(room, taken_XYZ)
         for instance, record in enumerate(drawn, start=1):
             self._check_record(record, triple(organ_XYZ.shape))
             box, mask = room.cut(
@@ -281,9 +290,8 @@ def _array(values: np.ndarray | Tensor) -> np.ndarray:
 def _textures(
     texture: DiffusionTexture, patches: list[Patch], ct: Tensor, lesions: Tensor
 ) -> Iterator[tuple[Patch, Tensor]]:
-    """Run the networks, over all patches of one size together; patches keep their order."""
-    for _, members in groupby(patches, key=lambda patch: patch.box.shape):
-        group = list(members)
+    """Run the networks over patches of one size, as many together as they take at once; patches keep their order."""
+    for group in _together(patches, texture.patches_at_once):
         ct_B1XYZ = torch.stack([take_patch(ct[patch.element, 0], patch.box)[None] for patch in group])
         masks = []
         for patch in group:
@@ -292,6 +300,12 @@ def _textures(
             masks.append(torch.isin(local, numbers.to(local.dtype))[None])
         made = texture.make(ct_B1XYZ, torch.stack(masks), [patch.seed for patch in group])
         yield from zip(group, made[:, 0], strict=True)
+
+
+def _together(patches: list[Patch], most: int) -> Iterator[list[Patch]]:
+    for _, members in groupby(patches, key=lambda patch: patch.box.shape):
+        while group := list(islice(members, most)):
+            yield group
 
 
 def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, blend: Blend) -> None:

@@ -1,6 +1,8 @@
 """Tumors in many scans: which files belong to a case, and what becomes of each, whatever happens to others."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import Case, CaseList, read_cases
-from difftumor.errors import CaseListError, OrganError
+from difftumor.errors import ArtifactError, CaseListError, OrganError
 from difftumor.organs import get_convention, get_organ
 from difftumor.seeding import derive_seed
 from difftumor.synthesis import cohort
@@ -56,7 +58,8 @@ def test_numbers_that_the_user_gives_go_first(tmp_path):
     path.touch()
     case, cases = listed(path, get_convention("lits"))
     found = inputs_of(case, cases, get_organ("liver"), organ_labels=(7,))
-    assert (found.organ_labels, found.tumor_labels) == ((7,), ())
+    # The tumors that the list names stay tumors.
+    assert (found.organ_labels, found.tumor_labels) == ((7,), (2,))
 
 
 def test_an_organ_without_a_name_and_a_case_without_labels_are_refused(tmp_path):
@@ -241,3 +244,48 @@ def test_what_one_scan_has_no_room_for_is_its_own_failure(tmp_path):
     made = make(workshop(size="small"), cases, tmp_path / "out")
     assert made["a"].status == "made"
     assert (made["b"].status, "no room for a tumor of size 'small'" in made["b"].error) == ("failed", True)
+
+
+WISH = wanted("tiny", generator="handcrafted")
+
+
+def broken_set_up():
+    raise ArtifactError("there is no model")
+
+
+def killed_by(folder):
+    """Make a workshop whose process ends at one of the scans."""
+    workshop = Workshop(TumorSynthesizer(organ=get_organ("liver")), ScanRequest(tumors=(WISH,)), {})
+    original = workshop.synthesizer.apply
+
+    def apply(ct, *arguments, **options):
+        if float(ct.max()) > 2000:
+            os._exit(9)
+        return original(ct, *arguments, **options)
+
+    workshop.synthesizer.apply = apply  # type: ignore[method-assign]
+    return workshop
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_the_set_up_is_said_once_by_any_number_of_processes(tmp_path):
+    cases = [(name, ScanInputs(ct=tmp_path / "ct.nii.gz", organ_masks=(tmp_path / "m.nii.gz",))) for name in "abc"]
+    for jobs in (1, 2):
+        with pytest.raises(ArtifactError, match="there is no model"):
+            list(synthesize_cohort(broken_set_up, cases, out=tmp_path / "out", jobs=jobs))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_its_own_scan_alone(tmp_path):
+    shape = (30, 30, 30)
+    mask = write_nifti(tmp_path / "mask.nii.gz", ball(shape, 12).astype(np.uint8))
+    cases = []
+    for name in ("a", "b", "c", "d"):
+        values = np.random.default_rng(0).normal(60, 10, shape)
+        values[:2] = -1000
+        values[5:25, 5:25, 5:25] += 2500 * (name == "b")
+        cases.append((name, ScanInputs(ct=write_nifti(tmp_path / f"{name}.nii.gz", values), organ_masks=(mask,))))
+    outcomes = synthesize_cohort(partial(killed_by, tmp_path), cases, out=tmp_path / "out", jobs=2)
+    status = {outcome.id: outcome.status for outcome in outcomes}
+    assert status == {"a": "made", "b": "failed", "c": "made", "d": "made"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "c", "d"}

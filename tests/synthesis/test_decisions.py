@@ -109,7 +109,6 @@ def test_paper_counts_are_those_of_table_6(size):
 def test_counts_are_drawn_as_asked():
     counts = {len(Drawing(site(), [wanted("tiny", {"choice": [1, 4]})], seed=seed).wanted) for seed in range(20)}
     assert counts == {1, 4}
-    assert Drawing(site(), [wanted("tiny", 0)], seed=0).wanted == []
 
 
 # Texture
@@ -359,3 +358,14 @@ def test_records_survive_json_with_their_texture():
         assert again == record
         assert again.texture == record.texture
         assert dataclasses.asdict(again) == dataclasses.asdict(record)
+
+
+def test_a_segment_goes_before_the_rule_that_centers_large_tumors():
+    organ = ball((80, 80, 80), 38)
+    segments = np.zeros(organ.shape, np.uint8)
+    segments[:34] = 1
+    place = Site(organ, organ=get_organ("pancreas"), spacing_mm=(1.0, 1.0, 1.0), segments_XYZ=segments)
+    specs = [wanted("large", location={"segment": 1})]
+    records = [record for seed in range(6) for record in draw_tumors(place, specs, seed=seed).records]
+    assert records
+    assert all(segments[record.center_voxel] == 1 for record in records)

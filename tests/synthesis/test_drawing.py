@@ -21,11 +21,13 @@ class Chooser:
     def __init__(self, rule):
         self.rule, self.asked, self.begun = rule, [], 0
 
-    def begin(self):
+    def begin(self, wanted):
         self.begun += 1
+        assert wanted == self.begun
 
-    def __call__(self, record, number):
-        self.asked.append((record, number))
+    def __call__(self, record, accepted):
+        # The number that it would have.
+        self.asked.append((record, len(accepted) + 1))
         return self.rule(record)
 
 

@@ -186,12 +186,6 @@ def test_a_stated_center_fits_where_it_is_in_the_organ_and_enough_is_left():
         assert not room.fits_at(SHAPE, outside, reach_mm=4.0, may_leave=True)
 
 
-def test_a_point_in_mm_belongs_to_the_nearest_voxel():
-    to_world = np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -4], [0, 0, 3.0, 7], [0, 0, 0, 1]])
-    room = Room(np.ones((6, 7, 8), bool), (1.5, 2.0, 3.0), to_world=to_world)
-    assert room.voxel_at((10 - 2 * 3.4, -4 + 1.5 * 2.3, 7 + 3 * 0.6)) == (2, 3, 1)
-
-
 def test_depth_is_the_distance_to_the_surface():
     organ = rough_organ((14, 12, 10), 2)
     for open_border in (True, False):

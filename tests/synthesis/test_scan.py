@@ -5,6 +5,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -195,7 +196,7 @@ def test_same_seed_and_replay_give_the_same_files(synthesizer, tmp_path):
     write_nifti(moved.ct, np.zeros(SHAPE, np.int16) - 500, THICK)
     with pytest.raises(SynthesisError, match=r"moved.scan\.nii\.gz is not the file that the record was made from"):
         replay_scan(synthesizer, record, moved, out=tmp_path / "e")
-    with pytest.raises(SynthesisError, match=r"organ labels \[5\]"):
+    with pytest.raises(SynthesisError, match=r"organ_labels \[5\]"):
         replay_scan(synthesizer, record, dataclasses.replace(case, organ_labels=(1,)), out=tmp_path / "e")
     assert not (tmp_path / "e").exists()
     synthesize_scan(synthesizer, case, asked("tiny", 2, seed=4), out=tmp_path / "f")
@@ -261,7 +262,7 @@ def test_warnings_name_what_fell_short(synthesizer, tmp_path):
     cut, lost = find_warnings((half, gone))
     assert "Tumor 1 was cut to 30%" in cut
     assert "Tumor 2" in lost
-    assert "no label" in lost
+    assert "no voxel of the scan" in lost
 
 
 def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
@@ -422,3 +423,65 @@ def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesi
     inside = apply_to_scan(synthesizer, scan, [filling]).whole_lesions() > 0
     assert inside.sum() > 0.9 * scan.organ.sum()
     assert not (inside & ~scan.organ).any()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_what_changes_beyond_the_halo_is_caught(synthesizer, tmp_path, monkeypatch):
+    """The halo is what the tumors declare, not what happens to change."""
+    from difftumor.synthesis import scan_files
+
+    def leaking(*arguments):
+        result = apply_to_scan(*arguments)
+        assert result.halo[result.change_hu != 0].all()
+        halo = result.halo.copy()
+        halo[tuple(np.argwhere(np.abs(result.change_hu) > 1)[0])] = False
+        return dataclasses.replace(result, halo=halo)
+
+    monkeypatch.setattr(scan_files, "apply_to_scan", leaking)
+    with pytest.raises(SynthesisError, match="differs from it outside"):
+        synthesize_scan(synthesizer, write_case(tmp_path, np.eye(4)), asked("tiny"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_tumors_in_thick_slices_have_voxels(tmp_path):
+    affine = np.diag([2.0, 2.0, 10.0, 1.0])
+    case = write_case(tmp_path, affine)
+    for seed in range(4):
+        request = asked("tiny", 3, seed=seed, generator="handcrafted")
+        report = synthesize_scan(tiny_synthesizer(), case, request, out=tmp_path / "out", overwrite=True)
+        assert [tumor.voxels > 0 for tumor in report.tumors] == [True] * 3
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_threads_do_not_matter_to_hand_crafted_tumors(tmp_path):
+    case = write_case(tmp_path, THICK, dtype=np.float32)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            request = asked("small", generator="handcrafted", mass_effect=30, capsule_hu=120)
+            synthesize_scan(tiny_synthesizer(), case, request, out=tmp_path / str(threads))
+    finally:
+        torch.set_num_threads(before)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+
+
+def test_tumors_that_leave_the_organ_keep_off_those_that_are_there(tmp_path):
+    shape = (60, 60, 60)
+    labels = ball(shape, 14).astype(np.uint8)
+    labels[:, 34:50, 20:40] = 2
+    values = np.where(labels, 60, -1000).astype(np.int16)
+    ct, maps = (write_nifti(tmp_path / f"{name}.nii.gz", data) for name, data in (("ct", values), ("labels", labels)))
+    scan = ScanInputs(ct=ct, organ_masks=(maps,), organ_labels=(1,), tumor_labels=(2,)).read(organ="kidney")
+    kidney = tiny_synthesizer("kidney")
+    left = 0
+    for seed in range(10):
+        specs = [wanted("medium", generator="handcrafted")]
+        there = site_of(scan, specs, organ=kidney.organ, spacing_mm=kidney.spacing_mm)
+        records = draw_in_scan(there, specs, seed=seed).records
+        if records:
+            result = apply_to_scan(kidney, scan, records)
+            assert not (result.whole_lesions()[labels == 2] > 0).any()
+            left += records[0].may_leave_organ
+    assert left > 0

@@ -144,8 +144,8 @@ def test_other_files_or_numbers_than_recorded_are_refused(folder):
         ({"organ_masks": case.organ_masks[:1]}, "2 files for organ_masks"),
         ({"tumor_masks": ()}, "1 files for tumor_masks"),
         ({"segments": tumor}, "0 files for segments"),
-        ({"organ_labels": (2,)}, r"organ labels \[1\]"),
-        ({"tumor_labels": (2,)}, r"labels \[1\]"),
+        ({"organ_labels": (2,)}, r"organ_labels \[1\]"),
+        ({"tumor_labels": (2,)}, r"tumor_labels \[\], not \[2\]"),
     ):
         with pytest.raises(SynthesisError, match=words):
             replace(case, **changes).check_same(content)

@@ -124,7 +124,7 @@ def test_the_first_texture_is_the_tumors_own_and_the_others_follow_from_it(flat,
 def test_without_a_contrast_one_texture_is_enough(flat, scan):
     synthesizer, texture = flat(spread)
     drawn, _ = run(synthesizer, scan, count=2)
-    assert len(texture.made) == 2
+    assert texture.made == []  # nothing is looked at
     assert [record.attempts for record in drawn.records] == [1, 1]
 
 
@@ -143,8 +143,8 @@ def test_rejections_are_recorded_and_attempts_counted(flat, scan):
     drawn, trials = run(synthesizer, scan, gate=gate, attempts=5, count=2)
     assert [record.attempts for record in drawn.records] == [3, 3]
     assert trials.rejections == [Rejection(tumor, ("noise", "seam")) for tumor in (1, 1, 2, 2)]
-    assert trials.rejections[0].to_dict() == {"tumor": 1, "failed": ["noise", "seam"]}
-    # Every one is judged alone, by its looks in model space.
+    assert trials.rejections[0].to_dict() == {"wanted": 1, "failed": ["noise", "seam"]}
+    # Every one is judged by its looks in model space.
     record, part, number, looks = gate.seen[0]
     assert number == 1
     assert isinstance(looks, Appearance)
@@ -159,7 +159,7 @@ def test_the_gate_gives_up_after_its_attempts(flat, scan):
     drawn, trials = run(synthesizer, scan, gate=gate, attempts=4, count=2)
     assert drawn.records == ()
     assert len(texture.made) == 8
-    assert [rejection.tumor for rejection in trials.rejections] == [1] * 8
+    assert [rejection.wanted for rejection in trials.rejections] == [1] * 4 + [2] * 4
     assert drawn.shortfalls == ("2 of 2 tumors were not made, since none that was tried was good enough.",)
 
 
@@ -219,7 +219,7 @@ def test_what_the_gate_rejected_is_in_the_record(flat, files, tmp_path):
     report = synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
     assert report.rejected == 4
     content = read_record(tmp_path / "out" / "record.json").content
-    assert content["rejected"] == [{"tumor": tumor, "failed": ["seam"]} for tumor in (1, 1, 2, 2)]
+    assert content["rejected"] == [{"wanted": wanted, "failed": ["seam"]} for wanted in (1, 1, 2, 2)]
     assert content["request"]["quality_gate"] == gate.to_dict()
     assert [tumor["achieved"]["attempts"] for tumor in content["tumors"]] == [3, 3]
 
@@ -248,11 +248,21 @@ def test_strict_refuses_what_the_gate_leaves_out(flat, files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_only_gates_and_contrasts_of_networks_need_trials():
-    def looks(*specs, **options):
-        return ScanRequest(tumors=specs, **options).looks
-
-    assert not looks(wanted("tiny"))
-    assert not looks(wanted("tiny", generator="handcrafted", contrast_hu=-30))
-    assert looks(wanted("tiny"), wanted("tiny", contrast_hu=-30))
-    assert looks(wanted("tiny"), gate=QualityGate())
+def test_a_tumor_is_judged_beside_those_that_are_kept(scan):
+    """The second lies in the first, which leaves a shell of it."""
+    alone = TumorSynthesizer(organ=get_organ("liver"))
+    specs = [wanted("tiny", generator="handcrafted", blur_mm=0)]
+    there = site_of(scan, specs, organ=alone.organ, spacing_mm=alone.spacing_mm)
+    (first,) = draw_in_scan(there, specs, seed=0).records
+    around = replace(first, half_axes_mm=(6.0, 6.0, 6.0), deformation_sigma_mm=0.0)
+    gate = picky(lambda record: ("sickle-shaped",))
+    trials = Trials(synthesizer=alone, scan=scan, gate=gate, window=WINDOW)
+    trials.begin(2)
+    assert trials(around, [first]) is None
+    _, part, number, _ = gate.seen[0]
+    assert number == 2
+    assert 0 < (part.lesions == 2).sum() < 4 / 3 * np.pi * 6**3 - (part.lesions == 1).sum()
+    # One that is far away does not matter.
+    far = replace(first, center_voxel=(30, 30, 30))
+    trials(replace(around, center_voxel=(12, 12, 14)), [far])
+    assert gate.seen[1][2] in (1, 2)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -63,6 +64,14 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
                 os.replace(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what a process left behind that was killed while it wrote a folder; nobody may be writing it now."""
+    if folder.parent.is_dir():
+        name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")  # as tempfile.mkdtemp names them
+        for path in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256_of(file: Path) -> str:

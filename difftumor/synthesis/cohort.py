@@ -15,6 +15,7 @@ import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError
+from difftumor.files import remove_abandoned
 from difftumor.organs import Organ, resolve_labels
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.scan_files import FILES, ScanReport, ScanRequest, describe_request, synthesize_scan
@@ -125,6 +126,8 @@ def synthesize_cohort(
         for batch in [waiting] if workers > 1 else [[case] for case in waiting]:
             yield from _in_processes(set_up, batch, ended, out=out, jobs=workers, overwrite=overwrite)
         waiting = ended
+        for case_id, _ in waiting:
+            remove_abandoned(out / case_id)
     for case_id, _ in waiting:
         yield Outcome(case_id, "failed", error="Its process was ended, perhaps for lack of memory: try fewer --jobs.")
 

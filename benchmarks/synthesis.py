@@ -22,6 +22,7 @@ from synthesis_crops import STEPS, draw_in_crop, measure_steps
 from synthesis_scans import MAKING, Run, make_scan, measure_scan
 
 PARTS = ("drawing", "steps", "presets", "sizes", "counts", "diffusion")
+_TIMES = ("median", "quartiles", "processor")
 # What the published generator takes to draw a shape and a place, in seconds.
 PUBLISHED_DRAWING_S = {"tiny": 0.0025, "small": 0.0025, "medium": 0.007, "large": 0.17}
 
@@ -95,13 +96,13 @@ def tables(figures: dict[str, Any], options: argparse.Namespace) -> list[Table]:
     result = []
     crop = f"crop of {options.crop}³ (ms)"
     if "drawing" in figures:
-        drawing = _table(f"Drawing in a {crop}", ["size", "median", "quartiles", "published", "ratio"])
+        drawing = _table(f"Drawing in a {crop}", ["size", *_TIMES, "published", "ratio"])
         for size, row in figures["drawing"].items():
             published = f"{1000 * PUBLISHED_DRAWING_S[size]:g}"
             drawing.add_row(size, *_milliseconds(row), published, f"{row['ratio']:.2f}")
         result.append(drawing)
     if "steps" in figures:
-        steps = _table(f"Steps of a medium tumor in a {crop}", ["step", "median", "quartiles"])
+        steps = _table(f"Steps of a medium tumor in a {crop}", ["step", *_TIMES])
         for name in STEPS:
             steps.add_row(name, *_milliseconds(figures["steps"][name]))
         result.append(steps)
@@ -114,17 +115,30 @@ def tables(figures: dict[str, Any], options: argparse.Namespace) -> list[Table]:
 def _scan_table(part: str, rows: Sequence[dict[str, Any]]) -> Table:
     diffusion = part == "diffusion"
     stages = [*MAKING, *(["patch", "on top"] if diffusion else [])]
-    names = ["scan", "tumors", *stages, "whole", "first", "memory", "read", "preview", "write", "memory of writing"]
+    names = [
+        "scan",
+        "tumors",
+        *stages,
+        "whole",
+        "processor",
+        "first",
+        "memory",
+        "read",
+        "preview",
+        "write",
+        "memory of writing",
+    ]
     table = _table(f"Tumors in a scan: {part} (s, GiB)", names)
     for row in rows:
         times = [_seconds(row["stages"][name]["median_s"]) for name in stages]
         low, high = row["whole"]["quartiles_s"]
         whole = f"{_seconds(row['whole']['median_s'])} ({_seconds(low)}–{_seconds(high)})"
+        processor = _seconds(row["whole"]["processor_s"])
         others = [_seconds(row[name]) for name in ("read_s", "preview_s", "write_s")]
         memory, writing = (f"{row[name]:.2f}" for name in ("growth_gib", "writing_growth_gib"))
         what = f"{row['tumors']} {row['size']}, {row['preset']}"
         shape = "×".join(map(str, row["shape"]))
-        table.add_row(shape, what, *times, whole, _seconds(row["first_s"]), memory, *others, writing)
+        table.add_row(shape, what, *times, whole, processor, _seconds(row["first_s"]), memory, *others, writing)
     return table
 
 
@@ -135,9 +149,9 @@ def _table(title: str, names: Sequence[str]) -> Table:
     return table
 
 
-def _milliseconds(row: dict[str, Any]) -> tuple[str, str]:
+def _milliseconds(row: dict[str, Any]) -> tuple[str, str, str]:
     low, high = (1000 * value for value in row["quartiles_s"])
-    return f"{1000 * row['median_s']:.3g}", f"{low:.3g}–{high:.3g}"
+    return f"{1000 * row['median_s']:.3g}", f"{low:.3g}–{high:.3g}", f"{1000 * row['processor_s']:.3g}"
 
 
 def _seconds(value: float) -> str:

@@ -103,7 +103,9 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
     scan = clock.timed("read", lambda: inputs.read(organ=ORGAN))
     forget_peak()
     memory = PeakMemory(torch.device("cpu"))
+    processor = []
     for seed in range(repeats + 1):
+        start = time.process_time()
         there = clock.timed(
             "site", lambda: site_of(scan, (spec,), organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
         )
@@ -112,6 +114,7 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
             raise SystemExit(f"The organ has no room for a {run.size} tumor: give a larger --scan.")
         result = clock.timed("apply", partial(apply_to_scan, synthesizer, scan, drawn.records))
         clock.timed("report", partial(report_tumors, result, there, window=synthesizer.window))
+        processor.append(time.process_time() - start)
     growth = memory.figures()["growth_gib"]
     forget_peak()
     memory = PeakMemory(torch.device("cpu"))
@@ -125,7 +128,7 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
     return {
         "preset": run.preset, "size": run.size, "tumors": run.count, "shape": list(run.shape),
         "stages": {name: summary(seconds[1:].tolist()) for name, seconds in stages.items()},
-        "whole": summary(whole[1:].tolist()),
+        "whole": {**summary(whole[1:].tolist()), "processor_s": float(np.median(processor[1:]))},
         "first_s": float(whole[0]),
         "growth_gib": growth,
         **{f"{name}_s": clock.seconds[name][0] for name in ("read", "preview", "write")},

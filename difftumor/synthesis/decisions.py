@@ -65,6 +65,7 @@ class Drawing:
     def __init__(self, site: Site, specs: Sequence[TumorSpec], *, seed: int, keys: tuple[Key, ...] = ()) -> None:
         self._site, self._seed = site, seed
         self._room = site.room(vessels=any(spec.vessel_clearance_mm is not None for spec in specs))
+        self._last: tuple[TumorRecord, Mask] | None = None
         self.wanted: list[Wanted] = []
         for spec in specs:
             for _ in range(self._count(spec, keys)):
@@ -82,8 +83,8 @@ class Drawing:
         """
         keys = wanted.keys if attempt == 0 else (*wanted.keys, "attempt", attempt)
         record = self._without_place(wanted, keys)
-        shape = tumor_shape(record)
-        center = self._place(wanted, record, shape, keys)
+        self._last = record, tumor_shape(record)
+        center = self._place(wanted, record, self._last[1], keys)
         if center is None:
             return None
         x, y, z = (float(value) for value in (self._site.to_mm @ [*center, 1.0])[:3])
@@ -92,7 +93,7 @@ class Drawing:
     def accept(self, record: TumorRecord) -> None:
         """Let a tumor take its place."""
         part = self._room.cut(
-            tumor_shape(record),
+            self._shape_of(record),
             record.center_voxel,
             may_leave=record.may_leave_organ,
             may_overlap=record.may_overlap,
@@ -110,6 +111,12 @@ class Drawing:
             Wanted(spec=spec, keys=(*keys, index), around=(record, number), gap_mm=gap_mm)
             for index in range(self._count(spec, keys))
         ]
+
+    def _shape_of(self, record: TumorRecord) -> Mask:
+        """Return a tumor's shape, which mostly has just been made."""
+        if self._last is not None and self._last[0].shape_seed == record.shape_seed:
+            return self._last[1]
+        return tumor_shape(record)
 
     def _count(self, spec: TumorSpec, keys: tuple[Key, ...]) -> int:
         if not isinstance(spec.count, str):

@@ -84,11 +84,12 @@ def draw_tumors(
         if record is None:
             missing.append((wanted, had_room))
             continue
-        drawing.accept(record)
         records.append(record)
         satellites = drawing.satellites(wanted, record, len(records))
         total += len(satellites)
         queue = satellites + queue
+        if queue:  # the last one is in nobody's way
+            drawing.accept(record)
     return Drawn(tuple(records), _shortfalls(site, missing, total))
 
 

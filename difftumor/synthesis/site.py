@@ -44,7 +44,7 @@ class Site:
     ) -> None:
         self.organ = organ
         self.spacing_mm = spacing_mm
-        self.mask: Mask = np.asarray(organ_XYZ) != 0
+        self.mask: Mask = organ_XYZ if organ_XYZ.dtype == np.bool_ else organ_XYZ != 0
         self.to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
         self.open_border = open_border
         self._segments_XYZ = segments_XYZ

@@ -123,14 +123,14 @@ def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[T
     ]
     box = Box.joined([native.box for native in made])
     if box.empty:
-        raise SynthesisError(
-            f"The tumors change nothing in {scan.ct.path}: ask for larger ones, or choose another model."
-        )
+        raise SynthesisError(f"The tumors change nothing in {scan.ct.path}: choose larger tumors or another model.")
     change_hu = np.zeros(box.shape, np.float32)
     halo = np.zeros(box.shape, bool)
     lesions = np.zeros(box.shape, np.min_scalar_type(len(records)))
     organ = scan.organ[box.slices].copy()
     for native in made:
+        if native.box.empty:  # between the scan's voxels
+            continue
         inside = native.box.relative_to(box).slices
         # Halos of different groups lie apart, but their boxes may overlap.
         change_hu[inside] += native.change_hu

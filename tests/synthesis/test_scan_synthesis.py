@@ -14,6 +14,7 @@ from difftumor.organs import get_organ
 from difftumor.synthesis.handcrafted import TextureRecord
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan import Scan, draw_in_scan, site_of
+from difftumor.synthesis.scan_report import find_warnings, report_tumors
 from difftumor.synthesis.scan_synthesis import apply_to_scan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from difftumor.volume import Volume
@@ -113,6 +114,23 @@ def test_a_mass_effect_reaches_the_neighbor_that_it_pushes(alone):
     pushed, stayed = (apply_to_scan(alone, there, [replace(pusher, mass_effect=i), neighbor]) for i in (100.0, 0.0))
     middle = [np.argwhere(made.whole_lesions() == 2).mean(axis=0)[0] for made in (pushed, stayed)]
     assert middle[0] > middle[1] + 0.3
+
+
+def test_a_tumor_between_the_slices_leaves_no_trace_and_the_others_be(alone):
+    """Its voxel, 12, lies between the slices at 10 and 15 mm."""
+    there = scan(np.ones((90, 40, 12), bool), np.diag([1.0, 1.0, 5.0, 1.0]))
+    lost = crafted((20, 20, 12), half_axes_mm=(0.5,) * 3, blur_sigma_voxels=0.0)
+    other = crafted((70, 20, 12))
+    result = apply_to_scan(alone, there, [lost, other])
+    assert [part.numbers for part in result.parts] == [(1,), (2,)]
+    assert set(np.unique(result.whole_lesions())) == {0, 2}
+    assert (bits(result.change_hu) == bits(apply_to_scan(alone, there, [other]).change_hu)).all()
+    site = site_of(there, [wanted("tiny")], organ=alone.organ, spacing_mm=alone.spacing_mm)
+    reports = report_tumors(result, site, window=alone.window)
+    assert [report.voxels > 0 for report in reports] == [False, True]
+    assert find_warnings(reports) == ("Tumor 1 lies between the scan's voxels and has no label.",)
+    with pytest.raises(SynthesisError, match=r"change nothing in ct\.nii\.gz: choose larger tumors or another model"):
+        apply_to_scan(alone, there, [lost])
 
 
 def test_the_order_and_number_of_tumors_do_not_matter_to_a_group(alone):

@@ -83,7 +83,7 @@ def read_record(path: Path) -> ScanRecord:
             for model in models.values():
                 _ = model.options  # refuses what no sampler takes
             inputs = ScanInputs.from_record(content["inputs"])
-            tumors = [tumor["record"] for tumor in content["tumors"]]
+            tumors = [dict(tumor["record"]) for tumor in content["tumors"]]
             content["request"]["organ"], content["device"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise SynthesisError(

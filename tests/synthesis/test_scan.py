@@ -382,6 +382,14 @@ def test_broken_record_files_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
             read_record(path)
+    inputs = {name: [] for name in ("organ_masks", "tumor_masks", "segments", "organ_labels", "tumor_labels")}
+    whole = {"format_version": 2, "models": {}, "inputs": {**inputs, "ct": [{"path": "ct.nii.gz"}]}, "device": "cpu"}
+    whole["request"] = {"organ": "liver"}
+    path.write_text(json.dumps({**whole, "tumors": []}))
+    assert read_record(path).tumors == ()
+    path.write_text(json.dumps({**whole, "tumors": [{"record": 3}]}))
+    with pytest.raises(SynthesisError, match=r"not a readable record\.json"):
+        read_record(path)
     path.write_text('{"format_version": 9, "tumors": []}')
     with pytest.raises(SynthesisError, match="format_version 9"):
         read_record(path)

@@ -91,6 +91,7 @@ def inputs_of(
         organ_masks=(case.labels,),
         organ_labels=tuple(organ_labels) or numbers.organ,
         tumor_labels=numbers.tumor,
+        assumed=not numbers.named,
     )
 
 

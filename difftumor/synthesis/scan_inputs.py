@@ -27,6 +27,7 @@ class ScanInputs:
         tumor_labels: Numbers of tumors that are there already; they keep their label and host no others.
         tumor_masks: Masks of such tumors, where they have files of their own.
         segments: Label map of the organ's segments; None for none.
+        assumed: Whether the numbers are the usual ones, and not said by anybody: a map with others is then refused.
     """
 
     ct: Path
@@ -35,6 +36,7 @@ class ScanInputs:
     tumor_labels: tuple[int, ...] = ()
     tumor_masks: tuple[Path, ...] = ()
     segments: Path | None = None
+    assumed: bool = False
 
     @property
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -119,6 +121,12 @@ class ScanInputs:
         return Scan(ct, mask, self.organ_masks[0], there, segments)
 
     def _check_numbers(self, labels: Volume, organ: str) -> None:
+        if self.assumed and int(labels.data.max()) > TUMOR:
+            listed = ", ".join(map(str, label_values(labels.data)))
+            raise OrganError(
+                f"{labels.path} holds labels {listed}, and nothing says which is the {organ}: give --organ-label or "
+                "--convention."
+            )
         if not self.organ_labels and len(found := label_values(labels.data)) > 1:
             listed = ", ".join(map(str, found))
             raise ConfigError(

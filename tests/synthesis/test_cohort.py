@@ -246,6 +246,15 @@ def test_what_one_scan_has_no_room_for_is_its_own_failure(tmp_path):
     assert (made["b"].status, "no room for a tumor of size 'small'" in made["b"].error) == ("failed", True)
 
 
+def test_a_map_of_many_structures_without_names_is_not_guessed_at(tmp_path):
+    ct = write_nifti(tmp_path / "ct.nii.gz", np.linspace(-500, 500, 27).reshape(3, 3, 3).astype(np.int16))
+    maps = write_nifti(tmp_path / "labels.nii.gz", np.arange(27, dtype=np.uint8).reshape(3, 3, 3))
+    cases = CaseList((Case("a", ct, maps),), {}, tmp_path)
+    with pytest.raises(OrganError, match="nothing says which is the liver: give --organ-label or --convention"):
+        inputs_of(cases.cases[0], cases, get_organ("liver")).read(organ="liver")
+    assert inputs_of(cases.cases[0], cases, get_organ("liver"), organ_labels=(5,)).read(organ="liver").organ.sum() == 1
+
+
 WISH = wanted("tiny", generator="handcrafted")
 
 

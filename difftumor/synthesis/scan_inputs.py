@@ -12,6 +12,7 @@ import numpy as np
 
 from difftumor.errors import ConfigError, OrganError, SynthesisError
 from difftumor.files import sha256_of
+from difftumor.organs import TUMOR
 from difftumor.synthesis.scan import Scan, label_values, mask_of
 from difftumor.volume import Volume, check_same_grid, read_ct, read_labels
 

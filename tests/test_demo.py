@@ -61,7 +61,7 @@ def test_synthesis_changes_the_scan_only_near_its_tumors(finished):
     assert set(np.unique(lesions)) == {0, 1, 2}
     assert np.array_equal(labels == 2, lesions > 0)
     after = nib.load(finished.synthesis / "ct.nii.gz")
-    before = nib.load(record["inputs"]["ct"]["path"])
+    before = nib.load(record["inputs"]["ct"][0]["path"])
     changed = np.asarray(after.dataobj) != np.asarray(before.dataobj)
     assert 0 < changed.mean() < 0.05
     assert after.header["datatype"] == before.header["datatype"]

@@ -128,7 +128,8 @@ def test_a_tumor_between_the_slices_leaves_no_trace_and_the_others_be(alone):
     site = site_of(there, [wanted("tiny")], organ=alone.organ, spacing_mm=alone.spacing_mm)
     reports = report_tumors(result, site, window=alone.window)
     assert [report.voxels > 0 for report in reports] == [False, True]
-    assert find_warnings(reports) == ("Tumor 1 lies between the scan's voxels and has no label.",)
+    (warning,) = find_warnings(reports)
+    assert warning == "Tumor 1 has no voxel of the scan: others cover it, or it lies between its slices."
     with pytest.raises(SynthesisError, match=r"change nothing in ct\.nii\.gz: choose larger tumors or another model"):
         apply_to_scan(alone, there, [lost])
 

@@ -241,11 +241,11 @@ def test_cuda_gives_the_same_labels_and_nearly_the_same_image():
     there = mass_effect_map(
         image.shape, center_voxel=(20, 20, 20), half_axes_mm=(10.0,) * 3, spacing_mm=EVEN, intensity=30.0, device="cuda"
     )
-    assert warp_labels(labels.cuda(), *there).cpu().equal(warp_labels(labels, box, source))
+    assert warp_labels(labels.to("cuda"), *there).cpu().equal(warp_labels(labels, box, source))
     torch.testing.assert_close(
-        warp_image(image.cuda(), *there).cpu(), warp_image(image, box, source), atol=0.01, rtol=0
+        warp_image(image.to("cuda"), *there).cpu(), warp_image(image, box, source), atol=0.01, rtol=0
     )
     weight = blurred_weight(torch.from_numpy(ball((40, 40, 40), 8)), 1.5)
-    ours = capsule(weight.cuda(), hu=120.0, spacing_mm=EVEN)
+    ours = capsule(weight.to("cuda"), hu=120.0, spacing_mm=EVEN)
     assert ours.is_cuda
     torch.testing.assert_close(ours.cpu(), capsule(weight, hu=120.0, spacing_mm=EVEN), atol=1e-3, rtol=0)

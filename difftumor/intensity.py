@@ -1,13 +1,15 @@
-"""The HU window that networks see, and its two scalings."""
+"""The HU window that networks see, and how values are scaled for them."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 Values = TypeVar("Values", NDArray[np.floating[Any]], torch.Tensor)
+NormalizationKind = Literal["unit", "zscore"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,70 @@ class IntensityWindow:
     def from_signed(self, signed: Values) -> Values:
         """Map [-1, 1] to HU."""
         return self.from_unit((signed + 1.0) / 2.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scan's HU become before a segmenter sees them: clipped, then ``(hu - offset_hu) / scale_hu``.
+
+    Attributes:
+        window: HU beyond it are clipped.
+        offset_hu: HU that becomes 0.
+        scale_hu: HU that make 1; above 0.
+    """
+
+    window: IntensityWindow
+    offset_hu: float
+    scale_hu: float
+
+    def __call__(self, hu: Values) -> Values:
+        """Scale HU of any shape."""
+        return (hu.clip(self.window.low_hu, self.window.high_hu) - self.offset_hu) / self.scale_hu
+
+    @property
+    def lowest(self) -> float:
+        """What air becomes."""
+        return (self.window.low_hu - self.offset_hu) / self.scale_hu
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a segmenter wants its scans: in [0, 1], or with zero mean and unit deviation over the whole scan.
+
+    Attributes:
+        window: HU that the network sees.
+        kind: ``"unit"`` (DiffTumor, E.2) or ``"zscore"`` (Hu et al., section 4).
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+
+    window: IntensityWindow
+    kind: NormalizationKind = "unit"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(NormalizationKind):
+            raise ValueError(f"a normalization is one of {', '.join(get_args(NormalizationKind))}, not {self.kind!r}")
+
+    @classmethod
+    def of(cls, preprocessing: Mapping[str, Any]) -> "Normalization":
+        """Return what an artifact's ``preprocessing`` states; those that say nothing are of kind ``"unit"``."""
+        low_hu, high_hu = preprocessing["window_hu"]
+        return cls(IntensityWindow(float(low_hu), float(high_hu)), preprocessing.get("normalization", "unit"))
+
+    def scale(self, hu: Values) -> Scale:
+        """Return the scale of a scan, in model space and whole, of any shape."""
+        if self.kind == "unit":
+            return Scale(self.window, self.window.low_hu, self.window.width_hu)
+        values = np.asarray(hu)
+
+        def mean_of(term: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
+            # Slice by slice, as a scan in float64 would take gigabytes.
+            slices = (values[..., z].astype(np.float64) for z in range(values.shape[-1]))
+            parts = (term(part.clip(self.window.low_hu, self.window.high_hu)).sum() for part in slices)
+            return float(sum(parts)) / values.size
+
+        mean = mean_of(lambda hu: hu)
+        deviation = mean_of(lambda hu: (hu - mean) ** 2) ** 0.5
+        # A scan of one value is 0 but for rounding after its mean is taken away, whatever it is divided by.
+        return Scale(self.window, mean, deviation if deviation > 1e-6 else 1.0)

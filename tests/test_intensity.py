@@ -1,10 +1,12 @@
 """The HU window."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from difftumor.intensity import IntensityWindow
+from difftumor.intensity import IntensityWindow, Normalization
 
 HU = [-1000.0, -175.0, 37.5, 250.0, 3000.0]
 
@@ -31,3 +33,31 @@ def test_inverse_inside_the_window(way):
 def test_refuses_an_empty_window():
     with pytest.raises(ValueError, match="low_hu < high_hu"):
         IntensityWindow(250, -175)
+
+
+@pytest.mark.parametrize("make", [lambda v: np.asarray(v, np.float32), lambda v: torch.tensor(v)])
+def test_a_scan_is_brought_to_zero_mean_and_unit_deviation_after_clipping(make):
+    scan = make([[-1000.0, 0.0], [100.0, 3000.0]])  # clipped to -20, 0, 100, 180
+    scale = Normalization(IntensityWindow(-20, 180), "zscore").scale(scan)
+    assert (scale.offset_hu, scale.scale_hu) == (65, pytest.approx(math.sqrt((85**2 + 65**2 + 35**2 + 115**2) / 4)))
+    scaled = np.asarray(scale(scan))
+    assert scaled.mean() == pytest.approx(0, abs=1e-6)
+    assert scaled.std() == pytest.approx(1)
+    assert scale.lowest == pytest.approx(scaled.min())
+
+
+def test_without_more_a_scale_is_the_windows_own():
+    window = IntensityWindow()
+    scale = Normalization.of({"window_hu": [-175, 250]}).scale(torch.tensor(HU))
+    assert scale(torch.tensor(HU)).tolist() == window.to_unit(torch.tensor(HU)).tolist()
+    assert scale.lowest == 0
+
+
+def test_a_scan_of_one_value_stays_finite():
+    scan = torch.full((2, 2), 40.0)
+    assert Normalization(IntensityWindow(), "zscore").scale(scan)(scan).tolist() == [[0, 0], [0, 0]]
+
+
+def test_refuses_an_unknown_normalization():
+    with pytest.raises(ValueError, match="one of unit, zscore, not 'minmax'"):
+        Normalization.of({"window_hu": [0, 1], "normalization": "minmax"})

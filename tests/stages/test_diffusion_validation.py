@@ -218,7 +218,7 @@ def test_late_tumors_are_made_in_two_hundred_timesteps_sampled_as_the_artifact_s
 
     def counting_build(settings):
         built = build(settings)
-        ours = built.module.hosts.synthesizer._texture
+        ours = built.module.hosts.synthesizer.diffusion["late"]
         inner = ours._denoiser.forward
         ours._denoiser.forward = lambda noisy, time, *rest: (seen.append(int(time[0])), inner(noisy, time, *rest))[1]
         return built

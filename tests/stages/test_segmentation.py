@@ -45,7 +45,7 @@ def first_batch(stage):
 def test_a_step_trains_the_segmenter_and_no_model_behind_it(tiny_segmentation):
     stage = built(tiny_segmentation("synthesis.probability=1", "data.class_ratios=[0,0,1]"))
     module, batch = stage.module, first_batch(stage)
-    texture = module.tumors.synthesizers["early"]._texture
+    texture = module.tumors.synthesizers["early"].diffusion["early"]
     frozen = [texture.codec.autoencoder, texture._denoiser]
     before = [[p.clone() for p in network.parameters()] for network in frozen]
     optimizer = module.configure_optimizers()

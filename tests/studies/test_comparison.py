@@ -54,7 +54,8 @@ def test_references_are_real_tumors_and_healthy_tissue(comparison):
     assert len(measured) >= 2
     for look in measured:
         assert look.contrast_hu == pytest.approx(0, abs=10)
-        assert look.sd_hu == pytest.approx(15, abs=5)
+        # Three standard errors of the deviation of so few voxels of independent noise.
+        assert look.sd_hu == pytest.approx(15, abs=3 * 15 / math.sqrt(2 * (look.voxels - 1)))
     assert healthy.distance.contrast_hu == pytest.approx(70, abs=12)
     assert trained_on.distance.contrast_hu < 12
 

@@ -31,11 +31,12 @@ def predict_probabilities(
     roi: Sequence[int],
     overlap: float = OVERLAP,
     windows_per_batch: int = 1,
+    padding: float = 0.0,
 ) -> Tensor:
     """Predict class probabilities with overlapping windows, weighted by a Gaussian.
 
     The CT stays where it is and so does the result: keep a large scan on the CPU while the network is on a GPU, and
-    only windows travel. A scan smaller than the window is padded by 0, the lower end of the HU window.
+    only windows travel.
 
     Args:
         network: Maps (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z).
@@ -43,6 +44,7 @@ def predict_probabilities(
         roi: Window (x, y, z) in voxels.
         overlap: Part of a window that its neighbor shares, in [0, 1).
         windows_per_batch: Windows that go through the network together.
+        padding: What surrounds a scan smaller than the window: what air is scaled to.
 
     Returns:
         (1, classes, X, Y, Z), float32, sums to 1 over classes. The network's mode (train or eval) is as before.
@@ -58,7 +60,7 @@ def predict_probabilities(
             overlap=overlap,
             windows_per_batch=windows_per_batch,
             device=next(network.parameters()).device,
-            padding=0.0,
+            padding=padding,
         )
     return torch.softmax(logits, dim=1)
 

@@ -80,7 +80,8 @@ class KeepLastAndBest(Checkpoint):
             self.metrics, self.metrics_epoch = validation_metrics(trainer), trainer.current_epoch + 1
             self._keep_best(trainer, pl_module)
         epoch = pl_module.epochs_done = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.received_sigterm:
+        over = epoch == trainer.max_epochs or trainer.should_stop or trainer.received_sigterm
+        if epoch % self.every_n_epochs == 0 or over:
             temporary = self.folder / f".{LAST}.new"
             trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
             if trainer.is_global_zero:

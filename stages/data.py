@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from difftumor.artifact_config import read_config
 from difftumor.datasets.cases import Case
-from difftumor.datasets.transforms import Item, SeededDataset, SeededSampler
+from difftumor.datasets.sampling import RatioSampler, SeededSampler
+from difftumor.datasets.transforms import Item, SeededDataset
 from difftumor.errors import ConfigError
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
@@ -82,19 +83,20 @@ def window_of(data: Any) -> IntensityWindow:
         raise ConfigError(f"data.window_hu is {data.window_hu!r}: give two HU values, the lower one first.") from error
 
 
-def check_same_preprocessing(data: Any, artifact: Path) -> None:
+def check_same_preprocessing(data: Any, artifact: Path, *, names: Sequence[str] = ("spacing_mm", "window_hu")) -> None:
     """Check that an earlier stage saw CT at the same spacing and window.
 
     Args:
         data: Settings with ``spacing_mm`` and ``window_hu``.
         artifact: Folder of the earlier stage's artifact.
+        names: Which of the two have to be the same.
 
     Raises:
         ConfigError: Names the option that differs.
         ArtifactError: There is no artifact.
     """
     preprocessing = read_config(artifact).preprocessing
-    for name in ("spacing_mm", "window_hu"):
+    for name in names:
         trained, wanted = ([float(value) for value in values[name]] for values in (preprocessing, data))
         if trained != wanted:
             raise ConfigError(f"data.{name} is {wanted}, but {artifact} was trained with {trained}: set them alike.")
@@ -110,6 +112,7 @@ def seeded_loader(
     samples_per_epoch: int | None = None,
     training: bool = True,
     fixed: bool = False,
+    ratio: tuple[Sequence[int], Sequence[int], float] | None = None,
 ) -> DataLoader[Item]:
     """Make a loader whose order depends on seed and epoch alone.
 
@@ -122,16 +125,21 @@ def seeded_loader(
         samples_per_epoch: Over all ranks; None means every case once.
         training: Shuffles, and drops an incomplete batch.
         fixed: Repeats the first epoch for ever.
+        ratio: Indices of two groups of cases, and the share of the samples that come from the second; None takes every
+            case equally often.
     """
-    sampler = SeededSampler(
-        len(dataset),
-        samples_per_epoch=samples_per_epoch,
-        seed=seed,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        shuffle=training,
-        fixed=fixed or not training,
-    )
+    options: dict[str, Any] = {
+        "samples_per_epoch": samples_per_epoch,
+        "seed": seed,
+        "rank": trainer.global_rank,
+        "world_size": trainer.world_size,
+        "shuffle": training,
+        "fixed": fixed or not training,
+    }
+    if ratio is None:
+        sampler = SeededSampler(len(dataset), **options)
+    else:
+        sampler = RatioSampler(ratio[:2], second_share=ratio[2], **options)
     # Workers fetch their first batches before Lightning sets the epoch of a resumed run.
     if isinstance(module := trainer.lightning_module, StageModule):
         sampler.set_epoch(module.epochs_done)
@@ -205,7 +213,13 @@ class CropData(pl.LightningDataModule):
             num_workers=self.num_workers,
             samples_per_epoch=self.steps_per_epoch * self.batch_size * self.trainer.world_size,
             fixed=self.overfit,
+            ratio=self.ratio,
         )
+
+    @property
+    def ratio(self) -> tuple[Sequence[int], Sequence[int], float] | None:
+        """See ``seeded_loader``; None in most stages."""
+        return None
 
     def _whole(self, cases: Sequence[Case], load: Callable[[Case], Item]) -> SeededDataset:
         """Cases as ``load`` reads them."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -36,6 +37,8 @@ class Stage:
         mode: Whether less or more of it is better.
         neutral: Options, besides the common ones, that a resumed run may change.
         only_whether: Options of which all values but null give the same results.
+        accumulate: Batches per step of the optimizer, where the module leaves that to Lightning.
+        patience: Validations without a better ``monitor`` after which the run ends early; None for never.
     """
 
     module: StageModule
@@ -45,6 +48,8 @@ class Stage:
     mode: Literal["min", "max"] = "min"
     neutral: tuple[str, ...] = ()
     only_whether: tuple[str, ...] = ()
+    accumulate: int = 1
+    patience: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +143,13 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
         training=run.provenance,
     )
     epochs = run.trainer.max_epochs or built.epochs
-    callbacks = [keep, *progress_display(run.trainer.progress_bar)]
-    return make_trainer(run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks), keep
+    callbacks: list[Callback] = [keep, *progress_display(run.trainer.progress_bar)]
+    if built.patience is not None and built.monitor is not None:
+        callbacks.append(EarlyStopping(built.monitor, mode=built.mode, patience=built.patience))
+    trainer = make_trainer(
+        run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
+    )
+    return trainer, keep
 
 
 def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import SegmentationCrop, with_class_centers
 from difftumor.datasets.transforms import Item, load_case, pad_to
+from difftumor.intensity import Normalization
 from difftumor.organs import Organ, resolve_labels
 from stages.data import CropData, seeded_loader
+from stages.tumors_ahead import TumorsAhead
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Origin:
 
     Args:
         source: Its list, which says what its labels mean.
-        healthy: Whether tumors may be made in it.
+        healthy: Whether tumors are to be made in it.
+        made: Whether its tumors are not real ones.
     """
 
     source: CaseList
     healthy: bool
+    made: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +42,14 @@ class SegmentationReader:
         organ: What is segmented, with its tumors.
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
+        normalization: How the segmenter wants its scans.
     """
 
     origins: Mapping[Case, Origin] = field(repr=False)
     organ: Organ
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
+    normalization: Normalization
 
     def __call__(self, case: Case) -> Item:
         """Load a case for ``SegmentationCrop``."""
@@ -51,10 +57,12 @@ class SegmentationReader:
         return {**item, "healthy": self.origins[case].healthy}
 
     def whole(self, case: Case) -> Item:
-        """Load a case as it is."""
+        """Load a case as it is, with ``offset_hu`` and ``scale_hu`` of the whole scan."""
         source = self.origins[case].source
         labels = resolve_labels(source.label_names, self.organ, source=source.source)
-        return load_case(case, labels, label_names=source.label_names, spacing_mm=self.spacing_mm)
+        item = load_case(case, labels, label_names=source.label_names, spacing_mm=self.spacing_mm)
+        scale = self.normalization.scale(item["ct"])
+        return {**item, "offset_hu": scale.offset_hu, "scale_hu": scale.scale_hu}
 
 
 class SegmentationData(CropData):
@@ -63,23 +71,47 @@ class SegmentationData(CropData):
     Args:
         reader: Reads the cases.
         crops: Cuts and augments.
+        made_share: Share of the crops from cases without real tumors, in (0, 1); None takes every case equally often,
+            and so does a run that has one kind of case only.
+        ahead: Makes ``TumorsAhead`` of a loader, for a device; None leaves tumors to the training step.
         options: See ``CropData``; epochs are one pass long.
     """
 
-    def __init__(self, *, reader: SegmentationReader, crops: SegmentationCrop, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        reader: SegmentationReader,
+        crops: SegmentationCrop,
+        made_share: float | None = None,
+        ahead: Callable[..., TumorsAhead] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(load=reader, transform=crops, steps_per_epoch=1, **options)
         self.reader = reader
+        self.made_share = made_share
+        self.ahead = ahead
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the caches."""
         super().setup(stage)
         self.validation_set = self._whole(self.validation, self.reader.whole)
 
-    def train_dataloader(self) -> DataLoader[Item]:
+    @property
+    def ratio(self) -> tuple[Sequence[int], Sequence[int], float] | None:
+        """Indices of the cases with real tumors and of the others, and the share of crops from these."""
+        groups: tuple[list[int], list[int]] = ([], [])
+        for index, case in enumerate(self.train):
+            groups[self.reader.origins[case].made].append(index)
+        return (*groups, self.made_share) if self.made_share is not None and all(groups) else None
+
+    def train_dataloader(self) -> Any:
         """Return the loader of random crops; the last batch of an epoch is filled up with the next pass."""
         assert self.trainer is not None
         self.steps_per_epoch = math.ceil(len(self.train) / (self.batch_size * self.trainer.world_size))
-        return super().train_dataloader()
+        loader = super().train_dataloader()
+        if self.ahead is None:
+            return loader
+        return self.ahead(loader, device=self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> DataLoader[Item] | list[Any]:
         """Return the loader of the held-out scans; empty where there are none."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -16,11 +15,12 @@ from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
 from difftumor.evaluation.overlap import dice
 from difftumor.inference import predict_probabilities
-from difftumor.intensity import IntensityWindow
+from difftumor.intensity import Normalization, Scale
 from difftumor.networks.segmenters import build_segmenter
 from difftumor.organs import BACKGROUND, TUMOR
 from stages.module import StageModule, initial_weights, preprocessing
-from stages.tumors_on_the_fly import Made, TumorsOnTheFly
+from stages.stopwatch import Stopwatch
+from stages.tumors_on_the_fly import TumorsOnTheFly, finished
 
 
 class SegmentationModule(StageModule):
@@ -37,9 +37,11 @@ class SegmentationModule(StageModule):
         overlap: Of the windows in validation, in [0, 1).
         windows_per_batch: Windows that go through the network together in validation.
         organ: Recorded in the artifact.
-        window: HU that the network sees.
+        normalization: How the network wants its scans, recorded in the artifact.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z; the size of the windows.
+        waited: Where a loader that makes tumors ahead adds up how long training waits for them; None has the training
+            step make them.
         parents: Diffusion artifacts by role, recorded in the artifact.
         cases: What is trained on, recorded in the artifact.
 
@@ -60,9 +62,10 @@ class SegmentationModule(StageModule):
         overlap: float,
         windows_per_batch: int,
         organ: str,
-        window: IntensityWindow,
+        normalization: Normalization,
         spacing_mm: Sequence[float],
         crop: Sequence[int],
+        waited: Stopwatch | None = None,
         parents: Mapping[str, Parent] | None = None,
         cases: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,11 +83,17 @@ class SegmentationModule(StageModule):
         self.overlap = overlap
         self.windows_per_batch = windows_per_batch
         self.organ = organ
-        self.window = window
-        self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
+        self.normalization = normalization
+        self.preprocessing = {
+            **preprocessing(window=normalization.window, spacing_mm=spacing_mm, crop=crop),
+            "normalization": normalization.kind,
+        }
         self.crop = tuple(crop)
         self.parents = dict(parents or {})
         self.cases = dict(cases or {})
+        self._for_tumors = waited or Stopwatch()
+        self._for_steps = Stopwatch()
+        self._ahead = waited is not None
 
     @property
     def network(self) -> nn.Module:
@@ -109,37 +118,55 @@ class SegmentationModule(StageModule):
             group["lr"] = lr
         self.log("training/lr", lr)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Start the step's clock."""
+        self._for_steps.start(self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop the step's clock, and count the step."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self._for_steps.stop()
+
+    def on_train_epoch_end(self) -> None:
+        """Log which share of the epoch's steps went into tumors."""
+        tumors, steps = self._for_tumors.take(), self._for_steps.take()
+        if self.tumors is not None and steps:
+            self.log("training/synthesis_share", tumors / (steps + tumors * self._ahead))
+
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
-        """Make tumors in healthy crops, then segment the batch."""
-        made = self.with_tumors(batch)
-        shift_B = batch["shift"].to(made.ct_hu)
-        unit_B1XYZ = self.window.to_unit(made.ct_hu) + shift_B[:, None, None, None, None]
-        logits = self.segmenter(unit_B1XYZ)
-        loss = self.criterion(logits.float(), made.labels.long())
+        """Make tumors in healthy crops, unless that was done ahead, then segment the batch."""
+        if not self._ahead:
+            with self._for_tumors.running(self.device):
+                batch = finished(batch, self.tumors)
+        logits = self.segmenter(self.scaled(batch))
+        loss = self.criterion(logits.float(), batch["labels"].long())
         self.check_finite({"loss": loss})
         self.log("training/loss", loss.detach(), prog_bar=True)
-        counts = {"training/synthetic_crops": made.wanted - made.rejected, "training/rejected_crops": made.rejected}
+        counts = {"training/synthetic_crops": batch["synthetic"], "training/rejected_crops": batch["rejected"]}
         self.log_dict({k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum")
         return loss
 
-    def with_tumors(self, batch: Item) -> Made:
-        """Return the batch with tumors in its healthy crops; what a crop gets depends on its own seed alone."""
-        if self.tumors is None:
-            return Made(batch["ct"], batch["labels"])
-        # In full precision, as the tumors of inference are made.
-        with torch.autocast(batch["ct"].device.type, enabled=False):
-            return self.tumors(
-                batch["ct"], batch["labels"], seeds=batch["tumor_seed"].tolist(), healthy=batch["healthy"].tolist()
-            )
+    def scaled(self, batch: Item) -> Tensor:
+        """Return the CT of a batch as the network wants it, shifted by what each crop has drawn."""
+        ct_hu = batch["ct"].float()
+        window = self.normalization.window
+
+        def per_crop(values_B: Tensor) -> Tensor:
+            return values_B.to(ct_hu)[:, None, None, None, None]
+
+        shifted_hu = ct_hu.clip(window.low_hu, window.high_hu) + per_crop(batch["shift"]) * window.width_hu
+        return (shifted_hu - per_crop(batch["offset_hu"])) / per_crop(batch["scale_hu"])
 
     def validation_step(self, batch: Item, batch_idx: int) -> None:
         """Segment one held-out scan with overlapping windows."""
+        scale = Scale(self.normalization.window, float(batch["offset_hu"]), float(batch["scale_hu"]))
         probabilities = predict_probabilities(
             self.segmenter,
-            self.window.to_unit(batch["ct"]),
+            scale(batch["ct"]),
             roi=self.crop,
             overlap=self.overlap,
             windows_per_batch=self.windows_per_batch,
+            padding=scale.lowest,
         )
         predicted = probabilities.argmax(1, keepdim=True).cpu().numpy()
         truth = batch["labels"].cpu().numpy()

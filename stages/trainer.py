@@ -57,7 +57,9 @@ class TrainerOptions:
             raise ConfigError(f"trainer.profiler is {self.profiler!r}: choose null, simple or advanced.")
 
 
-def make_trainer(options: TrainerOptions, *, folder: Path, epochs: int, callbacks: Sequence[Callback]) -> pl.Trainer:
+def make_trainer(
+    options: TrainerOptions, *, folder: Path, epochs: int, callbacks: Sequence[Callback], accumulate: int = 1
+) -> pl.Trainer:
     """Make the trainer of a run.
 
     Args:
@@ -65,6 +67,7 @@ def make_trainer(options: TrainerOptions, *, folder: Path, epochs: int, callback
         folder: The run's folder.
         epochs: How long the run is.
         callbacks: What watches it.
+        accumulate: Batches per step of the optimizer, under automatic optimization.
 
     Raises:
         ConfigError: The options do not go together.
@@ -81,6 +84,7 @@ def make_trainer(options: TrainerOptions, *, folder: Path, epochs: int, callback
             limit_val_batches=options.limit_val_batches,
             check_val_every_n_epoch=options.validate_every_n_epochs,
             log_every_n_steps=options.log_every_n_steps,
+            accumulate_grad_batches=accumulate,
             profiler=_profiler(options.profiler, folder),
             logger=TensorBoardLogger(folder, name="", version="tensorboard"),
             callbacks=list(callbacks),

@@ -154,11 +154,12 @@ class SegmentationCrop(Randomizable):
         """Return a sample.
 
         Args:
-            item: ``ct``, ``labels`` (1, X, Y, Z) at least as large as the crop, ``centers``, ``healthy``, ``case``.
+            item: ``ct``, ``labels`` (1, X, Y, Z) at least as large as the crop, ``centers``, ``healthy``; whatever else
+                it holds is passed on.
 
         Returns:
-            ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``case``, ``shift`` as a share of the
-            window, and ``tumor_seed``, from 0 to 2⁶².
+            ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``shift`` as a share of the window,
+            ``tumor_seed``, from 0 to 2⁶², and what else the item held but the centers.
         """
         cut = self.healthy(item) if item["healthy"] else self._around_class(item)
         cut = self.rotate({key: cut[key] for key in VOLUMES})
@@ -168,9 +169,8 @@ class SegmentationCrop(Randomizable):
         # MONAI returns tensors with metadata that view the cached volume.
         volumes = {k: (v.as_tensor() if hasattr(v, "as_tensor") else v).clone() for k, v in cut.items()}
         return {
+            **{key: value for key, value in item.items() if key != "centers"},
             **volumes,
-            "healthy": item["healthy"],
-            "case": item["case"],
             "shift": amount if shifted else 0.0,
             "tumor_seed": high << 31 | low,
         }

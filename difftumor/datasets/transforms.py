@@ -1,4 +1,4 @@
-"""From a case on disk to a crop: loading into model space, seeded random transforms, seeded order.
+"""From a case on disk to a crop: loading into model space, seeded random transforms.
 
 Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
 """
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCropd
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.errors import DiffTumorError
 from difftumor.organs import OrganLabels
-from difftumor.seeding import derive_seed, torch_generator
+from difftumor.seeding import derive_seed
 from difftumor.spaces import ModelSpace
 from difftumor.volume import check_same_grid, read_ct
 
@@ -208,65 +207,3 @@ def _our_errors() -> Iterator[None]:
         if isinstance(error.__cause__, DiffTumorError):
             raise error.__cause__ from None
         raise
-
-
-class SeededSampler(Sampler[tuple[int, int]]):
-    """An endless series of shuffled passes over the data set, of which an epoch is a window.
-
-    An epoch may so be longer or shorter than the data set; every pass sees every case once. Ranks take turns.
-
-    Args:
-        size: Number of cases.
-        samples_per_epoch: Length of the window, over all ranks; None means one pass.
-        seed: The order derives from it.
-        rank: This process.
-        world_size: Number of processes.
-        shuffle: False keeps the order of the cases.
-        fixed: True yields the first epoch again and again, as validation wants it.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        samples_per_epoch: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        fixed: bool = False,
-    ) -> None:
-        if size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"a sampler needs cases and a rank below the world size, got {size}, {rank}, {world_size}")
-        self.size = size
-        self.samples_per_epoch = size if samples_per_epoch is None else samples_per_epoch
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.fixed = fixed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move the window; called by Lightning."""
-        if not self.fixed:
-            self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Samples of this rank per epoch."""
-        return len(range(self.rank, self.samples_per_epoch, self.world_size))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (pass over the data set, index of the case)."""
-        start = self.epoch * self.samples_per_epoch
-        orders: dict[int, Tensor] = {}
-        for position in range(start + self.rank, start + self.samples_per_epoch, self.world_size):
-            number, place = divmod(position, self.size)
-            if number not in orders:
-                orders = {number: self._order(number)}
-            yield number, int(orders[number][place])
-
-    def _order(self, number: int) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(self.size)
-        return torch.randperm(self.size, generator=torch_generator(self.seed, "order", "pass", number))

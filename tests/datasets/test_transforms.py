@@ -13,7 +13,6 @@ from difftumor.datasets.transforms import (
     AIR_HU,
     RandomCrop,
     SeededDataset,
-    SeededSampler,
     load_case,
     pad_to,
     with_centers,
@@ -152,41 +151,3 @@ def test_a_sample_is_not_a_view_of_the_cache(dataset):
     before = data[(0, 0)]["ct"].clone()
     data[(0, 0)]["ct"].zero_()
     assert torch.equal(data[(0, 0)]["ct"], before)
-
-
-@pytest.mark.parametrize("per_epoch", [2, 5, 13, None])
-def test_every_pass_sees_every_case_once(per_epoch):
-    sampler = SeededSampler(5, samples_per_epoch=per_epoch, seed=3)
-    keys = []
-    for epoch in range(30):
-        sampler.set_epoch(epoch)
-        keys += list(sampler)
-    assert len(keys) == 30 * len(sampler)
-    assert len(set(keys)) == len(keys)
-    for number in range(keys[-1][0]):
-        assert sorted(index for pass_, index in keys if pass_ == number) == list(range(5))
-    orders = {tuple(index for pass_, index in keys if pass_ == number) for number in range(keys[-1][0])}
-    assert len(orders) > 1
-
-
-def test_ranks_share_what_one_process_sees():
-    alone = SeededSampler(7, samples_per_epoch=10, seed=1)
-    ranks = [SeededSampler(7, samples_per_epoch=10, seed=1, rank=rank, world_size=2) for rank in range(2)]
-    for sampler in (alone, *ranks):
-        sampler.set_epoch(4)
-    assert [key for pair in zip(*ranks, strict=True) for key in pair] == list(alone)
-
-
-def test_order_depends_on_seed_and_epoch_and_may_be_fixed():
-    def order(epoch, **options):
-        sampler = SeededSampler(20, **options)
-        sampler.set_epoch(epoch)
-        return [index for _, index in sampler]
-
-    assert order(0, seed=1) == order(0, seed=1)
-    assert order(0, seed=1) != order(1, seed=1)
-    assert order(0, seed=1) != order(0, seed=2)
-    assert order(3, seed=1, fixed=True) == order(0, seed=1)
-    assert order(3, shuffle=False) == list(range(20))
-    with pytest.raises(ValueError, match="needs cases"):
-        SeededSampler(0)

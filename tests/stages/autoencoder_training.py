@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from difftumor.datasets.transforms import SeededSampler
+from difftumor.datasets.sampling import SeededSampler
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder_module import AutoencoderModule

@@ -15,6 +15,7 @@ from torch import nn
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import load_artifact
 from difftumor.errors import CaseListError, ConfigError
+from difftumor.intensity import IntensityWindow
 from difftumor.networks.segmenters import SEGMENTERS
 from difftumor.organs import ORGANS
 from stages import case_lists
@@ -22,6 +23,7 @@ from stages.entry import compose_config
 from stages.run import run_stage
 from stages.segmentation import build
 from stages.segmentation_module import learning_rate_factor
+from stages.tumors_on_the_fly import finished
 from tests.stages.builds import Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import NNUNET, UNET, with_validation
 
@@ -45,7 +47,7 @@ def first_batch(stage):
 def test_a_step_trains_the_segmenter_and_no_model_behind_it(tiny_segmentation):
     stage = built(tiny_segmentation("synthesis.probability=1", "data.class_ratios=[0,0,1]"))
     module, batch = stage.module, first_batch(stage)
-    texture = module.tumors.synthesizers["early"].diffusion["early"]
+    texture = module.tumors.synthesizer.diffusion["early"]
     frozen = [texture.codec.autoencoder, texture._denoiser]
     before = [[p.clone() for p in network.parameters()] for network in frozen]
     optimizer = module.configure_optimizers()
@@ -70,6 +72,7 @@ def test_a_step_trains_the_segmenter_and_no_model_behind_it(tiny_segmentation):
     [
         ("real", {"early1", "early2"}),
         ("diffusion", {"healthy0", "healthy1", "silent_healthy"}),
+        ("handcrafted", {"healthy0", "healthy1", "silent_healthy"}),
         ("mixed", {"early1", "early2", "healthy0", "healthy1", "silent_healthy"}),
     ],
 )
@@ -78,7 +81,8 @@ def test_what_is_trained_on(tiny_segmentation, tumors, train):
     assert {case.id for case in stage.data.train} == train
     assert {case.id for case in stage.data.validation} == {"early0", "late0"}
     assert (stage.module.tumors is None) == (tumors == "real")
-    assert set(stage.module.parents) == (set() if tumors == "real" else {"diffusion_early", "diffusion_late"})
+    models = {"diffusion_early", "diffusion_late"}
+    assert set(stage.module.parents) == (set() if tumors in ("real", "handcrafted") else models)
 
 
 def test_stated_validation_cases_are_the_validation_set(tiny_segmentation, tumor_cohort, tmp_path, capsys):
@@ -103,11 +107,11 @@ def test_validation_cases_of_the_healthy_list_are_not_trained_on(tiny_segmentati
 def test_only_healthy_crops_get_tumors(tiny_segmentation):
     stage = built(tiny_segmentation("synthesis.probability=1", "synthesis.sizes={early: 1}"))
     batch = first_batch(stage)
-    made = stage.module.with_tumors(batch)
-    assert (made.wanted, made.rejected) == (3, 0)
+    made = finished(batch, stage.module.tumors)
+    assert (made["synthetic"], made["rejected"]) == (3, 0)
     for element, healthy in enumerate(batch["healthy"].tolist()):
-        assert bool(made.records[element]) == healthy
-        assert torch.equal(made.ct_hu[element], batch["ct"][element]) != healthy
+        assert bool((made["labels"][element] != batch["labels"][element]).any()) == healthy
+        assert torch.equal(made["ct"][element], batch["ct"][element]) != healthy
 
 
 def test_tumors_are_the_same_with_loading_processes_and_other_batches(tiny_segmentation):
@@ -119,9 +123,9 @@ def test_tumors_are_the_same_with_loading_processes_and_other_batches(tiny_segme
         stage.data.setup()
         found = {}
         for batch in stage.data.train_dataloader():
-            made = stage.module.with_tumors(batch)
+            made = finished(batch, stage.module.tumors)
             for element, case in enumerate(batch["case"]):
-                found.setdefault(case, (made.ct_hu[element], made.labels[element], batch["shift"][element].item()))
+                found.setdefault(case, (made["ct"][element], made["labels"][element], batch["shift"][element].item()))
         ways.append(found)
     for case in ways[0].keys() & ways[1].keys():
         assert torch.equal(ways[0][case][1], ways[1][case][1])
@@ -143,7 +147,7 @@ def test_the_intensity_shift_comes_after_the_tumors(tiny_segmentation):
     batch = first_batch(stage)
     batch["shift"] = torch.tensor([0.0, 0.1, -0.1, 0.0, 0.05], dtype=torch.float64)
     stage.module.training_step(batch, 0)
-    unit = stage.module.window.to_unit(stage.module.with_tumors(batch).ct_hu)
+    unit = IntensityWindow().to_unit(finished(batch, stage.module.tumors)["ct"])
     assert seen[0].dtype == torch.float32
     assert torch.allclose(seen[0] - unit, batch["shift"].float()[:, None, None, None, None], atol=1e-6)
 
@@ -190,7 +194,7 @@ def test_validation_scores_a_perfect_segmenter_with_one(tiny_segmentation):
     stage.data.setup()
     item = stage.data.validation_set[(0, 0)]
     batch = torch.utils.data.default_collate([item])
-    window = stage.module.window
+    window = IntensityWindow()
 
     class Oracle(nn.Module):
         """Tells classes apart by intensity, which the boxes allow once they carry no noise."""
@@ -287,7 +291,7 @@ def test_sizes_without_a_model_are_said_to_be_left_out(tiny_segmentation, capsys
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["tumors=painted"], ConfigError, r"tumors is 'painted': choose real, diffusion, mixed"),
+        (["tumors=painted"], ConfigError, r"tumors is 'painted': choose real, diffusion, handcrafted, mixed"),
         (["synthesis.early_model=null", "synthesis.late_model=null"], ConfigError, r"needs a diffusion model"),
         (["synthesis.early_model=nowhere"], ConfigError, r"early_model is nowhere, .*synthesis\.early_model=null"),
         (["data.spacing_mm=[2,2,2]"], ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\]"),

@@ -14,19 +14,21 @@ PUBLISHED = {"early": 0.8, "medium": 0.1, "large": 0.1}
 
 
 def mix(**changes) -> TumorMix:
-    return TumorMix(**{"probability": 0.5, "sizes": PUBLISHED, "most_early": 3, **changes})
+    diffusion = {"diffusion": 1.0, "handcrafted": 0.0}
+    return TumorMix(**{"probability": 0.5, "generators": diffusion, "sizes": PUBLISHED, "most_early": 3, **changes})
 
 
 @pytest.fixture(scope="module")
-def synthesizers(untrained):
-    return {
-        stage: load_synthesizer(untrained / f"diffusion_liver_{stage}", organ="liver") for stage in ("early", "late")
-    }
+def synthesizer(untrained):
+    return load_synthesizer(
+        {stage: untrained / f"diffusion_liver_{stage}" for stage in ("early", "late")}, organ="liver"
+    )
 
 
-@pytest.fixture
-def always(synthesizers) -> TumorsOnTheFly:
-    return TumorsOnTheFly(synthesizers=synthesizers, mix=mix(probability=1.0, sizes={"tiny": 0.6, "medium": 0.4}))
+@pytest.fixture(params=[{"diffusion": 1.0}, {"diffusion": 1.0, "handcrafted": 1.0}], ids=["diffusion", "both"])
+def always(synthesizer, request) -> TumorsOnTheFly:
+    sizes = {"tiny": 0.6, "medium": 0.4}
+    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix(probability=1.0, sizes=sizes, generators=request.param))
 
 
 def crops(size):
@@ -40,22 +42,44 @@ def test_the_published_mix_is_met():
     draws = [mix().draw(seed) for seed in range(8000)]
     made = [draw for draw in draws if draw is not None]
     assert len(made) / 8000 == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 8000))
-    share = {size: count / len(made) for size, count in Counter(size for size, _ in made).items()}
+    share = {size: count / len(made) for size, count in Counter(map(size_of, made)).items()}
     assert share == pytest.approx(PUBLISHED, abs=0.03)
-    assert {count for size, count in made if size != "early"} == {1}
-    early = Counter(count for size, count in made if size == "early")
+    assert {count_of(spec) for spec in made if size_of(spec) != "early"} == {1}
+    early = Counter(count_of(spec) for spec in made if size_of(spec) == "early")
     assert set(early) == {1, 2, 3}
     assert max(early.values()) / min(early.values()) < 1.2
+    assert {(spec.generator, spec.placement) for spec in made} == {("diffusion", "slice")}
 
 
-def test_sizes_without_their_model_are_left_out_and_named():
-    only_early, gone = mix().only(("early",))
-    assert gone == ["medium", "large"]
-    assert only_early.models == {"early"}
-    assert {draw[0] for seed in range(200) if (draw := only_early.draw(seed))} == {"early"}
-    assert mix().only(("early", "late"))[1] == []
+def test_generators_come_by_their_weights_and_crafted_tumors_in_the_papers_numbers():
+    both = mix(probability=1.0, generators={"diffusion": 1.0, "handcrafted": 3.0}, placement="uniform")
+    made = [both.draw(seed) for seed in range(4000)]
+    crafted = [spec for spec in made if spec.generator == "handcrafted"]
+    assert len(crafted) / 4000 == pytest.approx(0.75, abs=4 * math.sqrt(0.1875 / 4000))
+    assert {spec.count for spec in crafted} == {"paper"}
+    assert "paper" not in {spec.count for spec in made if spec.generator == "diffusion"}
+    assert {spec.placement for spec in made} == {"uniform"}
+
+
+def test_sizes_without_their_model_are_left_out_of_diffusion_alone_and_named():
+    only_early = mix(models=frozenset({"early"}))
+    assert only_early.left_out == ["medium", "large"]
+    assert only_early.stages == {"early", "late"}
+    assert {size_of(spec) for seed in range(200) if (spec := only_early.draw(seed))} == {"early"}
+    assert mix().left_out == []
     with pytest.raises(ConfigError, match="no weight above 0"):
-        mix(sizes={"early": 1.0}).only(("late",))
+        mix(sizes={"early": 1.0}, models=frozenset({"late"}))
+    crafted = mix(generators={"handcrafted": 1.0}, models=frozenset())
+    assert (crafted.left_out, crafted.stages) == ([], frozenset())
+    assert {size_of(spec) for seed in range(200) if (spec := crafted.draw(seed))} == set(PUBLISHED)
+
+
+def size_of(spec):
+    return next(iter(spec.weights))
+
+
+def count_of(spec):
+    return spec.count.limits[0]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +90,9 @@ def test_sizes_without_their_model_are_left_out_and_named():
         ({"sizes": {"early": -1.0}}, r"synthesis\.sizes\.early"),
         ({"sizes": {"early": 0.0}}, r"no weight above 0"),
         ({"most_early": 0}, r"synthesis\.most_early"),
+        ({"generators": {"brush": 1.0}}, r"synthesis\.generators has 'brush'"),
+        ({"generators": {"diffusion": 0.0}}, r"synthesis\.generators has no weight"),
+        ({"placement": "left"}, r"synthesis\.placement is 'left'"),
     ],
 )
 def test_a_wrong_mix_is_refused(change, message):
@@ -73,9 +100,10 @@ def test_a_wrong_mix_is_refused(change, message):
         mix(**change)
 
 
-def test_a_missing_model_is_refused(synthesizers):
+def test_a_missing_model_is_refused(untrained):
+    early = load_synthesizer({"early": untrained / "diffusion_liver_early"}, organ="liver")
     with pytest.raises(ConfigError, match="late model"):
-        TumorsOnTheFly(synthesizers={"early": synthesizers["early"]}, mix=mix())
+        TumorsOnTheFly(synthesizer=early, mix=mix())
 
 
 def test_healthy_crops_get_tumors_in_the_organ_and_others_stay_as_they_are(always):
@@ -99,9 +127,9 @@ def test_healthy_crops_get_tumors_in_the_organ_and_others_stay_as_they_are(alway
     assert not made.ct_hu.requires_grad
 
 
-def test_without_a_draw_the_crop_is_bit_identical(synthesizers):
+def test_without_a_draw_the_crop_is_bit_identical(synthesizer):
     ct, labels = crops(3)
-    never = TumorsOnTheFly(synthesizers=synthesizers, mix=mix(probability=0.0))
+    never = TumorsOnTheFly(synthesizer=synthesizer, mix=mix(probability=0.0))
     made = never(ct, labels, seeds=[1, 2, 3], healthy=[True] * 3)
     assert torch.equal(made.ct_hu, ct)
     assert torch.equal(made.labels, labels)
@@ -144,7 +172,6 @@ def test_a_broken_model_is_not_taken_for_lack_of_room(always, monkeypatch):
     def broken(*_, **__):
         raise SynthesisError("not finite")
 
-    for synthesizer in always.synthesizers.values():
-        monkeypatch.setattr(synthesizer, "apply", broken)
+    monkeypatch.setattr(always.synthesizer, "apply", broken)
     with pytest.raises(SynthesisError, match="not finite"):
         always(*crops(1), seeds=[1], healthy=[True])

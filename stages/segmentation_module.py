@@ -116,7 +116,7 @@ class SegmentationModule(StageModule):
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        self.log("training/lr", lr)
+        self.log("training/lr", lr, sync_dist=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Start the step's clock."""
@@ -131,7 +131,7 @@ class SegmentationModule(StageModule):
         """Log which share of the epoch's steps went into tumors."""
         tumors, steps = self._for_tumors.take(), self._for_steps.take()
         if self.tumors is not None and steps:
-            self.log("training/synthesis_share", tumors / (steps + tumors * self._ahead))
+            self.log("training/synthesis_share", tumors / (steps + tumors * self._ahead), sync_dist=True)
 
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
         """Make tumors in healthy crops, unless that was done ahead, then segment the batch."""
@@ -143,7 +143,7 @@ class SegmentationModule(StageModule):
         self.check_finite({"loss": loss})
         self.log("training/loss", loss.detach(), prog_bar=True)
         counts = {"training/synthetic_crops": batch["synthetic"], "training/rejected_crops": batch["rejected"]}
-        self.log_dict({k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum")
+        self.log_dict({k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         return loss
 
     def scaled(self, batch: Item) -> Tensor:

@@ -143,7 +143,9 @@ class SegmentationModule(StageModule):
         self.check_finite({"loss": loss})
         self.log("training/loss", loss.detach(), prog_bar=True)
         counts = {"training/synthetic_crops": batch["synthetic"], "training/rejected_crops": batch["rejected"]}
-        self.log_dict({k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+        self.log_dict(
+            {k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
+        )
         return loss
 
     def scaled(self, batch: Item) -> Tensor:

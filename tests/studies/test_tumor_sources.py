@@ -1,0 +1,82 @@
+"""The study of tumor sources: from the command line to the page, and again without training anew."""
+
+import csv
+
+import pytest
+
+from difftumor import cli
+from difftumor.artifact_config import read_config
+from stages.entry import compose_config
+from stages.run import run_stage
+from stages.segmentation import build
+from studies import tumor_sources
+from studies.tumor_sources import SOURCES, SegmenterScores, main, sources_figure, table_rows
+from tests.stages.tumor_cohort import SEGMENTATION, UNET
+from tests.studies.test_timesteps import written
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run stages and commands here: thirty-two interpreters would start otherwise."""
+
+    def train(stage, options):
+        run_stage(stage=stage, config=compose_config(stage, options), build=build)
+
+    def command(name, options):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, *options])
+        assert ended.value.code == 0
+
+    monkeypatch.setattr(tumor_sources, "train", train)
+    monkeypatch.setattr(tumor_sources, "command", command)
+
+
+def words(folder, out, *more):
+    return [
+        "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "2", "--steps", "6",
+        *SEGMENTATION, *UNET, f"data.root={folder}/cohort", "synthesis.late_model=null",
+        f"synthesis.early_model={folder}/diffusion_liver_early", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path, capfd, in_this_process):
+    out = tmp_path / "study"
+    assert main(words(folder, out)) == 0
+    assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
+    with (out / "tumor_sources.csv").open() as stream:
+        rows = {row["trained on"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == list(SOURCES)
+    assert {row["trainings"] for row in rows.values()} == {"2"}
+    trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
+    assert len(trainings) == 8
+    assert {training["steps"] for training in trainings.values()} <= {6, 8}
+    cases = {name: set(training["cases"]["training"]) for name, training in trainings.items()}
+    real, healthy = {"early0", "early1", "early2", "late0"}, {"healthy0", "healthy1", "silent_healthy"}
+    assert cases["few_real_tumors_0"] == real
+    assert cases["diffusion_tumors_1"] == cases["hand-crafted_tumors_0"] == healthy
+    assert cases["few_real_and_diffusion_0"] == real | healthy
+    assert not any(training["cases"]["validation"] for training in trainings.values())
+
+    before = written(out, "checkpoints/*/*")
+    (out / "trainings.png").unlink()
+    assert main(words(folder, out)) == 0
+    assert written(out, "checkpoints/*/*") == before
+    assert (out / "trainings.png").is_file()
+
+
+def test_a_warm_up_longer_than_the_training_is_refused_before_anything_is_trained(folder, tmp_path, capfd):
+    assert main(words(folder, tmp_path / "out", "training.warmup_epochs=5")) == 1
+    assert "makes 3 epochs, and training.warmup_epochs is 5" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_says_means_and_deviations_over_the_seeds():
+    runs = [SegmenterScores(0.2, 0.9, 0.5, 1.0), SegmenterScores(0.4, 0.9, 0.7, 2.0)]
+    (row, single) = table_rows({"a": runs, "b": runs[:1]})
+    assert row["tumor DSC"] == "0.30 ± 0.14"
+    assert row["sensitivity"] == "0.60 ± 0.14"
+    assert row["false positives per scan"] == "1.50 ± 0.71"
+    assert row["organ DSC"] == "0.90 ± 0.00"
+    assert single["tumor DSC"] == "0.20"
+    assert len(sources_figure({"a": runs}).axes) == 2

@@ -17,7 +17,7 @@ from stages.autoencoder_options import WEIGHTED, StepOptions, step_options
 from stages.autoencoder_pictures import PictureOptions, Pictures
 from stages.autoencoder_validation import MONITOR, ScanValidation, ValidationOptions
 from stages.case_lists import read_root, stated_validation
-from stages.data import check_sizes, check_steps, window_of
+from stages.data import Caching, check_sizes, check_steps, window_of
 from stages.entry import command_line
 from stages.losses import PerceptualLoss
 from stages.module import initial_weights
@@ -88,7 +88,7 @@ def _data(settings: Settings, validation: ValidationOptions) -> AutoencoderData:
         batch_size=data.batch_size * settings.training.accumulate,
         steps_per_epoch=settings.training.steps_per_epoch,
         num_workers=data.num_workers,
-        cache_rate=data.cache_rate,
+        caching=Caching.of(data),
         overfit=data.overfit,
     )
 

@@ -50,6 +50,15 @@ class AutoencoderReader:
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
 
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+        return {
+            "crop": list(self.crop),
+            "spacing_mm": [float(step) for step in self.spacing_mm],
+            "labels": "any",
+            "label_names": dict(self.label_names),
+        }
+
     def __call__(self, case: Case) -> Item:
         """Load a case for ``RandomCrop``."""
         return with_centers(pad_to(self.whole(case), self.crop))

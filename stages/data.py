@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from difftumor.artifact_config import read_config
+from difftumor.datasets.caching import CachedOnDisk, cache_rate
 from difftumor.datasets.cases import Case
 from difftumor.datasets.sampling import RatioSampler, SeededSampler
 from difftumor.datasets.transforms import Item, SeededDataset
 from difftumor.errors import ConfigError
+from difftumor.files import check_folder
 from difftumor.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
 from stages.module import StageModule
@@ -25,7 +29,7 @@ def check_sizes(data: Any, *, multiple: int) -> None:
     """Check the options that all stages have under ``data``.
 
     Args:
-        data: Settings with ``crop``, ``spacing_mm``, ``num_workers`` and ``cache_rate``.
+        data: Settings with ``crop``, ``spacing_mm`` and ``num_workers``.
         multiple: Crops must be multiples of this, or the networks' down- and up-sampling would not meet.
 
     Raises:
@@ -37,8 +41,6 @@ def check_sizes(data: Any, *, multiple: int) -> None:
         raise ConfigError(f"data.spacing_mm is {list(data.spacing_mm)}: give three numbers of millimeters above 0.")
     if not isinstance(data.num_workers, int) or data.num_workers < 0:
         raise ConfigError(f"data.num_workers is {data.num_workers!r}: give 0 or more.")
-    if not 0 <= data.cache_rate <= 1:
-        raise ConfigError(f"data.cache_rate is {data.cache_rate!r}: give a share from 0 to 1.")
 
 
 def check_steps(settings: Any) -> int:
@@ -156,6 +158,55 @@ def seeded_loader(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """What is kept of cases that were read, so that they are resampled once: options of the group ``data``.
+
+    Args:
+        rate: Share of the cases kept in memory; ``"auto"`` for as many as half of the free memory holds.
+        folder: Where all are kept on disk, for this job and others; None for nowhere.
+        spacing_mm: Voxel size that they are kept at.
+
+    Raises:
+        ConfigError: The rate is out of range, or the folder cannot be one.
+    """
+
+    rate: float | Literal["auto"] = 0.0
+    folder: Path | None = None
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.rate, int | float) and not isinstance(self.rate, bool)
+        if self.rate != "auto" and not (is_number and 0 <= self.rate <= 1):
+            raise ConfigError(f"data.cache_rate is {self.rate!r}: give auto, or a share from 0 to 1.")
+        if self.folder is not None and not self.folder.is_dir():  # one that is there may be full, and only be read
+            check_folder(self.folder, option="data.cache_dir")
+
+    @classmethod
+    def of(cls, data: Any) -> Caching:
+        """Return what settings with ``cache_rate``, ``cache_dir`` and ``spacing_mm`` say."""
+        folder = None if data.cache_dir is None else Path(str(data.cache_dir))
+        return cls(rate=data.cache_rate, folder=folder, spacing_mm=tuple(data.spacing_mm))
+
+    def rate_of(self, cases: Sequence[Case], *, processes: int) -> float:
+        """Return the share of the cases that each of so many processes on this machine keeps in memory."""
+        if self.rate != "auto":
+            return self.rate
+        # What is on disk is mapped into memory, and the system decides what stays there.
+        return 0.0 if self.folder is not None else cache_rate(cases, spacing_mm=self.spacing_mm, processes=processes)
+
+    def on_disk(self, load: Callable[[Case], Item], part: str) -> Callable[[Case], Item]:
+        """Return a reader that keeps what ``load``, or the object that it is a method of, reads and describes."""
+        about = getattr(getattr(load, "__self__", load), "about", None)
+        if self.folder is None or about is None:
+            return load
+        return CachedOnDisk(load, partial(_described, about=about, part=part), self.folder)
+
+
+def _described(case: Case, *, about: Callable[[Case], dict[str, Any]], part: str) -> dict[str, Any]:
+    return {**about(case), "part": part}
+
+
 class CropData(pl.LightningDataModule):
     """Random crops to train on. What is done with the cases held out is the stages' own business.
 
@@ -168,7 +219,7 @@ class CropData(pl.LightningDataModule):
         batch_size: Crops per step on each rank.
         steps_per_epoch: Length of an epoch.
         num_workers: Loading processes per rank.
-        cache_rate: Share of the cases kept in memory.
+        caching: What is kept of cases that were read.
         overfit: Repeats the crops of the first epoch.
     """
 
@@ -183,7 +234,7 @@ class CropData(pl.LightningDataModule):
         batch_size: int,
         steps_per_epoch: int,
         num_workers: int = 0,
-        cache_rate: float = 0.0,
+        caching: Caching | None = None,
         overfit: bool = False,
     ) -> None:
         super().__init__()
@@ -195,11 +246,13 @@ class CropData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.num_workers = num_workers
-        self.cache_rate = cache_rate
+        self.caching = caching or Caching()
         self.overfit = overfit
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache."""
+        processes = getattr(self.trainer, "num_devices", 1)  # no trainer yet where data are looked at alone
+        self._cache_rate = self.caching.rate_of((*self.train, *self.validation), processes=processes)
         self.train_set = self._dataset(self.train, "training", load=self.load, transform=self.transform)
 
     def train_dataloader(self) -> DataLoader[Item]:
@@ -230,10 +283,10 @@ class CropData(pl.LightningDataModule):
     ) -> SeededDataset:
         return SeededDataset(
             cases,
-            load=load,
+            load=self.caching.on_disk(load, part),
             transform=transform,
             seed=derive_seed(self.seed, part),
-            cache_rate=self.cache_rate,
+            cache_rate=self._cache_rate,
             cache_workers=self.num_workers,
         )
 

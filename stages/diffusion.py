@@ -30,7 +30,7 @@ from difftumor.synthesis.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from difftumor.volume import Volume
 from stages.case_lists import read_root, sort_and_say, stated_validation
-from stages.data import check_same_preprocessing, check_sizes, check_steps, window_of
+from stages.data import Caching, check_same_preprocessing, check_sizes, check_steps, window_of
 from stages.diffusion_data import LesionRules, TumorCrops, TumorReader, describe, describe_choice
 from stages.diffusion_hosts import HeldOut
 from stages.diffusion_latents import CachedTumorCrops, LatentOptions
@@ -140,7 +140,7 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
         steps_per_epoch=settings.training.steps_per_epoch,
         validation_crops=options.crops,
         num_workers=data.num_workers,
-        cache_rate=data.cache_rate,
+        caching=Caching.of(data),
         overfit=data.overfit,
     )
     return _Crops(crops, _provenance(crops, tumors), held_out)

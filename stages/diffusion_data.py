@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ class TumorReader:
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
+
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+        names = self.cases.label_names
+        return {
+            "crop": list(self.crop),
+            "spacing_mm": [float(step) for step in self.spacing_mm],
+            "lesions": asdict(self.rules),
+            "labels": asdict(resolve_labels(names, self.organ, source=self.cases.source)),
+            "label_names": dict(names),
+            "tumors": sorted(self.only[case.id]) if case.id in self.only else "all",
+        }
 
     def __call__(self, case: Case) -> Item:
         """Load a case for ``RandomCrop``, which will center crops on voxels of wanted tumors or of the organ."""

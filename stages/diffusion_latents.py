@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ import torch
 from monai.transforms import Randomizable
 from torch import Tensor
 
+from difftumor.datasets.caching import file_facts
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
 from difftumor.diffusion.latent_cache import LatentCache, latent_key
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import check_folder
-from difftumor.organs import resolve_labels
 from difftumor.seeding import derive_seed
-from difftumor.volume import is_nifti
-from stages.diffusion_data import TumorCrops, TumorReader, crop_name
+from stages.diffusion_data import TumorCrops, crop_name
 from stages.diffusion_module import DiffusionModule
 from stages.latent_filling import CaseCrops, fill
 from stages.settings import check_whole
@@ -88,7 +87,7 @@ class CachedTumorCrops(TumorCrops):
         module, device = self.trainer.lightning_module, self.trainer.strategy.root_device
         assert isinstance(module, DiffusionModule)
         module.codec.autoencoder.to(device)
-        common = {"device": device.type, **_of_module(module), **_of_reader(self.reader)}
+        common = {"device": device.type, **_of_module(module)}
         pools = {case.id: self._pool(case, common) for case in self.train}
         self._fixed: dict[str, tuple[str, str]] = {}
         held_out = [self._held_out(case, common) for case in self.validation]
@@ -110,16 +109,20 @@ class CachedTumorCrops(TumorCrops):
 
     def _pool(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
         """Return the crops to draw from; number k is the same however many there are."""
-        about = {**common, **_of_case(case, self.reader), "foreground_ratio": self.foreground_ratio}
+        about = {**common, **self._about(case), "foreground_ratio": self.foreground_ratio}
         states = [derive_seed(self.seed, "latents", case.id, number) for number in range(self.crops)]
         cuts = {latent_key(**about, state=state): partial(self._cut_at_random, state=state) for state in states}
         return CaseCrops(load=partial(self.reader, case), cuts=cuts)
+
+    def _about(self, case: Case) -> dict[str, Any]:
+        """Return all that decides what is read of a case, its files as they are now included."""
+        return {**self.reader.about(case), "files": file_facts(case)}
 
     def _cut_at_random(self, item: Item, *, state: int) -> Item:
         return self.cut.set_random_state(seed=state % 2**32)(item)
 
     def _held_out(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
-        about = {**common, **_of_case(case, self.reader)}
+        about = {**common, **self._about(case)}
         cuts = {}
         for index in self.validation_tumors[case.id][: self.validation_crops - len(self._fixed)]:
             key = latent_key(**about, tumor=index)
@@ -194,27 +197,4 @@ def _of_module(module: DiffusionModule) -> dict[str, Any]:
         "autoencoder": module.parents["autoencoder"].identity,
         "masked": module.masked,
         "window_hu": [module.window.low_hu, module.window.high_hu],
-    }
-
-
-def _of_reader(reader: TumorReader) -> dict[str, Any]:
-    """What decides how a case is read."""
-    names = reader.cases.label_names
-    return {
-        "crop": list(reader.crop),
-        "spacing_mm": [float(step) for step in reader.spacing_mm],
-        "lesions": asdict(reader.rules),
-        "labels": asdict(resolve_labels(names, reader.organ, source=reader.cases.source)),
-        "label_names": dict(names),
-    }
-
-
-def _of_case(case: Case, reader: TumorReader) -> dict[str, Any]:
-    """What decides what is read: the case's files as they are now, and which of its tumors count."""
-    assert case.labels is not None
-    labels = sorted(filter(is_nifti, case.labels.iterdir())) if case.labels.is_dir() else [case.labels]
-    files = [(str(file.resolve()), file.stat()) for file in (case.image, *labels)]
-    return {
-        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files],
-        "tumors": sorted(reader.only[case.id]) if case.id in reader.only else "all",
     }

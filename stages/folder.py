@@ -25,6 +25,7 @@ HEADER = "# Resolved config of a run of stages."
 # Options that change where or how fast a run goes, and not what it computes.
 NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
+    "data.cache_dir",
     "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar",

@@ -13,7 +13,7 @@ from difftumor.datasets.crops import SegmentationCrop
 from difftumor.errors import ConfigError
 from difftumor.intensity import Normalization
 from difftumor.organs import Organ
-from stages.data import check_sizes, window_of
+from stages.data import Caching, check_sizes, window_of
 from stages.entry import command_line
 from stages.run import Stage
 from stages.segmentation_cases import choose_cases
@@ -95,7 +95,7 @@ def _data(settings: Settings, organ: Organ, ahead: Callable[..., TumorsAhead] | 
         seed=settings.seed,
         batch_size=data.batch_size,
         num_workers=data.num_workers,
-        cache_rate=data.cache_rate,
+        caching=Caching.of(data),
         overfit=data.overfit,
     )
 

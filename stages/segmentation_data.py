@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -50,6 +50,19 @@ class SegmentationReader:
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     normalization: Normalization
+
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+        source = self.origins[case].source
+        window = self.normalization.window
+        return {
+            "crop": list(self.crop),
+            "spacing_mm": [float(step) for step in self.spacing_mm],
+            "labels": asdict(resolve_labels(source.label_names, self.organ, source=source.source)),
+            "label_names": dict(source.label_names),
+            "normalization": [self.normalization.kind, window.low_hu, window.high_hu],
+            "healthy": self.origins[case].healthy,
+        }
 
     def __call__(self, case: Case) -> Item:
         """Load a case for ``SegmentationCrop``."""

@@ -5,7 +5,7 @@ or TotalSegmentator folders with one label file per structure.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,6 +123,13 @@ def structure_files(case: Case, label_names: Mapping[str, int], numbers: Collect
     return tuple(file for file in found if file is not None)
 
 
+def number_structures(names: Iterable[str]) -> dict[str, int]:
+    """Number structures that have a file of their own, tumors last, so that they win where both are marked."""
+    tumors = ("tumor", "tumour", "lesion", "cancer", "pdac")
+    ordered = sorted(set(names), key=lambda name: (any(word in name for word in tumors), name))
+    return {"background": 0, **{name: number for number, name in enumerate(ordered, start=1)}}
+
+
 def folds(cases: Sequence[Case], *, count: int = 5, fold: int, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Split cases by patient into training and validation.
 
@@ -187,10 +194,7 @@ def _label_names(listing: Listing) -> Mapping[str, int]:
     """Number the structures of one-file-per-structure folders by name where the source gives no numbers."""
     if listing.label_names or not listing.structures:
         return dict(listing.label_names)
-    # Tumors after organs, so that they win where both are marked.
-    tumors = ("tumor", "tumour", "lesion", "cancer", "pdac")
-    ordered = sorted(listing.structures, key=lambda name: (any(word in name for word in tumors), name))
-    return {"background": 0, **{name: number for number, name in enumerate(ordered, start=1)}}
+    return number_structures(listing.structures)
 
 
 def _check_files(cases: Sequence[Case], source: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from difftumor.errors import CaseListError
 from difftumor.volume import is_nifti
 
@@ -67,6 +69,41 @@ def case_id(image: Path) -> str:
             name = name[: -len(suffix)]
             break
     return _CHANNEL.sub("", name)
+
+
+def structure_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders with one label file per structure in a folder, by case: ``CASE`` or ``CASE/segmentations``."""
+    found = {}
+    for case in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        parts = case / "segmentations" if (case / "segmentations").is_dir() else case
+        if _nifti_files(parts):
+            found[case.name] = parts
+    return found
+
+
+def structures_of(folder: Path) -> tuple[str, ...]:
+    """Return the names of the structures that have a file in a folder."""
+    return tuple(case_id(file) for file in _nifti_files(folder))
+
+
+def read_label_table(file: Path) -> Mapping[str, int]:
+    """Read what label numbers mean from a JSON or YAML file: name to number, number to name, or these under "labels".
+
+    Raises:
+        CaseListError: It cannot be read, or holds no such table.
+    """
+    try:
+        content = yaml.safe_load(_read_text(file).replace("\t", " "))  # JSON may be indented by tabs, YAML may not
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise CaseListError(f"{file} is neither JSON nor YAML ({reason}); correct it there.") from error
+    if isinstance(content, dict):
+        content = content["labels"] if isinstance(content.get("labels"), dict) else content
+        content = {str(key): value for key, value in content.items()}
+    names = _label_names(content, file)
+    if not names:
+        raise CaseListError(f'{file} names no labels; write them as {{"background": 0, "liver": 1}}.')
+    return names
 
 
 def _read_text(source: Path) -> str:

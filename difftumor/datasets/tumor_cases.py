@@ -153,6 +153,25 @@ def sort_cases(
     )
 
 
+def read_organ(case: Case, cases: CaseList, labels: OrganLabels) -> Volume | None:
+    """Read the labels of a case as 0 background, 1 organ, 2 tumor; None where they hold neither organ nor tumor.
+
+    Args:
+        case: With labels.
+        cases: The list it is of, which says what its labels mean.
+        labels: The organ's numbers in it.
+
+    Raises:
+        DiffTumorError: The labels cannot be used.
+    """
+    try:
+        stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
+    except CaseListError:  # a folder with one file per structure, but none of these
+        return None
+    standard = labels.to_standard(stored.data, source=case.labels, require_organ=False)
+    return replace(stored, data=standard) if standard.any() else None
+
+
 def _reasons(sorted_cases: list[tuple[Case, str]]) -> Iterator[LeftOut]:
     for case, kind in sorted_cases:
         if kind not in ("tumor", "healthy"):
@@ -171,21 +190,17 @@ def _kind(
             f"{cases.source} states {organ.name} tumors for {case.id!r}, but none of its label names is one: "
             f"name the label, for instance '{organ.name}_tumor'."
         )
-    try:
-        stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
-    except CaseListError:  # a folder with one file per structure, but none of these
+    standard = read_organ(case, cases, labels)
+    if standard is None:
         return f"holds no {organ.name}", None
-    standard = labels.to_standard(stored.data, source=case.labels, require_organ=False)
-    if not standard.any():
-        return f"holds no {organ.name}", None
-    marked = bool((standard == TUMOR).any())
+    marked = bool((standard.data == TUMOR).any())
     if marked and stated is False:
         raise CaseListError(
             f"Case {case.id!r} is stated to be free of {organ.name} tumors, but {case.labels} marks one: "
             "correct its tumor_organs, or its labels."
         )
     if stated or marked:
-        return "tumor", replace(stored, data=standard)
+        return "tumor", standard
     if stated is False or labels.tumor or assume_healthy:
         return "healthy", None
     return f"may have {organ.name} tumors, which neither the list states nor its label map marks", None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.list_writing import write_case_list
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.datasets.tumor_stages import TUMOR_STAGES, TumorStage, center_mm, keep_lesions, split_tumors
 from difftumor.errors import CaseListError
@@ -132,19 +132,10 @@ def write_stage_lists(folder: Path, cases: Sequence[Case], organ: Organ, *, vali
     """
     names = {"background": BACKGROUND, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
     for stage in TUMOR_STAGES:
-        parts: dict[str, list[dict[str, object]]] = {"training": [], "validation": []}
-        for case in cases:
-            entry: dict[str, object] = {
-                "id": case.id,
-                "image": str(case.image.absolute()),  # what a link points to may bear another name
-                "label": _map(folder, stage, case).name,
-                "patient": case.patient,
-                "tumor_organs": [organ.name],
-            }
-            parts["validation" if case.id in validation_ids else "training"].append(entry)
-        content = {"name": f"{stage} {organ.name} tumors", "labels": names, **parts}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / stage / DATASET_FILE).write_text(text, encoding="utf-8")
+        file = folder / stage / DATASET_FILE
+        staged = [replace(case, labels=_map(folder, stage, case), tumor_organs=(organ.name,)) for case in cases]
+        listed = CaseList(tuple(staged), names, file, tuple(validation_ids))
+        write_case_list(file, listed, name=f"{stage} {organ.name} tumors")
 
 
 def _map(folder: Path, stage: TumorStage, case: Case) -> Path:

@@ -12,6 +12,7 @@ from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
+from difftumor.cli.select_healthy import select_healthy
 from difftumor.cli.split_tumors import split_tumors
 from difftumor.cli.synthesize import synthesize
 
@@ -25,6 +26,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "evaluate-autoencoder": evaluate_autoencoder,
     "import-published": import_published,
     "split-tumors": split_tumors,
+    "select-healthy": select_healthy,
     "info": info,
 }
 

@@ -1,7 +1,7 @@
 """Which scans have a healthy organ, by label maps that a model predicted (paper, E.1).
 
-A scan counts as healthy where the organ is there, whole, of a plausible volume, and without a tumor. The paper asks for the
-organ and for no tumor; the rest keeps out scans that are cut and predictions that have failed.
+A scan counts as healthy where the organ is there, whole, of a plausible volume, and without a tumor. The paper asks for
+the organ and for no tumor; the rest keeps out scans that are cut and predictions that have failed.
 """
 
 from __future__ import annotations
@@ -140,10 +140,8 @@ def usual_rule(
         ConfigError: A limit is None and none is known for the organ, or a number is out of range.
     """
     low, high = ADULT_VOLUME_ML.get(organ.name, (None, None))
-    low, high = (
-        (min_volume_ml if min_volume_ml is not None else low),
-        (high if max_volume_ml is None else max_volume_ml),
-    )
+    low = low if min_volume_ml is None else min_volume_ml
+    high = high if max_volume_ml is None else max_volume_ml
     if low is None or high is None:
         raise ConfigError(f"No usual volume of {organ.name} is known: give --min-volume-ml and --max-volume-ml.")
     return HealthyRule(
@@ -220,13 +218,8 @@ def select_healthy(
         OrganError: The label names do not hold the organ, or none of its tumors, so that no case could show them.
     """
     labels = resolve_labels(cases.label_names, organ, source=cases.source)
-    stated = all(case.tumor_organs is not None for case in cases.cases)
-    if not labels.tumor and not stated and not assume_healthy:
-        raise OrganError(
-            f"The labels of {cases.source} name no {organ.name} tumor ({', '.join(cases.label_names)}), so they cannot "
-            f"tell a healthy {organ.name}: give label maps that mark tumors under a name like '{organ.name}_tumor', or "
-            "--assume-healthy if you know that there are none."
-        )
+    if not assume_healthy:
+        _check_tumors_named(cases, organ, labels)
 
     def verdict(case: Case) -> Verdict:
         try:
@@ -245,6 +238,18 @@ def select_healthy(
             pool.shutdown(cancel_futures=True)
             raise
     return tuple(verdicts)
+
+
+def _check_tumors_named(cases: CaseList, organ: Organ, labels: OrganLabels) -> None:
+    if labels.tumor or all(case.tumor_organs is not None for case in cases.cases):
+        return
+    names = [name for name in cases.label_names if name != "background"]
+    listed = ", ".join(names[:8] + ["…"] * (len(names) > 8))
+    raise OrganError(
+        f"The labels of {cases.source} ({listed}) name no {organ.name} tumor, so they cannot tell which "
+        f"{organ.name} is healthy: give label maps that mark tumors under a name like '{organ.name}_tumor', or "
+        "--assume-healthy if you know that there are none."
+    )
 
 
 def _verdict(

@@ -131,8 +131,8 @@ def _write(
     if failed:
         named = ", ".join(failed[:5]) + ", …" * (len(failed) > 5)
         raise CaseListError(
-            f"{len(failed)} of {len(verdicts)} scans cannot be used ({named}): mend or remove them; {out} lists the "
-            f"{healthy} healthy ones of the others."
+            f"{len(failed)} of {len(verdicts)} scans cannot be used ({named}): mend or remove them; {out} holds "
+            f"the others that are healthy ({healthy})."
         )
     typer.echo(f"{healthy} scan{'s' if healthy > 1 else ''} with a healthy {organ.name}: {out} (all scans: {report})")
 

@@ -164,11 +164,12 @@ def measure_organ(labels: Volume, *, pieces: int) -> OrganMeasures:
     found = sorted(find_components(labels.data).found, key=lambda piece: -piece.voxels)
     voxels = sum(piece.voxels for piece in found)
     faces = dict.fromkeys(face for piece in found[:pieces] for face in _faces(piece.box, labels.grid))
+    voxel_mm3 = round(labels.grid.voxel_mm3, 9)  # a determinant misses the product of the spacing by a rounding error
     return OrganMeasures(
-        volume_ml=voxels * labels.grid.voxel_mm3 / 1000,
+        volume_ml=voxels * voxel_mm3 / 1000,
         shares=tuple(piece.voxels / voxels for piece in found),
         faces=tuple(faces),
-        tumor_mm3=int(np.count_nonzero(labels.data == TUMOR)) * labels.grid.voxel_mm3,
+        tumor_mm3=int(np.count_nonzero(labels.data == TUMOR)) * voxel_mm3,
     )
 
 

@@ -178,7 +178,7 @@ def judge(measures: OrganMeasures, rule: HealthyRule, organ: str) -> dict[str, s
     against = {}
     main, volume = measures.shares[: rule.pieces], measures.volume_ml
     if measures.tumor_mm3 > rule.max_tumor_mm3:
-        against["tumor"] = f"has {measures.tumor_mm3:.4g} mm³ of {organ} tumor"
+        against["tumor"] = f"has {_figures(measures.tumor_mm3)} mm³ of {organ} tumor"
     if measures.faces and not rule.allow_cut:
         against["cut"] = f"has its {organ} cut by the {' and '.join(measures.faces)} edge of the scan"
     # Sums of shares miss a round number by a rounding error.
@@ -187,9 +187,9 @@ def judge(measures: OrganMeasures, rule: HealthyRule, organ: str) -> dict[str, s
         of = f", the largest with {held}" if count > 1 else ""
         against["pieces"] = f"has its {organ} in {count} piece{'s' if count > 1 else ''}, not {rule.pieces}{of}"
     if volume < rule.min_volume_ml:
-        against["too_small"] = f"has {volume:.4g} ml of {organ}, less than {rule.min_volume_ml:g}"
+        against["too_small"] = f"has {_figures(volume)} ml of {organ}, less than {rule.min_volume_ml:g}"
     if volume > rule.max_volume_ml:
-        against["too_large"] = f"has {volume:.4g} ml of {organ}, more than {rule.max_volume_ml:g}"
+        against["too_large"] = f"has {_figures(volume)} ml of {organ}, more than {rule.max_volume_ml:g}"
     return against
 
 
@@ -281,6 +281,10 @@ def _stated(case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, assu
     if shown or assume_healthy:
         return {}
     return {"unknown": f"may have {organ.name} tumors, for which it has no label file"}
+
+
+def _figures(number: float) -> str:
+    return f"{number:.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def _faces(box: Box, grid: Grid) -> Sequence[str]:

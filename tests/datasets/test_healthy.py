@@ -62,7 +62,7 @@ def test_every_reason(scan, tmp_path):
     cases = listed(
         tmp_path,
         scan("healthy", ORGAN),
-        scan("others", ORGAN, ((20, 20, 20), (4, 4, 4), 3), ((5, 5, 5), (2, 2, 2), 4)),  # spleen, and a cyst in the liver
+        scan("others", ORGAN, ((20, 20, 20), (4, 4, 4), 3), ((5, 5, 5), (2, 2, 2), 4)),  # and a cyst
         scan("tumor", ORGAN, ((5, 5, 5), (1, 1, 1), 2)),
         scan("stated", ORGAN, tumor_organs=("Liver",)),
         scan("kidneys", ORGAN, tumor_organs=("kidney",)),
@@ -73,7 +73,7 @@ def test_every_reason(scan, tmp_path):
         scan("large", ((1, 1, 1), (17, 14, 15), 1)),
         scan("absent", ((3, 3, 3), (5, 5, 5), 3)),
         scan("fractions", ((3, 3, 3), (10, 9, 8), 0.5), dtype=np.float32),
-        scan("shifted", ORGAN, affine=AFFINE + np.eye(4)[:, [3]] @ np.eye(4)[[3]] * 0 + np.diag([0, 0, 1.0, 0])),
+        scan("shifted", ORGAN, affine=np.diag([-10.0, -10.0, 11.0, 1.0])),
         broken,
         replace(scan("mapless"), labels=None),
     )  # fmt: skip
@@ -83,8 +83,8 @@ def test_every_reason(scan, tmp_path):
     assert len(done) == len(found)
     status = {verdict.case.id: verdict.status for verdict in found}
     assert status == {
-        "healthy": "healthy", "others": "healthy", "tumor": "tumor", "stated": "tumor", "kidneys": "healthy", "cut": "cut",
-        "pieces": "pieces", "crumbs": "healthy", "small": "too_small", "large": "too_large", "absent": "no_organ",
+        "healthy": "healthy", "others": "healthy", "tumor": "tumor", "stated": "tumor", "kidneys": "healthy",
+        "cut": "cut", "pieces": "pieces", "crumbs": "healthy", "small": "too_small", "large": "too_large", "absent": "no_organ",
         "fractions": "failed", "shifted": "failed", "broken": "failed", "mapless": "no_labels",
     }  # fmt: skip
     reason = {verdict.case.id: " ".join(verdict.reasons) for verdict in found}
@@ -106,7 +106,7 @@ def test_all_reasons_of_a_scan_are_given_and_the_first_is_its_status(scan, tmp_p
     (found,) = select_healthy(listed(tmp_path, case), LIVER, usual_rule(LIVER))
     assert found.status == "tumor"
     assert [reason.split()[:4] for reason in found.reasons] == [
-        ["has", "6.4e+04", "mm³", "of"], ["has", "its", "liver", "cut"], ["has", "its", "liver", "in"],
+        ["has", "64000", "mm³", "of"], ["has", "its", "liver", "cut"], ["has", "its", "liver", "in"],
         ["has", "128", "ml", "of"],
     ]  # fmt: skip
     assert found.measures.faces == ("right",)  # of the largest piece, the first of equals
@@ -185,7 +185,8 @@ def test_a_stricter_rule_never_accepts_more():
         )
         loose = HealthyRule(min_volume_ml=500, max_volume_ml=3000, min_share=0.6, allow_cut=True, max_tumor_mm3=5)
         for stricter in (
-            {"min_volume_ml": 900}, {"max_volume_ml": 2000}, {"min_share": 0.9}, {"allow_cut": False}, {"max_tumor_mm3": 1},
+            {"min_volume_ml": 900}, {"max_volume_ml": 2000}, {"min_share": 0.9}, {"allow_cut": False},
+            {"max_tumor_mm3": 1},
         ):  # fmt: skip
             assert set(judge(measures, loose, "liver")) <= set(judge(measures, replace(loose, **stricter), "liver"))
 
@@ -311,7 +312,7 @@ def test_statuses_are_in_the_order_of_their_weight():
 
 @pytest.mark.data
 def test_a_real_scan(real_data, tmp_path):
-    """The abdomen is cropped to 9 cm: liver and kidneys leave it, and half of the pancreas is unseen or unmarked."""
+    """The abdomen is 9 cm high: liver and kidneys leave it, and the pancreas is marked in two pieces of 9 and 8 ml."""
     folder = real_data / "abdomen"
     cases = CaseList(
         (Case("a", folder / "ct.nii.gz", folder / "organs.nii.gz"),), get_convention("totalsegmentator"), folder

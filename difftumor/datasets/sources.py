@@ -114,13 +114,27 @@ def _read_text(source: Path) -> str:
         raise CaseListError(f"{source} cannot be read ({error}); save it as UTF-8 text.") from error
 
 
-def _json(source: Path, base: Path) -> Listing:
+def read_dataset_labels(file: Path) -> Mapping[str, int]:
+    """Return the label names of a ``dataset.json``, whatever else it states; empty where it has none.
+
+    Raises:
+        CaseListError: It cannot be read or is malformed.
+    """
+    content = _parsed_json(file)
+    return _label_names(content.get("labels", {}), file) if isinstance(content, dict) else {}
+
+
+def _parsed_json(source: Path) -> Any:
     try:
-        content = json.loads(_read_text(source))
+        return json.loads(_read_text(source))
     except json.JSONDecodeError as error:
         raise CaseListError(
             f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct it there."
         ) from error
+
+
+def _json(source: Path, base: Path) -> Listing:
+    content = _parsed_json(source)
     if isinstance(content, list):
         return Listing(_entries(content, source, base, "entry"))
     if not isinstance(content, dict):

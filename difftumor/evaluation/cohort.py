@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
-from difftumor.datasets.sources import case_id, load_listing
+from difftumor.datasets.sources import case_id, read_dataset_labels
 from difftumor.errors import CaseListError, VolumeError
 from difftumor.evaluation.detection import CaseDetection, match_lesions
 from difftumor.evaluation.lesions import find_lesions
@@ -178,7 +178,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
 def label_names_of(folder: Path) -> Mapping[str, int]:
     """Return the label names in the ``dataset.json`` in or beside a folder of label maps; empty where there is none.
 
-    Nothing else of it is wanted, so its CTs need not be there.
+    Nothing else of it is wanted, so it need not list cases, as beside the predictions of nnU-Net, nor CTs be there.
 
     Raises:
         CaseListError: It is malformed.
@@ -186,7 +186,7 @@ def label_names_of(folder: Path) -> Mapping[str, int]:
     folder = Path(os.path.abspath(folder))  # "." has no parent, and that of a link is where the link lies
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
-            return load_listing(place / "dataset.json").label_names
+            return read_dataset_labels(place / "dataset.json")
     return {}
 
 

@@ -43,7 +43,8 @@ def synthesize(
     convention: Annotated[
         str | None,
         typer.Option(
-            help="What the numbers of the label map mean: totalsegmentator, msd_liver, msd_pancreas, lits, kits.",
+            help="What the numbers of the label map mean: totalsegmentator, universal_model, msd_liver, msd_pancreas, "
+            "lits, kits.",
             show_default=False,
             rich_help_panel=WHERE,
         ),

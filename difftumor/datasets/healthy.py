@@ -25,7 +25,7 @@ from difftumor.volume import Volume
 
 # From half the mean of women to twice the mean of men, rounded, in 149 adults: liver 1411 and 1710 ml, pancreas 64 and
 # 87 ml, a kidney 157 and 193 ml. Geraghty et al., Normal organ volume assessment from abdominal CT, Abdominal Imaging
-# 29:482-490 (2004).
+# (2004), pages 482-490.
 ADULT_VOLUME_ML: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"liver": (700.0, 3400.0), "pancreas": (32.0, 175.0), "kidney": (155.0, 770.0)}
 )

@@ -227,6 +227,9 @@ def test_inputs_are_never_replaced(scans, capsys):
     given = ("--cts", scans / "cts", *lists[2:], scans / "list.json", "--max-tumor-mm3", 9000)
     assert run("select-healthy", scans / "list_labels", *given) == 1
     assert "would replace the input list_labels" in capsys.readouterr().err
+    (scans / "mine.csv").write_text("image,label\ncts/a_0000.nii.gz,list_labels/a.nii.gz\n")
+    assert run("select-healthy", scans / "mine.csv", *lists[2:], scans / "list.json") == 1
+    assert "would replace the input list_labels" in capsys.readouterr().err
     assert before.items() <= digests(scans).items()
 
 

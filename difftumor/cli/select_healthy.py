@@ -116,6 +116,8 @@ def _write(
     failed = [verdict.case.id for verdict in verdicts if verdict.status == "failed"]
     healthy = found.get("healthy", 0)
     write_csv(report, COLUMNS, rows(verdicts, rule))
+    for verdict in [verdict for verdict in verdicts if verdict.status == "failed"][:5]:
+        typer.echo(f"Left out: {verdict.case.id} {verdict.reasons[0]}", err=True)
     if not healthy:
         why = ", ".join(f"{name}: {count}" for name, count in found.items())
         out.unlink(missing_ok=True)  # an earlier list, which the table contradicts
@@ -124,15 +126,12 @@ def _write(
             "and give other label maps or another rule."
         )
     write_healthy_list(out, verdicts, cases, organ, rule, assume_healthy=assume_healthy)
-    for verdict in verdicts:
-        if verdict.status == "failed":
-            typer.echo(f"Left out: {verdict.case.id} {verdict.reasons[0]}", err=True)
     _print_counts(found, len(verdicts))
     if failed:
         named = ", ".join(failed[:5]) + ", …" * (len(failed) > 5)
         raise CaseListError(
-            f"{len(failed)} of {len(verdicts)} scans cannot be used ({named}): mend or remove them; {out} holds "
-            f"the others that are healthy ({healthy})."
+            f"{len(failed)} of {len(verdicts)} scans cannot be used ({named}): see {report}, mend or remove them; "
+            f"{out} holds the others that are healthy ({healthy})."
         )
     typer.echo(f"{healthy} scan{'s' if healthy > 1 else ''} with a healthy {organ.name}: {out} (all scans: {report})")
 
@@ -210,7 +209,7 @@ def _read_table(table: str) -> Mapping[str, int]:
 
 def _check_out(out: Path, cases: CaseList, given: Sequence[Path], overwrite: bool) -> None:
     """Refuse a name that is none of a list, an earlier result, and places that hold an input."""
-    from difftumor.datasets.healthy_list import labels_folder
+    from difftumor.datasets.healthy_list import is_table, labels_folder
     from difftumor.errors import ConfigError
     from difftumor.files import check_results
 
@@ -218,5 +217,7 @@ def _check_out(out: Path, cases: CaseList, given: Sequence[Path], overwrite: boo
         raise ConfigError(f"--out {out} does not end in .json: give a name such as {out.name or 'healthy'}.json.")
     files = [file for case in cases.cases for file in (case.image, case.labels) if file]
     inputs = [*given, *files, *{file.parent for file in files}]
-    names = [out.name, out.with_suffix(".csv").name, labels_folder(out).name]
+    names = [out.name, labels_folder(out).name]
+    if not is_table(report := out.with_suffix(".csv")):  # without its list, one of a run that found none healthy
+        names.append(report.name)
     check_results(out.parent, names, inputs=inputs, overwrite=overwrite)

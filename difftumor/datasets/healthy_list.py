@@ -27,6 +27,14 @@ def labels_folder(file: Path) -> Path:
     return file.with_name(f"{file.stem}_labels")
 
 
+def is_table(file: Path) -> bool:
+    """Whether a file is a table of ``COLUMNS``."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.readline().strip() == ",".join(COLUMNS).encode()
+
+
 def counts(verdicts: Sequence[Verdict], organ: Organ) -> dict[str, int]:
     """Return how many scans have each status, by what a table calls it, in the order of ``STATUSES``."""
     found = Counter(verdict.status for verdict in verdicts)

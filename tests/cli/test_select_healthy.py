@@ -102,7 +102,7 @@ def test_one_bad_map_does_not_stop_the_others(scans, capsys):
     assert run(*words(scans, "--jobs", 3)) == 1
     said = capsys.readouterr()
     error = said.err.splitlines()[-1]
-    assert error.startswith("Error: 4 of 8 scans cannot be used (e, f, g, h): mend or remove them")
+    assert error.startswith("Error: 4 of 8 scans cannot be used (e, f, g, h): see ")
     assert [line.split()[2] for line in said.err.splitlines()[:-1]] == ["e", "f", "g", "h"]
     assert [case.id for case in read_cases(scans / "list.json").cases] == ["a"]
     content = json.loads((scans / "list.json").read_text())
@@ -120,6 +120,22 @@ def test_no_healthy_scan(scans, capsys):
     assert "(no label map: 1, no CT: 1, no liver: 1, liver tumor: 1)" in error
     assert not (scans / "list.json").exists()  # it would contradict the table
     assert table(scans / "list.csv")["a"]["status"] == "no_labels"
+    write(scans, "a", boxes((ORGAN, 1)))
+    assert run(*words(scans)) == 0  # the table of the run that found none is no result to keep
+    (scans / "list.json").unlink()
+    (scans / "list.csv").write_text("name,phone\n")
+    assert run(*words(scans)) == 1
+    assert "already holds list.csv" in capsys.readouterr().err
+
+
+def test_what_makes_all_scans_useless_is_said(scans, capsys):
+    for case in "abc":
+        write(scans, case, boxes((ORGAN, 5)))
+    assert run(*words(scans)) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 4
+    assert "holds labels 0, 5 and no label names come with it" in error[0]
+    assert "None of the 4 scans" in error[-1]
 
 
 def test_options_reach_the_rule(scans, capsys):
@@ -209,6 +225,16 @@ def test_case_folders_and_lists_name_their_cts(tmp_path):
     # What it has written is a list like any other.
     assert run("select-healthy", out, "--organ", "liver", "--out", tmp_path / "again.json") == 0
     assert read_cases(tmp_path / "again.json").cases == (case,)
+
+
+def test_a_list_of_cts_keeps_its_patients_and_validation_cases(scans):
+    entries = {case: {"image": f"cts/{case}_0000.nii.gz", "patient": f"p{case}"} for case in "abc"}
+    listing = {"training": [entries["b"], entries["c"]], "validation": [entries["a"]]}
+    (scans / "cts.json").write_text(json.dumps(listing))
+    assert run(*words(scans, "--cts", scans / "cts.json")) == 0
+    found = read_cases(scans / "list.json")
+    assert [(case.id, case.patient) for case in found.cases] == [("a", "pa")]
+    assert found.validation_ids == ("a",)
 
 
 def test_inputs_are_never_replaced(scans, capsys):

@@ -154,7 +154,7 @@ def _measure_training(options: Namespace) -> dict[str, Any]:
         spacing_mm=(1, 1, 1), crop=options.size,
     )  # fmt: skip
     ct_BCXYZ = 425 * torch.rand(options.batch, 1, *options.size, generator=torch_generator(0)) - 175
-    return measure_steps(module, {"ct": ct_BCXYZ}, options)
+    return measure_steps(module, lambda _: {"ct": ct_BCXYZ}, options)
 
 
 def _perceptual() -> PerceptualLoss:

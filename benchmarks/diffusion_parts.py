@@ -39,8 +39,8 @@ class Parts:
     def __init__(self, options: Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.codec = _codec(self.device)
-        self.denoiser = _seeded(Denoiser).to(self.device).eval()
+        self.codec = random_codec(self.device)
+        self.denoiser = seeded(Denoiser).to(self.device).eval()
         self.schedule = NoiseSchedule(TIMESTEPS).to(self.device)
         self.ct_hu_BCXYZ, self.mask_BCXYZ = (x.to(self.device) for x in _ct_and_tumor(options))
         self.texture = DiffusionTexture(
@@ -102,12 +102,14 @@ def _measure_training(options: Namespace) -> dict[str, Any]:
     from stages.diffusion_module import DiffusionModule
 
     module = DiffusionModule(
-        seed=0, network={}, codec=_codec(torch.device("cpu")), autoencoder=Parent(Path(), ""), tumor_stage="early",
-        timesteps=TIMESTEPS, sampler=SamplerConfig(), masked="image", loss="l1", ema=EMA, lr=LR, betas=BETAS,
-        organ="liver", window=IntensityWindow(), spacing_mm=(1, 1, 1), crop=options.size, compiled=options.compile,
+        seed=0, network={}, codec=random_codec(torch.device("cpu")), autoencoder=Parent(Path(), ""),
+        tumor_stage="early", timesteps=TIMESTEPS, sampler=SamplerConfig(), masked="image", loss="l1", ema=EMA,
+        lr=LR, betas=BETAS, organ="liver", window=IntensityWindow(), spacing_mm=(1, 1, 1),
+        crop=options.size, compiled=options.compile,
     )  # fmt: skip
     ct_hu_BCXYZ, mask_BCXYZ = _ct_and_tumor(options)
-    return measure_steps(module, {"ct": ct_hu_BCXYZ, "labels": TUMOR * mask_BCXYZ}, options)
+    batch = {"ct": ct_hu_BCXYZ, "labels": TUMOR * mask_BCXYZ}
+    return measure_steps(module, lambda _: batch, options)
 
 
 def _ct_and_tumor(options: Namespace) -> tuple[Tensor, Tensor]:
@@ -119,14 +121,16 @@ def _ct_and_tumor(options: Namespace) -> tuple[Tensor, Tensor]:
     return ct_hu_BCXYZ, mask_BCXYZ
 
 
-def _codec(device: torch.device) -> LatentCodec:
-    autoencoder = _seeded(Autoencoder).eval()
+def random_codec(device: torch.device) -> LatentCodec:
+    """Return an autoencoder of the published size with random weights."""
+    autoencoder = seeded(Autoencoder).eval()
     features = torch.rand(1, autoencoder.latent_channels, 16, 16, 16, generator=torch_generator(0))
     autoencoder.codebook.initialize(features, generator=torch_generator(0))
     return LatentCodec(autoencoder.to(device))
 
 
-def _seeded(network: type[Network]) -> Network:
+def seeded(network: type[Network]) -> Network:
+    """Return a network of the published size, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return network()

@@ -6,7 +6,7 @@ turn. Source positions are computed from the index on the whole grid, never from
 bit-identical to the same box cut from the whole result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import nibabel as nib
@@ -77,11 +77,39 @@ class ModelSpace:
         order = triple(np.argsort(-self._step, kind="stable"))
         return _resample(source, Box.whole(source.shape), triple(source.shape), positions, kind, order)
 
-    def to_native(self, data_XYZ: Array, *, kind: Kind, box: Box | None = None) -> Array:
-        """Carry data in model space to the native grid; arguments, result and errors mirror ``to_model``."""
-        self._check(data_XYZ, self.grid.shape, "model grid")
-        turned = self._turned_box(self._within(box, self.native))
-        return self._native_part(data_XYZ, Box.whole(self.grid.shape), turned, kind)
+    def to_native(self, data_XYZ: Array, *, kind: Kind, box: Box | None = None, part: Box | None = None) -> Array:
+        """Carry data in model space to the native grid; arguments, result and errors mirror ``to_model``.
+
+        Args:
+            data_XYZ: Array on the whole model grid, or on ``part`` of it.
+            kind: See ``to_model``.
+            box: Part of the native grid wanted.
+            part: Where the data lies in the model grid; it must hold ``model_box(box)``.
+        """
+        part = self._within(part, self.grid)
+        self._check(data_XYZ, part.shape, "model grid")
+        box = self._within(box, self.native)
+        if not part.contains(self.model_box(box)):
+            raise ValueError(f"{part} of the model grid does not hold what {box} of the native grid needs")
+        return self._native_part(data_XYZ, part, self._turned_box(box), kind)
+
+    def native_slabs(self, slices: int) -> Iterator[Box]:
+        """Cut the native grid into slabs of so many slices, from inferior to superior."""
+        count = self._turned_shape[2]
+        for start in range(0, count, slices):
+            slab = Box((0, 0, start), (*self._turned_shape[:2], min(start + slices, count)))
+            yield self._native_order(slab)
+
+    def turned(self, data_XYZ: Array) -> Array:
+        """View data on the native grid in RAS order, in its own spacing (``turned_spacing_mm``)."""
+        self._check(data_XYZ, self.native.shape, "native grid")
+        return self._turned(data_XYZ)
+
+    @property
+    def turned_spacing_mm(self) -> tuple[float, float, float]:
+        """Native voxel size along R, A and S."""
+        r, a, s = (self.native.spacing_mm[axis] for axis in self._axes)
+        return r, a, s
 
     def change_to_native(self, change_hu: Array, *, box: Box) -> tuple[NDArray[np.float32], Box]:
         """Carry a change, zero outside ``box``, to the native grid.

@@ -47,3 +47,9 @@ class TrainingError(DiffTumorError):
 
 class ShapeError(DiffTumorError):
     """A tensor's shape does not fit the network it is given to."""
+
+
+def sentence_of(error: Exception) -> str:
+    """Say what went wrong with one of many cases; what nobody foresaw is named by its class."""
+    expected = isinstance(error, DiffTumorError | OSError)
+    return str(error) if expected else f"{type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
     Args:
         folder: Replaced as a whole where it exists and is not empty. Where it is empty it stays, and is filled: it may
             be the current folder, or a mounted one.
-        keep_others: Where the folder exists, only replace the files that are written, not the folder.
+        keep_others: Where the folder exists, only replace the files that are written, not the folder, nor its folders.
         last: File by which others know that all are there: an old one goes first, and the new one comes last.
 
     Raises:
@@ -53,11 +53,9 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
         try:
             staging.chmod(0o755)  # mkdtemp makes it private; results are shared
             yield staging
-            if filled:
-                if last is not None:
-                    (folder / last).unlink(missing_ok=True)
-                for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
-                    os.replace(path, folder / path.name)
+            # Others may have made it meanwhile.
+            if filled or (keep_others and folder.is_dir()):
+                _move_files(staging, folder, last=last)
             elif folder.exists():
                 _exchange(staging, folder)
             else:
@@ -117,6 +115,20 @@ def check_results(folder: Path, names: Sequence[str], *, inputs: Sequence[Path],
         raise ConfigError(f"--out {folder} would replace the input {taken.pop().name}: give another folder.")
     if present and not overwrite:
         raise ConfigError(f"--out {folder} already holds {present[0]}: give another folder or --overwrite.")
+
+
+def provenance(file: Path) -> dict[str, str]:
+    """Return a file's path and SHA-256, as records name what was read."""
+    return {"path": str(file.resolve()), "sha256": sha256_of(file)}
+
+
+def _move_files(source: Path, folder: Path, *, last: str | None) -> None:
+    if last is not None:
+        (folder / last).unlink(missing_ok=True)
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: (str(file) == last, file)):
+        (folder / file.parent).mkdir(exist_ok=True, parents=True)
+        os.replace(source / file, folder / file)
 
 
 def _exchange(new: Path, target: Path) -> None:

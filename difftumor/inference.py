@@ -1,32 +1,84 @@
-"""From a CT to a label map on its own grid: sliding-window prediction in model space, and the organ filter."""
+"""From a CT to a label map on its own grid: sliding-window prediction in model space, slab by slab."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from difftumor.artifacts import Artifact
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.grids import Box
-from difftumor.intensity import IntensityWindow
-from difftumor.organs import BACKGROUND, TUMOR
+from difftumor.intensity import Normalization, Scale
+from difftumor.organs import TUMOR
 from difftumor.spaces import ModelSpace
+from difftumor.tumor_filters import CLOSING_MM, DILATION_MM, drop_small_tumors, keep_inside_organ, predicted_organ
 from difftumor.volume import Volume
-from difftumor.windows import blend_windows, evaluating
+from difftumor.windows import blend_windows, blended_slabs, check_overlap, evaluating
 
 # Windows that overlap by three quarters, as published: each voxel is seen 64 times.
 OVERLAP = 0.75
-# Gaps in organ masks where tumors were left out are filled, and tumors may bulge out of the organ a little.
-CLOSING_MM, DILATION_MM = 10.0, 5.0
+OrganFilter = Literal["mask", "predicted", "none"]
+# Native slices that are carried back at a time.
+_SLAB = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """How a scan is predicted, in plain values.
+
+    Args:
+        overlap: Part of a window that its neighbor shares, in [0, 1).
+        flips: Average what the network says of each window mirrored along all its axes: eight times the work.
+        organ_filter: Drop tumor outside of the organ "mask" that is given, outside of the "predicted" organ
+            (`difftumor.tumor_filters.predicted_organ`), or not ("none").
+        closing_mm: See `difftumor.tumor_filters.keep_inside_organ`.
+        dilation_mm: See there.
+        min_volume_mm3: Smaller tumors are dropped (`difftumor.tumor_filters.drop_small_tumors`).
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    overlap: float = OVERLAP
+    flips: bool = False
+    organ_filter: OrganFilter = "none"
+    closing_mm: float = CLOSING_MM
+    dilation_mm: float = DILATION_MM
+    min_volume_mm3: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_overlap(self.overlap)
+        for name in ("closing_mm", "dilation_mm", "min_volume_mm3"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a number from 0 up.")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What is predicted of a scan, on its own grid.
+
+    Args:
+        labels: (X, Y, Z) uint8: 0 background, 1 organ, 2 tumor.
+        tumor_probability: (X, Y, Z) float16: probability of tumor where it is the likeliest, also where a filter
+            dropped it; 0 elsewhere.
+        outside_voxels: Tumor voxels that the organ filter dropped.
+        small_voxels: Tumor voxels that were dropped with their tumors for being few.
+    """
+
+    labels: NDArray[np.uint8]
+    tumor_probability: NDArray[np.float16]
+    outside_voxels: int = 0
+    small_voxels: int = 0
 
 
 def predict_probabilities(
     network: nn.Module,
-    ct_unit_11XYZ: Tensor,
+    scaled_11XYZ: Tensor,
     *,
     roi: Sequence[int],
     overlap: float = OVERLAP,
@@ -39,12 +91,12 @@ def predict_probabilities(
     only windows travel.
 
     Args:
-        network: Maps (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z).
-        ct_unit_11XYZ: (1, 1, X, Y, Z), float32 in [0, 1].
+        network: Maps (B, 1, X, Y, Z) to logits (B, classes, X, Y, Z).
+        scaled_11XYZ: (1, 1, X, Y, Z), float32, scaled as the network wants it.
         roi: Window (x, y, z) in voxels.
         overlap: Part of a window that its neighbor shares, in [0, 1).
         windows_per_batch: Windows that go through the network together.
-        padding: What surrounds a scan smaller than the window: what air is scaled to.
+        padding: What surrounds a scan smaller than the window: what air becomes, ``Scale.lowest``.
 
     Returns:
         (1, classes, X, Y, Z), float32, sums to 1 over classes. The network's mode (train or eval) is as before.
@@ -55,7 +107,7 @@ def predict_probabilities(
     with evaluating(network):
         logits = blend_windows(
             network,
-            ct_unit_11XYZ,
+            scaled_11XYZ,
             window=roi,
             overlap=overlap,
             windows_per_batch=windows_per_batch,
@@ -67,130 +119,174 @@ def predict_probabilities(
 
 def predict_volume(
     ct: Volume,
-    artifact: Artifact,
+    artifacts: Sequence[Artifact],
+    options: PredictionOptions = PredictionOptions(),
     *,
     organ_mask: NDArray[Any] | None = None,
-    roi: Sequence[int] | None = None,
-    overlap: float = OVERLAP,
     windows_per_batch: int = 1,
-    closing_mm: float = CLOSING_MM,
-    dilation_mm: float = DILATION_MM,
-) -> NDArray[np.uint8]:
+    watch: Callable[[Box, NDArray[np.float32]], None] | None = None,
+) -> Prediction:
     """Predict organ and tumor in a CT, on the CT's own grid.
 
-    Probabilities are predicted in the model space of the artifact, carried back by linear interpolation, and the
-    likeliest class is taken on the native grid, which gives smoother borders than carrying labels.
+    Probabilities are predicted in model space, averaged over the segmenters, and carried back by linear interpolation;
+    the likeliest class is taken on the native grid, which gives smoother borders than carrying labels. All this goes
+    slab by slab from inferior to superior, so that memory goes with the scan's cross-section, but for the CT, the
+    result and the filters.
 
     Args:
         ct: The scan, in HU.
-        artifact: A loaded segmenter; the network runs where its weights are.
-        organ_mask: (X, Y, Z) on the CT's grid, nonzero in the organ. Tumor far from it is dropped.
-        roi: Window in voxels of model space; the crop the network was trained with when None.
-        overlap: Part of a window that its neighbor shares, in [0, 1).
+        artifacts: Loaded segmenters of one organ and spacing; networks run where their weights are.
+        options: How.
+        organ_mask: (X, Y, Z) on the CT's grid, nonzero in the organ; for the organ filter "mask".
         windows_per_batch: Windows that go through the network together.
-        closing_mm: See `keep_inside_organ`.
-        dilation_mm: See `keep_inside_organ`.
-
-    Returns:
-        (X, Y, Z) uint8: 0 background, 1 organ, 2 tumor.
+        watch: Is given every slab of the native grid, and its probabilities (classes, x, y, z).
 
     Raises:
-        ConfigError: The organ mask is empty or on another grid, or the overlap is out of range.
-        ArtifactError: The network gives values that are no numbers.
+        ConfigError: The organ mask is missing, empty or on another grid, or the segmenters don't fit together.
+        ArtifactError: A network gives values that are no numbers.
     """
-    if organ_mask is not None:
+    check_together(artifacts)
+    if options.organ_filter == "mask":
         _check_organ_mask(organ_mask, ct)
-    preprocessing = artifact.config.preprocessing
-    low_hu, high_hu = preprocessing["window_hu"]
-    space = ModelSpace(ct.grid, preprocessing["spacing_mm"])
-    unit = IntensityWindow(low_hu, high_hu).to_unit(space.to_model(ct.data, kind="image"))
-    probabilities = predict_probabilities(
-        artifact.network,
-        torch.from_numpy(np.ascontiguousarray(unit, np.float32))[None, None],
-        roi=roi if roi is not None else preprocessing["crop"],
-        overlap=overlap,
-        windows_per_batch=windows_per_batch,
-    )
-    # Compared with NaN every class loses, and the scan would silently hold nothing.
-    if not torch.isfinite(probabilities).all():
-        raise ArtifactError(f"The segmenter {artifact.path} gives no numbers for {ct.path}: train it anew.")
-    labels = _likeliest_on_native(probabilities[0].numpy(), space)
-    if organ_mask is None:
-        return labels
-    return keep_inside_organ(
-        labels, organ_mask, spacing_mm=ct.grid.spacing_mm, closing_mm=closing_mm, dilation_mm=dilation_mm
-    )
+    labels = np.zeros(ct.grid.shape, np.uint8, order="F")
+    # Pages that nothing is written to take no memory.
+    tumor_probability = np.zeros(ct.grid.shape, np.float16, order="F")
+    for slab, probabilities in _native_slabs(ct, artifacts, options, windows_per_batch):
+        likeliest = probabilities.argmax(0)
+        tumor = likeliest == TUMOR
+        labels[slab.slices] = likeliest
+        tumor_probability[slab.slices][tumor] = probabilities[TUMOR][tumor]
+        if watch is not None:
+            watch(slab, probabilities)
+    return _filtered(labels, tumor_probability, ct, organ_mask, options)
 
 
-def keep_inside_organ(
-    labels: NDArray[np.uint8],
-    organ_mask: NDArray[Any],
-    *,
-    spacing_mm: Sequence[float],
-    closing_mm: float = CLOSING_MM,
-    dilation_mm: float = DILATION_MM,
-) -> NDArray[np.uint8]:
-    """Drop tumor voxels that lie outside the organ, closed and then dilated by balls.
-
-    Args:
-        labels: (X, Y, Z): 0 background, 1 organ, 2 tumor.
-        organ_mask: (X, Y, Z), nonzero in the organ; its tumors may be part of it or left out.
-        spacing_mm: Voxel size.
-        closing_mm: Radius of the closing, which fills gaps such as tumors left out of the mask.
-        dilation_mm: How far a tumor may reach out of the closed organ.
-
-    Returns:
-        A copy in which dropped voxels are background.
+def check_together(artifacts: Sequence[Artifact]) -> None:
+    """Refuse segmenters whose probabilities must not be averaged: each may scale the CT and cut windows in its own way.
 
     Raises:
-        ValueError: The shapes differ or a radius is negative.
+        ConfigError: There are none, or their organs or spacings differ.
     """
-    if labels.shape != organ_mask.shape:
-        raise ValueError(f"labels {labels.shape} and organ mask {organ_mask.shape} differ in shape")
-    if closing_mm < 0 or dilation_mm < 0:
-        raise ValueError(f"closing_mm {closing_mm} and dilation_mm {dilation_mm} must not be negative")
-    reach = [int(np.ceil((closing_mm + dilation_mm) / step)) + 1 for step in spacing_mm]
-    organ_box = Box.around(organ_mask)
-    allowed = np.zeros(labels.shape, bool)
-    if not organ_box.empty:
-        box = organ_box.padded(reach).clipped(organ_mask.shape)
-        organ = organ_mask[box.slices] != 0
-        closed = _eroded(_dilated(organ, closing_mm, spacing_mm), closing_mm, spacing_mm)
-        # Erosion by rounding must not lose what was there.
-        allowed[box.slices] = _dilated(closed | organ, dilation_mm, spacing_mm)
-    return np.where((labels == TUMOR) & ~allowed, BACKGROUND, labels).astype(np.uint8)
+    if not artifacts:
+        raise ConfigError("No segmenter is given: give one or more.")
+    first = artifacts[0]
+    for other in artifacts[1:]:
+        spacings = [tuple(artifact.config.preprocessing["spacing_mm"]) for artifact in (first, other)]
+        organs = [artifact.config.organ for artifact in (first, other)]
+        for what, (a, b) in (("organ", organs), ("spacing_mm", spacings)):
+            if a != b:
+                raise ConfigError(
+                    f"The segmenters {first.path} and {other.path} differ in {what} ({a} and {b}): average those of "
+                    "one organ and spacing, such as the folds of one training."
+                )
 
 
-def _check_organ_mask(organ_mask: NDArray[Any], ct: Volume) -> None:
+def _native_slabs(
+    ct: Volume, artifacts: Sequence[Artifact], options: PredictionOptions, windows_per_batch: int
+) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    """Yield the slabs of the native grid, and their probabilities (classes, x, y, z)."""
+    space = ModelSpace(ct.grid, artifacts[0].config.preprocessing["spacing_mm"])
+    streams = [_slices(ct, space, artifact, options, windows_per_batch) for artifact in artifacts]
+    means = (sum(slices) / len(slices) for slices in zip(*streams, strict=True))
+    held: list[NDArray[np.float32]] = []
+    bottom = 0
+    for slab in space.native_slabs(_SLAB):
+        needed = space.model_box(slab)
+        held += [next(means) for _ in range(bottom + len(held), needed.stop[2])]
+        del held[: needed.start[2] - bottom]
+        bottom = needed.start[2]
+        part_CXYZ = np.stack(held, axis=-1)
+        part = Box((0, 0, bottom), (*space.grid.shape[:2], bottom + len(held)))
+        yield slab, np.stack([space.to_native(one, kind="image", box=slab, part=part) for one in part_CXYZ])
+
+
+def _slices(
+    ct: Volume, space: ModelSpace, artifact: Artifact, options: PredictionOptions, windows_per_batch: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield one segmenter's probabilities (classes, X, Y) of the slices of model space, from inferior to superior."""
+    scale = _scale(ct, space, artifact)
+
+    def read(start: int, stop: int) -> Tensor:
+        box = Box((0, 0, start), (*space.grid.shape[:2], stop))
+        return torch.from_numpy(scale(space.to_model(ct.data, kind="image", box=box)).astype(np.float32))
+
+    network = artifact.network
+    slabs = blended_slabs(
+        _mirrored(network) if options.flips else network,
+        read,
+        shape=space.grid.shape,
+        window=artifact.config.preprocessing["crop"],
+        overlap=options.overlap,
+        windows_per_batch=windows_per_batch,
+        device=next(network.parameters()).device,
+        padding=scale.lowest,
+    )
+    while True:
+        with evaluating(network):  # not around the yield, where others may use the network
+            logits_CXYZ = next(slabs, None)
+        if logits_CXYZ is None:
+            return
+        probabilities_CXYZ = torch.softmax(logits_CXYZ, dim=0)
+        # Compared with NaN every class loses, and the scan would silently hold nothing.
+        if not torch.isfinite(probabilities_CXYZ).all():
+            raise ArtifactError(f"The segmenter {artifact.path} gives no numbers for {ct.path}: train it anew.")
+        yield from np.moveaxis(probabilities_CXYZ.cpu().numpy(), -1, 0)
+
+
+def _scale(ct: Volume, space: ModelSpace, artifact: Artifact) -> Scale:
+    normalization = Normalization.of(artifact.config.preprocessing)
+    if normalization.kind == "unit":
+        return normalization.scale(ct.data[:1, :1, :1])  # the same for all scans
+    whole = np.empty(space.grid.shape, np.float32)
+    for start in range(0, space.grid.shape[2], _SLAB):
+        box = Box((0, 0, start), (*space.grid.shape[:2], start + _SLAB)).clipped(space.grid.shape)
+        whole[box.slices] = space.to_model(ct.data, kind="image", box=box)
+    return normalization.scale(whole)
+
+
+def _mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a function that averages the logits of windows (B, C, X, Y, Z) over all mirror images."""
+    axes = list(chain.from_iterable(combinations((2, 3, 4), count) for count in range(4)))
+
+    def predict(windows: Tensor) -> Tensor:
+        total = network(windows)
+        for flipped in axes[1:]:
+            total += network(windows.flip(flipped)).flip(flipped)
+        return total / len(axes)
+
+    return predict
+
+
+def _filtered(
+    labels: NDArray[np.uint8],
+    tumor_probability: NDArray[np.float16],
+    ct: Volume,
+    organ_mask: NDArray[Any] | None,
+    options: PredictionOptions,
+) -> Prediction:
+    counts = [_tumor_voxels(labels)]
+    if options.organ_filter != "none":
+        organ = organ_mask if options.organ_filter == "mask" else predicted_organ(labels)
+        assert organ is not None
+        radii = {"closing_mm": options.closing_mm, "dilation_mm": options.dilation_mm}
+        labels = keep_inside_organ(labels, organ, spacing_mm=ct.grid.spacing_mm, **radii)
+    counts.append(_tumor_voxels(labels))
+    if options.min_volume_mm3 > 0:
+        labels = drop_small_tumors(labels, least_mm3=options.min_volume_mm3, voxel_mm3=ct.grid.voxel_mm3)
+    counts.append(_tumor_voxels(labels))
+    return Prediction(labels, tumor_probability, counts[0] - counts[1], counts[1] - counts[2])
+
+
+def _tumor_voxels(labels: NDArray[np.uint8]) -> int:
+    return int(np.count_nonzero(labels == TUMOR))
+
+
+def _check_organ_mask(organ_mask: NDArray[Any] | None, ct: Volume) -> None:
+    if organ_mask is None:
+        raise ConfigError(f"The organ filter is 'mask', but {ct.path} has no organ mask: give one or another filter.")
     if organ_mask.shape != ct.grid.shape:
         raise ConfigError(
             f"The organ mask of {ct.path} has shape {organ_mask.shape}, the CT {ct.grid.shape}: give one on its grid."
         )
     if not organ_mask.any():
         raise ConfigError(f"The organ mask of {ct.path} is empty: give one that holds the organ, or none.")
-
-
-def _likeliest_on_native(probabilities: NDArray[np.float32], space: ModelSpace) -> NDArray[np.uint8]:
-    """Carry one class after the other, so that the native grid holds two of them at a time."""
-    best = space.to_native(probabilities[0], kind="image")
-    labels = np.zeros(best.shape, np.uint8)
-    for value in range(1, len(probabilities)):
-        candidate = space.to_native(probabilities[value], kind="image")
-        labels[candidate > best] = value
-        np.maximum(best, candidate, out=best)
-    return labels
-
-
-def _dilated(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
-    if radius_mm == 0:
-        return mask
-    distance_mm: NDArray[np.float64] = distance_transform_edt(~mask, sampling=tuple(spacing_mm))
-    return distance_mm <= radius_mm
-
-
-def _eroded(mask: NDArray[np.bool_], radius_mm: float, spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Erode by a ball; what lies beyond the array does not erode, so organs cut by the scan's end stay whole."""
-    if radius_mm == 0 or mask.all():
-        return mask
-    distance_mm: NDArray[np.float64] = distance_transform_edt(mask, sampling=tuple(spacing_mm))
-    return distance_mm > radius_mm

@@ -152,7 +152,7 @@ def draw_rows(
     width, height = layout.size
     figure = Figure(figsize=layout.size, facecolor="white")
     FigureCanvasAgg(figure)
-    limit = difference_hu if difference_hu is not None else _largest_difference(rows, views)
+    limit = difference_hu if difference_hu is not None else _largest_difference(_shown(rows, views))
     bar_artist = None
     for row, views_of_row, cells, y in zip(rows, views, layout.cells, layout.row_centers, strict=True):
         for column, (panel, view, (left, bottom, w, h)) in enumerate(zip(row.panels, views_of_row, cells, strict=True)):
@@ -170,7 +170,7 @@ def draw_rows(
         _add_color_bar(figure, bar_artist, layout)
     if title is not None:
         figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, weight="bold")
-    _add_foot(figure, panels, label_names, window_hu)
+    _add_foot(figure, panels, _labels_seen(_shown(rows, views)), label_names, window_hu)
     return figure
 
 
@@ -247,15 +247,19 @@ def _draw_labels(axes: Any, labels: NDArray[Any], view: _View, spacing_mm: Seque
         axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.1)
 
 
-def _largest_difference(rows: Sequence[PictureRow], views: Sequence[Sequence[_View]]) -> float:
+def _shown(rows: Sequence[PictureRow], views: Sequence[Sequence[_View]]) -> list[tuple[Panel, _View]]:
+    return [pair for row, some in zip(rows, views, strict=True) for pair in zip(row.panels, some, strict=True)]
+
+
+def _largest_difference(shown: Sequence[tuple[Panel, _View]]) -> float:
     """Largest absolute difference seen in the picture; 1 HU where there is none, for a scale that is not empty."""
-    seen = [
-        float(np.abs(_slice(panel.image, view)).max())
-        for row, views_of_row in zip(rows, views, strict=True)
-        for panel, view in zip(row.panels, views_of_row, strict=True)
-        if panel.kind == "difference"
-    ]
+    seen = [float(np.abs(_slice(panel.image, view)).max()) for panel, view in shown if panel.kind == "difference"]
     return max([value for value in seen if np.isfinite(value) and value > 0], default=1.0)
+
+
+def _labels_seen(shown: Sequence[tuple[Panel, _View]]) -> list[int]:
+    seen = [np.unique(_slice(panel.labels, view)) for panel, view in shown if panel.labels is not None]
+    return sorted({int(value) for values in seen for value in values if value != 0})
 
 
 def _add_color_bar(figure: Figure, artist: Any, layout: _Layout) -> None:
@@ -275,11 +279,13 @@ def _fitted(text: str, inches: float) -> str:
 
 
 def _add_foot(
-    figure: Figure, panels: Sequence[Panel], names: Mapping[int, str], window_hu: tuple[float, float]
+    figure: Figure,
+    panels: Sequence[Panel],
+    values: Sequence[int],
+    names: Mapping[int, str],
+    window_hu: tuple[float, float],
 ) -> None:
     width, height = figure.get_size_inches()
-    drawn = [panel.labels for panel in panels if panel.labels is not None]
-    values = sorted({int(value) for labels in drawn for value in np.unique(labels) if value != 0})
     handles = [
         Line2D([], [], color=LABEL_COLORS[(v - 1) % len(LABEL_COLORS)], linewidth=2.5, label=names.get(v, f"label {v}"))
         for v in values
@@ -289,12 +295,5 @@ def _add_foot(
         figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=9, **place)
     if any(panel.kind == "ct" for panel in panels):
         text = f"window {window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
-        figure.text(
-            0.99,
-            (0.36 if width < _NARROW_IN else 0.14) / height,
-            text,
-            ha="right",
-            va="baseline",
-            fontsize=8,
-            color="#444444",
-        )
+        style: dict[str, Any] = {"ha": "right", "va": "baseline", "fontsize": 8, "color": "#444444"}
+        figure.text(0.99, (0.36 if width < _NARROW_IN else 0.14) / height, text, **style)

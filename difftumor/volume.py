@@ -160,7 +160,7 @@ def write_ct(
         new = np.clip(np.rint(new), limits.min, limits.max)
     values = stored.values.copy(order="F")
     values.reshape(original.grid.shape, order="F")[box.slices][changed] = new
-    with written_whole(path) as temporary, _writer(temporary) as stream:
+    with written_whole(path) as temporary, nifti_stream(temporary) as stream:
         stream.write(stored.preamble)
         # Transposed, Fortran order is C order: the bytes go out without another copy.
         stream.write(values.T.view(np.uint8).data)
@@ -296,7 +296,8 @@ def _check_output(path: Path, original: Path) -> None:
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator[BinaryIO]:
+def nifti_stream(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing the bytes of a NIfTI file, which are compressed where its name says so."""
     with path.open("wb") as file:
         if path.name.lower().endswith(".gz"):
             # Neither name nor time in the gzip header: the same volume gives the same bytes.

@@ -86,8 +86,8 @@ def blended_slabs(
 
     Args:
         predict: See `blend_windows`, as for all that is not said here.
-        read: Returns slices (X, Y, stop - start) of the volume, float32, for ``start`` and ``stop`` along Z. It is asked
-            for every slice once, in their order.
+        read: Returns slices (X, Y, stop - start) of the volume, float32, for ``start`` and ``stop`` along Z. It is
+            asked for every slice once, in their order.
         shape: (X, Y, Z) of the volume.
         window: See there.
         overlap: See there.

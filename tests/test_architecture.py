@@ -21,6 +21,8 @@ FLOORS = {
     "difftumor.organs": 2,
     "difftumor.datasets": 3,
     "difftumor.inference": 3,
+    "difftumor.tumor_filters": 3,
+    "difftumor.prediction": 4,
     "difftumor.published": 3,
     "difftumor.reconstruction": 3,
     "difftumor.synthesis": 3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,8 @@ if TYPE_CHECKING:
     from difftumor.cli.synthesis_setup import Setup
     from difftumor.datasets.cases import CaseList
     from difftumor.synthesis.cohort import Outcome
-    from difftumor.synthesis.scan_inputs import ScanInputs
 
 UNTESTED = "contrast, texture and edge are not tested."
-SUMMARY_FILE = "summary.csv"
 _COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
 
@@ -48,56 +45,35 @@ def synthesize_cases(
     Raises:
         CaseListError: The list cannot be used; or some of its scans failed, when the others are done.
     """
+    from difftumor.cli.many import check_outputs, summarized
     from difftumor.cli.progress import progress_bar
-    from difftumor.errors import CaseListError, DiffTumorError
-    from difftumor.evaluation.tables import write_csv
+    from difftumor.errors import DiffTumorError
     from difftumor.files import check_folder
     from difftumor.organs import get_organ
     from difftumor.synthesis.cohort import Outcome, inputs_of, synthesize_cohort
+    from difftumor.synthesis.scan_files import FILES
 
     check_folder(out, option="--out")
     for path in set_up.untested():
         typer.echo(f"Warning: {path} does not say how real tumors look: {UNTESTED}", err=True)
     organ, listed = get_organ(set_up.organ), _listed(source, masks or maps, convention)
-    outcomes: list[Outcome] = []
+    unusable: list[Outcome] = []
     ready = []
     for case in listed.cases:
         try:
             ready.append((case.id, inputs_of(case, listed, organ, organ_labels=organ_labels, mask=masks is not None)))
         except DiffTumorError as error:
-            outcomes.append(Outcome(case.id, "failed", error=str(error)))
-    _check_places(ready, out)
-    order = {case.id: place for place, case in enumerate(listed.cases)}
-    try:
+            unusable.append(Outcome(case.id, "failed", error=str(error)))
+    given = [path for _, inputs in ready for paths in inputs.files.values() for path in paths]
+    check_outputs({case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}, given, out)
+    with summarized(out, _COLUMNS, [case.id for case in listed.cases]) as rows:
+        rows += map(_row, unusable)
         with progress_bar("Making tumors", len(ready)) as advance:
             for outcome in synthesize_cohort(set_up, ready, out=out, jobs=jobs, overwrite=overwrite):
-                outcomes.append(outcome)
+                rows.append(_row(outcome))
                 typer.echo(_described(outcome), err=outcome.status == "failed")
                 advance()
-    finally:
-        if outcomes:
-            rows = [_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: order[outcome.id])]
-            write_csv(out / SUMMARY_FILE, _COLUMNS, rows)
-    failed = [outcome.id for outcome in outcomes if outcome.status == "failed"]
-    if failed:
-        raise CaseListError(
-            f"{len(failed)} of {len(outcomes)} scans failed ({', '.join(failed[:5])}{', …' * (len(failed) > 5)}): see "
-            f"{out / SUMMARY_FILE}, mend them and run the same command again."
-        )
     typer.echo(f"Results are in {out}.")
-
-
-def _check_places(ready: Sequence[tuple[str, ScanInputs]], out: Path) -> None:
-    """Refuse ids that are no names of folders, and results that would replace an input of any scan."""
-    from difftumor.errors import CaseListError, ConfigError
-    from difftumor.synthesis.scan_files import FILES
-
-    given = {path.resolve() for _, inputs in ready for paths in inputs.files.values() for path in paths}
-    for case_id, _ in ready:
-        if Path(case_id).name != case_id or case_id == "..":
-            raise CaseListError(f"The case id {case_id!r} cannot name a folder: give it one without slashes and dots.")
-        if taken := given & {(out / case_id / name).resolve() for name in FILES}:
-            raise ConfigError(f"--out {out} would replace the input {taken.pop()}: give another folder.")
 
 
 def _listed(source: Path, maps: Path | None, convention: str | None) -> CaseList:

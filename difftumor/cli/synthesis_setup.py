@@ -105,7 +105,7 @@ class Setup:
         from difftumor.artifacts import load_artifact
         from difftumor.devices import pick_device
         from difftumor.grids import Grid
-        from difftumor.inference import predict_volume
+        from difftumor.inference import PredictionOptions, predict_volume
         from difftumor.volume import Volume
 
         loaded = load_artifact(artifact, kind="segmenter", device=pick_device(self.device))
@@ -113,6 +113,7 @@ class Setup:
         def segment(ct_hu: Any, spacing_mm: Any) -> Any:
             grid = Grid(ct_hu.shape, np.diag([*spacing_mm, 1.0]))
             # A tumor is to be found, not outlined: half the usual overlap is enough.
-            return predict_volume(Volume(ct_hu, grid, artifact, nib.Nifti1Header()), loaded, overlap=0.5)
+            volume = Volume(ct_hu, grid, artifact, nib.Nifti1Header())
+            return predict_volume(volume, [loaded], PredictionOptions(overlap=0.5)).labels
 
         return segment, loaded.config.identity

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from difftumor.evaluation.cohort import CaseResult
 from difftumor.evaluation.detection import DetectionSummary, Rate, summarize_detection
-from difftumor.evaluation.lesions import Lesion, find_lesions
+from difftumor.evaluation.lesions import Lesion, LesionMap, find_lesions
 from difftumor.files import written_whole
 from difftumor.grids import Grid
 from difftumor.organs import TUMOR
@@ -91,14 +91,24 @@ def write_results(folder: Path, results: Sequence[CaseResult], *, title: str, se
     return text
 
 
-def prediction_record(labels: NDArray[Any], grid: Grid) -> dict[str, Any]:
+def prediction_record(
+    labels: NDArray[Any], grid: Grid, *, tumor_probability: NDArray[Any] | None = None
+) -> dict[str, Any]:
     """Describe a predicted label map (0 background, 1 organ, 2 tumor), JSON-able.
+
+    Args:
+        labels: (X, Y, Z).
+        grid: Where its voxels lie.
+        tumor_probability: (X, Y, Z), at least where there is tumor.
 
     Returns:
         ``organ_mm3`` (tumors included), ``tumor_mm3``, and per lesion its voxels, ``volume_mm3``,
-        ``equivalent_diameter_mm`` and ``center_mm`` (right, anterior, superior), the largest first.
+        ``equivalent_diameter_mm`` and ``center_mm`` (right, anterior, superior), the largest first; with probabilities
+        also ``mean_tumor_probability``.
     """
-    lesions = sorted(find_lesions(labels == TUMOR, grid).lesions, key=lambda lesion: -lesion.voxels)
+    found = find_lesions(labels == TUMOR, grid)
+    lesions = sorted(found.lesions, key=lambda lesion: -lesion.voxels)
+    means = None if tumor_probability is None else _means(tumor_probability, found)
     return {
         "organ_mm3": int(np.count_nonzero(labels)) * grid.voxel_mm3,
         "tumor_mm3": sum(lesion.volume_mm3 for lesion in lesions),
@@ -108,6 +118,7 @@ def prediction_record(labels: NDArray[Any], grid: Grid) -> dict[str, Any]:
                 "volume_mm3": lesion.volume_mm3,
                 "equivalent_diameter_mm": lesion.diameter_mm,
                 "center_mm": list(lesion.center_mm),
+                **({} if means is None else {"mean_tumor_probability": means[lesion.index]}),
             }
             for lesion in lesions
         ],
@@ -183,6 +194,14 @@ def write_json(path: Path, content: Any) -> Path:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _means(values: NDArray[Any], lesions: LesionMap) -> list[float]:
+    """Return the mean of values in each lesion, at the place of its index."""
+    inside = lesions.indices > 0
+    indices = lesions.indices[inside]
+    sums = np.bincount(indices, weights=values[inside])
+    return [float(mean) for mean in sums / np.maximum(np.bincount(indices), 1)]
 
 
 def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.errors import CaseListError, DiffTumorError, SynthesisError
+from difftumor.errors import CaseListError, SynthesisError, sentence_of
 from difftumor.files import remove_abandoned
 from difftumor.organs import Organ, resolve_labels
 from difftumor.seeding import derive_seed
@@ -185,11 +185,9 @@ def _outcome(workshop: Workshop, case_id: str, inputs: ScanInputs, out: Path, ov
             workshop.synthesizer, inputs, request, out=folder, models=workshop.models, overwrite=overwrite
         )
         return Outcome(case_id, "made", report)
-    except (DiffTumorError, OSError) as error:
-        return Outcome(case_id, "failed", error=str(error))
     except Exception as error:
         # One case must not take hours of others with it, whatever is wrong with it.
-        return Outcome(case_id, "failed", error=f"{type(error).__name__}: {error}")
+        return Outcome(case_id, "failed", error=sentence_of(error))
 
 
 def _was_made(folder: Path, workshop: Workshop, request: ScanRequest, inputs: ScanInputs) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from difftumor.errors import ConfigError, OrganError, SynthesisError
-from difftumor.files import sha256_of
+from difftumor.files import provenance
 from difftumor.organs import TUMOR
 from difftumor.synthesis.scan import Scan, label_values, mask_of
 from difftumor.volume import Volume, check_same_grid, read_ct, read_labels
@@ -48,7 +48,7 @@ class ScanInputs:
 
     def to_record(self) -> dict[str, Any]:
         """Return plain values, with the SHA-256 of every file."""
-        files = {role: [_provenance(path) for path in paths] for role, paths in self.files.items()}
+        files = {role: [provenance(path) for path in paths] for role, paths in self.files.items()}
         return {**files, "organ_labels": list(self.organ_labels), "tumor_labels": list(self.tumor_labels)}
 
     @classmethod
@@ -139,10 +139,6 @@ def _read_like(path: Path, ct: Volume) -> Volume:
     labels = read_labels(path)
     check_same_grid(ct, labels)
     return labels
-
-
-def _provenance(file: Path) -> dict[str, Any]:
-    return {"path": str(file.resolve()), "sha256": sha256_of(file)}
 
 
 def _paths(files: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:

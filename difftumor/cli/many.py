@@ -1,0 +1,62 @@
+"""What commands share that work through many scans: names, a summary, and one sentence at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SUMMARY_FILE = "summary.csv"
+
+
+def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], out: Path) -> None:
+    """Refuse ids that are no names of files, and results that would replace an input of any scan.
+
+    Args:
+        names: By the id of the case, what will be written of it in ``out``.
+        inputs: Files that must stay.
+        out: Folder to write to (``--out``).
+
+    Raises:
+        CaseListError: An id cannot name a file.
+        ConfigError: A result has the place of an input.
+    """
+    from difftumor.errors import CaseListError, ConfigError
+
+    given = {path.resolve() for path in inputs}
+    for case_id, files in names.items():
+        if Path(case_id).name != case_id or case_id == "..":
+            raise CaseListError(f"The case id {case_id!r} cannot name a result: give it one without slashes and dots.")
+        if taken := given & {(out / name).resolve() for name in (*files, SUMMARY_FILE)}:
+            raise ConfigError(f"--out {out} would replace the input {taken.pop()}: give another folder.")
+
+
+@contextmanager
+def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even by an error.
+
+    Args:
+        out: Folder to write to.
+        columns: Names of the columns, among them ``case``, ``status`` and ``error``.
+        order: Ids of the cases, as the rows are to follow each other.
+
+    Raises:
+        CaseListError: The block ended well, and the status of some rows is "failed".
+    """
+    from difftumor.errors import CaseListError
+    from difftumor.evaluation.tables import write_csv
+
+    rows: list[Mapping[str, Any]] = []
+    try:
+        yield rows
+    finally:
+        if rows:
+            places = {case_id: place for place, case_id in enumerate(order)}
+            write_csv(out / SUMMARY_FILE, columns, sorted(rows, key=lambda row: places[str(row["case"])]))
+    failed = [row["case"] for row in rows if row["status"] == "failed"]
+    if failed:
+        raise CaseListError(
+            f"{len(failed)} of {len(rows)} scans failed ({', '.join(failed[:5])}{', …' * (len(failed) > 5)}): see "
+            f"{out / SUMMARY_FILE}, mend them and run the same command again."
+        )

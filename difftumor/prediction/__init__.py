@@ -1,0 +1,1 @@
+"""From files to files: label maps, lesions and pictures of many scans."""

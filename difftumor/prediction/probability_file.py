@@ -1,0 +1,70 @@
+"""Class probabilities of a scan as a file, written slab by slab, so that they are never in memory together."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor.files import written_whole
+from difftumor.grids import Box
+from difftumor.volume import Volume, nifti_stream
+
+# Stored as whole numbers; readers apply the header's slope and see 0 to 1.
+_ONE = 65535
+Watch = Callable[[Box, NDArray[np.float32]], None]
+
+
+@contextmanager
+def probability_file(path: Path, like: Volume) -> Iterator[Watch]:
+    """Yield a function that takes slabs, and write the file when the block ends without error.
+
+    The file is 4-D: (X, Y, Z, classes) on the grid of ``like``, uint16 with a slope of 1/65535. Until it is compressed
+    the slabs lie in a temporary file beside it, of twice as many bytes as the scan has voxels and classes.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        like: The scan.
+
+    Yields:
+        Takes a box of the grid and its probabilities (classes, x, y, z).
+    """
+    dtype = np.dtype(np.uint16).newbyteorder(like.header.endianness)
+    classes = 0
+    with written_whole(path) as temporary:
+        slabs = temporary.with_name(f"{temporary.name}.slabs")
+
+        def write(box: Box, probabilities: NDArray[np.float32]) -> None:
+            nonlocal classes
+            classes = len(probabilities)
+            # Opened anew for each slab, so that what is written does not stay in memory.
+            mode: Any = "r+" if slabs.exists() else "w+"
+            stored = np.memmap(slabs, dtype, mode, shape=(*like.grid.shape, classes), order="F")
+            stored[box.slices] = np.moveaxis(np.rint(probabilities * _ONE), 0, -1)
+
+        try:
+            yield write
+            with slabs.open("rb") as source, nifti_stream(temporary) as target:
+                target.write(_preamble(like, dtype, classes))
+                shutil.copyfileobj(source, target, 1 << 20)
+        finally:
+            slabs.unlink(missing_ok=True)
+
+
+def _preamble(like: Volume, dtype: np.dtype[Any], classes: int) -> bytes:
+    """Return header and extensions of the scan, for probabilities."""
+    header = like.header.copy()
+    header.set_data_dtype(dtype)
+    header.set_data_shape((*like.grid.shape, classes))
+    header.set_slope_inter(1 / _ONE, 0)
+    header["cal_min"], header["cal_max"] = 0, 1
+    header["vox_offset"] = 0  # computed as it is written
+    stream = io.BytesIO()
+    header.write_to(stream)
+    return stream.getvalue().ljust(int(header["vox_offset"]), b"\0")

@@ -415,3 +415,37 @@ def test_refuses_data_of_another_grid():
 def test_goes_to_a_worker():
     space = ModelSpace(Grid((4, 5, 3), np.diag([2.0, 1, 1, 1])))
     assert pickle.loads(pickle.dumps(space)).grid.shape == space.grid.shape
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "AIL", "PIR"])
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.8, 1.7, 0.6)])
+@pytest.mark.parametrize("slices", [1, 4, 100])
+def test_native_slabs_are_those_of_the_whole_from_what_they_need(axcodes, spacing_mm, slices):
+    directions = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(axcodes), (9, 8, 7))
+    grid = Grid((9, 8, 7), directions @ np.diag([1.1, 0.9, 2.3, 1.0]))
+    space = ModelSpace(grid, spacing_mm)
+    model = np.random.default_rng(0).normal(size=space.grid.shape).astype(np.float32)
+    whole = space.to_native(model, kind="image")
+    seen = np.full(grid.shape, np.nan, np.float32)
+    highest = -np.inf
+    for slab in space.native_slabs(slices):
+        needed = space.model_box(slab)
+        seen[slab.slices] = space.to_native(model[needed.slices], kind="image", box=slab, part=needed)
+        corners = np.array(np.meshgrid(*zip(slab.start, np.subtract(slab.stop, 1), strict=True))).reshape(3, -1).T
+        heights = nib.affines.apply_affine(grid.affine, corners)[:, 2]
+        assert heights.min() > highest
+        highest = heights.max()
+    np.testing.assert_array_equal(seen, whole)
+    short = Box(needed.start, (*needed.stop[:2], needed.stop[2] - 1))
+    with pytest.raises(ValueError, match="does not hold"):
+        space.to_native(model[short.slices], kind="image", box=slab, part=short)
+
+
+def test_turned_data_is_a_view_in_ras_order():
+    grid = Grid((3, 4, 5), np.array([[0, 0, -3.0, 9], [-1, 0, 0, 5], [0, 2, 0, 0], [0, 0, 0, 1]]))
+    data = np.arange(60).reshape(3, 4, 5)
+    space = ModelSpace(grid)
+    turned = space.turned(data)
+    assert np.shares_memory(turned, data)
+    np.testing.assert_array_equal(turned, data.transpose(2, 0, 1)[::-1, ::-1])
+    assert space.turned_spacing_mm == (3.0, 1.0, 2.0)

@@ -282,7 +282,11 @@ def test_bad_options_are_refused(name, value):
 def test_organ_mask_must_fit(tmp_path):
     ct = write_scan(tmp_path / "ct.nii.gz", "RAS", (1.0, 1.0, 1.0))
     options = PredictionOptions(organ_filter="mask")
-    for mask, words in ((np.zeros(ct.grid.shape, bool), "empty"), (np.ones((3, 3, 3), bool), "shape"), (None, "no organ")):
+    for mask, words in (
+        (np.zeros(ct.grid.shape, bool), "empty"),
+        (np.ones((3, 3, 3), bool), "shape"),
+        (None, "no organ"),
+    ):
         with pytest.raises(ConfigError, match=words):
             predict_volume(ct, [segmenter(Threshold())], options, organ_mask=mask)
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import parts as common
 import torch
@@ -101,7 +102,7 @@ def _batch(options: Namespace, step: int) -> dict[str, Any]:
 
 def _synthesizer(mix: TumorMix, options: Namespace) -> TumorSynthesizer:
     codec = random_codec(torch.device("cpu"))
-    textures = {
+    textures: dict[str, DiffusionTexture] = {
         stage: DiffusionTexture(
             codec=codec,
             denoiser=seeded(Denoiser),
@@ -125,7 +126,7 @@ def _prediction(options: Namespace) -> dict[str, Any]:
     )  # fmt: skip
     artifact = Artifact(Path("random"), config, network)
     ct_hu_XYZ = np.random.default_rng(0).normal(60, 20, options.scan).astype(np.float32)
-    ct = Volume(np.asfortranarray(ct_hu_XYZ), Grid(ct_hu_XYZ.shape, np.eye(4)), Path("noise"))
+    ct = Volume(np.asfortranarray(ct_hu_XYZ), Grid(ct_hu_XYZ.shape, np.eye(4)), Path("noise"), nib.Nifti1Header())
     memory = PeakMemory(device)
     how = PredictionOptions(overlap=options.overlap)
 

@@ -192,7 +192,7 @@ def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
         synthesize("tumors in a healthy scan", folder.synthesis, "--ct", str(healthy.image), *mask),
         step(
             "prediction", "predict", "--ct", str(folder.test), "--model", str(folder.segmenter), "--overlap", "0.5",
-            "--out", str(folder.predictions), "--device", "cpu",
+            "--out", str(folder.predictions), "--overwrite", "--device", "cpu",
         ),
         step(
             "evaluation", "evaluate", "--predictions", str(folder.predictions), "--labels", str(folder.test),

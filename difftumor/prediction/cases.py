@@ -178,7 +178,7 @@ def describe_lesions(record: Mapping[str, Any]) -> str:
     """Say how many lesions a scan's record has, and how large the largest is."""
     lesions = record["lesions"]
     if not lesions:
-        return "no lesion"
+        return "no lesion" if record["organ_mm3"] > 0 else "no organ and no lesion"
     return f"{len(lesions)} lesion{'s' * (len(lesions) > 1)}, largest {lesions[0]['equivalent_diameter_mm']:.0f} mm"
 
 

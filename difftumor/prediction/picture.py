@@ -45,17 +45,17 @@ def draw_prediction(
         center, zoom_mm = mask_center(tumor), max(_TUMOR_MM, 1.5 * float(extent_mm.max()))
     elif labels.any():
         center = _middle(outlined != BACKGROUND)
-    panels = [
-        Panel(title="Scan", image=image, labels=outlined, zoom_mm=_BODY_MM),
-        Panel(title="Closer", image=image, zoom_mm=zoom_mm),
-        Panel(title="Prediction", image=image, labels=outlined, zoom_mm=zoom_mm),
-    ]
+    panels = [Panel(title="Scan", image=image, labels=outlined, zoom_mm=_BODY_MM)]
+    if center is not None:
+        panels.append(Panel(title="Closer", image=image, zoom_mm=zoom_mm))
+        panels.append(Panel(title="Prediction", image=image, labels=outlined, zoom_mm=zoom_mm))
     return three_planes(
         panels,
         spacing_mm=spacing_mm,
         center=center,
         window_hu=window_hu,
         label_names={1: organ, 2: "tumor"},
+        column_inches=2.6 if center is not None else 5.2,  # a single column needs room for the title
         title=title,
     )
 

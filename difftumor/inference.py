@@ -14,7 +14,7 @@ from difftumor.artifacts import Artifact
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.grids import Box
 from difftumor.intensity import Normalization, Scale
-from difftumor.organs import TUMOR
+from difftumor.organs import BACKGROUND, ORGAN, TUMOR
 from difftumor.spaces import ModelSpace
 from difftumor.tumor_filters import CLOSING_MM, DILATION_MM, drop_small_tumors, keep_inside_organ, predicted_organ
 from difftumor.volume import Volume
@@ -165,20 +165,24 @@ def check_together(artifacts: Sequence[Artifact]) -> None:
     """Refuse segmenters whose probabilities must not be averaged: each may scale the CT and cut windows in its own way.
 
     Raises:
-        ConfigError: There are none, or their organs or spacings differ.
+        ConfigError: There are none, or their organs, spacings or numbers of classes differ.
     """
     if not artifacts:
         raise ConfigError("No segmenter is given: give one or more.")
     first = artifacts[0]
     for other in artifacts[1:]:
-        spacings = [tuple(artifact.config.preprocessing["spacing_mm"]) for artifact in (first, other)]
-        organs = [artifact.config.organ for artifact in (first, other)]
-        for what, (a, b) in (("organ", organs), ("spacing_mm", spacings)):
-            if a != b:
+        for what, a in _shared(first).items():
+            if a != (b := _shared(other)[what]):
                 raise ConfigError(
                     f"The segmenters {first.path} and {other.path} differ in {what} ({a} and {b}): average those of "
                     "one organ and spacing, such as the folds of one training."
                 )
+
+
+def _shared(artifact: Artifact) -> dict[str, Any]:
+    spacing_mm = tuple(artifact.config.preprocessing["spacing_mm"])
+    classes = artifact.config.architecture.get("classes", len((BACKGROUND, ORGAN, TUMOR)))
+    return {"organ": artifact.config.organ, "spacing_mm": spacing_mm, "classes": classes}
 
 
 def _native_slabs(

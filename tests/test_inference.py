@@ -1,5 +1,6 @@
 """Prediction comes back on the grid of the CT, whatever its orientation, and slab by slab it is that of the whole."""
 
+import dataclasses
 from pathlib import Path
 
 import nibabel
@@ -268,6 +269,9 @@ def test_segmenters_that_do_not_fit_together_are_named():
     coarse = segmenter(Threshold(), organ="liver", name="c", spacing_mm=[1.0, 1.0, 2.0])
     with pytest.raises(ConfigError, match="a and c differ in spacing_mm"):
         check_together([liver, coarse])
+    config = dataclasses.replace(liver.config, architecture={"name": "unet", "classes": 2})
+    with pytest.raises(ConfigError, match="differ in classes"):
+        check_together([liver, dataclasses.replace(liver, config=config)])
     with pytest.raises(ConfigError, match="No segmenter"):
         check_together([])
 
@@ -319,15 +323,16 @@ def test_far_and_small_tumors_are_dropped_and_counted(tmp_path):
     values[10:14, 10:14, 8:12] = 245  # 64 mm³ in the organ
     values[20, 10, 10] = 245  # 1 mm³ in the organ
     values[50:54, 10:14, 8:12] = 245  # far from it
+    values[40, 10, 10] = 245  # far and small: it lies outside first of all
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "ct.nii.gz")
     ct = read_ct(tmp_path / "ct.nii.gz")
     options = PredictionOptions(overlap=0.25, organ_filter="predicted", min_volume_mm3=10)
     prediction = predict_volume(ct, [segmenter(Threshold())], options)
     truth = expected(ct)
-    truth[50:54] = 0
+    truth[40:] = 0
     truth[20, 10, 10] = 1
     np.testing.assert_array_equal(prediction.labels, truth)
-    assert (prediction.outside_voxels, prediction.small_voxels) == (64, 1)
+    assert (prediction.outside_voxels, prediction.small_voxels) == (65, 1)
 
 
 @pytest.mark.gpu
@@ -338,3 +343,14 @@ def test_a_scan_on_the_cpu_meets_a_network_on_the_gpu():
     on_gpu = predict_probabilities(Threshold().to("cuda"), unit, roi=(16, 16, 16))
     assert on_gpu.device.type == "cpu"
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_slabs_from_the_gpu_are_those_from_the_cpu(tmp_path):
+    ct = write_scan(tmp_path / "ct.nii.gz", "LPS", (0.7, 1.3, 2.6))
+    on_cpu, on_gpu = (
+        segmenter(Random(0), normalization="zscore"),
+        segmenter(Random(0).to("cuda"), normalization="zscore"),
+    )
+    np.testing.assert_allclose(watched(ct, on_gpu, flips=True), watched(ct, on_cpu, flips=True), atol=2e-3)

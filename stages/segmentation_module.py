@@ -10,6 +10,7 @@ from typing import Any
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
 
 from difftumor.artifacts import Parent, save_artifact
 from difftumor.datasets.transforms import Item
@@ -75,6 +76,8 @@ class SegmentationModule(StageModule):
             self.segmenter = build_segmenter(**self.architecture)
         # Its networks are no submodules: frozen, and not in checkpoints.
         self.tumors = tumors
+        # Means over all ranks; Lightning's own would round where ranks differ in their number of scans.
+        self.tumor_dsc, self.organ_dsc = MeanMetric(), MeanMetric()
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
         self.lr = lr
         self.weight_decay = weight_decay
@@ -90,7 +93,7 @@ class SegmentationModule(StageModule):
         }
         self.crop = tuple(crop)
         self.parents = dict(parents or {})
-        self.cases = dict(cases or {})
+        self.cases = {"training": (), "validation": (), **(cases or {})}
         self._for_tumors = waited or Stopwatch()
         self._for_steps = Stopwatch()
         self._ahead = waited is not None
@@ -172,11 +175,13 @@ class SegmentationModule(StageModule):
         )
         predicted = probabilities.argmax(1, keepdim=True).cpu().numpy()
         truth = batch["labels"].cpu().numpy()
-        metrics = {
-            "validation/tumor_dsc": dice(predicted == TUMOR, truth == TUMOR),
-            "validation/organ_dsc": dice(predicted != BACKGROUND, truth != BACKGROUND),
-        }
-        self.log_dict(metrics, batch_size=1, sync_dist=True, prog_bar=True)
+        # A rank with fewer scans than the others gets one again, which does not count.
+        ranks = self.trainer.world_size if self._trainer is not None else 1
+        counts = batch_idx * ranks + self.global_rank < len(self.cases["validation"])
+        self.tumor_dsc.update(dice(predicted == TUMOR, truth == TUMOR), weight=float(counts))
+        self.organ_dsc.update(dice(predicted != BACKGROUND, truth != BACKGROUND), weight=float(counts))
+        metrics = {"validation/tumor_dsc": self.tumor_dsc, "validation/organ_dsc": self.organ_dsc}
+        self.log_dict(metrics, on_epoch=True, prog_bar=True)
 
     def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
         """Write the segmenter's artifact."""

@@ -21,6 +21,7 @@ from stages.tumors_on_the_fly import finished
 from tests.stages.builds import built_from
 from tests.stages.ranks import trainer_of
 from tests.stages.test_segmentation import built, first_batch, run
+from tests.stages.tumor_cohort import with_validation
 
 
 def test_crafted_tumors_need_no_model_and_follow_the_organ(tiny_segmentation, tmp_path):
@@ -308,6 +309,26 @@ def test_two_processes_train_as_one_with_the_joint_batch(tiny_segmentation, tmp_
         # Biases before a norm have no gradient but rounding, of which Adam makes steps.
         if name.endswith("weight"):
             assert torch.allclose(one[name], value, atol=1e-6), name
+
+
+class KeepMetrics(Callback):
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def on_validation_end(self, trainer, module):
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "validation" in name}
+        torch.save(metrics, f"{self.folder}/{trainer.world_size}-{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_every_scan_counts_once_in_validation_on_any_number_of_ranks(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = with_validation(tumor_cohort, tmp_path / "stated", "early0", "early1", "late0")
+    for ranks in (1, 2):
+        stage = built_from(tiny_segmentation(f"data.root={folder}", "tumors=real", "optimizer.lr=1e-12"), build)
+        trainer_of(ranks, callbacks=[KeepMetrics(tmp_path)], max_epochs=1).fit(stage.module, stage.data)
+    one, two, other = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert two == other == pytest.approx(one, abs=1e-6)
+    assert 0 < one["validation/organ_dsc"] < 1
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,58 @@ def test_training_steps_of_stage_2_are_measured(diffusion):
     assert figures["peak_gib"] > 0
 
 
+@pytest.fixture
+def segmentation(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import segmentation
+    import segmentation_parts
+
+    yield segmentation, segmentation_parts
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+SMALL_CROPS = ["--size", "32", "32", "32", "--device", "cpu", "--repeats", "2", "--warmups", "1", "--threads", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["plain", "published", "ahead", "handcrafted", "prediction"])
+def test_the_parts_of_stage_3_are_measured(segmentation, part):
+    command, parts = segmentation
+    assert part in parts.PARTS
+    options = command.arguments([*SMALL_CROPS, "--batch", "1", "--scan", "40", "36", "34", "--overlap", "0"])
+    figures = parts.measure(part, options)
+    assert 0 < figures["quartiles_s"][0] <= figures["median_s"] <= figures["quartiles_s"][1]
+    assert figures["mean_s"] > 0
+    assert figures["peak_gib"] > 0
+
+
+def test_the_steps_of_stage_3_differ_in_their_tumors_alone(segmentation):
+    command, parts = segmentation
+    options = command.arguments([*SMALL_CROPS, "--batch", "2"])
+    first, again, other = (parts._batch(options, step) for step in (0, 0, 1))
+    assert torch.equal(first["ct"], again["ct"])
+    assert not set(first["tumor_seed"].tolist()) & set(other["tumor_seed"].tolist())
+    drawn = [parts.MIXES["published"].draw(seed) for seed in range(200)]
+    assert 60 < sum(spec is not None for spec in drawn) < 140
+    assert all(parts.MIXES["handcrafted"].draw(seed) for seed in range(20))
+
+
+def test_the_share_of_tumors_is_what_a_step_takes_more(segmentation):
+    measured = {name: {"mean_s": seconds} for name, seconds in {"plain": 3.0, "published": 4.0, "ahead": 2.9}.items()}
+    segmentation[0].add_shares(measured)
+    assert {name: part.get("share") for name, part in measured.items()} == {
+        "plain": None, "published": 0.25, "ahead": 0.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [["--size", "48", "32", "32"], ["--batch", "0"], ["--compile"]])
+def test_wrong_options_of_stage_3_are_refused(segmentation, wrong, capsys):
+    with pytest.raises(SystemExit):
+        segmentation[0].arguments([*SMALL_CROPS, *wrong])
+    assert wrong[0] in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_of_stage_2_measures_tumors_and_training(tmp_path):
     file = tmp_path / "figures.json"

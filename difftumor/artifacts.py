@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftumor.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
-from difftumor.errors import ArtifactError
+from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files import folder_written_whole, sha256_of
 
 if TYPE_CHECKING:
@@ -104,16 +105,17 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
     # Imported here, so that reading a description needs no torch.
     from difftumor.networks.autoencoder import Autoencoder
     from difftumor.networks.denoiser import Denoiser
-    from difftumor.networks.segmenters import SEGMENTERS
+    from difftumor.networks.segmenters import SEGMENTERS, build_segmenter
 
-    builders: dict[str, Callable[..., nn.Module]] = {"vqgan3d": Autoencoder, "factorized_unet": Denoiser, **SEGMENTERS}
+    builders: dict[str, Callable[..., nn.Module]] = {"vqgan3d": Autoencoder, "factorized_unet": Denoiser}
+    builders |= {segmenter: partial(build_segmenter, segmenter) for segmenter in SEGMENTERS}
     arguments = dict(architecture)
     name = arguments.pop("name", None)
     if name not in builders:
         raise ArtifactError(f"Architecture {name!r} is unknown: use one of {', '.join(sorted(builders))}.")
     try:
         return builders[name](**arguments)
-    except TypeError as error:
+    except (TypeError, ConfigError) as error:
         raise ArtifactError(
             f"Architecture {name!r} does not take these arguments ({error}): check its description."
         ) from error

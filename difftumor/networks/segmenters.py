@@ -4,6 +4,7 @@ All map (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z). State-dict na
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from math import prod
@@ -22,14 +23,29 @@ SWIN_FEATURE_SIZES: Mapping[str, int] = MappingProxyType({"tiny": 12, "small": 2
 SWIN_DIVISOR = 32
 
 
-def build_unet(
+@dataclass(frozen=True)
+class Definition:
+    """How MONAI builds a segmenter.
+
+    Attributes:
+        target: MONAI's class.
+        arguments: What it is called with; plain values that JSON can hold.
+        divisor: Sizes of the input must be multiples of it.
+    """
+
+    target: type[nn.Module]
+    arguments: Mapping[str, Any]
+    divisor: int
+
+
+def define_unet(
     *,
     in_channels: int = 1,
     classes: int = 3,
     channels: Sequence[int] = (16, 32, 64, 128, 256),
     residual_units: int = 2,
-) -> nn.Module:
-    """Return MONAI's residual U-Net.
+) -> Definition:
+    """Define MONAI's residual U-Net.
 
     Args:
         in_channels: Channels of the input.
@@ -41,26 +57,26 @@ def build_unet(
         ConfigError: Fewer than two levels, or a channel count that isn't positive.
     """
     _check_channels("unet", channels)
-    network = UNet(
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=classes,
-        channels=tuple(channels),
-        strides=(2,) * (len(channels) - 1),
-        num_res_units=residual_units,
-    )
-    return _checking(network, name="unet", in_channels=in_channels, divisor=2 ** (len(channels) - 1))
+    arguments = {
+        "spatial_dims": 3,
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "channels": list(channels),
+        "strides": [2] * (len(channels) - 1),
+        "num_res_units": residual_units,
+    }
+    return Definition(UNet, arguments, 2 ** (len(channels) - 1))
 
 
-def build_nnunet(
+def define_nnunet(
     *,
     in_channels: int = 1,
     classes: int = 3,
     channels: Sequence[int] = (32, 64, 128, 256, 320),
     strides: Sequence[int] = (1, 2, 2, 2, 2),
     affine_norm: bool = False,
-) -> nn.Module:
-    """Return MONAI's DynUNet with 3³ kernels and instance norm, without deep supervision.
+) -> Definition:
+    """Define MONAI's DynUNet with 3³ kernels and instance norm, without deep supervision.
 
     Args:
         in_channels: Channels of the input.
@@ -75,21 +91,21 @@ def build_nnunet(
     _check_channels("nnunet", channels, minimum=3)
     if len(strides) != len(channels) or min(strides) < 1:
         raise ConfigError(f"nnunet strides {list(strides)} must be {len(channels)} positive numbers, one per level.")
-    network = DynUNet(
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=classes,
-        kernel_size=[[3] * 3] * len(channels),
-        strides=[[stride] * 3 for stride in strides],
-        upsample_kernel_size=[[stride] * 3 for stride in strides[1:]],
-        filters=list(channels),
-        norm_name=("INSTANCE", {"affine": affine_norm}),
-        deep_supervision=False,
-    )
-    return _checking(network, name="nnunet", in_channels=in_channels, divisor=prod(strides))
+    arguments = {
+        "spatial_dims": 3,
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "kernel_size": [[3] * 3] * len(channels),
+        "strides": [[stride] * 3 for stride in strides],
+        "upsample_kernel_size": [[stride] * 3 for stride in strides[1:]],
+        "filters": list(channels),
+        "norm_name": ["INSTANCE", {"affine": affine_norm}],
+        "deep_supervision": False,
+    }
+    return Definition(DynUNet, arguments, prod(strides))
 
 
-def build_swinunetr(
+def define_swinunetr(
     *,
     in_channels: int = 1,
     classes: int = 3,
@@ -97,8 +113,8 @@ def build_swinunetr(
     depths: Sequence[int] = (2, 2, 2, 2),
     heads: Sequence[int] = (3, 6, 12, 24),
     gradient_checkpointing: bool = False,
-) -> nn.Module:
-    """Return MONAI's Swin UNETR.
+) -> Definition:
+    """Define MONAI's Swin UNETR.
 
     Args:
         in_channels: Channels of the input.
@@ -120,28 +136,40 @@ def build_swinunetr(
         )
     if any((width * 2**level) % count for level, count in enumerate(heads)):
         raise ConfigError(f"swinunetr heads {list(heads)} don't divide the channels {width}, doubled per level.")
-    network = SwinUNETR(
-        in_channels=in_channels,
-        out_channels=classes,
-        feature_size=width,
-        depths=tuple(depths),
-        num_heads=tuple(heads),
-        use_checkpoint=gradient_checkpointing,
-    )
-    return _checking(network, name="swinunetr", in_channels=in_channels, divisor=SWIN_DIVISOR)
+    arguments = {
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "feature_size": width,
+        "depths": list(depths),
+        "num_heads": list(heads),
+        "use_checkpoint": gradient_checkpointing,
+    }
+    return Definition(SwinUNETR, arguments, SWIN_DIVISOR)
 
 
-SEGMENTERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"unet": build_unet, "nnunet": build_nnunet, "swinunetr": build_swinunetr}
+SEGMENTERS: Mapping[SegmenterName, Callable[..., Definition]] = MappingProxyType(
+    {"unet": define_unet, "nnunet": define_nnunet, "swinunetr": define_swinunetr}
 )
 
 
 def build_segmenter(name: SegmenterName, **options: Any) -> nn.Module:
-    """Return the segmenter with the given name; the defaults are the published sizes.
+    """Return the segmenter with the given name; arguments and errors as `define_segmenter`."""
+    definition = define_segmenter(name, **options)
+    network = definition.target(**definition.arguments)
+    # A hook refuses inputs that the network can't take; a wrapper would rename its weights.
+    in_channels = definition.arguments["in_channels"]
+    network.register_forward_pre_hook(
+        partial(_check_input, name=name, in_channels=in_channels, divisor=definition.divisor)
+    )
+    return network
+
+
+def define_segmenter(name: SegmenterName, **options: Any) -> Definition:
+    """Define the segmenter with the given name; the defaults are the published sizes.
 
     Args:
         name: One of `SEGMENTERS`.
-        **options: What that segmenter's builder takes.
+        **options: What that segmenter's function takes.
 
     Raises:
         ConfigError: The name or an option is unknown, or an option is out of its range.
@@ -163,12 +191,6 @@ def _check_channels(name: str, channels: Sequence[int], minimum: int = 2) -> Non
         raise ConfigError(
             f"{name} channels {list(channels)} must be at least {minimum} positive numbers, one per level."
         )
-
-
-def _checking(network: nn.Module, *, name: str, in_channels: int, divisor: int) -> nn.Module:
-    """Have the network refuse inputs that it can't take, without a wrapper that would rename its weights."""
-    network.register_forward_pre_hook(partial(_check_input, name=name, in_channels=in_channels, divisor=divisor))
-    return network
 
 
 def _check_input(_: nn.Module, inputs: tuple[Tensor, ...], *, name: str, in_channels: int, divisor: int) -> None:

@@ -20,6 +20,7 @@ FLOORS = {
     "difftumor.volume": 2,
     "difftumor.organs": 2,
     "difftumor.datasets": 3,
+    "difftumor.bridges": 4,
     "difftumor.inference": 3,
     "difftumor.tumor_filters": 3,
     "difftumor.prediction": 4,

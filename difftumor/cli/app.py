@@ -8,6 +8,7 @@ import typer
 from difftumor import __version__
 from difftumor.cli.evaluate import evaluate
 from difftumor.cli.evaluate_autoencoder import evaluate_autoencoder
+from difftumor.cli.export import export
 from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
@@ -27,6 +28,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "import-published": import_published,
     "split-tumors": split_tumors,
     "select-healthy": select_healthy,
+    "export": export,
     "info": info,
 }
 

@@ -48,7 +48,7 @@ def check_dataset_name(folder: Path) -> int:
     Raises:
         ConfigError: The name is not one that nnU-Net finds.
     """
-    found = re.fullmatch(r"Dataset(\d{3})_\w+", folder.name)
+    found = re.fullmatch(r"Dataset(\d{3})_[\w.-]+", folder.name)
     if found is None or found[1] == "000":
         raise ConfigError(
             f"OUT {folder} is no name that nnU-Net finds: give its folder, such as nnUNet_raw/Dataset501_LiverTumor."

@@ -135,8 +135,8 @@ def nnunet(
         describe(staging, out.name, [*real, *made], listed, chosen, seed=seed)
     typer.echo(f"{len(real)} cases, {len(made)} synthetic cop{'y' if len(made) == 1 else 'ies'}: {out}")
     typer.echo(
-        f"After nnUNetv2_plan_and_preprocess -d {number}, copy {SPLITS_FILE} from {out} to "
-        f"nnUNet_preprocessed/{out.name}, so that nnU-Net trains on these splits."
+        f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity; it copies {SPLITS_FILE} to "
+        f"nnUNet_preprocessed/{out.name}, where an older one must be removed first."
     )
     if failed:
         _refuse_failed(failed, len(copies), out)

@@ -164,6 +164,7 @@ def test_readme_commands_run(finished, tmp_path):
             continue  # .ci/run runs the former
         words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
         words = [word.replace("/data/healthy", str(finished.test)) for word in words]
+        words = [word.replace("/data/Task03_Liver", str(finished.training)) for word in words]
         if words[:2] == ["python", "-m"]:
             words = [word for word in words if not word.startswith("data.root=")]
             words += ["experiment=demo", f"data.root={finished.training}", "trainer=cpu", "name=readme", "fresh=true"]
@@ -179,4 +180,6 @@ def test_readme_commands_run(finished, tmp_path):
     assert (tmp_path / "out" / "ct.nii.gz").read_bytes() == (tmp_path / "again" / "ct.nii.gz").read_bytes()
     assert (tmp_path / "phantom" / "dataset.json").is_file()
     assert (tmp_path / "card" / "report.html").is_file()
+    assert (tmp_path / "nnUNet_raw" / "Dataset501_LiverTumor" / "splits_final.json").is_file()
+    assert (tmp_path / "liver_bundle" / "models" / "model.pt").is_file()
     assert read_config(published / "checkpoints" / "diffusion_liver_early").settings["timesteps"] == 4

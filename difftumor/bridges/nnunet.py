@@ -77,9 +77,7 @@ def plan_entries(
             not allow splits.
     """
     with_tumors = {case.id for case in found.tumor}
-    real = tuple(
-        Entry(replace(case, tumor_organs=(organ.name,) * (case.id in with_tumors))) for case in cases.cases
-    )
+    real = tuple(Entry(replace(case, tumor_organs=(organ.name,) * (case.id in with_tumors))) for case in cases.cases)
     held_out = {case.patient for case in cases.cases if case.id in cases.validation_ids}
     healthy = [case for case in found.healthy if case.patient not in held_out]
     if copies and not healthy:

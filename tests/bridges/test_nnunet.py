@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difftumor.bridges.nnunet import Entry, check_dataset_name, split_entries
+from difftumor.bridges.nnunet import Entry, check_dataset_name, plan_entries, split_entries
 from difftumor.cli import main
-from difftumor.datasets.cases import Case, read_cases
-from difftumor.datasets.tumor_cases import sort_cases
+from difftumor.datasets.cases import Case, CaseList, read_cases
+from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.organs import get_organ
 from tests.nifti import write_nifti
@@ -45,7 +45,13 @@ def save_scan(folder: Path, name: str, seed: int, *, tumor: bool, affine=LPS, su
     if tumor:
         labels[15:19, 15:19, 15:19] = 6
     write_nifti(folder / f"{name}{suffix}", values.astype(np.int16), affine)
-    write_nifti(folder / "maps" / f"{name}.nii.gz", labels, affine)
+    # Another program wrote the map: its affine is a little off, and its codes are others.
+    write_nifti(
+        folder / "maps" / f"{name}.nii.gz",
+        labels,
+        nib.affines.from_matvec(np.eye(3), [4e-3] * 3) @ affine,
+        codes=(1, 3),
+    )
 
 
 def write_list(folder: Path, rows: list[dict], name: str = "cases.json", validation: tuple[str, ...] = ()) -> Path:
@@ -198,6 +204,18 @@ def test_stated_validation_is_one_split_without_copies_of_its_patients(cohort, t
     assert split == {"train": ["a", "d", "e", "f", "d_synthetic1", "d_synthetic2"], "val": ["b", "c"]}
 
 
+def test_the_seed_chooses_which_healthy_scans_are_copied():
+    cases = CaseList(tuple(Case(f"c{n}", Path("x.nii")) for n in range(6)), {}, Path("list"))
+    found = SortedCases(cases.cases[:2], cases.cases[2:])
+
+    def sources(copies, seed):
+        return [e.source for e in plan_entries(cases, found, copies=copies, organ=get_organ("liver"), seed=seed)[1]]
+
+    assert {sources(1, seed)[0] for seed in range(30)} == {"c2", "c3", "c4", "c5"}
+    assert sources(3, 0) == sources(10, 0)[:3]
+    assert {sources(10, 0).count(f"c{n}") for n in range(2, 6)} == {2, 3}
+
+
 @given(patients=st.lists(st.integers(0, 7), min_size=2, max_size=14), copies=st.data(), seed=st.integers(0, 3))
 @settings(deadline=None, max_examples=60)
 def test_no_patient_is_on_both_sides(patients, copies, seed):
@@ -240,7 +258,7 @@ def changed(rows, index, **values):
     [
         (changed(ROWS, 0, id="b"), (), "'b' more than once"),
         (changed(ROWS, 0, id="x/y", image="a.nii.gz", label="maps/a.nii.gz"), (), "'x/y'"),
-        (changed(ROWS, 0, id="D", image="a.nii.gz", label="maps/a.nii.gz"), (), "'d'"),
+        (changed(ROWS, 3, id="A", image="d.nii.gz", label="maps/d.nii.gz"), (), "'A'"),
         (changed(ROWS, 3, label=""), (), "'d' of"),
         (changed(ROWS, 3, label="maps/absent.nii.gz"), (), "absent.nii.gz"),
         (ROWS, ("--organ", "pancreas"), "no pancreas"),

@@ -252,8 +252,8 @@ pip install {packages}
 python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
   --dataset_dir SCANS --output_dir RESULTS
 ```
-in this folder (elsewhere, add `--bundle_root`, and give the paths of both files). `SCANS` is a folder of CT in Hounsfield units (.nii.gz or .nii);
-`RESULTS` gets a label map `NAME_seg.nii.gz` for each, on the scan's own grid.
+in this folder (elsewhere, add `--bundle_root`, and give the paths of both files). `SCANS` is a folder of CT in
+Hounsfield units (.nii.gz or .nii); `RESULTS` gets a label map `NAME_seg.nii.gz` for each, on the scan's own grid.
 
 ## How it works
 The scan is turned to RAS order and resampled to {spacing} mm; HU are clipped to [{low_hu}, {high_hu}] and scaled

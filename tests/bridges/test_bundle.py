@@ -32,7 +32,7 @@ OPTIONS = {
     "nnunet": {"channels": (4, 8, 8), "strides": (1, 2, 2), "affine_norm": True},
     "swinunetr": {"size": "tiny", "depths": (1, 1, 1, 1)},
 }
-CROPS = {"unet": [32, 32, 32], "nnunet": [32, 32, 32], "swinunetr": [64, 32, 32]}
+CROPS = {"unet": [24, 24, 24], "nnunet": [32, 32, 32], "swinunetr": [64, 32, 32]}
 SCHEMA = REPOSITORY / "tests" / "data" / "bundle_metadata_schema.json"
 WINDOW_HU = (-175.0, 250.0)
 LPS = np.array([[-1.2, 0, 0, 40], [0, -1.3, 0, 30], [0, 0, 2.6, -10], [0, 0, 0, 1]])
@@ -92,7 +92,7 @@ def test_metadata_says_what_the_model_is(tmp_path):
     metadata = json.loads((tmp_path / "bundle" / METADATA_FILE).read_text())
     tensors = metadata["network_data_format"]
     assert tensors["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "liver", "2": "liver tumor"}
-    assert tensors["inputs"]["image"]["spatial_shape"] == [32, 32, 32]
+    assert tensors["inputs"]["image"]["spatial_shape"] == [24, 24, 24]
     assert tensors["inputs"]["image"]["value_range"] == [0, 1]
     assert metadata["monai_version"] == monai.__version__
     assert metadata["difftumor"]["identity"] == artifact.config.identity

@@ -30,6 +30,7 @@ from studies.command import run_command
 from studies.results import Picture, Row, write_results
 from studies.training import command, train
 
+STAGE = "segmentation"
 # What is trained on, and the options of stage 3 that say so.
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "diffusion tumors": ("tumors=diffusion",),
@@ -103,7 +104,7 @@ def run_study(words: argparse.Namespace) -> Path:
             run = _run(name, seed)
             artifact = words.out / "checkpoints" / run
             train(
-                "segmentation",
+                STAGE,
                 [
                     *own, f"seed={seed}", f"name={run}", f"artifact={artifact}", f"runs_dir={words.out}/runs",
                     f"training.epochs={epochs[name]}",
@@ -141,7 +142,7 @@ def _steps(artifact: Path) -> int:
 
 
 def _settings(options: Sequence[str]) -> Settings:
-    return Settings(to_plain(compose_config("segmentation", options)))
+    return Settings(to_plain(compose_config(STAGE, options)))
 
 
 def _organ(options: Sequence[str]) -> Organ:

@@ -35,8 +35,9 @@ def test_command_is_understood(words):
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python" and rest[1].startswith("studies."):
-        words = importlib.import_module(rest[1]).command_line().parse_intermixed_args(rest[2:])
-        compose_config("diffusion", getattr(words, "options", []))
+        study = importlib.import_module(rest[1])
+        words = study.command_line().parse_intermixed_args(rest[2:])
+        compose_config(getattr(study, "STAGE", "diffusion"), getattr(words, "options", []))
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
     elif program == "source":

@@ -51,7 +51,7 @@ def find_components(mask_XYZ: NDArray[Any]) -> Components:
     Args:
         mask_XYZ: Nonzero voxels count; may be empty.
     """
-    mask = mask_XYZ != 0
+    mask = mask_XYZ if mask_XYZ.dtype == np.bool_ else mask_XYZ != 0
     indices = np.zeros(mask.shape, np.uint32)
     occupied = Box.around(mask)
     if occupied.empty:

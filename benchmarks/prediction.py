@@ -1,8 +1,8 @@
 """A large scan and a tiny segmenter to predict it with: ``python benchmarks/prediction.py FOLDER``.
 
 Time and peak memory are then taken of the command that it prints. The network has random weights, but leans to
-background, so that it finds specks all over the scan; with ``--noise`` it finds noise everywhere, which is the most that the
-list of lesions can get to do.
+background, so that it finds specks all over the scan; with ``--noise`` it finds noise everywhere, which is the most
+that the list of lesions can get to do.
 """
 
 import argparse

@@ -110,3 +110,15 @@ def test_a_place_is_tried_before_the_work_and_left_as_it_was(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work():
     with pytest.raises(ConfigError, match=r"^--out /proc/out cannot be written"):
         check_folder(Path("/proc/out"), option="--out")
+
+
+def test_files_join_a_folder_that_others_made_meanwhile(tmp_path):
+    folder = tmp_path / "out"
+    with folder_written_whole(folder, keep_others=True, last="a.json") as staging:
+        (staging / "deep").mkdir()
+        (staging / "deep" / "a").write_text("new")
+        (staging / "a.json").write_text("new")
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "b").write_text("theirs")
+    assert tree(folder) == {"deep/a": "new", "deep/b": "theirs", "a.json": "new"}
+    assert os.listdir(tmp_path) == ["out"]

@@ -74,6 +74,7 @@ def _data(settings: Settings, organ: Organ, ahead: Callable[..., TumorsAhead] | 
         spacing_mm=data.spacing_mm,
         class_ratios=data.class_ratios,
         minimum_organ_mm3=organ.minimum_volume_mm3,
+        healthy_background=data.healthy_background,
         rotation_probability=augmentation.rotation_probability,
         shift=augmentation.shift,
         shift_probability=augmentation.shift_probability,

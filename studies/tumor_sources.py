@@ -167,7 +167,7 @@ def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:
         "predict",
         [
             "--ct", str(words.test), "--model", str(artifact), "--out", str(out), "--overlap", str(words.overlap),
-            "--device", words.device,
+            "--device", words.device, "--organ-filter", "predicted",
         ],
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from monai.transforms import RandCropByLabelClassesd, Randomizable, RandRotate90
 from difftumor.datasets.transforms import CENTERS, Item
 from difftumor.errors import ConfigError, OrganError
 from difftumor.grids import Box, triple
-from difftumor.organs import ORGAN
+from difftumor.organs import BACKGROUND, ORGAN
 
 VOLUMES = ("ct", "labels")
 CLASSES = 3
@@ -94,6 +94,7 @@ class SegmentationCrop(Randomizable):
         spacing_mm: Voxel size.
         class_ratios: Crops centered on background, organ and tumor, relative to each other, in scans with tumors.
         minimum_organ_mm3: Organ that a healthy crop must hold.
+        healthy_background: Share of the crops of healthy scans that are centered on background instead, wherever it is.
         rotation_probability: Chance of a rotation by 90, 180 or 270 degrees in the axial plane.
         shift: Largest intensity shift, as a share of the window.
         shift_probability: Chance of a shift.
@@ -109,15 +110,20 @@ class SegmentationCrop(Randomizable):
         spacing_mm: Sequence[float],
         class_ratios: Sequence[float],
         minimum_organ_mm3: float,
+        healthy_background: float,
         rotation_probability: float,
         shift: float,
         shift_probability: float,
     ) -> None:
         if len(class_ratios) != CLASSES or min(class_ratios) < 0 or not sum(class_ratios) > 0:
             raise ConfigError(f"data.class_ratios is {list(class_ratios)}: give three numbers from 0, not all 0.")
-        for name, chance in (("rotation", rotation_probability), ("shift", shift_probability)):
+        for name, chance in (
+            ("augmentation.rotation_probability", rotation_probability),
+            ("augmentation.shift_probability", shift_probability),
+            ("data.healthy_background", healthy_background),
+        ):
             if not 0 <= chance <= 1:
-                raise ConfigError(f"augmentation.{name}_probability is {chance!r}: give a number from 0 to 1.")
+                raise ConfigError(f"{name} is {chance!r}: give a number from 0 to 1.")
         if rotation_probability and (crop[0] != crop[1] or spacing_mm[0] != spacing_mm[1]):
             raise ConfigError(
                 f"Rotation in the axial plane needs crops and spacing alike along X and Y, not {list(crop)} and "
@@ -126,7 +132,7 @@ class SegmentationCrop(Randomizable):
         if not shift >= 0:
             raise ConfigError(f"augmentation.shift is {shift!r}: give 0 or more.")
         self.class_ratios = tuple(class_ratios)
-        self.around, self.anywhere = (
+        self.around, self.anywhere, self.background = (
             RandCropByLabelClassesd(
                 VOLUMES,
                 label_key="labels",
@@ -136,9 +142,10 @@ class SegmentationCrop(Randomizable):
                 indices_key="centers",
                 warn=False,
             )
-            for ratios in (class_ratios, (1.0,) * CLASSES)
+            for ratios in (class_ratios, (1.0,) * CLASSES, (1.0, 0.0, 0.0))
         )
         self.healthy = OrganCrop(crop, minimum_volume_mm3=minimum_organ_mm3, spacing_mm=spacing_mm)
+        self.healthy_background = healthy_background
         self.rotate = RandRotate90d(VOLUMES, prob=rotation_probability, max_k=3, spatial_axes=(0, 1))
         self.shift = shift
         self.shift_probability = shift_probability
@@ -146,7 +153,7 @@ class SegmentationCrop(Randomizable):
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> SegmentationCrop:
         """Seed every part with a stream of its own."""
         super().set_random_state(seed, state)
-        for part in (self.around, self.anywhere, self.healthy, self.rotate):
+        for part in (self.around, self.anywhere, self.background, self.healthy, self.rotate):
             part.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
@@ -161,7 +168,7 @@ class SegmentationCrop(Randomizable):
             ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``shift`` as a share of the window,
             ``tumor_seed``, from 0 to 2⁶², and what else the item held but the centers.
         """
-        cut = self.healthy(item) if item["healthy"] else self._around_class(item)
+        cut = self._of_healthy(item) if item["healthy"] else self._around_class(item)
         cut = self.rotate({key: cut[key] for key in VOLUMES})
         shifted = self.R.random_sample() < self.shift_probability
         amount = float(self.R.uniform(-self.shift, self.shift))
@@ -174,6 +181,11 @@ class SegmentationCrop(Randomizable):
             "shift": amount if shifted else 0.0,
             "tumor_seed": high << 31 | low,
         }
+
+    def _of_healthy(self, item: Mapping[str, Any]) -> Item:
+        elsewhere = self.R.random_sample() < self.healthy_background and len(item["centers"][BACKGROUND])
+        cut: Item = self.background(dict(item))[0] if elsewhere else self.healthy(item)
+        return cut
 
     def _around_class(self, item: Mapping[str, Any]) -> Item:
         # Small tumors may be lost in resampling; MONAI leaves absent classes out, and fails where none remains.

@@ -26,6 +26,7 @@ def crop(size=(9, 9, 9), **changes):
         "spacing_mm": (1.0, 1.0, 1.0),
         "class_ratios": (0, 0, 1),
         "minimum_organ_mm3": 300.0,
+        "healthy_background": 0.0,
         "rotation_probability": 0.0,
         "shift": 0.1,
         "shift_probability": 0.0,
@@ -50,6 +51,17 @@ def test_crops_of_tumor_scans_are_centered_on_the_wanted_class(label):
         if label == 2:
             assert cut["labels"][0, 4, 4, 4] == 2
         assert cut["ct"].shape == cut["labels"].shape == (1, 9, 9, 9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_healthy_crops_sees_what_is_far_from_the_organ(share):
+    ours = crop(healthy_background=share)
+    centers = [int(seeded(ours, seed)(item(healthy=True, tumor=False))["labels"][0, 4, 4, 4]) for seed in range(400)]
+    # Centers near the border are moved inward, now and then into the organ.
+    assert centers.count(0) / 400 == pytest.approx(share, abs=0.13)
+    cut = seeded(ours, 1)(item(healthy=True, tumor=False))
+    assert cut["ct"].shape == (1, 9, 9, 9)
+    assert "centers" not in cut
 
 
 def test_ratios_are_met():

@@ -113,8 +113,8 @@ def test_crops_come_in_the_stated_ratio(tiny_segmentation, share, made):
     assert healthy == made  # of ten
 
 
-def trainer_like(epoch):
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+def trainer_like(epoch, device="cpu"):
+    strategy = SimpleNamespace(root_device=torch.device(device))
     return SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch, lightning_module=None, strategy=strategy)
 
 
@@ -134,6 +134,23 @@ def test_tumors_made_ahead_are_those_of_the_step(tiny_segmentation):
         assert torch.allclose(made["ct"], ahead["ct"], atol=1e-2)
         assert (made["synthetic"], made["rejected"]) == (ahead["synthetic"], ahead["rejected"])
     assert sum(batch["synthetic"] for batch in batches["true"]) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tumors_made_ahead_on_a_gpu_are_those_of_the_cpu(tiny_segmentation):
+    batches = {}
+    for device in ("cpu", "cuda"):
+        stage = built(tiny_segmentation("synthesis.prefetch=true", "synthesis.probability=1"))
+        stage.module.tumors.to(device)
+        stage.data.setup()
+        stage.data.trainer = trainer_like(epoch=0, device=device)
+        batches[device] = [
+            {name: batch[name].cpu() for name in ("ct", "labels")} for batch in stage.data.train_dataloader()
+        ]
+    for one, other in zip(batches["cpu"], batches["cuda"], strict=True):
+        assert torch.equal(one["labels"], other["labels"])
+        assert torch.allclose(one["ct"], other["ct"], atol=0.5)
 
 
 def test_a_run_with_tumors_made_ahead_ends_with_nearly_the_same_weights(tiny_segmentation, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCropd
+from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCropd, Transform
 from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
@@ -152,6 +152,16 @@ class RandomCrop(Randomizable):
         return {k: v.as_tensor().clone() if hasattr(v, "as_tensor") else v for k, v in cut.items()}
 
 
+class _Loading(Transform):
+    """A reader as MONAI keeps its results: it takes plain functions for random ones, and runs them anew every time."""
+
+    def __init__(self, load: Callable[[Case], Item]) -> None:
+        self.load = load
+
+    def __call__(self, case: Case) -> Item:
+        return self.load(case)
+
+
 class SeededDataset(Dataset[Item]):
     """Cases through deterministic loading, which is cached, and random transforms, which depend on the key alone.
 
@@ -179,7 +189,7 @@ class SeededDataset(Dataset[Item]):
         # The transform is the loader alone, and MONAI's cache hands its result out without a copy.
         with _our_errors():
             self.loaded = CacheDataset(
-                list(cases), load, cache_rate=cache_rate, num_workers=max(1, cache_workers), progress=False
+                list(cases), _Loading(load), cache_rate=cache_rate, num_workers=max(1, cache_workers), progress=False
             )
         self.transform = transform
         self.seed = seed

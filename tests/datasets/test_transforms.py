@@ -151,3 +151,19 @@ def test_a_sample_is_not_a_view_of_the_cache(dataset):
     before = data[(0, 0)]["ct"].clone()
     data[(0, 0)]["ct"].zero_()
     assert torch.equal(data[(0, 0)]["ct"], before)
+
+
+@pytest.mark.parametrize(("cache_rate", "reads"), [(0.0, 8), (0.5, 5), (1.0, 2)])
+def test_cases_that_are_kept_are_read_once(case, cache_rate, reads):
+    read = []
+
+    def load(case):
+        read.append(case.id)
+        return with_centers(pad_to(load_case(case, LIVER, spacing_mm=(2, 2, 2), require_organ=False), (4, 4, 4)))
+
+    crop = RandomCrop((4, 4, 4), foreground_ratio=1.0)
+    data = SeededDataset([case, Case("b", case.image)], load=load, transform=crop, seed=0, cache_rate=cache_rate)
+    for epoch in range(4):
+        for index in range(2):
+            data[(epoch, index)]
+    assert len(read) == reads

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ _BYTES_PER_VOXEL = 5
 _SHARE_OF_MEMORY = 0.5
 # Headers that the size of all cases is estimated from.
 _MOST_HEADERS = 32
+# Files of limit and use of a control group, of version 2 and 1.
+_V2 = ("memory.max", "memory.current")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def file_facts(case: Case) -> list[list[Any]]:
@@ -122,14 +125,37 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     """
     lines = (root / "proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    for limit, used in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        texts = [(root / name).read_text().strip() for name in (limit, used) if (root / name).is_file()]
-        if len(texts) == 2 and all(text.isdecimal() for text in texts):  # "max" is no limit
-            free = min(free, max(0, int(texts[0]) - int(texts[1])))
+    for names, group in _memory_groups(root):
+        limit, used = (_number_in(group / name) for name in names)
+        if limit is not None and used is not None:  # "max" is no limit
+            free = min(free, max(0, limit - used + _reclaimable(group)))
     return free
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[tuple[str, str], Path]]:
+    """Yield the files of limit and use, and the folder, of this process's control group and of all above it."""
+    top, own = root / "sys/fs/cgroup", root / "proc/self/cgroup"
+    found = {(_V2, top), (_V1, top / "memory")}  # a container sees its own group there
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        names, base = (_V2, top) if not controllers else (_V1, top / "memory")
+        if not controllers or "memory" in controllers.split(","):
+            inside = PurePosixPath(path.lstrip("/"))
+            found |= {(names, base / part) for part in (inside, *inside.parents)}
+    yield from sorted(found)
+
+
+def _number_in(file: Path) -> int | None:
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def _reclaimable(group: Path) -> int:
+    """Return what a group uses for files that were read, which the system takes back when memory is wanted."""
+    file = group / "memory.stat"
+    counts = dict(line.split() for line in file.read_text().splitlines()) if file.is_file() else {}
+    # Version 1 counts the groups below under the first name.
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
 
 def _write(file: Path, key: str, item: Item) -> None:

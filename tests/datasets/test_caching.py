@@ -132,3 +132,28 @@ def test_free_memory_is_what_the_control_group_leaves(tmp_path):
     assert free_memory_bytes(tmp_path) == 4000
     assert free_memory_bytes() > 2**20
     assert Path("/proc/meminfo").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "top", "limit", "used"),
+    [
+        ("0::/slurm/job_1/step_0", "sys/fs/cgroup", "memory.max", "memory.current"),
+        ("4:cpu,memory:/slurm/job_1/step_0", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_job_counts_wherever_it_is_above_the_process(tmp_path, line, top, limit, used):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemAvailable:     500 kB\n")
+    write("proc/self/cgroup", f"7:pids:/slurm\n{line}\n")
+    write(f"{top}/slurm/job_1/{limit}", "9000\n")
+    write(f"{top}/slurm/job_1/{used}", "8000\n")
+    assert free_memory_bytes(tmp_path) == 1000
+    # Files that were read fill a job's memory sooner or later, and give way.
+    write(f"{top}/slurm/job_1/memory.stat", "anon 2000\ninactive_file 5000\n")
+    assert free_memory_bytes(tmp_path) == 6000
+    write(f"{top}/slurm/job_2/{limit}", "1\n")
+    write(f"{top}/slurm/job_2/{used}", "1\n")
+    assert free_memory_bytes(tmp_path) == 6000

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
 from stages.module import StageModule
 
@@ -111,6 +111,15 @@ class KeepLastAndBest(Checkpoint):
         self.best_score = state_dict["best_score"]
         self.metrics = dict(state_dict.get("metrics", {}))
         self.metrics_epoch = state_dict.get("metrics_epoch")
+
+
+class StopWhenNoBetter(EarlyStopping):
+    """Lightning's, which forgets that a run had ended when the run goes on from its checkpoint, and trains it further."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run before its first step, if it had ended before."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class EpochLine(Callback):

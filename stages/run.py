@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.artifact_config import read_config
 from difftumor.artifacts import load_artifact
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
-from stages.callbacks import KeepLastAndBest, progress, progress_display
+from stages.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
 from stages.folder import RunFolder, Start
 from stages.module import StageModule
 from stages.ownership import Ownership
@@ -145,7 +145,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
     epochs = run.trainer.max_epochs or built.epochs
     callbacks: list[Callback] = [keep, *progress_display(run.trainer.progress_bar)]
     if built.patience is not None and built.monitor is not None:
-        callbacks.append(EarlyStopping(built.monitor, mode=built.mode, patience=built.patience))
+        callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience))
     trainer = make_trainer(
         run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
     )

@@ -18,7 +18,7 @@ from difftumor.intensity import Normalization
 from difftumor.organs import ORGANS
 from stages.segmentation import build
 from stages.tumors_on_the_fly import finished
-from tests.stages.builds import built_from
+from tests.stages.builds import Crash, built_from
 from tests.stages.ranks import trainer_of
 from tests.stages.test_segmentation import built, first_batch, run
 from tests.stages.tumor_cohort import with_validation
@@ -283,13 +283,32 @@ def load(artifact):
     return load_file(artifact / "model.safetensors")
 
 
+EARLY = ("training.epochs=50", "training.patience=2", "optimizer.lr=1e-12")
+
+
 def test_training_ends_early_when_nothing_gets_better(tiny_segmentation, tmp_path):
-    config = tiny_segmentation("training.epochs=50", "training.patience=2", "optimizer.lr=1e-12")
+    config = tiny_segmentation(*EARLY)
     stored = read_config(run(config))
     assert stored.complete
     assert stored.training["validation_epoch"] == 3  # the first is the best, and two follow
     assert run(config).is_dir()  # a rerun finds it finished
     assert read_config(run(config)).identity == stored.identity
+
+
+def test_a_run_that_ended_early_and_died_then_trains_no_further(tiny_segmentation, monkeypatch):
+    def dying(*_):
+        raise Crash
+
+    config = tiny_segmentation(*EARLY)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.run._export", dying)
+        with pytest.raises(Crash):
+            run(config)
+    stored = read_config(run(config))
+    assert (stored.training["steps"], stored.training["validation_epoch"]) == (9, 3)
+    # Nor does one that is asked for again with an option that changes no result.
+    again = read_config(run(tiny_segmentation(*EARLY, "validation.windows_per_batch=1")))
+    assert again.identity == stored.identity
 
 
 @pytest.mark.slow

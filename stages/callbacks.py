@@ -114,7 +114,7 @@ class KeepLastAndBest(Checkpoint):
 
 
 class StopWhenNoBetter(EarlyStopping):
-    """Lightning's, which forgets that a run had ended when the run goes on from its checkpoint, and trains it further."""
+    """Lightning's, which would train a run further that had ended, when it goes on from its checkpoint."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run before its first step, if it had ended before."""

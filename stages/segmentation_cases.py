@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from difftumor.datasets.cases import Case, CaseList
@@ -60,7 +59,7 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
     found = sort_and_say(listed, organ, workers=settings.data.num_workers)
     origins = {case: Origin(listed, healthy=False, made=False) for case in found.tumor}
     origins |= {case: Origin(listed, healthy=True, made=True) for case in found.healthy}
-    found, elsewhere = _with_more_healthy(settings, organ, found)
+    found, elsewhere, set_apart = _with_more_healthy(settings, organ, found)
     origins |= elsewhere
     # Without annotated tumors there is nothing to validate on.
     fold = settings.fold if found.tumor or tumors in ("real", "mixed") else None
@@ -72,8 +71,8 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
     elif offline is None:
         made = train.healthy
     else:
-        held_out = {case.patient for case in (*validation, *stated)}
-        known = {case.image.resolve(): case for case in (*listed.cases, *elsewhere)}
+        held_out = {case.patient for case in (*validation, *stated, *set_apart)}
+        known = {case.image.resolve(): case for case in (*listed.cases, *elsewhere, *set_apart)}
         ready = _made_before(Path(str(offline)), organ, known, held_out)
         origins |= ready
         made = tuple(ready)
@@ -95,18 +94,20 @@ def _check_any(tumors: Tumors, real: tuple[Case, ...], made: tuple[Case, ...], l
         )
 
 
-def _with_more_healthy(settings: Settings, organ: Organ, found: SortedCases) -> tuple[SortedCases, dict[Case, Origin]]:
-    """Add the scans of ``data.healthy_root``; its stated validation cases are of no use here."""
+def _with_more_healthy(
+    settings: Settings, organ: Organ, found: SortedCases
+) -> tuple[SortedCases, dict[Case, Origin], tuple[Case, ...]]:
+    """Add the scans of ``data.healthy_root``; its stated validation cases, which come last, are of no use here."""
     labels = settings.data.healthy_labels  # read in any case, as every key must be
     if settings.data.healthy_root is None:
-        return found, {}
+        return found, {}, ()
     healthy = read_root(settings.data.healthy_root, labels, option="data.healthy_labels")
     held_out = stated_validation(healthy)
     more = sort_and_say(healthy, organ, assume_healthy=True, workers=settings.data.num_workers)
     say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
     fit = tuple(case for case in more.healthy if case not in held_out)
     origins = {case: Origin(healthy, healthy=True, made=True) for case in fit}
-    return replace(found, healthy=found.healthy + fit), origins
+    return replace(found, healthy=found.healthy + fit), origins, held_out
 
 
 def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]) -> dict[Case, Origin]:
@@ -121,7 +122,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
     Raises:
         CaseListError: There is none, or a scan has its tumors elsewhere.
     """
-    names = MappingProxyType({"background": 0, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR})
+    names = {"background": 0, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
     cases: list[Case] = []
     seen: list[Case] = []
     for file in sorted(folder.glob(f"*/{RECORD_FILE}")):

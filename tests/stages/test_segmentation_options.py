@@ -1,6 +1,7 @@
 """Stage 3's options: other tumors, ratios, normalization, tumors made ahead or before, and how long it trains."""
 
 import json
+import pickle
 import shutil
 from itertools import count
 from types import SimpleNamespace
@@ -228,6 +229,19 @@ def test_scans_made_from_held_out_patients_are_left_out(tiny_segmentation, tumor
     assert "healthy0 was made from a scan that is held out" in capsys.readouterr().out
 
 
+def test_scans_made_from_validation_cases_of_the_healthy_list_are_left_out(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = with_validation(tumor_cohort, tmp_path / "stated", "healthy0")
+    offline = synthesized(folder, tmp_path, "training", "validation")
+    options = [f"data.healthy_root={folder}", f"synthesis.offline={offline}", "tumors=diffusion"]
+    assert {case.id for case in built(tiny_segmentation(*options)).data.train} == {"healthy1", "silent_healthy"}
+
+
+def test_the_reader_of_scans_made_before_can_be_sent_to_other_processes(tiny_segmentation, tumor_cohort, tmp_path):
+    stage = built(tiny_segmentation(f"synthesis.offline={synthesized(tumor_cohort, tmp_path)}"))
+    case = stage.data.train[-1]
+    assert pickle.loads(pickle.dumps(stage.data.reader)).about(case) == stage.data.reader.about(case)
+
+
 def held_out(config):
     return "early0" in {case.id for case in built(config).data.validation}
 
@@ -242,10 +256,10 @@ def test_scans_made_before_have_to_be_there_and_in_the_organ(tiny_segmentation, 
         built(tiny_segmentation(f"synthesis.offline={offline}"))
 
 
-def synthesized(cohort, tmp_path):
+def synthesized(cohort, tmp_path, *parts):
     """Return a folder in which ``difftumor synthesize`` has made tumors in the healthy scans of the cohort."""
     listing = json.loads((cohort / "dataset.json").read_text())
-    entries = [entry for entry in listing["training"] if "healthy" in entry["image"]]
+    entries = [e for part in parts or ("training",) for e in listing.pop(part) if "healthy" in e["image"]]
     for entry in entries:
         entry.update({part: str(cohort / entry[part]) for part in ("image", "label")})
     (tmp_path / "healthy.json").write_text(json.dumps({**listing, "training": entries}))

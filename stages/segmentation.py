@@ -20,7 +20,7 @@ from stages.segmentation_cases import choose_cases
 from stages.segmentation_data import SegmentationData, SegmentationReader
 from stages.segmentation_module import SegmentationModule
 from stages.segmentation_tumors import tumors_of, warn_of_leaks
-from stages.settings import Settings, check_positive, check_whole, construct
+from stages.settings import Settings, check_not_negative, check_positive, check_switch, check_whole, construct
 from stages.stopwatch import Stopwatch
 from stages.tumors_ahead import TumorsAhead
 from stages.tumors_on_the_fly import TumorsOnTheFly, finished
@@ -32,29 +32,19 @@ def build(settings: Settings) -> Stage:
     Raises:
         DiffTumorError: An option is wrong, an artifact is missing, or there are no cases to train on.
     """
-    data, training = settings.data, settings.training
-    check_positive(
-        training__epochs=training.epochs,
-        data__batch_size=data.batch_size,
-        optimizer__lr=settings.optimizer.lr,
-        validation__windows_per_batch=settings.validation.windows_per_batch,
-    )
-    if not isinstance(training.warmup_epochs, int) or not 0 <= training.warmup_epochs <= training.epochs:
-        raise ConfigError(f"training.warmup_epochs is {training.warmup_epochs!r}: give 0 to training.epochs.")
-    check_whole(1, training__accumulate=training.accumulate)
-    if training.patience is not None:
-        check_whole(1, training__patience=training.patience)
-    if settings.data.made_share is not None and not 0 < settings.data.made_share < 1:
-        raise ConfigError(f"data.made_share is {settings.data.made_share!r}: give a share between 0 and 1, or null.")
-    if not 0 <= settings.validation.overlap < 1:
-        raise ConfigError(f"validation.overlap is {settings.validation.overlap!r}: give a number from 0, below 1.")
-    check_sizes(data, multiple=4)
+    _check(settings)
+    training = settings.training
     organ = construct(Organ, settings.organ)
     tumors, parents = tumors_of(settings, organ)
     waited = Stopwatch() if settings.synthesis.prefetch and tumors is not None else None
     ahead = None if waited is None else partial(TumorsAhead, finish=partial(finished, tumors=tumors), waited=waited)
     crops = _data(settings, organ, ahead)
     warn_of_leaks(settings, parents, crops.validation)
+    if training.patience is not None and not crops.validation:
+        raise ConfigError(
+            f"training.patience is {training.patience}, but no scan is held out to tell whether anything gets better: "
+            "give a fold and scans with tumors, or training.patience=null."
+        )
     return Stage(
         module=_module(settings, organ, tumors, parents, crops, waited),
         data=crops,
@@ -65,6 +55,42 @@ def build(settings: Settings) -> Stage:
         accumulate=training.accumulate,
         patience=training.patience,
     )
+
+
+def _check(settings: Settings) -> None:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    data, training, augmentation = settings.data, settings.training, settings.augmentation
+    check_whole(
+        1,
+        training__epochs=training.epochs,
+        training__accumulate=training.accumulate,
+        data__batch_size=data.batch_size,
+        validation__windows_per_batch=settings.validation.windows_per_batch,
+    )
+    check_positive(optimizer__lr=settings.optimizer.lr)
+    check_not_negative(
+        optimizer__weight_decay=settings.optimizer.weight_decay,
+        validation__overlap=settings.validation.overlap,
+        augmentation__rotation_probability=augmentation.rotation_probability,
+        augmentation__shift=augmentation.shift,
+        augmentation__shift_probability=augmentation.shift_probability,
+    )
+    check_switch(synthesis__prefetch=settings.synthesis.prefetch, data__overfit=data.overfit)
+    if not isinstance(training.warmup_epochs, int) or not 0 <= training.warmup_epochs <= training.epochs:
+        raise ConfigError(f"training.warmup_epochs is {training.warmup_epochs!r}: give 0 to training.epochs.")
+    if training.patience is not None:
+        check_whole(1, training__patience=training.patience)
+    if data.made_share is not None:
+        check_positive(data__made_share=data.made_share)
+        if not data.made_share < 1:
+            raise ConfigError(f"data.made_share is {data.made_share!r}: give a share between 0 and 1, or null.")
+    if not settings.validation.overlap < 1:
+        raise ConfigError(f"validation.overlap is {settings.validation.overlap!r}: give a number from 0, below 1.")
+    check_sizes(data, multiple=4)
 
 
 def _data(settings: Settings, organ: Organ, ahead: Callable[..., TumorsAhead] | None) -> SegmentationData:

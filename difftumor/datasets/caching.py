@@ -80,6 +80,9 @@ class CachedOnDisk:
         if (item := _read(file, key)) is not None:
             return item
         item = self.load(case)
+        # Where another job was faster, its file stays: that job reads from it, and NFS drops files that are replaced.
+        if (theirs := _read(file, key)) is not None:
+            return theirs
         try:
             with written_whole(file) as temporary:
                 _write(temporary, key, item)

@@ -77,6 +77,18 @@ def test_other_files_and_other_readers_have_other_keys(tmp_path, case):
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_what_another_job_has_written_meanwhile_stays_in_its_place(tmp_path, case):
+    files = []
+
+    def slow(case):
+        item = cached(tmp_path, Reader())(case)
+        files.extend(path.stat().st_ino for path in (tmp_path / "cache").iterdir())
+        return item
+
+    check_same(CachedOnDisk(slow, lambda case: {}, tmp_path / "cache")(case), Reader()(case))
+    assert [path.stat().st_ino for path in (tmp_path / "cache").iterdir()] == files
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "another"])
 def test_a_damaged_file_is_made_again(tmp_path, case, damage):
     reader = Reader()

@@ -57,6 +57,8 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     assert cases["diffusion_tumors_1"] == cases["hand-crafted_tumors_0"] == healthy
     assert cases["few_real_and_diffusion_0"] == real | healthy
     assert not any(training["cases"]["validation"] for training in trainings.values())
+    schedules = {training["config"]["training"]["warmup_epochs"] for training in trainings.values()}
+    assert schedules == {0}  # a twentieth of three epochs at most
 
     before = written(out, "checkpoints/*/*")
     (out / "trainings.png").unlink()
@@ -65,9 +67,9 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     assert (out / "trainings.png").is_file()
 
 
-def test_a_warm_up_longer_than_the_training_is_refused_before_anything_is_trained(folder, tmp_path, capfd):
-    assert main(words(folder, tmp_path / "out", "training.warmup_epochs=5")) == 1
-    assert "makes 3 epochs, and training.warmup_epochs is 5" in capfd.readouterr().err
+def test_wrong_options_are_told_before_anything_is_trained(folder, tmp_path, capfd):
+    assert main(words(folder, tmp_path / "out", "data.root=nowhere")) == 1
+    assert "nowhere" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -145,7 +145,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
     epochs = run.trainer.max_epochs or built.epochs
     callbacks: list[Callback] = [keep, *progress_display(run.trainer.progress_bar)]
     if built.patience is not None and built.monitor is not None:
-        callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience))
+        callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience, strict=False))
     trainer = make_trainer(
         run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
     )

@@ -118,6 +118,7 @@ def _data(settings: Settings, organ: Organ, ahead: Callable[..., TumorsAhead] | 
         train=chosen.train,
         validation=chosen.validation,
         made_share=data.made_share,
+        accumulate=settings.training.accumulate,
         ahead=ahead,
         seed=settings.seed,
         batch_size=data.batch_size,

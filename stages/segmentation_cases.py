@@ -61,9 +61,13 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
     origins |= {case: Origin(listed, healthy=True, made=True) for case in found.healthy}
     found, elsewhere, set_apart = _with_more_healthy(settings, organ, found)
     origins |= elsewhere
-    # Without annotated tumors there is nothing to validate on.
-    fold = settings.fold if found.tumor or tumors in ("real", "mixed") else None
-    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=stated)
+    fold, unseen = settings.fold, stated
+    if tumors in ("diffusion", "handcrafted") and not stated and fold is not None:
+        # No annotated tumor is trained on: too few for folds are all there to validate on, and none are no error.
+        patients = {case.patient for case in found.tumor}
+        if len(patients) < settings.folds.count:
+            fold, unseen = None, found.tumor
+    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=unseen)
     real = train.tumor if tumors in ("real", "mixed") else ()
     offline = settings.synthesis.offline
     if tumors == "real":
@@ -77,10 +81,8 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
         origins |= ready
         made = tuple(ready)
     _check_any(tumors, real, made, listed, organ)
-    say(
-        f"Training on {len(real)} cases with real tumors and {len(made)} "
-        f"{'healthy ones' if offline is None else 'with tumors made before'}, validating on {len(validation)}."
-    )
+    kind = "healthy ones" if offline is None or tumors == "real" else "with tumors made before"
+    say(f"Training on {len(real)} cases with real tumors and {len(made)} {kind}, validating on {len(validation)}.")
     return ChosenCases(origins, real, made, validation)
 
 
@@ -105,7 +107,8 @@ def _with_more_healthy(
     held_out = stated_validation(healthy)
     more = sort_and_say(healthy, organ, assume_healthy=True, workers=settings.data.num_workers)
     say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
-    fit = tuple(case for case in more.healthy if case not in held_out)
+    known = {case.image.resolve() for case in (*found.tumor, *found.healthy)}
+    fit = tuple(case for case in more.healthy if case not in held_out and case.image.resolve() not in known)
     origins = {case: Origin(healthy, healthy=True, made=True) for case in fit}
     return replace(found, healthy=found.healthy + fit), origins, held_out
 
@@ -125,6 +128,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
     names = {"background": 0, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
     cases: list[Case] = []
     seen: list[Case] = []
+    strangers = 0
     for file in sorted(folder.glob(f"*/{RECORD_FILE}")):
         record = read_record(file)
         if record.organ != organ.name:
@@ -133,6 +137,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
                 f"made with --organ {organ.name}, or organ={record.organ}."
             )
         original = known.get(record.inputs.ct.resolve())
+        strangers += original is None
         patient = "" if original is None else original.patient
         case = Case(
             file.parent.name, file.parent / CT_FILE, file.parent / LABELS_FILE, patient, tumor_organs=(organ.name,)
@@ -144,5 +149,10 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
             f"difftumor synthesize --cases … --organ {organ.name} --out {folder}, or leave the option out."
         )
     say_left_out([LeftOut(case, "was made from a scan that is held out") for case in seen])
+    if strangers:
+        say(
+            f"Note: {strangers} scans of {folder} were made from CTs that are in neither list, so that nobody can tell "
+            "whether their patients are held out."
+        )
     source = CaseList(tuple(cases), names, folder)
     return {case: Origin(source, healthy=False, made=True) for case in cases}

@@ -86,6 +86,7 @@ class SegmentationData(CropData):
         crops: Cuts and augments.
         made_share: Share of the crops from cases without real tumors, in (0, 1); None takes every case equally often,
             and so does a run that has one kind of case only.
+        accumulate: Batches per step of the optimizer; an epoch has whole steps.
         ahead: Makes ``TumorsAhead`` of a loader, for a device; None leaves tumors to the training step.
         options: See ``CropData``; epochs are one pass long.
     """
@@ -96,12 +97,14 @@ class SegmentationData(CropData):
         reader: SegmentationReader,
         crops: SegmentationCrop,
         made_share: float | None = None,
+        accumulate: int = 1,
         ahead: Callable[..., TumorsAhead] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(load=reader, transform=crops, steps_per_epoch=1, **options)
         self.reader = reader
         self.made_share = made_share
+        self.accumulate = accumulate
         self.ahead = ahead
 
     def setup(self, stage: str | None = None) -> None:
@@ -118,9 +121,10 @@ class SegmentationData(CropData):
         return (*groups, self.made_share) if self.made_share is not None and all(groups) else None
 
     def train_dataloader(self) -> Any:
-        """Return the loader of random crops; the last batch of an epoch is filled up with the next pass."""
+        """Return the loader of random crops; the last step of an epoch is filled up with the next pass."""
         assert self.trainer is not None
-        self.steps_per_epoch = math.ceil(len(self.train) / (self.batch_size * self.trainer.world_size))
+        per_step = self.batch_size * self.accumulate * self.trainer.world_size
+        self.steps_per_epoch = math.ceil(len(self.train) / per_step) * self.accumulate
         loader = super().train_dataloader()
         if self.ahead is None:
             return loader

@@ -53,17 +53,21 @@ class TumorsAhead:
             ahead = pool.submit(self._next, batches, stream)
             while True:
                 asked = time.perf_counter()
+                if stream is not None:
+                    self.waited.start(self.device)  # when the GPU has done all that it was given
                 batch, event, seconds = ahead.result()
-                # Waiting for the disk is not waiting for tumors.
-                self.waited.add(min(time.perf_counter() - asked, seconds))
                 if batch is None:
                     return
                 ahead = pool.submit(self._next, batches, stream)
                 if event is not None:
                     current = torch.cuda.current_stream(self.device)
                     current.wait_event(event)
+                    self.waited.stop()
                     for name in _ON_DEVICE:
                         batch[name].record_stream(current)
+                else:
+                    # Waiting for the disk is not waiting for tumors.
+                    self.waited.add(min(time.perf_counter() - asked, seconds))
                 yield batch
 
     def _next(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,6 +68,7 @@ class CachedOnDisk:
     load: Callable[[Case], Item]
     about: Callable[[Case], Mapping[str, Any]]
     folder: Path
+    _keys: dict[Case, str] = field(default_factory=dict, repr=False)
 
     def __call__(self, case: Case) -> Item:
         """Return the case; its tensors are mapped from the file, and not to be written to.
@@ -75,7 +77,9 @@ class CachedOnDisk:
             ConfigError: The folder cannot be written to, or is full.
             DiffTumorError: As ``load``.
         """
-        key = self.key(case)
+        if case not in self._keys:  # looked up once, as many files on a network take their time
+            self._keys[case] = self.key(case)
+        key = self._keys[case]
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
         if (item := _read(file, key)) is not None:
             return item
@@ -126,6 +130,8 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     Args:
         root: Where ``proc`` and ``sys`` are.
     """
+    if not (root / "proc/meminfo").is_file():  # not Linux: nobody knows how much of it is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = (root / "proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     for names, group in _memory_groups(root):

@@ -65,7 +65,8 @@ def synthesize_cases(
         except DiffTumorError as error:
             unusable.append(Outcome(case.id, "failed", error=str(error)))
     given = [path for _, inputs in ready for paths in inputs.files.values() for path in paths]
-    check_outputs({case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}, given, out)
+    names = {case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}
+    check_outputs(names, [listed.source, *given], out)
     with summarized(out, _COLUMNS, [case.id for case in listed.cases]) as rows:
         rows += map(_row, unusable)
         with progress_bar("Making tumors", len(ready)) as advance:

@@ -241,6 +241,15 @@ def test_many_scans_and_one_that_is_broken(case, tmp_path, capsys):
     assert contents(tmp_path / "out" / "one")["lesions.nii.gz"] != first["one"]["lesions.nii.gz"]
 
 
+def test_a_list_is_not_replaced_by_the_summary(case, tmp_path, capsys):
+    listed = cohort(case, tmp_path).rename(tmp_path / "summary.csv")
+    before = contents(tmp_path)
+    many = {"ct": None, "organ_mask": None, "model": None, "generator": "handcrafted", "cases": listed}
+    assert run(*words(case, tmp_path, **many)) == 1
+    assert "summary.csv: give another folder" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("option", ["organ_mask", "labels"])
 def test_a_folder_of_scans_and_one_of_masks_or_label_maps(case, tmp_path, capsys, option):
     for folder in ("ct", "labels"):

@@ -29,11 +29,11 @@ def evaluate(
     """
     from difftumor.cli.progress import progress_bar
     from difftumor.evaluation.cohort import evaluate_pair, find_pairs
-    from difftumor.evaluation.tables import write_results
-    from difftumor.files import check_folder
+    from difftumor.evaluation.tables import RESULT_FILES, write_results
+    from difftumor.files import check_results
     from difftumor.organs import get_organ
 
-    check_folder(out, option="--out")
+    check_results(out, RESULT_FILES, inputs=[labels], overwrite=True)
     cohort = find_pairs(predictions, labels, get_organ(organ), subset=subset)
     results = []
     with progress_bar("Evaluating", len(cohort.pairs)) as advance:

@@ -24,6 +24,7 @@ Row = Mapping[str, Value]
 
 SCORES = {"organ_dsc": "Organ DSC", "organ_nsd": "Organ NSD", "tumor_dsc": "Tumor DSC", "tumor_nsd": "Tumor NSD"}
 CASE_COLUMNS = ("case", *SCORES)
+RESULT_FILES = ("cases.csv", "lesions.csv", "summary.json", "summary.md")
 LESION_COLUMNS = (
     "case", "kind", "diameter_mm", "volume_mm3", "right_mm", "anterior_mm", "superior_mm", "found_diameter_mm",
     "overlap_voxels",
@@ -70,7 +71,7 @@ def summarize(results: Sequence[CaseResult]) -> dict[str, Any]:
 
 
 def write_results(folder: Path, results: Sequence[CaseResult], *, title: str, settings: Mapping[str, Value]) -> str:
-    """Write cases.csv, lesions.csv, summary.json and summary.md.
+    """Write `RESULT_FILES`.
 
     Args:
         folder: Where to; made if needed.
@@ -83,10 +84,11 @@ def write_results(folder: Path, results: Sequence[CaseResult], *, title: str, se
     """
     summary = {"settings": dict(settings), **summarize(results)}
     text = summary_markdown(summary, title=title)
-    write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(results))
-    write_csv(folder / "lesions.csv", LESION_COLUMNS, lesion_rows(results))
-    write_json(folder / "summary.json", summary)
-    with written_whole(folder / "summary.md") as temporary:
+    cases, lesions, summary_json, summary_md = (folder / name for name in RESULT_FILES)
+    write_csv(cases, CASE_COLUMNS, case_rows(results))
+    write_csv(lesions, LESION_COLUMNS, lesion_rows(results))
+    write_json(summary_json, summary)
+    with written_whole(summary_md) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 

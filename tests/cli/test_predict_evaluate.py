@@ -116,6 +116,17 @@ def test_evaluate_refuses_an_output_in_a_file_before_it_reads_anything(cohort, c
     assert (cohort / "file").read_text() == "mine"
 
 
+def test_evaluate_does_not_replace_the_list_of_labels(cohort, capsys):
+    listed = cohort / "cases.csv"
+    listed.write_text("image,labels\nlabels/a.nii.gz,labels/a.nii.gz\nlabels/b.nii.gz,labels/b.nii.gz\n")
+    before = listed.read_bytes()
+    assert evaluate(cohort, "--labels", listed, "--out", cohort) == 1
+    assert "would replace the input cases.csv" in capsys.readouterr().err
+    assert listed.read_bytes() == before
+    assert evaluate(cohort, "--labels", listed) == 0
+    assert evaluate(cohort, "--labels", listed) == 0  # earlier results are replaced
+
+
 def test_evaluate_needs_no_ct(cohort):
     """The dataset.json beside the labels names CTs that were never copied."""
     entry = {"image": "imagesTr/a.nii.gz", "label": "labels/a.nii.gz"}

@@ -67,12 +67,15 @@ def read_case_list(path: Path) -> CaseList:
     """Read a list of cases, or make one of a single CT.
 
     Raises:
-        CaseListError: See `difftumor.datasets.cases.read_cases`.
+        CaseListError: The CT does not exist; else see `difftumor.datasets.cases.read_cases`.
     """
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
+    from difftumor.errors import CaseListError
     from difftumor.volume import is_nifti
 
     if is_nifti(path) and not path.is_dir():
+        if not path.exists():
+            raise CaseListError(f"{path} does not exist; give a CT, a folder of them or a list.")
         return CaseList((Case(case_id(path), path),), {}, path)
     return read_cases(path)

@@ -1,7 +1,9 @@
 """The table of commands and the options that belong to ``difftumor`` itself."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +42,9 @@ def run_app(words: Sequence[str]) -> None:
         SystemExit: When the command has ended, when the usage is wrong, or when interrupted.
     """
     # The command object, not the Typer app itself: calling the app would replace sys.excepthook.
-    typer.main.get_command(build_app())(args=list(words), prog_name="difftumor")
+    command = typer.main.get_command(build_app())
+    _join_lines(command)
+    command(args=list(words), prog_name="difftumor")
 
 
 def build_app() -> typer.Typer:
@@ -59,6 +63,14 @@ def build_app() -> typer.Typer:
         else:
             app.command(name)(command)
     return app
+
+
+def _join_lines(command: Any) -> None:
+    """Join the lines of each paragraph of help, which typer breaks where the docstring does."""
+    if command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
+    for inner in getattr(command, "commands", {}).values():
+        _join_lines(inner)
 
 
 def _print_version(wanted: bool) -> None:

@@ -42,8 +42,8 @@ def nnunet(
     convention: Annotated[
         str | None,
         typer.Option(
-            help="What the numbers of the label maps mean: totalsegmentator, msd_liver, msd_pancreas, lits, kits; "
-            "by default as the list says.",
+            help="What the numbers of the label maps mean: totalsegmentator, universal_model, msd_liver, msd_pancreas, "
+            "lits, kits; by default as the list says.",
             show_default=False,
         ),
     ] = None,

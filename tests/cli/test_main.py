@@ -10,6 +10,7 @@ from difftumor.cli import app as cli_app
 from difftumor.cli import main
 from difftumor.cli.options import parse_names, parse_numbers
 from difftumor.errors import ConfigError
+from difftumor.organs import CONVENTIONS
 
 
 def run(*words: str) -> int:
@@ -39,6 +40,36 @@ def test_help_lists_every_command(capsys):
 def test_each_command_has_help(name, capsys):
     assert run(name, "--help") == 0
     assert f"difftumor {name}" in capsys.readouterr().out
+
+
+def test_paragraphs_of_help_fill_the_terminal(monkeypatch, capsys):
+    def long() -> None:
+        """Do it.
+
+        Here is a paragraph of a docstring whose lines are longer than a terminal of eighty columns is, as all of them
+        are that are written in this source, and it goes on.
+
+        [bold]Another[/bold] one.
+        """
+
+    monkeypatch.setattr(cli_app, "COMMANDS", {"long": long, "other": long})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("long", "--help") == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("Here is"))
+    *paragraph, _, _ = lines[start : lines.index("Another one.")]  # its last line, and an empty one
+    assert paragraph
+    assert min(map(len, paragraph)) > 60
+
+
+@pytest.mark.parametrize(
+    "words", [("synthesize",), ("select-healthy",), ("export", "nnunet")], ids=lambda words: words[0]
+)
+def test_help_names_all_conventions(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(*words, "--help") == 0
+    text = capsys.readouterr().out
+    assert [name for name in CONVENTIONS if name != "standard" and name not in text] == []
 
 
 def test_version(capsys):

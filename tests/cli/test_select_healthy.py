@@ -17,7 +17,7 @@ from difftumor.cli.select_healthy import select_healthy
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.healthy import HealthyRule, usual_rule
 from difftumor.networks.segmenters import build_segmenter
-from difftumor.organs import CONVENTIONS, get_organ
+from difftumor.organs import get_organ
 from tests.nifti import write_nifti
 
 AFFINE = np.diag([-10.0, -10.0, 10.0, 1.0])  # voxels of 1 ml
@@ -157,12 +157,6 @@ def test_defaults_are_those_of_the_library():
         for name, parameter in inspect.signature(source).parameters.items():
             if name in defaults and parameter.default is not inspect.Parameter.empty and name != "pieces":
                 assert defaults[name] == parameter.default
-
-
-def test_the_help_names_every_convention(capsys):
-    assert run("select-healthy", "--help") == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in CONVENTIONS if name != "standard")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def select_healthy(
         allow_cut=allow_cut,
         max_tumor_mm3=max_tumor_mm3,
     )
-    cases, without_ct = _read_scans(predictions, cts, table)
+    cases, without_ct = _read_scans(predictions, cts, table, chosen)
     resolve_labels(cases.label_names, chosen, source=cases.source)
     _check_out(out, cases, [path for path in (predictions, cts) if path] + ([Path(table)] if table else []), overwrite)
     if not cases.label_names:
@@ -149,7 +149,7 @@ def _print_counts(found: Mapping[str, int], total: int) -> None:
     Console().print(table)
 
 
-def _read_scans(predictions: Path, cts: Path | None, table: str | None) -> tuple[CaseList, list[Verdict]]:
+def _read_scans(predictions: Path, cts: Path | None, table: str | None, organ: Organ) -> tuple[CaseList, list[Verdict]]:
     """Return scans with CT and label map, or lacking the map, and verdicts on label maps that lack a CT."""
     from dataclasses import replace
 
@@ -157,6 +157,7 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None) -> tuple
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.healthy import Verdict
     from difftumor.errors import CaseListError, ConfigError
+    from difftumor.evaluation.cohort import check_predicted_organ
 
     names = None if table is None else _read_table(table)
     if cts is None:
@@ -166,6 +167,7 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None) -> tuple
         listed = read_cases(predictions)
         return (listed if names is None else replace(listed, label_names=names)), []
     maps, own_names = _read_maps(predictions)
+    check_predicted_organ(maps, organ)
     scans = read_case_list(cts)
     known = {case.id for case in scans.cases}
     if known.isdisjoint(maps):

@@ -1,5 +1,6 @@
 """Evaluation of a folder of predicted label maps against true ones, case by case."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,12 +79,14 @@ def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = 
         subset: Let cases without a prediction be.
 
     Raises:
-        CaseListError: A folder is missing or empty, or a case has no partner; the message names the first ones.
+        CaseListError: A folder is missing or empty, a prediction is of another organ, or a case has no partner; the
+            message names the first ones.
         OrganError: The organ is not among the label names.
         VolumeError: A file cannot be used.
         GridMismatchError: Prediction and truth of a case differ in grid.
     """
     predicted = label_maps(predictions)
+    check_predicted_organ(predicted, organ)
     truth, names = _truth(labels)
     resolved = resolve_labels(names or get_convention("standard"), organ, source=labels)
     _check_partners(predicted.keys() - truth.keys(), f"{labels} holds no labels of", "leave out their predictions")
@@ -173,6 +176,28 @@ def label_maps(folder: Path) -> dict[str, Path]:
     if not found:
         raise CaseListError(f"{folder} holds no label maps: give a folder of .nii.gz or .nii files.")
     return found
+
+
+def check_predicted_organ(maps: Mapping[str, Path], organ: Organ) -> None:
+    """Refuse label maps of another organ, where the records say so that ``difftumor predict`` writes beside them.
+
+    Raises:
+        CaseListError: One is; the message names it.
+    """
+    for case, path in maps.items():
+        record = path.with_name(f"{case}.json")
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict) or "difftumor_version" not in content:
+            continue
+        predicted = content.get("organ")
+        if predicted is not None and predicted != organ.name:
+            raise CaseListError(
+                f"{path} is a prediction of {predicted}, as {record.name} says, not of {organ.name}: give --organ "
+                f"{predicted}, or label maps of {organ.name}."
+            )
 
 
 def label_names_of(folder: Path) -> Mapping[str, int]:

@@ -116,6 +116,24 @@ def test_evaluate_refuses_an_output_in_a_file_before_it_reads_anything(cohort, c
     assert (cohort / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("beside", "status"),
+    [
+        ({"difftumor_version": "0.1.0", "organ": "kidney"}, 1),
+        ({"difftumor_version": "0.1.0", "organ": "liver"}, 0),
+        ({"difftumor_version": "0.1.0", "organ": None}, 0),  # a model that does not say it
+        ({"organ": "kidney"}, 0),  # another program's
+        (["kidney"], 0),
+    ],
+)
+def test_evaluate_refuses_predictions_of_another_organ(cohort, capsys, beside, status):
+    (cohort / "predictions" / "b.json").write_text(json.dumps(beside))
+    assert evaluate(cohort) == status
+    if status:
+        assert "b.nii.gz is a prediction of kidney" in capsys.readouterr().err
+        assert not (cohort / "out").exists()
+
+
 def test_evaluate_does_not_replace_the_list_of_labels(cohort, capsys):
     listed = cohort / "cases.csv"
     listed.write_text("image,labels\nlabels/a.nii.gz,labels/a.nii.gz\nlabels/b.nii.gz,labels/b.nii.gz\n")

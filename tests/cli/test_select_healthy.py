@@ -188,6 +188,17 @@ def test_a_table_says_what_the_numbers_mean(scans, tmp_path, name, write_table):
                 shutil.move(scans / name, scans / "maps" / name)
 
 
+def test_predictions_of_another_organ_are_refused(scans, capsys):
+    record = {"case": "a", "difftumor_version": "0.1.0", "organ": "kidney"}
+    (scans / "maps" / "a.json").write_text(json.dumps(record))
+    assert run(*words(scans)) == 1
+    error = capsys.readouterr().err
+    assert "a.nii.gz is a prediction of kidney, as a.json says, not of liver: give --organ kidney" in error
+    assert not (scans / "list.json").exists()
+    (scans / "maps" / "a.json").write_text(json.dumps(record | {"organ": "liver"}))
+    assert run(*words(scans)) == 0
+
+
 @pytest.mark.parametrize("inside", ["", "segmentations"])
 def test_folders_of_structures(tmp_path, inside, capsys):
     for case, tumor in (("a", 0), ("b", 1)):

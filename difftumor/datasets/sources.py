@@ -261,8 +261,14 @@ def _folder(source: Path) -> Listing:
         files = _nifti_files(parts) if parts.is_dir() else []
         structures.update(case_id(file) for file in files)
         cases.append(RawCase(image.parent.name, image, parts if files else None))
-    if not cases:
-        cases = [RawCase(case_id(image), image) for image in _nifti_files(source)]
+    scans = _nifti_files(source)
+    if cases and scans:
+        # Results named ct.nii.gz in a folder below the scans, for one, which must not be taken for the scans.
+        raise CaseListError(
+            f"{source} holds {scans[0].name} beside folders of cases ({cases[0].id}/{cases[0].image.name}): give a "
+            "folder that holds one of the two, or a list."
+        )
+    cases = cases or [RawCase(case_id(image), image) for image in scans]
     if not cases:
         raise CaseListError(f"{source} holds no CT; give a folder of .nii or .nii.gz files, or one folder per case.")
     return Listing(tuple(cases), structures=tuple(sorted(structures)))

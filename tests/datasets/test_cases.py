@@ -113,6 +113,12 @@ def test_folder_of_scans(tmp_path):
     assert found.label_names == {}
 
 
+def test_scans_beside_folders_of_cases_are_refused(tmp_path):
+    _touch(tmp_path, "a.nii.gz", "ct.nii.gz", "predictions/ct.nii.gz")
+    with pytest.raises(CaseListError, match=r"holds a.nii.gz beside folders of cases \(predictions/ct.nii.gz\)"):
+        read_cases(tmp_path)
+
+
 @pytest.fixture
 def atlas(tmp_path):
     first, second = np.zeros((5, 6, 4), "uint8"), np.zeros((5, 6, 4), "uint8")

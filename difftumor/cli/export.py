@@ -169,11 +169,12 @@ def bundle(
 
 
 def _refuse_failed(failed: list[str], copies: int, out: Path) -> None:
+    from difftumor.cli.many import first_few
     from difftumor.errors import CaseListError
 
     raise CaseListError(
-        f"{len(failed)} of {copies} synthetic copies could not be made ({', '.join(failed[:5])}"
-        f"{', …' * (len(failed) > 5)}): {out} holds the others; mend their scans, or leave them out of the list."
+        f"{len(failed)} of {copies} synthetic copies could not be made ({first_few(failed)}): {out} holds the others; "
+        "mend their scans, or leave them out of the list."
     )
 
 

@@ -32,6 +32,11 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
             raise ConfigError(f"--out {out} would replace the input {taken.pop()}: give another folder.")
 
 
+def first_few(names: Sequence[str]) -> str:
+    """Return the first five names for a sentence, and a sign that there are more."""
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
+
+
 @contextmanager
 def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even by an error.
@@ -54,9 +59,9 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
         if rows:
             places = {case_id: place for place, case_id in enumerate(order)}
             write_csv(out / SUMMARY_FILE, columns, sorted(rows, key=lambda row: places[str(row["case"])]))
-    failed = [row["case"] for row in rows if row["status"] == "failed"]
+    failed = [str(row["case"]) for row in rows if row["status"] == "failed"]
     if failed:
         raise CaseListError(
-            f"{len(failed)} of {len(rows)} scans failed ({', '.join(failed[:5])}{', …' * (len(failed) > 5)}): see "
-            f"{out / SUMMARY_FILE}, mend them and run the same command again."
+            f"{len(failed)} of {len(rows)} scans failed ({first_few(failed)}): see {out / SUMMARY_FILE}, mend them and "
+            "run the same command again."
         )

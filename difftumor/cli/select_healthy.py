@@ -108,6 +108,7 @@ def _write(
     Raises:
         CaseListError: No scan is healthy, so that there is no list; or some could not be used.
     """
+    from difftumor.cli.many import first_few
     from difftumor.datasets.healthy_list import COLUMNS, counts, rows, write_healthy_list
     from difftumor.errors import CaseListError
     from difftumor.evaluation.tables import write_csv
@@ -128,10 +129,9 @@ def _write(
     write_healthy_list(out, verdicts, cases, organ, rule, assume_healthy=assume_healthy)
     _print_counts(found, len(verdicts))
     if failed:
-        named = ", ".join(failed[:5]) + ", …" * (len(failed) > 5)
         raise CaseListError(
-            f"{len(failed)} of {len(verdicts)} scans cannot be used ({named}): see {report}, mend or remove them; "
-            f"{out} holds the others that are healthy ({healthy})."
+            f"{len(failed)} of {len(verdicts)} scans cannot be used ({first_few(failed)}): see {report}, mend or "
+            f"remove them; {out} holds the others that are healthy ({healthy})."
         )
     typer.echo(f"{healthy} scan{'s' if healthy > 1 else ''} with a healthy {organ.name}: {out} (all scans: {report})")
 

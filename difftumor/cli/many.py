@@ -56,9 +56,10 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
     try:
         yield rows
     finally:
+        places = {case_id: place for place, case_id in enumerate(order)}
+        rows.sort(key=lambda row: places[str(row["case"])])
         if rows:
-            places = {case_id: place for place, case_id in enumerate(order)}
-            write_csv(out / SUMMARY_FILE, columns, sorted(rows, key=lambda row: places[str(row["case"])]))
+            write_csv(out / SUMMARY_FILE, columns, rows)
     failed = [str(row["case"]) for row in rows if row["status"] == "failed"]
     if failed:
         raise CaseListError(

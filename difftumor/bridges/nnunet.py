@@ -210,14 +210,19 @@ def write_descriptions(
 def describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[str, Any]:
     """Return the content of ``dataset.json``.
 
-    Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own.
+    Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own. The
+    copies are listed apart: to the stages their tumors would be real ones.
     """
-    training = []
+    training: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
     for entry in entries:
         case, (image, label) = entry.case, _places(Path(), entry.case.id)
         item: dict[str, Any] = {"id": case.id, "image": image.as_posix(), "label": label.as_posix()}
         item |= {"patient": case.patient, "tumor_organs": list(case.tumor_organs or ())}
-        training.append(item if entry.source is None else {**item, "synthetic_copy_of": entry.source})
+        if entry.source is None:
+            training.append(item)
+        else:
+            copies.append({**item, "synthetic_copy_of": entry.source})
     return {
         "name": name,
         "channel_names": {"0": "CT"},
@@ -225,6 +230,7 @@ def describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[
         "numTraining": len(entries),
         "file_ending": ".nii.gz",
         "training": training,
+        "synthetic_copies": copies,
         MADE_BY: {"version": __version__, "organ": organ.name},
     }
 

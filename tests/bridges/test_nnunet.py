@@ -172,7 +172,8 @@ def test_copies_differ_from_their_sources_where_the_tumor_is(exported):
 def test_splits_are_by_patient_and_copies_never_validate(exported):
     splits = content(exported, "splits_final.json")
     assert len(splits) == 5
-    patient = {entry["id"]: entry["patient"] for entry in content(exported)["training"]}
+    stated = content(exported)
+    patient = {entry["id"]: entry["patient"] for entry in (*stated["training"], *stated["synthetic_copies"])}
     assert {patient[name] for name in ("c_synthetic1", "d_synthetic2")} == {"q", "r"}
     validated = [name for split in splits for name in split["val"]]
     assert sorted(validated) == list("abcdef")
@@ -186,7 +187,7 @@ def test_difftumor_reads_the_data_set_as_one_of_its_own(exported):
     cases = read_cases(exported)
     found = sort_cases(cases, get_organ("liver"))
     assert {case.id for case in found.healthy} == {"c", "d"}
-    assert len(found.tumor) == 8
+    assert len(found.tumor) == 4  # the copies are no real tumors
     assert {case.patient for case in cases.cases if case.id.startswith("c")} == {"q"}
 
 

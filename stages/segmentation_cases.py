@@ -107,10 +107,12 @@ def _with_more_healthy(
     held_out = stated_validation(healthy)
     more = sort_and_say(healthy, organ, assume_healthy=True, workers=settings.data.num_workers)
     say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
-    known = {case.image.resolve() for case in (*found.tumor, *found.healthy)}
-    fit = tuple(case for case in more.healthy if case not in held_out and case.image.resolve() not in known)
+    fit = tuple(case for case in more.healthy if case not in held_out)
+    # A scan in both lists counts once, with the labels of the list that is about healthy scans.
+    twice = {case.image.resolve() for case in fit}
+    once = tuple(case for case in found.healthy if case.image.resolve() not in twice)
     origins = {case: Origin(healthy, healthy=True, made=True) for case in fit}
-    return replace(found, healthy=found.healthy + fit), origins, held_out
+    return replace(found, healthy=once + fit), origins, held_out
 
 
 def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]) -> dict[Case, Origin]:

@@ -202,6 +202,7 @@ def _spread(values: Sequence[float]) -> str:
 def sources_figure(tested: Mapping[str, Sequence[SegmenterScores]]) -> Figure:
     """Draw tumor DSC and sensitivity of every training, source beside source."""
     figure, axes = new_axes(2, (9.0, 3.0), None)
+    figure.set_layout_engine("constrained", wspace=0.06)  # or the ends of both scales would touch
     names = list(tested)
     for place, (axis, field, label) in enumerate(
         zip(axes, ("tumor_dsc", "sensitivity"), ("tumor DSC", "tumor-wise sensitivity"), strict=True)

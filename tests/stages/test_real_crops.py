@@ -97,7 +97,9 @@ def _check_tumors_on_tissue(config):
     items = [stage.data.train_set[(0, index)] for index in range(len(stage.data.train_set))]
     batch = torch.utils.data.default_collate([item for item in items if item["healthy"]])
     assert not (batch["labels"] == 2).any()
-    made = stage.module.with_tumors(batch)
+    made = stage.module.tumors(
+        batch["ct"], batch["labels"], seeds=batch["tumor_seed"].tolist(), healthy=batch["healthy"].tolist()
+    )
     assert made.wanted == len(batch["ct"]) > made.rejected
     for element, records in enumerate(made.records):
         tumor = made.labels[element] == 2

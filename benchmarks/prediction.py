@@ -36,11 +36,12 @@ def main() -> int:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     make_scan(options.folder, tuple(options.shape))
-    torch.manual_seed(0)
     architecture = {"channels": CHANNELS, "residual_units": 1}
-    network = build_segmenter("unet", **architecture)
-    if not options.noise:
-        lean_to_background(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network = build_segmenter("unet", **architecture)
+        if not options.noise:
+            lean_to_background(network)
     model = save_artifact(
         options.folder / "segmenter",
         kind="segmenter",

@@ -9,6 +9,13 @@ from pathlib import Path
 from difftumor.errors import DiffTumorError
 
 
+def whole_number(text: str) -> int:
+    """Read a whole number from 1 up, as the ``type`` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 up")
+    return int(text)
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     study: Callable[[argparse.Namespace], Path],

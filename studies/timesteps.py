@@ -19,7 +19,7 @@ from difftumor.devices import describe_device, pick_device
 from difftumor.evaluation.appearance_figure import appearance_figure
 from difftumor.pictures import axial_rows
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
-from studies.command import run_command
+from studies.command import run_command, whole_number
 from studies.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.results import Picture, write_results
 from studies.training import train
@@ -35,7 +35,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timesteps", type=_numbers, default=TIMESTEPS, help="numbers of timesteps T (1,2,4,10,50,200)"
     )
-    parser.add_argument("--pictured", type=_count, default=3, help="crops in the picture (3)")
+    parser.add_argument("--pictured", type=whole_number, default=3, help="crops in the picture (3)")
     parser.add_argument("--device", default="auto", help="where tumors are made and timed: auto, cpu, cuda")
     parser.add_argument("options", nargs="+", help="options of stage 2, such as organ=liver fold=0 data.root=PATH")
     return parser
@@ -44,12 +44,6 @@ def command_line() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
     return run_command(command_line(), run_study, arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 up")
-    return int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from difftumor.plots import CURVE_COLORS, new_axes
 from stages.entry import compose_config
 from stages.segmentation_cases import choose_cases
 from stages.settings import Settings, construct, to_plain
-from studies.command import run_command
+from studies.command import run_command, whole_number
 from studies.results import Picture, Row, write_results
 from studies.training import command, train
 
@@ -67,8 +67,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/tumor_sources"), help="folder of the study (runs/tumor_sources)"
     )
-    parser.add_argument("--seeds", type=_count, default=3, help="trainings for each source (3)")
-    parser.add_argument("--steps", type=_count, default=2000, help="steps of each training, about (2000)")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="trainings for each source (3)")
+    parser.add_argument("--steps", type=whole_number, default=2000, help="steps of each training, about (2000)")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows in prediction (0.5)")
     parser.add_argument("--device", default="auto", help="where tumors are predicted: auto, cpu, cuda")
     parser.add_argument("options", nargs="+", help="options of stage 3, such as organ=liver data.root=PATH")
@@ -78,12 +78,6 @@ def command_line() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
     return run_command(command_line(), run_study, arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 up")
-    return int(text)
 
 
 def run_study(words: argparse.Namespace) -> Path:

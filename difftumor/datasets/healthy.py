@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +16,7 @@ import numpy as np
 from difftumor.components import find_components
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.datasets.integrity import check_cases
+from difftumor.datasets.threads import for_each_case
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError, DiffTumorError, OrganError
 from difftumor.grids import Box, Grid
@@ -228,17 +228,7 @@ def select_healthy(
         except DiffTumorError as error:
             return Verdict(case=case, status="failed", reasons=(f"cannot be used: {error}",))
 
-    verdicts = []
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        try:
-            for each in pool.map(verdict, cases.cases):
-                verdicts.append(each)
-                if done is not None:
-                    done()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return tuple(verdicts)
+    return tuple(for_each_case(verdict, cases.cases, workers=workers, done=done))
 
 
 def _check_tumors_named(cases: CaseList, organ: Organ, labels: OrganLabels) -> None:

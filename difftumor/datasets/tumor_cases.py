@@ -7,10 +7,10 @@ of files never matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
+from difftumor.datasets.threads import for_each_case
 from difftumor.errors import CaseListError
 from difftumor.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
 from difftumor.seeding import derive_seed
@@ -135,16 +135,7 @@ def sort_cases(
             look(case, standard)
         return kind
 
-    kinds = []
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        try:
-            for kind in pool.map(kind_of, cases.cases):
-                kinds.append(kind)
-                if done is not None:
-                    done()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one bad case is enough; the others need not be read
-            raise
+    kinds = for_each_case(kind_of, cases.cases, workers=workers, done=done)
     sorted_cases = list(zip(cases.cases, kinds, strict=True))
     return SortedCases(
         tumor=tuple(case for case, kind in sorted_cases if kind == "tumor"),

@@ -20,7 +20,8 @@ from difftumor.devices import describe_device
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.evaluation.autoencoder_card import CARD_FILE
 from difftumor.evaluation.autoencoder_report import REPORT_FILE
-from difftumor.evaluation.tables import SCORES, summary_tables
+from difftumor.evaluation.rows import SCORES
+from difftumor.evaluation.summary import summary_tables
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder

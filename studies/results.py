@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from difftumor.evaluation.tables import markdown_table, write_csv
 from difftumor.files import written_whole
 from difftumor.plots import save_png
 from difftumor.report import Cell, Report, format_cell
+from difftumor.tables import markdown_table, write_csv
 
 Row = Mapping[str, str | int | float | None]
 

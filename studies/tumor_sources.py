@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from difftumor.artifact_config import read_config
 from difftumor.devices import describe_device, pick_device
-from difftumor.evaluation.cohort import CaseResult, evaluate_pair, find_pairs
-from difftumor.evaluation.tables import summarize
+from difftumor.evaluation.case_scores import CaseResult
+from difftumor.evaluation.pairs import evaluate_pair, find_pairs
+from difftumor.evaluation.summary import summarize
 from difftumor.organs import Organ
 from difftumor.plots import CURVE_COLORS, new_axes
 from stages.entry import compose_config

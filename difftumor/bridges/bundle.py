@@ -15,11 +15,11 @@ from typing import Any
 from difftumor import __version__
 from difftumor.artifacts import Artifact
 from difftumor.bridges.folders import MADE_BY, check_export
-from difftumor.evaluation.tables import write_json
 from difftumor.files import folder_written_whole
 from difftumor.inference import OVERLAP
 from difftumor.intensity import Normalization
 from difftumor.networks.segmenters import Definition, define_segmenter
+from difftumor.tables import write_json
 
 METADATA_FILE, INFERENCE_FILE = "configs/metadata.json", "configs/inference.json"
 MODEL_FILE, README_FILE = "models/model.pt", "docs/README.md"

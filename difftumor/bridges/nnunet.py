@@ -16,11 +16,11 @@ from difftumor.bridges.folders import MADE_BY
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
 from difftumor.datasets.tumor_cases import SortedCases
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.evaluation.tables import write_json
 from difftumor.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.cohort import Outcome, Workshop, inputs_of, synthesize_cohort
 from difftumor.synthesis.scan_files import CT_FILE, LABELS_FILE, LESIONS_FILE
+from difftumor.tables import write_json
 from difftumor.volume import check_same_grid, read_ct, write_ct, write_labels
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"

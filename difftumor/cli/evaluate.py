@@ -28,8 +28,8 @@ def evaluate(
     prediction that are both empty score 1, and one that is empty scores 0.
     """
     from difftumor.cli.progress import progress_bar
-    from difftumor.evaluation.cohort import evaluate_pair, find_pairs
-    from difftumor.evaluation.tables import RESULT_FILES, write_results
+    from difftumor.evaluation.pairs import evaluate_pair, find_pairs
+    from difftumor.evaluation.summary import RESULT_FILES, write_results
     from difftumor.files import check_results
     from difftumor.organs import get_organ
 

@@ -50,7 +50,7 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
         CaseListError: The block ended well, and the status of some rows is "failed".
     """
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.tables import write_csv
+    from difftumor.tables import write_csv
 
     rows: list[Mapping[str, Any]] = []
     try:

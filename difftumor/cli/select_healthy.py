@@ -111,7 +111,7 @@ def _write(
     from difftumor.cli.many import first_few
     from difftumor.datasets.healthy_list import COLUMNS, counts, rows, write_healthy_list
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.tables import write_csv
+    from difftumor.tables import write_csv
 
     found, report = counts(verdicts, organ), out.with_suffix(".csv")
     failed = [verdict.case.id for verdict in verdicts if verdict.status == "failed"]
@@ -157,7 +157,7 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None, organ: O
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.healthy import Verdict
     from difftumor.errors import CaseListError, ConfigError
-    from difftumor.evaluation.cohort import check_predicted_organ
+    from difftumor.evaluation.pairs import check_predicted_organ
 
     names = None if table is None else _read_table(table)
     if cts is None:
@@ -186,7 +186,7 @@ def _read_maps(folder: Path) -> tuple[Mapping[str, Path], Mapping[str, int]]:
     from difftumor.datasets.cases import number_structures
     from difftumor.datasets.sources import structure_folders, structures_of
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort import label_maps, label_names_of
+    from difftumor.evaluation.pairs import label_maps, label_names_of
     from difftumor.volume import is_nifti
 
     if folder.is_file():

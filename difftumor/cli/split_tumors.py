@@ -58,8 +58,8 @@ def split_tumors(
 
     from difftumor.datasets.tumor_maps import StagedTumor, write_stage_lists
     from difftumor.errors import CaseListError, ConfigError
-    from difftumor.evaluation.tables import write_csv
     from difftumor.files import folder_written_whole
+    from difftumor.tables import write_csv
 
     if not early_radius_mm > 0:
         raise ConfigError(f"--early-radius-mm is {early_radius_mm}: give a number above 0.")
@@ -131,7 +131,7 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
 
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
-    from difftumor.evaluation.cohort import label_maps, label_names_of
+    from difftumor.evaluation.pairs import label_maps, label_names_of
     from difftumor.organs import get_convention
     from difftumor.volume import is_nifti
 

@@ -18,10 +18,10 @@ from difftumor import __version__
 from difftumor.artifacts import Artifact
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.evaluation.fidelity import Fidelity, StructureError, measure_fidelity
-from difftumor.evaluation.tables import Row, Value, write_csv, write_json
 from difftumor.evaluation.verdict import UNNAMED, Thresholds, Verdict, judge
 from difftumor.organs import BACKGROUND
 from difftumor.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
+from difftumor.tables import Row, Value, write_csv, write_json
 from difftumor.volume import check_same_grid, read_ct
 
 FORMAT_VERSION = 1

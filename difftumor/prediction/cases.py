@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from difftumor import __version__
 from difftumor.artifacts import Artifact
 from difftumor.errors import ConfigError, sentence_of
-from difftumor.evaluation.tables import prediction_record, write_json
 from difftumor.files import folder_written_whole, provenance
 from difftumor.inference import Prediction, PredictionOptions, check_together, predict_volume
 from difftumor.organs import ORGAN, TUMOR
 from difftumor.plots import save_png
 from difftumor.prediction.picture import draw_prediction
 from difftumor.prediction.probability_file import probability_file
+from difftumor.prediction.record import prediction_record
 from difftumor.synthesis.scan import label_values
+from difftumor.tables import write_json
 from difftumor.volume import Volume, check_same_grid, read_ct, read_labels, write_labels
 
 # In a folder of their own: a folder of label maps is to hold nothing else that looks like one.

@@ -108,7 +108,7 @@ def test_evaluate_refuses_numbers_out_of_range(cohort, capsys, option, value):
 @pytest.mark.parametrize(("out", "words"), [("file", "is a file"), ("file/a/b", "lies inside the file")])
 def test_evaluate_refuses_an_output_in_a_file_before_it_reads_anything(cohort, capsys, monkeypatch, out, words):
     (cohort / "file").write_text("mine")
-    monkeypatch.setattr("difftumor.evaluation.cohort.read_labels", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("difftumor.evaluation.pairs.read_labels", lambda path: pytest.fail(f"{path} was read"))
     assert evaluate(cohort, "--out", cohort / out) == 1
     error = capsys.readouterr().err
     assert words in error

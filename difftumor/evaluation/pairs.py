@@ -5,37 +5,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
 from difftumor.datasets.sources import case_id, read_dataset_labels
 from difftumor.errors import CaseListError, VolumeError
-from difftumor.evaluation.detection import CaseDetection, match_lesions
-from difftumor.evaluation.lesions import find_lesions
-from difftumor.evaluation.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
-from difftumor.grids import Grid, compare_grids
+from difftumor.evaluation.case_scores import CaseResult, evaluate_case
+from difftumor.evaluation.overlap import TOLERANCE_MM
+from difftumor.grids import compare_grids
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
 from difftumor.volume import Volume, check_same_grid, is_nifti, read_grid, read_labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseResult:
-    """Scores of one case.
-
-    Attributes:
-        case: Its id.
-        organ: Overlap of the organ with its tumors, so that a missed tumor is not counted twice.
-        tumor: Overlap of the tumors.
-        detection: Lesions found, missed and false.
-    """
-
-    case: str
-    organ: OverlapScores
-    tumor: OverlapScores
-    detection: CaseDetection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,34 +98,6 @@ def evaluate_pair(
     return evaluate_case(
         pair.case, prediction.data, standard, truth.grid, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou
     )
-
-
-def evaluate_case(
-    case: str,
-    prediction: NDArray[Any],
-    truth: NDArray[Any],
-    grid: Grid,
-    *,
-    tolerance_mm: float = TOLERANCE_MM,
-    minimum_iou: float = 0.0,
-) -> CaseResult:
-    """Evaluate one pair of label maps (X, Y, Z): 0 background, 1 organ, 2 tumor.
-
-    Args:
-        case: Its id.
-        prediction: Predicted labels.
-        truth: True labels.
-        grid: Where the voxels of both lie.
-        tolerance_mm: Tolerance of the normalized surface distance.
-        minimum_iou: Least overlap of matched lesions, see `match_lesions`.
-    """
-    scores = {
-        name: overlap_scores(prediction >= least, truth >= least, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
-        for name, least in (("organ", 1), ("tumor", TUMOR))
-    }
-    true_lesions, predicted_lesions = find_lesions(truth == TUMOR, grid), find_lesions(prediction == TUMOR, grid)
-    detection = match_lesions(case, true_lesions, predicted_lesions, minimum_iou=minimum_iou)
-    return CaseResult(case=case, organ=scores["organ"], tumor=scores["tumor"], detection=detection)
 
 
 def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:

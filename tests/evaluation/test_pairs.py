@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from difftumor.errors import CaseListError, GridMismatchError, VolumeError
-from difftumor.evaluation.cohort import evaluate_pair, find_pairs
+from difftumor.evaluation.pairs import evaluate_pair, find_pairs
 from difftumor.organs import get_organ
 
 LIVER = get_organ("liver")

@@ -6,17 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from difftumor.evaluation.cohort import evaluate_case
-from difftumor.evaluation.tables import (
-    CASE_COLUMNS,
-    LESION_COLUMNS,
-    lesion_rows,
-    markdown_table,
-    prediction_record,
-    summarize,
-    write_json,
-    write_results,
-)
+from difftumor.evaluation.case_scores import evaluate_case
+from difftumor.evaluation.rows import CASE_COLUMNS, LESION_COLUMNS, lesion_rows
+from difftumor.evaluation.summary import summarize, write_results
 from difftumor.grids import Grid
 
 GRID = Grid((16, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0]))
@@ -92,35 +84,5 @@ def test_markdown_shows_percent_and_counts(results, tmp_path):
     assert "| False positives per scan | 0.33 |  |" in lines
 
 
-def test_bars_in_cells_are_escaped():
-    assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
-
-
 def test_nothing_to_evaluate_is_still_a_summary(tmp_path):
     assert "0 cases" in write_results(tmp_path, [], title="None", settings={})
-
-
-def test_json_refuses_what_is_not_json(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", float("nan"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_prediction_record_lists_the_largest_lesion_first():
-    labels = label_map(3)
-    labels[8:12, 8:12, 8:12] = 2
-    record = prediction_record(labels, GRID)
-    assert record["organ_mm3"] == pytest.approx(12**3 * 2)
-    assert record["tumor_mm3"] == pytest.approx((64 + 8) * 2)
-    assert [lesion["voxels"] for lesion in record["lesions"]] == [64, 8]
-    assert record["lesions"][0]["center_mm"] == pytest.approx([9.5, 9.5, 19.0])
-    json.dumps(record)
-
-
-def test_noise_is_described_too():
-    """A poor segmenter must not stop a folder of scans; 41³ single voxels are more than uint16 can number."""
-    labels = np.zeros((82, 82, 82), np.uint8)
-    labels[::2, ::2, ::2] = 2
-    record = prediction_record(labels, Grid(labels.shape, np.eye(4)))
-    assert len(record["lesions"]) == 41**3
-    assert record["tumor_mm3"] == pytest.approx(41**3)

@@ -1,0 +1,226 @@
+"""Intervals and paired tests: how far the numbers of an evaluation can be trusted.
+
+What is independent is the patient, not the scan or the tumor: scans of one patient are drawn, or swapped, together. All
+random choices come from a seed, so that results repeat.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from difftumor.errors import ConfigError
+from difftumor.seeding import numpy_generator
+
+LEVEL = 0.95
+RESAMPLES = 5000
+PERMUTATIONS = 9999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """Comparison of two methods on the same patients.
+
+    Attributes:
+        patients: How many.
+        difference: Mean over the patients of the second method less the first.
+        interval: Of the difference; None for fewer than two patients.
+        wilcoxon_p: Two-sided p of the Wilcoxon signed-rank test; zeros are ranked and left out (Pratt).
+        permutation_p: Two-sided p of the test that swaps the methods patient by patient.
+    """
+
+    patients: int
+    difference: float
+    interval: Interval | None
+    wilcoxon_p: float
+    permutation_p: float
+
+
+def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval | None:
+    """Return Wilson's interval of a proportion; None out of nothing.
+
+    Raises:
+        ConfigError: The level is not between 0 and 1.
+        ValueError: There are more hits than trials, or fewer than 0.
+    """
+    _check_level(level)
+    if not 0 <= hits <= total:
+        raise ValueError(f"{hits} hits of {total} are no proportion")
+    if total == 0:
+        return None
+    found = stats.binomtest(hits, total).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    patients: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Return the percentile interval of a mean over scans, where whole patients are resampled.
+
+    Args:
+        values: One per scan, finite.
+        patients: Whose scan it is; each scan a patient of its own when None.
+        seed: Same seed, same interval, whatever the order of the scans.
+        level: Share of the resampled means in the interval.
+        resamples: How often patients are drawn.
+
+    Returns:
+        The interval; None for fewer than two patients, who say nothing about others.
+
+    Raises:
+        ConfigError: The level is not between 0 and 1.
+        ValueError: Values and patients differ in number.
+    """
+    return bootstrap_ratio(values, [1.0] * len(values), patients, seed=seed, level=level, resamples=resamples)
+
+
+def bootstrap_ratio(
+    parts: Sequence[float],
+    wholes: Sequence[float],
+    patients: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval | None:
+    """Return the percentile interval of sum(parts) / sum(wholes) over scans; see `bootstrap_mean`.
+
+    Patients whose wholes sum to nothing, such as those without tumors, take no part.
+    """
+    _check_level(level)
+    owners = _owners(patients, len(parts))
+    if len(parts) != len(wholes):
+        raise ValueError(f"{len(parts)} parts and {len(wholes)} wholes differ in number")
+    sums = np.zeros((2, max(owners, default=-1) + 1))
+    for part, whole, owner in zip(parts, wholes, owners, strict=True):
+        sums[:, owner] += part, whole
+    sums = sums[:, sums[1] > 0]
+    if sums.shape[1] < 2:
+        return None
+    sums = sums[:, np.lexsort(sums)]  # so that the order of the scans does not matter
+    found = stats.bootstrap(
+        (sums[0], sums[1]),
+        lambda part, whole, axis: part.sum(axis) / whole.sum(axis),
+        n_resamples=resamples,
+        paired=True,
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        rng=numpy_generator(seed, "bootstrap"),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def paired_test(
+    first: Sequence[float],
+    second: Sequence[float],
+    patients: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+) -> PairedTest | None:
+    """Test whether two methods differ on the same scans.
+
+    Scans of one patient count as one, with their mean.
+
+    Args:
+        first: Scores of the first method, one per scan.
+        second: Scores of the second method on the same scans.
+        patients: Whose scan it is; each scan a patient of its own when None.
+        seed: Of the interval and, for more than 13 patients, of the permutations; all are tried for fewer.
+        level: Of the interval.
+
+    Returns:
+        The tests; None without scans.
+
+    Raises:
+        ConfigError: The level is not between 0 and 1.
+        ValueError: The numbers of values differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} scores are not of the same scans")
+    if not first:
+        return None
+    means = np.sort(_patient_means(np.subtract(second, first), _owners(patients, len(first))))
+    return PairedTest(
+        patients=len(means),
+        difference=float(means.mean()),
+        interval=bootstrap_mean(means.tolist(), seed=seed, level=level),
+        wilcoxon_p=_wilcoxon_p(means),
+        permutation_p=_permutation_p(means, seed),
+    )
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p values adjusted for their number by Holm's step-down method, under the same names.
+
+    The k-th smallest of m is multiplied by m − k + 1, and none becomes smaller than the one before it.
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, p_values[name] * (len(p_values) - rank)))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _wilcoxon_p(differences: NDArray[np.float64]) -> float:
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
+
+
+def _permutation_p(differences: NDArray[np.float64], seed: int) -> float:
+    """Two-sided p of the mean when signs are flipped; all flips are tried where there are fewer than `PERMUTATIONS`."""
+    if len(differences) < 2:  # Both ways around are as likely.
+        return 1.0
+    found = stats.permutation_test(
+        (differences,),
+        lambda values, axis: values.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=numpy_generator(seed, "permutations"),
+    )
+    return float(found.pvalue)
+
+
+def _patient_means(values: NDArray[np.float64], owners: Sequence[int]) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = np.bincount(owners, weights=values) / np.bincount(owners)
+    return means
+
+
+def _owners(patients: Sequence[Hashable] | None, count: int) -> list[int]:
+    """Number the patients of scans, from 0."""
+    if patients is None:
+        return list(range(count))
+    if len(patients) != count:
+        raise ValueError(f"{count} values and {len(patients)} patients differ in number")
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
+    return [numbers[patient] for patient in patients]
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1 or not math.isfinite(level):
+        raise ConfigError(f"The confidence level is {level}: give a number between 0 and 1, such as 0.95.")

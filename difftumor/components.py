@@ -6,6 +6,7 @@ Voxels that share a face, an edge or a corner belong together (26-connectivity).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cc3d
@@ -34,15 +35,33 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Components:
-    """All components of one mask.
+    """All components of one mask, in order of their index.
 
     Attributes:
         indices: uint32 map (X, Y, Z), 0 outside the mask; noise can have more components than uint16 numbers.
-        found: In order of their index.
+        voxels: Number of voxels of each, (N,).
+        centroids: Mean of the voxel indices of each, (N, 3).
+        bounds: First index and one past the last of each along each axis, (N, 3, 2).
     """
 
     indices: NDArray[np.uint32]
-    found: tuple[Component, ...]
+    voxels: NDArray[np.int64]
+    centroids: NDArray[np.float64]
+    bounds: NDArray[np.int64]
+
+    @cached_property
+    def found(self) -> tuple[Component, ...]:
+        """The same one by one; made when asked for, because noise can have many thousands."""
+        each = zip(self.voxels.tolist(), self.centroids.tolist(), self.bounds.tolist(), strict=True)
+        return tuple(
+            Component(
+                index=index,
+                voxels=voxels,
+                centroid=(x, y, z),
+                box=Box(triple([start for start, _ in sides]), triple([stop for _, stop in sides])),
+            )
+            for index, (voxels, (x, y, z), sides) in enumerate(each, 1)
+        )
 
 
 def find_components(mask_XYZ: NDArray[Any]) -> Components:
@@ -55,25 +74,23 @@ def find_components(mask_XYZ: NDArray[Any]) -> Components:
     indices = np.zeros(mask.shape, np.uint32)
     occupied = Box.around(mask)
     if occupied.empty:
-        return Components(indices=indices, found=())
+        nothing = np.zeros(0, np.int64)
+        return Components(indices=indices, voxels=nothing, centroids=np.zeros((0, 3)), bounds=nothing.reshape(0, 3, 2))
     # Only where there is something, which is little of a scan; and padded, because cc3d 4.1 crashes on some arrays of
     # a few voxels, such as [[[1, 0, 1]]].
     part = np.ascontiguousarray(np.pad(mask[occupied.slices], 1))
     numbered, count = cc3d.connected_components(part, connectivity=26, return_N=True)
     indices[occupied.slices] = numbered[1:-1, 1:-1, 1:-1]
-    statistics = cc3d.statistics(numbered)
+    # Without slices: bounds are first and last index, x, y and z in turn. Entry 0 is the background.
+    statistics = cc3d.statistics(numbered, no_slice_conversion=True)
     offset = np.array(occupied.start) - 1
-    found = []
-    for index in range(1, count + 1):
-        sides = statistics["bounding_boxes"][index]
-        x, y, z = (float(value) for value in statistics["centroids"][index] + offset)
-        box = Box(
-            triple([side.start + o for side, o in zip(sides, offset, strict=True)]),
-            triple([side.stop + o for side, o in zip(sides, offset, strict=True)]),
-        )
-        voxels = int(statistics["voxel_counts"][index])
-        found.append(Component(index=index, voxels=voxels, centroid=(x, y, z), box=box))
-    return Components(indices=indices, found=tuple(found))
+    bounds = statistics["bounding_boxes"][1 : count + 1].astype(np.int64).reshape(count, 3, 2)
+    return Components(
+        indices=indices,
+        voxels=statistics["voxel_counts"][1 : count + 1].astype(np.int64),
+        centroids=statistics["centroids"][1 : count + 1].astype(np.float64) + offset,
+        bounds=bounds + offset[:, None] + [0, 1],
+    )
 
 
 def largest_component(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -28,6 +28,7 @@ def evaluate(
     prediction that are both empty score 1, and one that is empty scores 0.
     """
     from difftumor.cli.progress import progress_bar
+    from difftumor.evaluation.detection import Matching
     from difftumor.evaluation.pairs import evaluate_pair, find_pairs
     from difftumor.evaluation.summary import RESULT_FILES, write_results
     from difftumor.files import check_results
@@ -35,15 +36,17 @@ def evaluate(
 
     check_results(out, RESULT_FILES, inputs=[labels], overwrite=True)
     cohort = find_pairs(predictions, labels, get_organ(organ), subset=subset)
+    matching = Matching(rule="iou", minimum_iou=minimum_iou) if minimum_iou else Matching()
     results = []
     with progress_bar("Evaluating", len(cohort.pairs)) as advance:
         for pair in cohort.pairs:
-            results.append(evaluate_pair(pair, cohort, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou))
+            results.append(evaluate_pair(pair, cohort, tolerance_mm=tolerance_mm, matching=matching))
             advance()
     settings: dict[str, str | int | float | None] = {
         "organ": organ,
         "tolerance_mm": tolerance_mm,
         "minimum_iou": minimum_iou,
+        "matching": str(matching),
     }
     typer.echo(write_results(out, results, title=f"Evaluation: {organ}", settings=settings))
     typer.echo(f"Results are in {out}.")

@@ -5,11 +5,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from difftumor.evaluation.detection import CaseDetection, match_lesions
+from difftumor.evaluation.detection import CaseDetection, Matching, match_lesions
 from difftumor.evaluation.lesions import find_lesions
 from difftumor.evaluation.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
 from difftumor.grids import Grid
-from difftumor.organs import TUMOR
+from difftumor.organs import ORGAN, TUMOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +18,14 @@ class CaseResult:
 
     Attributes:
         case: Its id.
-        organ: Overlap of the organ with its tumors, so that a missed tumor is not counted twice.
+        organ: Overlap of the organ with its tumors, so that a missed tumor is not counted twice; None where the labels
+            have no organ.
         tumor: Overlap of the tumors.
         detection: Lesions found, missed and false.
     """
 
     case: str
-    organ: OverlapScores
+    organ: OverlapScores | None
     tumor: OverlapScores
     detection: CaseDetection
 
@@ -36,7 +37,8 @@ def evaluate_case(
     grid: Grid,
     *,
     tolerance_mm: float = TOLERANCE_MM,
-    minimum_iou: float = 0.0,
+    matching: Matching = Matching(),  # noqa: B008 (frozen)
+    with_organ: bool = True,
 ) -> CaseResult:
     """Evaluate one pair of label maps (X, Y, Z): 0 background, 1 organ, 2 tumor.
 
@@ -46,12 +48,27 @@ def evaluate_case(
         truth: True labels.
         grid: Where the voxels of both lie.
         tolerance_mm: Tolerance of the normalized surface distance.
-        minimum_iou: Least overlap of matched lesions, see `match_lesions`.
+        matching: When a predicted lesion finds a true one.
+        with_organ: Whether the labels have the organ; else it is not scored.
+
+    Raises:
+        ConfigError: The tolerance is negative or not finite.
+        ValueError: The label maps are not on the grid.
     """
-    scores = {
-        name: overlap_scores(prediction >= least, truth >= least, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
-        for name, least in (("organ", 1), ("tumor", TUMOR))
-    }
+
+    def scores(least: int) -> OverlapScores:
+        return overlap_scores(
+            prediction >= least,
+            truth >= least,
+            spacing_mm=grid.spacing_mm,
+            voxel_mm3=grid.voxel_mm3,
+            tolerance_mm=tolerance_mm,
+        )
+
     true_lesions, predicted_lesions = find_lesions(truth == TUMOR, grid), find_lesions(prediction == TUMOR, grid)
-    detection = match_lesions(case, true_lesions, predicted_lesions, minimum_iou=minimum_iou)
-    return CaseResult(case=case, organ=scores["organ"], tumor=scores["tumor"], detection=detection)
+    return CaseResult(
+        case=case,
+        organ=scores(ORGAN) if with_organ else None,
+        tumor=scores(TUMOR),
+        detection=match_lesions(case, true_lesions, predicted_lesions, matching=matching),
+    )

@@ -1,19 +1,63 @@
 """Detection of lesions: which true ones were found, which predicted ones are false.
 
-True and predicted lesions are matched one to one. Among all such matchings the one with the most voxels in common is
-taken; lesions that share no voxel never match. So a prediction that runs over two lesions finds the one it covers
-more of, and of two predictions in one lesion the smaller counts as false.
+True and predicted lesions are matched one to one, among the pairs that a rule allows. Of all such matchings the one
+with the most voxels in common is taken, and of those one with the most lesions found. So a prediction that runs over
+two lesions finds the one it covers more of, and of two predictions in one lesion the smaller counts as false.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from difftumor.components import Components
 from difftumor.errors import ConfigError
 from difftumor.evaluation.lesions import Lesion, LesionMap
+from difftumor.evaluation.matching import Indices, center_hits, common_voxels, one_to_one
+
+Rule = Literal["overlap", "iou", "center"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """When a predicted lesion may match a true one.
+
+    Args:
+        rule: "overlap": a voxel in common is enough. "iou": their intersection over union is at least ``minimum_iou``.
+            "center": the voxel nearest to the predicted lesion's center of mass (the higher one where two are as near)
+            belongs to the true lesion. A reader who looks where the prediction points then looks at the lesion; large
+            predictions that only graze it don't count.
+        minimum_iou: For "iou" only, above 0 and at most 1.
+
+    Raises:
+        ConfigError: There is no such rule, or ``minimum_iou`` does not go with it.
+    """
+
+    rule: Rule = "overlap"
+    minimum_iou: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ConfigError(f"There is no matching rule {self.rule!r}; give one of {', '.join(get_args(Rule))}.")
+        if self.rule == "iou" and not 0 < self.minimum_iou <= 1:
+            raise ConfigError(f"minimum_iou {self.minimum_iou} is not above 0 and at most 1; give one such as 0.1.")
+        if self.rule != "iou" and self.minimum_iou != 0:
+            raise ConfigError(f"minimum_iou does not go with the matching rule {self.rule!r}; give the rule 'iou'.")
+
+    def __str__(self) -> str:
+        """One sentence, to be printed with every result."""
+        condition = {
+            "overlap": "they have a voxel in common",
+            "iou": f"their intersection over union is at least {self.minimum_iou:g}",
+            "center": "its center of mass lies in the true one",
+        }[self.rule]
+        return (
+            f"A predicted lesion can find a true one where {condition}; they are matched one to one, with the most "
+            "voxels in common."
+        )
+
 
 # Lesions are sorted by equivalent radius: up to 5 mm, above 5 up to 10 mm, above 10 mm.
 RADIUS_BINS_MM = (5.0, 10.0)
@@ -28,7 +72,7 @@ class Match:
     Attributes:
         truth: The true lesion.
         prediction: The predicted lesion, or None where the true one was missed.
-        overlap_voxels: Voxels in common; 0 where it was missed.
+        overlap_voxels: Voxels in common; 0 where it was missed, and possible where it was found by its center.
     """
 
     truth: Lesion
@@ -104,42 +148,78 @@ class DetectionSummary:
     patient_specificity: Rate
 
 
-def match_lesions(case: str, truth: LesionMap, prediction: LesionMap, *, minimum_iou: float = 0.0) -> CaseDetection:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assignment:
+    """A matching of lesions, which are counted from 0.
+
+    Attributes:
+        truth: True lesions that were found, rising.
+        prediction: For each of them the predicted lesion that found it.
+        overlap_voxels: For each of them the voxels in common.
+    """
+
+    truth: Indices
+    prediction: Indices
+    overlap_voxels: Indices
+
+
+def assign(truth: Components, prediction: Components, matching: Matching) -> Assignment:
+    """Match the lesions of one scan.
+
+    Args:
+        truth: True lesions.
+        prediction: Predicted lesions on the same grid.
+        matching: Which pairs may match.
+
+    Raises:
+        ValueError: The maps differ in shape.
+    """
+    if truth.indices.shape != prediction.indices.shape:
+        raise ValueError(f"truth {truth.indices.shape} and prediction {prediction.indices.shape} differ in shape")
+    common = common_voxels(truth, prediction)
+    if matching.rule == "center":
+        rows, columns = center_hits(truth, prediction)
+        voxels = common[rows, columns] if rows.size else np.zeros(0, np.int64)
+    else:
+        pairs = common.tocoo()
+        rows, columns, voxels = pairs.row.astype(np.int64), pairs.col.astype(np.int64), pairs.data
+        union = truth.voxels[rows] + prediction.voxels[columns] - voxels
+        near = voxels >= matching.minimum_iou * union
+        rows, columns, voxels = rows[near], columns[near], voxels[near]
+    chosen = one_to_one(rows, columns, voxels, (len(truth.voxels), len(prediction.voxels)))
+    chosen = chosen[np.argsort(rows[chosen])]
+    return Assignment(truth=rows[chosen], prediction=columns[chosen], overlap_voxels=voxels[chosen])
+
+
+def match_lesions(
+    case: str,
+    truth: LesionMap,
+    prediction: LesionMap,
+    *,
+    matching: Matching = Matching(),
+) -> CaseDetection:
     """Match the lesions of one scan.
 
     Args:
         case: Id of the scan.
         truth: True lesions.
         prediction: Predicted lesions on the same grid.
-        minimum_iou: Pairs whose intersection over union is smaller don't match; at 0 a common voxel is enough.
+        matching: Which pairs may match.
 
     Raises:
-        ConfigError: ``minimum_iou`` is not in [0, 1].
         ValueError: The maps differ in shape.
     """
-    if not 0 <= minimum_iou <= 1:
-        raise ConfigError(f"minimum_iou {minimum_iou} is not in [0, 1]; 0 lets any common voxel count.")
-    if truth.indices.shape != prediction.indices.shape:
-        raise ValueError(f"truth {truth.indices.shape} and prediction {prediction.indices.shape} differ in shape")
-    overlap = _overlaps(truth, prediction)
-    sizes = [np.array([lesion.voxels for lesion in lesions.lesions]) for lesions in (truth, prediction)]
-    union = sizes[0][:, None] + sizes[1][None, :] - overlap
-    overlap = np.where(overlap >= minimum_iou * union, overlap, 0)
-    found: dict[int, int] = {}
-    for row, column in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
-        if overlap[row, column] > 0:
-            found[int(row)] = int(column)
-    matches = tuple(
-        Match(
-            truth=lesion,
-            prediction=prediction.lesions[found[row]] if row in found else None,
-            overlap_voxels=int(overlap[row, found[row]]) if row in found else 0,
-        )
-        for row, lesion in enumerate(truth.lesions)
-    )
-    matched = set(found.values())
-    false = tuple(lesion for column, lesion in enumerate(prediction.lesions) if column not in matched)
-    return CaseDetection(case=case, matches=matches, false_positives=false)
+    found = assign(truth.components, prediction.components, matching)
+    pairs = zip(found.truth.tolist(), found.prediction.tolist(), found.overlap_voxels.tolist(), strict=True)
+    partners = {row: (prediction.lesions[column], voxels) for row, column, voxels in pairs}
+    missed = None, 0
+    matches = []
+    for row, lesion in enumerate(truth.lesions):
+        partner, voxels = partners.get(row, missed)
+        matches.append(Match(truth=lesion, prediction=partner, overlap_voxels=voxels))
+    true = set(found.prediction.tolist())
+    false = tuple(lesion for column, lesion in enumerate(prediction.lesions) if column not in true)
+    return CaseDetection(case=case, matches=tuple(matches), false_positives=false)
 
 
 def summarize_detection(
@@ -177,14 +257,6 @@ def summarize_detection(
         patient_sensitivity=Rate(hits=sum(scan.predicted_tumor for scan in ill), total=len(ill)),
         patient_specificity=Rate(hits=sum(not scan.predicted_tumor for scan in healthy), total=len(healthy)),
     )
-
-
-def _overlaps(truth: LesionMap, prediction: LesionMap) -> np.ndarray:
-    """Count common voxels, (true lesions, predicted lesions)."""
-    shape = (len(truth.lesions) + 1, len(prediction.lesions) + 1)
-    both = (truth.indices > 0) & (prediction.indices > 0)
-    pairs = truth.indices[both].astype(np.int64) * shape[1] + prediction.indices[both]
-    return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)[1:, 1:]
 
 
 def _found(matches: Sequence[Match]) -> Rate:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.components import equivalent_radius_mm, find_components
+from difftumor.components import Components, equivalent_radius_mm, find_components
 from difftumor.grids import Grid
 
 
@@ -39,12 +39,17 @@ class LesionMap:
     """All lesions of one label map.
 
     Attributes:
-        indices: uint32 map (X, Y, Z), 0 where there is no tumor.
+        components: Where they are on the grid of voxels.
         lesions: In order of their index.
     """
 
-    indices: NDArray[np.uint32]
+    components: Components
     lesions: tuple[Lesion, ...]
+
+    @property
+    def indices(self) -> NDArray[np.uint32]:
+        """Map (X, Y, Z) of the lesions' indices, 0 where there is no tumor."""
+        return self.components.indices
 
 
 def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
@@ -60,17 +65,18 @@ def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
     if tumor_XYZ.shape != grid.shape:
         raise ValueError(f"mask {tumor_XYZ.shape} is not on the grid {grid.shape}")
     components = find_components(tumor_XYZ)
+    centers_mm = components.centroids @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     voxel_mm3 = grid.voxel_mm3
-    lesions = []
-    for component in components.found:
-        x, y, z = (float(value) for value in grid.affine[:3, :3] @ component.centroid + grid.affine[:3, 3])
-        volume_mm3 = component.voxels * voxel_mm3
-        lesion = Lesion(
-            index=component.index,
-            voxels=component.voxels,
-            volume_mm3=volume_mm3,
-            diameter_mm=2 * equivalent_radius_mm(volume_mm3),
+    lesions = tuple(
+        Lesion(
+            index=index,
+            voxels=voxels,
+            volume_mm3=voxels * voxel_mm3,
+            diameter_mm=2 * equivalent_radius_mm(voxels * voxel_mm3),
             center_mm=(x, y, z),
         )
-        lesions.append(lesion)
-    return LesionMap(indices=components.indices, lesions=tuple(lesions))
+        for index, (voxels, (x, y, z)) in enumerate(
+            zip(components.voxels.tolist(), centers_mm.tolist(), strict=True), 1
+        )
+    )
+    return LesionMap(components=components, lesions=lesions)

@@ -12,6 +12,7 @@ from difftumor.datasets.cases import Case, read_case_labels, read_cases
 from difftumor.datasets.sources import case_id, read_dataset_labels
 from difftumor.errors import CaseListError, VolumeError
 from difftumor.evaluation.case_scores import CaseResult, evaluate_case
+from difftumor.evaluation.detection import Matching
 from difftumor.evaluation.overlap import TOLERANCE_MM
 from difftumor.grids import compare_grids
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
@@ -80,7 +81,11 @@ def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = 
 
 
 def evaluate_pair(
-    pair: Pair, cohort: Cohort, *, tolerance_mm: float = TOLERANCE_MM, minimum_iou: float = 0.0
+    pair: Pair,
+    cohort: Cohort,
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    matching: Matching = Matching(),  # noqa: B008 (frozen)
 ) -> CaseResult:
     """Read and evaluate one case.
 
@@ -95,9 +100,7 @@ def evaluate_pair(
     if not cohort.label_names:
         _check_standard(truth)
     standard = cohort.labels.to_standard(truth.data, source=truth.path, require_organ=False)
-    return evaluate_case(
-        pair.case, prediction.data, standard, truth.grid, tolerance_mm=tolerance_mm, minimum_iou=minimum_iou
-    )
+    return evaluate_case(pair.case, prediction.data, standard, truth.grid, tolerance_mm=tolerance_mm, matching=matching)
 
 
 def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:

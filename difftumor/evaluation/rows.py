@@ -7,7 +7,8 @@ from difftumor.evaluation.lesions import Lesion
 from difftumor.tables import Row, Value
 
 SCORES = {"organ_dsc": "Organ DSC", "organ_nsd": "Organ NSD", "tumor_dsc": "Tumor DSC", "tumor_nsd": "Tumor NSD"}
-CASE_COLUMNS = ("case", *SCORES)
+MEASURES = ("hd95_mm", "assd_mm", "volume_error_ml", "volume_error", "empty")
+CASE_COLUMNS = ("case", *SCORES, *(f"{part}_{measure}" for part in ("organ", "tumor") for measure in MEASURES))
 LESION_COLUMNS = (
     "case", "kind", "diameter_mm", "volume_mm3", "right_mm", "anterior_mm", "superior_mm", "found_diameter_mm",
     "overlap_voxels",
@@ -15,8 +16,17 @@ LESION_COLUMNS = (
 
 
 def case_rows(results: Iterable[CaseResult]) -> list[Row]:
-    """Return one row per case with the columns `CASE_COLUMNS`; scores are fractions."""
-    return [{"case": result.case, **scores_of(result)} for result in results]
+    """Return one row per case with the columns `CASE_COLUMNS`; scores are fractions, None where there is no organ."""
+    rows: list[Row] = []
+    for result in results:
+        parts = {"organ": result.organ, "tumor": result.tumor}
+        measures = {
+            f"{part}_{measure}": None if scores is None else getattr(scores, measure)
+            for part, scores in parts.items()
+            for measure in MEASURES
+        }
+        rows.append({"case": result.case, **dict.fromkeys(SCORES), **scores_of(result), **measures})
+    return rows
 
 
 def lesion_rows(results: Iterable[CaseResult]) -> list[Row]:
@@ -52,10 +62,6 @@ def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:
 
 
 def scores_of(result: CaseResult) -> dict[str, float]:
-    """Return the scores of one case under the names of `SCORES`."""
-    return {
-        "organ_dsc": result.organ.dsc,
-        "organ_nsd": result.organ.nsd,
-        "tumor_dsc": result.tumor.dsc,
-        "tumor_nsd": result.tumor.nsd,
-    }
+    """Return the scores of one case under the names of `SCORES`, those of the organ only where it was scored."""
+    organ = {} if result.organ is None else {"organ_dsc": result.organ.dsc, "organ_nsd": result.organ.nsd}
+    return {**organ, "tumor_dsc": result.tumor.dsc, "tumor_nsd": result.tumor.nsd}

@@ -104,7 +104,7 @@ def summary_markdown(summary: Mapping[str, Any], *, title: str) -> str:
 
 def _score_summary(results: Sequence[CaseResult]) -> dict[str, dict[str, float | int | None]]:
     rows = [scores_of(result) for result in results]
-    return {score: _statistics([row[score] for row in rows]) for score in SCORES}
+    return {score: _statistics([row[score] for row in rows if score in row]) for score in SCORES}
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from difftumor.errors import ConfigError
-from difftumor.evaluation.detection import CaseDetection, Match, match_lesions, summarize_detection
+from difftumor.evaluation.detection import CaseDetection, Match, Matching, match_lesions, summarize_detection
 from difftumor.evaluation.lesions import Lesion, find_lesions
 from difftumor.grids import Grid
 
@@ -90,10 +89,9 @@ def test_matching_takes_the_most_common_voxels_over_all_pairs():
 
 def test_minimum_iou():
     truth, prediction = boxes(cube(0)), boxes(cube(1))  # 18 of 36 voxels in common
-    assert detect(truth, prediction, minimum_iou=0.5).matches[0].prediction is not None
-    assert detect(truth, prediction, minimum_iou=0.51).matches[0].prediction is None
-    with pytest.raises(ConfigError, match="minimum_iou"):
-        detect(truth, prediction, minimum_iou=1.5)
+    half, more = (Matching(rule="iou", minimum_iou=iou) for iou in (0.5, 0.51))
+    assert detect(truth, prediction, matching=half).matches[0].prediction is not None
+    assert detect(truth, prediction, matching=more).matches[0].prediction is None
 
 
 def test_empty_scans():

@@ -11,7 +11,8 @@ from monai.metrics import compute_dice, compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
 from difftumor.errors import ConfigError
-from difftumor.evaluation.overlap import dice, normalized_surface_distance, overlap_scores, surface_distances
+from difftumor.evaluation.overlap import dice, overlap_scores
+from difftumor.evaluation.surfaces import normalized_surface_distance, surface_distances
 
 
 def voxel(*where: int, shape: tuple[int, int, int] = (9, 9, 9)) -> np.ndarray:

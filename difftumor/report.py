@@ -2,8 +2,9 @@
 
 import base64
 import html
+import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ caption { padding-bottom: .4rem; }
 table { border-collapse: collapse; font-size: .92rem; margin: .8rem 0; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid #e3e8ec; text-align: left; vertical-align: top; }
 td:not(.number) { min-width: 8rem; }
-th { border-bottom: 2px solid #b9c3cb; font-weight: 600; white-space: nowrap; }
+th { border-bottom: 2px solid #b9c3cb; font-weight: 600; vertical-align: bottom; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { min-width: 5rem; white-space: normal; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .25rem 1.2rem; font-size: .95rem; }
 dt { color: #55616b; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
@@ -55,6 +57,9 @@ pre, code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 }
 @media print { .scroll { overflow: visible; } figure, table { break-inside: avoid; } }
 """
+
+# 57.3±23.5, 15 / 18, −1.2 to +3.0, <0.001, or a dash for none.
+_NUMBERS = re.compile(r"[+−<]?\d[\d.,]*(( to |±| / )[+−]?\d[\d.]*)?|–")
 
 # Shrunk further than this, the letters of a picture are too small: on a phone it is scrolled sideways instead.
 _LEAST_SCALE = 0.7
@@ -99,8 +104,21 @@ class Report:
         entries = (f"<dt>{_escape(name)}</dt><dd>{_escape(format_cell(value))}</dd>" for name, value in pairs.items())
         self._parts.append("<dl>" + "".join(entries) + "</dl>")
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[Cell]], *, caption: str | None = None) -> None:
-        """Add a table; columns that hold only numbers are aligned at the right.
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Iterable[Sequence[Cell]],
+        *,
+        caption: str | None = None,
+        bold: Collection[tuple[int, int]] = (),
+    ) -> None:
+        """Add a table; columns that hold only numbers, such as 5.2±1.0 too, are aligned at the right.
+
+        Args:
+            header: Names of the columns.
+            rows: Their cells.
+            caption: Text above.
+            bold: Cells that stand out, as row and column from 0.
 
         Raises:
             ValueError: A row has not as many cells as the header.
@@ -113,8 +131,11 @@ class Report:
         classes = [' class="number"' if is_number else "" for is_number in numeric]
         heads = "".join(f'<th scope="col"{c}>{_escape(name)}</th>' for name, c in zip(header, classes, strict=True))
         lines = [
-            "".join(f"<td{c}>{_escape(format_cell(cell))}</td>" for cell, c in zip(row, classes, strict=True))
-            for row in body
+            "".join(
+                f"<td{kind}>{_cell(cell, bold=(number, column) in bold)}</td>"
+                for column, (cell, kind) in enumerate(zip(row, classes, strict=True))
+            )
+            for number, row in enumerate(body)
         ]
         top = f"<caption>{_escape(caption)}</caption>" if caption else ""
         table_body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -184,8 +205,19 @@ def format_cell(value: Cell) -> str:
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
-    numbers = [isinstance(cell, Real) and not isinstance(cell, bool) for cell in cells if cell is not None]
+    numbers = [_is_number(cell) for cell in cells if cell is not None]
     return bool(numbers) and all(numbers)
+
+
+def _is_number(cell: Cell) -> bool:
+    if isinstance(cell, str):
+        return bool(_NUMBERS.fullmatch(cell))
+    return isinstance(cell, Real) and not isinstance(cell, bool)
+
+
+def _cell(cell: Cell, *, bold: bool) -> str:
+    text = _escape(format_cell(cell))
+    return f"<b>{text}</b>" if bold else text
 
 
 def _escape(text: str) -> str:

@@ -20,8 +20,8 @@ from difftumor.devices import describe_device
 from difftumor.diffusion.latent import LatentCodec
 from difftumor.evaluation.autoencoder_card import CARD_FILE
 from difftumor.evaluation.autoencoder_report import REPORT_FILE
-from difftumor.evaluation.rows import SCORES
-from difftumor.evaluation.summary import summary_tables
+from difftumor.evaluation.paper_tables import detection_table, scores_table
+from difftumor.evaluation.rows import FRACTIONS
 from difftumor.grids import Box
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
@@ -194,11 +194,11 @@ def _synthesis(report: Report, title: str, folder: Path) -> None:
 def _evaluation(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     report.heading("Prediction and evaluation")
     summary = json.loads((folder.evaluation / "summary.json").read_text())
-    for table in summary_tables(summary):
-        report.table(table.header, table.rows)
+    for table in (scores_table(summary), detection_table(summary)):
+        report.table(table.header, table.rows, caption=table.title)
     with (folder.evaluation / "cases.csv").open(newline="") as file:
-        rows = [(row["case"], *(float(row[score]) for score in SCORES)) for row in csv.DictReader(file)]
-    report.table(["case", *SCORES.values()], rows, caption="Each test scan; scores are fractions.")
+        rows = [(row["case"], *(float(row[score]) for score in FRACTIONS)) for row in csv.DictReader(file)]
+    report.table(["case", *FRACTIONS.values()], rows, caption="Each test scan; scores are fractions.")
     case = reader.tumor_case()
     ct, truth = reader.load(case)
     _, predicted = reader.load(case, folder.predictions / f"{case.id}.nii.gz")

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from difftumor.artifact_config import read_config
 from difftumor.devices import describe_device, pick_device
-from difftumor.evaluation.case_scores import CaseResult
-from difftumor.evaluation.pairs import evaluate_pair, find_pairs
+from difftumor.evaluation.methods import Rules, evaluate_method
 from difftumor.evaluation.summary import summarize
 from difftumor.organs import Organ
 from difftumor.plots import CURVE_COLORS, new_axes
@@ -163,9 +162,8 @@ def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:
 
 
 def _test(predictions: Path, labels: Path, organ: Organ) -> SegmenterScores:
-    cohort = find_pairs(predictions, labels, organ)
-    results: list[CaseResult] = [evaluate_pair(pair, cohort) for pair in cohort.pairs]
-    summary: dict[str, Any] = summarize(results)
+    method = evaluate_method(predictions.name, predictions, labels, organ, rules=Rules())
+    summary: dict[str, Any] = summarize([case.result for case in method.cases])
     return SegmenterScores(
         tumor_dsc=summary["scores"]["cases_with_tumor"]["tumor_dsc"]["mean"],
         organ_dsc=summary["scores"]["all_cases"]["organ_dsc"]["mean"],

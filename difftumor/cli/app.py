@@ -18,6 +18,7 @@ from difftumor.cli.predict import predict
 from difftumor.cli.select_healthy import select_healthy
 from difftumor.cli.split_tumors import split_tumors
 from difftumor.cli.synthesize import synthesize
+from difftumor.cli.tables import tables
 
 # Name on the command line -> function, or an app with commands of its own, in the order of `difftumor --help`.
 # How to add one: difftumor/cli/__init__.py.
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "split-tumors": split_tumors,
     "select-healthy": select_healthy,
     "export": export,
+    "tables": tables,
     "info": info,
 }
 

@@ -81,7 +81,7 @@ def _listed(source: Path, maps: Path | None, convention: str | None) -> CaseList
     """Read the list, and put what the options say in place of what it says of its labels."""
     from difftumor.cli.options import read_case_list
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.pairs import label_maps
+    from difftumor.evaluation.label_folders import label_maps
     from difftumor.organs import get_convention
 
     listed = read_case_list(source)

@@ -155,7 +155,7 @@ def _organ_filter(
 def _with_masks(organ_mask: Path | None, cases: Sequence[Case]) -> list[ScanFiles]:
     """Find the organ mask of every case before anything is predicted."""
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.pairs import label_maps
+    from difftumor.evaluation.label_folders import label_maps
     from difftumor.prediction.cases import ScanFiles
 
     if organ_mask is None:

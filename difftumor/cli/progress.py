@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar while the block runs and yield a function that moves it on by one.
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a bar while the block runs and yield a function that moves it on by one; a total of None is not known yet.
 
     The bar ends with the block, even by an exception. `rich.progress.track` does not: its generator stays with the
     traceback, and its thread waits for itself when the garbage collector finally closes it there.

@@ -131,7 +131,7 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
 
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
-    from difftumor.evaluation.pairs import label_maps, label_names_of
+    from difftumor.evaluation.label_folders import label_maps, label_names_of
     from difftumor.organs import get_convention
     from difftumor.volume import is_nifti
 

@@ -1,22 +1,21 @@
-"""Evaluation of a folder of predicted label maps against true ones, case by case."""
+"""Predictions and what they are compared with, paired by the names of their cases.
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+What is wrong with one case is kept beside the others, which are evaluated all the same.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
-from difftumor.datasets.sources import case_id, read_dataset_labels
-from difftumor.errors import CaseListError, VolumeError
-from difftumor.evaluation.case_scores import CaseResult, evaluate_case
-from difftumor.evaluation.detection import Matching
-from difftumor.evaluation.overlap import TOLERANCE_MM
+from difftumor.errors import DiffTumorError, VolumeError, sentence_of
+from difftumor.evaluation.label_folders import check_predicted_organ, label_files, label_names_of, too_many
 from difftumor.grids import compare_grids
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
-from difftumor.volume import Volume, check_same_grid, is_nifti, read_grid, read_labels
+from difftumor.volume import Volume, read_grid, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +25,17 @@ class Pair:
     Attributes:
         case: Id of the case.
         prediction: Label map, 0 background, 1 organ, 2 tumor.
-        truth: Case with labels.
+        truth: Case with labels; None for a healthy scan without any.
     """
 
     case: str
     prediction: Path
-    truth: Case
+    truth: Case | None
+
+    @property
+    def patient(self) -> str:
+        """Who was scanned; the case where nothing says it."""
+        return self.case if self.truth is None else self.truth.patient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,20 @@ class Cohort:
         pairs: In order of their ids.
         label_names: Label names of the truth, as its source says; empty where it does not.
         labels: How the truth numbers the organ and its tumors.
+        problems: Sentences that say why cases cannot be evaluated, by id.
+        missing: Ids of cases with labels and without prediction.
     """
 
     pairs: tuple[Pair, ...]
     label_names: Mapping[str, int]
     labels: OrganLabels
+    problems: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    missing: tuple[str, ...] = ()
 
 
-def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = False) -> Cohort:
+def find_pairs(
+    predictions: Path, labels: Path, organ: Organ, *, healthy: Path | None = None, resample: bool = False
+) -> Cohort:
     """Pair the files of two folders by name, and check by their headers that partners share a grid.
 
     Args:
@@ -57,127 +67,95 @@ def find_pairs(predictions: Path, labels: Path, organ: Organ, *, subset: bool = 
         labels: A list of cases with labels, such as a ``dataset.json`` or its folder; or a folder of label maps with
             the names of the predictions, numbered as a ``dataset.json`` beside the folder says, else 0/1/2.
         organ: Organ whose labels are wanted.
-        subset: Let cases without a prediction be.
+        healthy: Folder of predictions on healthy scans, which need no labels; None for none.
+        resample: Whether other grids are no problem.
 
     Raises:
-        CaseListError: A folder is missing or empty, a prediction is of another organ, or a case has no partner; the
-            message names the first ones.
+        CaseListError: A folder is missing or empty, or a prediction is of another organ.
         OrganError: The organ is not among the label names.
-        VolumeError: A file cannot be used.
-        GridMismatchError: Prediction and truth of a case differ in grid.
     """
-    predicted = label_maps(predictions)
-    check_predicted_organ(predicted, organ)
     truth, names = _truth(labels)
     resolved = resolve_labels(names or get_convention("standard"), organ, source=labels)
-    _check_partners(predicted.keys() - truth.keys(), f"{labels} holds no labels of", "leave out their predictions")
-    if not subset:
-        remedy = "predict them too, or evaluate a subset (--subset)"
-        _check_partners(truth.keys() - predicted.keys(), f"{predictions} holds no prediction of", remedy)
-    pairs = tuple(Pair(case=case, prediction=predicted[case], truth=truth[case]) for case in sorted(predicted))
-    for pair in pairs:
-        _check_headers(pair)
-    return Cohort(pairs=pairs, label_names=names, labels=resolved)
+    problems: dict[str, str] = {}
+    pairs: list[Pair] = []
+    predicted = _single(label_files(predictions), problems)
+    check_predicted_organ(predicted, organ)
+    known = {case for case, _ in truth}
+    for case, files in truth:
+        if case in problems:
+            continue
+        if len(files) > 1:
+            problems[case] = too_many([file.image for file in files])
+        elif case in predicted:
+            pairs.append(Pair(case=case, prediction=predicted[case], truth=files[0]))
+    for case in sorted(predicted.keys() - known):
+        problems[case] = f"{labels} holds no labels of {predicted[case].name}: add them, or take the prediction away."
+    missing = tuple(sorted(known - predicted.keys() - problems.keys()))
+    if not resample:
+        pairs = list(_on_one_grid(pairs, problems))
+    if healthy is not None:
+        taken = known | predicted.keys()
+        scans = _single(label_files(healthy), problems)
+        check_predicted_organ(scans, organ)
+        for case, file in scans.items():
+            if case in taken:
+                problems[case] = f"{predictions} and {healthy} both hold the case {case}: a scan counts once."
+                pairs = [pair for pair in pairs if pair.case != case]
+            else:
+                pairs.append(Pair(case=case, prediction=file, truth=None))
+    pairs.sort(key=lambda pair: pair.case)
+    return Cohort(pairs=tuple(pairs), label_names=names, labels=resolved, problems=problems, missing=missing)
 
 
-def evaluate_pair(
-    pair: Pair,
-    cohort: Cohort,
-    *,
-    tolerance_mm: float = TOLERANCE_MM,
-    matching: Matching = Matching(),  # noqa: B008 (frozen)
-) -> CaseResult:
-    """Read and evaluate one case.
+def read_pair(pair: Pair, cohort: Cohort) -> tuple[Volume, Volume]:
+    """Read the label maps of a pair, 0 background, 1 organ, 2 tumor, each on its own grid.
+
+    Returns:
+        Prediction and truth; for a healthy scan without labels a truth without anything, on the prediction's grid.
 
     Raises:
         VolumeError: A file cannot be used, or holds labels other than 0, 1 and 2.
-        GridMismatchError: Prediction and truth differ in grid.
     """
     prediction = read_labels(pair.prediction)
-    truth = read_case_labels(pair.truth, cohort.label_names)
-    check_same_grid(prediction, truth)
     _check_standard(prediction)
+    if pair.truth is None:
+        return prediction, replace(prediction, data=np.zeros(prediction.grid.shape, np.uint8))
+    truth = read_case_labels(pair.truth, cohort.label_names)
     if not cohort.label_names:
         _check_standard(truth)
     standard = cohort.labels.to_standard(truth.data, source=truth.path, require_organ=False)
-    return evaluate_case(pair.case, prediction.data, standard, truth.grid, tolerance_mm=tolerance_mm, matching=matching)
+    return prediction, replace(truth, data=standard)
 
 
-def _truth(labels: Path) -> tuple[dict[str, Case], Mapping[str, int]]:
-    """Return cases with labels by id, and label names, empty where the source gives none."""
+def _truth(labels: Path) -> tuple[list[tuple[str, tuple[Case, ...]]], Mapping[str, int]]:
+    """Return ids with their labels, one where all is well, and label names, empty where the source gives none."""
     if labels.is_file() or (labels / "dataset.json").is_file():
         listing = read_cases(labels)
-        return {case.id: case for case in listing.cases if case.labels is not None}, listing.label_names
-    maps = {case: Case(case, path, path) for case, path in label_maps(labels).items()}
-    return maps, label_names_of(labels)
+        return [(case.id, (case,)) for case in listing.cases if case.labels is not None], listing.label_names
+    files = label_files(labels)
+    found = [(case, tuple(Case(case, path, path) for path in paths)) for case, paths in files.items()]
+    return found, label_names_of(labels)
 
 
-def label_maps(folder: Path) -> dict[str, Path]:
-    """Return the label maps of a folder by the id of their case.
-
-    Raises:
-        CaseListError: The folder is missing or empty, or two files belong to one case.
-    """
-    if not folder.is_dir():
-        raise CaseListError(f"There is no folder {folder}: give a folder of label maps (.nii.gz or .nii).")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if not is_nifti(path) or path.name.startswith("."):
-            continue
-        case = case_id(path)
-        if case in found:
-            raise CaseListError(f"{folder} holds {found[case].name} and {path.name}: keep one of them.")
-        found[case] = path
-    if not found:
-        raise CaseListError(f"{folder} holds no label maps: give a folder of .nii.gz or .nii files.")
-    return found
+def _single(files: Mapping[str, tuple[Path, ...]], problems: dict[str, str]) -> dict[str, Path]:
+    """Return the file of each case that has one; the others become problems."""
+    problems.update({case: too_many(paths) for case, paths in files.items() if len(paths) > 1})
+    return {case: paths[0] for case, paths in files.items() if len(paths) == 1}
 
 
-def check_predicted_organ(maps: Mapping[str, Path], organ: Organ) -> None:
-    """Refuse label maps of another organ, where the records say so that ``difftumor predict`` writes beside them.
-
-    Raises:
-        CaseListError: One is; the message names it.
-    """
-    for case, path in maps.items():
-        record = path.with_name(f"{case}.json")
+def _on_one_grid(pairs: list[Pair], problems: dict[str, str]) -> Iterator[Pair]:
+    """Yield the pairs whose headers agree; the others become problems."""
+    for pair in pairs:
         try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(content, dict) or "difftumor_version" not in content:
-            continue
-        predicted = content.get("organ")
-        if predicted is not None and predicted != organ.name:
-            raise CaseListError(
-                f"{path} is a prediction of {predicted}, as {record.name} says, not of {organ.name}: give --organ "
-                f"{predicted}, or label maps of {organ.name}."
-            )
-
-
-def label_names_of(folder: Path) -> Mapping[str, int]:
-    """Return the label names in the ``dataset.json`` in or beside a folder of label maps; empty where there is none.
-
-    Nothing else of it is wanted, so it need not list cases, as beside the predictions of nnU-Net, nor CTs be there.
-
-    Raises:
-        CaseListError: It is malformed.
-    """
-    folder = Path(os.path.abspath(folder))  # "." has no parent, and that of a link is where the link lies
-    for place in (folder, folder.parent):
-        if (place / "dataset.json").is_file():
-            return read_dataset_labels(place / "dataset.json")
-    return {}
-
-
-def _check_partners(missing: set[str], what: str, remedy: str) -> None:
-    if missing:
-        names = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise CaseListError(f"{what} {names}: {remedy}.")
+            _check_headers(pair)
+        except DiffTumorError as error:
+            problems[pair.case] = sentence_of(error)
+        else:
+            yield pair
 
 
 def _check_headers(pair: Pair) -> None:
-    truth = pair.truth.labels
+    truth = None if pair.truth is None else pair.truth.labels
     if truth is None or truth.is_dir():  # A folder of structures is looked at when it is read.
         return
     compare_grids(read_grid(pair.prediction), read_grid(truth), pair.prediction, truth)

@@ -1,32 +1,58 @@
 """Rows of the tables of an evaluation: one per case, one per lesion."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from difftumor.evaluation.case_scores import CaseResult
 from difftumor.evaluation.lesions import Lesion
+from difftumor.evaluation.methods import ScoredCase
 from difftumor.tables import Row, Value
 
-SCORES = {"organ_dsc": "Organ DSC", "organ_nsd": "Organ NSD", "tumor_dsc": "Tumor DSC", "tumor_nsd": "Tumor NSD"}
-MEASURES = ("hd95_mm", "assd_mm", "volume_error_ml", "volume_error", "empty")
-CASE_COLUMNS = ("case", *SCORES, *(f"{part}_{measure}" for part in ("organ", "tumor") for measure in MEASURES))
+# Fractions are shown in percent, others as they are.
+FRACTIONS = {"organ_dsc": "Organ DSC", "organ_nsd": "Organ NSD", "tumor_dsc": "Tumor DSC", "tumor_nsd": "Tumor NSD"}
+_MORE = {
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "volume_error": "volume error",
+    "volume_error_ml": "volume error (ml)",
+}
+SCORES = FRACTIONS | {
+    f"{part}_{name}": f"{part.title()} {label}" for part in ("organ", "tumor") for name, label in _MORE.items()
+}
+CASE_COLUMNS = (
+    "case", *SCORES, "organ_empty", "tumor_empty", "tumors", "tumors_found", "false_positives", "patient", "fold",
+    "note",
+)  # fmt: skip
 LESION_COLUMNS = (
     "case", "kind", "diameter_mm", "volume_mm3", "right_mm", "anterior_mm", "superior_mm", "found_diameter_mm",
     "overlap_voxels",
 )  # fmt: skip
 
 
-def case_rows(results: Iterable[CaseResult]) -> list[Row]:
-    """Return one row per case with the columns `CASE_COLUMNS`; scores are fractions, None where there is no organ."""
-    rows: list[Row] = []
-    for result in results:
-        parts = {"organ": result.organ, "tumor": result.tumor}
-        measures = {
-            f"{part}_{measure}": None if scores is None else getattr(scores, measure)
-            for part, scores in parts.items()
-            for measure in MEASURES
+def case_rows(cases: Iterable[ScoredCase], folds: Mapping[str, str] | None = None) -> list[Row]:
+    """Return one row per case with the columns `CASE_COLUMNS`.
+
+    DSC, NSD and volume errors are fractions. ``organ_empty`` and ``tumor_empty`` say which mask is empty, so that the
+    scores are those of the rules for empty masks. Healthy scans without labels have no scores.
+
+    Args:
+        cases: The cases.
+        folds: The fold of each case, by its id.
+    """
+    return [
+        {
+            "case": case.case,
+            **(scores_of(case.result) if case.labeled else dict.fromkeys(SCORES)),
+            "organ_empty": None if case.result.organ is None else case.result.organ.empty,
+            "tumor_empty": case.result.tumor.empty,
+            "tumors": len(case.result.detection.matches),
+            "tumors_found": sum(match.prediction is not None for match in case.result.detection.matches),
+            "false_positives": len(case.result.detection.false_positives),
+            "patient": case.pair.patient,
+            "fold": (folds or {}).get(case.case),
+            "note": case.note or None,
         }
-        rows.append({"case": result.case, **dict.fromkeys(SCORES), **scores_of(result), **measures})
-    return rows
+        for case in cases
+    ]
 
 
 def lesion_rows(results: Iterable[CaseResult]) -> list[Row]:
@@ -48,6 +74,17 @@ def lesion_rows(results: Iterable[CaseResult]) -> list[Row]:
     return rows
 
 
+def scores_of(result: CaseResult) -> dict[str, float | None]:
+    """Return the scores of one case under the names of `SCORES`; those of an organ without labels are None."""
+    parts = {"organ": result.organ, "tumor": result.tumor}
+    found = {}
+    for name in SCORES:
+        part, metric = name.split("_", 1)
+        scores = parts[part]
+        found[name] = None if scores is None else float(getattr(scores, metric))
+    return found
+
+
 def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:
     right, anterior, superior = lesion.center_mm
     return {
@@ -59,9 +96,3 @@ def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:
         "anterior_mm": anterior,
         "superior_mm": superior,
     }
-
-
-def scores_of(result: CaseResult) -> dict[str, float]:
-    """Return the scores of one case under the names of `SCORES`, those of the organ only where it was scored."""
-    organ = {} if result.organ is None else {"organ_dsc": result.organ.dsc, "organ_nsd": result.organ.nsd}
-    return {**organ, "tumor_dsc": result.tumor.dsc, "tumor_nsd": result.tumor.nsd}

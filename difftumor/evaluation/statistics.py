@@ -7,6 +7,7 @@ random choices come from a seed, so that results repeat.
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from scipy import stats
 from difftumor.errors import ConfigError
 from difftumor.seeding import numpy_generator
 
+Name = TypeVar("Name", bound=Hashable)
 LEVEL = 0.95
 RESAMPLES = 5000
 PERMUTATIONS = 9999
@@ -59,7 +61,7 @@ def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval 
         ConfigError: The level is not between 0 and 1.
         ValueError: There are more hits than trials, or fewer than 0.
     """
-    _check_level(level)
+    check_level(level)
     if not 0 <= hits <= total:
         raise ValueError(f"{hits} hits of {total} are no proportion")
     if total == 0:
@@ -108,7 +110,7 @@ def bootstrap_ratio(
 
     Patients whose wholes sum to nothing, such as those without tumors, take no part.
     """
-    _check_level(level)
+    check_level(level)
     owners = _owners(patients, len(parts))
     if len(parts) != len(wholes):
         raise ValueError(f"{len(parts)} parts and {len(wholes)} wholes differ in number")
@@ -172,12 +174,12 @@ def paired_test(
     )
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Return p values adjusted for their number by Holm's step-down method, under the same names.
 
     The k-th smallest of m is multiplied by m − k + 1, and none becomes smaller than the one before it.
     """
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Name, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         largest = max(largest, min(1.0, p_values[name] * (len(p_values) - rank)))
@@ -221,6 +223,11 @@ def _owners(patients: Sequence[Hashable] | None, count: int) -> list[int]:
     return [numbers[patient] for patient in patients]
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse a confidence level that is none.
+
+    Raises:
+        ConfigError: It is not between 0 and 1.
+    """
     if not 0 < level < 1 or not math.isfinite(level):
         raise ConfigError(f"The confidence level is {level}: give a number between 0 and 1, such as 0.95.")

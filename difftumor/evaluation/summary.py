@@ -1,132 +1,133 @@
-"""Summary of an evaluation, as JSON and as tables, and the files of its results."""
+"""Summary of an evaluation, JSON-able, with intervals: means over cases, detection over lesions and patients, folds."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from difftumor.errors import CaseListError
 from difftumor.evaluation.case_scores import CaseResult
 from difftumor.evaluation.detection import DetectionSummary, Rate, summarize_detection
-from difftumor.evaluation.rows import CASE_COLUMNS, LESION_COLUMNS, SCORES, case_rows, lesion_rows, scores_of
-from difftumor.files import written_whole
-from difftumor.tables import Value, markdown_table, write_csv, write_json
-
-RESULT_FILES = ("cases.csv", "lesions.csv", "summary.json", "summary.md")
+from difftumor.evaluation.rows import SCORES, scores_of
+from difftumor.evaluation.statistics import LEVEL, Interval, bootstrap_mean, bootstrap_ratio, wilson_interval
 
 
-def summarize(results: Sequence[CaseResult]) -> dict[str, Any]:
-    """Return the summary of a cohort, JSON-able; what is undefined is None.
+def summarize(
+    results: Sequence[CaseResult], *, patients: Mapping[str, str] | None = None, seed: int = 0, level: float = LEVEL
+) -> dict[str, Any]:
+    """Return the summary of a cohort; what is undefined is None.
 
     Scores are summarized over all cases and over those with tumor, since a healthy scan without a predicted tumor
-    scores 1 and with one 0.
+    scores 1 and with one 0. Scans without labels, whose organ has no scores, count in the detection alone.
+
+    Args:
+        results: One per scan.
+        patients: The patient of each scan, by case; each scan a patient of its own when None.
+        seed: Of the intervals.
+        level: Of the intervals.
     """
-    ill = [result for result in results if not result.detection.healthy]
+    labeled = [result for result in results if result.organ is not None]
+    ill = [result for result in labeled if not result.detection.healthy]
+    owners = {result.case: (patients or {}).get(result.case, result.case) for result in results}
+
+    def scores(some: Sequence[CaseResult]) -> dict[str, dict[str, Any]]:
+        return {name: _statistics(name, some, owners, seed=seed, level=level) for name in SCORES}
+
     return {
         "cases": len(results),
         "cases_with_tumor": len(ill),
-        "scores": {"all_cases": _score_summary(results), "cases_with_tumor": _score_summary(ill)},
-        "detection": _detection_summary(summarize_detection(result.detection for result in results)),
+        "healthy_cases": len(results) - len(ill),
+        "unlabeled_cases": len(results) - len(labeled),
+        "patients": len(set(owners.values())),
+        "scores": {"all_cases": scores(labeled), "cases_with_tumor": scores(ill)},
+        "detection": _detection(results, owners, seed=seed, level=level),
     }
 
 
-def write_results(folder: Path, results: Sequence[CaseResult], *, title: str, settings: Mapping[str, Value]) -> str:
-    """Write `RESULT_FILES`.
+def summarize_folds(results: Sequence[CaseResult], folds: Mapping[str, str]) -> dict[str, Any]:
+    """Return means by fold: tumor scores over cases with tumor, organ scores over all with labels.
 
     Args:
-        folder: Where to; made if needed.
-        results: One per case.
-        title: Title of the Markdown summary.
-        settings: How it was evaluated, kept in summary.json.
+        results: One per scan.
+        folds: The fold of each scan, by case.
 
     Returns:
-        The text of summary.md.
+        ``names``, and by score: ``by_fold``, ``average`` (of the means of the folds), ``sd`` (of these means) and
+        ``pooled`` (mean over all cases, whatever their fold).
+
+    Raises:
+        CaseListError: A case has no fold.
     """
-    summary = {"settings": dict(settings), **summarize(results)}
-    text = summary_markdown(summary, title=title)
-    cases, lesions, summary_json, summary_md = (folder / name for name in RESULT_FILES)
-    write_csv(cases, CASE_COLUMNS, case_rows(results))
-    write_csv(lesions, LESION_COLUMNS, lesion_rows(results))
-    write_json(summary_json, summary)
-    with written_whole(summary_md) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return text
+    unknown = sorted(result.case for result in results if result.organ is not None and result.case not in folds)
+    if unknown:
+        raise CaseListError(f"The folds do not name the case {unknown[0]}: add it, or leave --folds out.")
+    names = sorted({folds[result.case] for result in results if result.organ is not None}, key=fold_order)
+    scores = {}
+    for name in SCORES:
+        values: dict[str, list[float]] = {fold: [] for fold in names}
+        for result in results:
+            score = scores_of(result)[name]
+            if score is not None and result.organ is not None and not _left_out(name, result):
+                values[folds[result.case]].append(score)
+        means = {fold: fmean(some) for fold, some in values.items() if some}
+        pooled = [score for some in values.values() for score in some]
+        scores[name] = {
+            "by_fold": {fold: means.get(fold) for fold in names},
+            "average": fmean(means.values()) if means else None,
+            "sd": stdev(means.values()) if len(means) > 1 else None,
+            "pooled": fmean(pooled) if pooled else None,
+        }
+    return {"names": names, "scores": scores}
 
 
-@dataclass(frozen=True)
-class SummaryTable:
-    """One table of a summary, as text.
-
-    Args:
-        header: Names of the columns.
-        rows: Their cells.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+def _left_out(score: str, result: CaseResult) -> bool:
+    return score.startswith("tumor_") and result.detection.healthy
 
 
-def summary_tables(summary: Mapping[str, Any]) -> tuple[SummaryTable, SummaryTable]:
-    """Return the scores in percent, and the detection, of what `summary.json` holds."""
-    groups = (("all_cases", "all cases"), ("cases_with_tumor", "cases with tumor"))
-    scores = [
-        (name, label, _percent(entry["mean"]), _percent(entry["sd"]), _percent(entry["median"]), str(entry["count"]))
-        for group, label in groups
-        for score, name in SCORES.items()
-        for entry in [summary["scores"][group][score]]
-    ]
-    detection = summary["detection"]
-    rates = {
-        "Tumor-wise sensitivity": detection["sensitivity"],
-        **{f"– radius {name}": rate for name, rate in detection["sensitivity_by_radius"].items()},
-        "– early stage (diameter under 20 mm)": detection["early_sensitivity"],
-        "Precision": detection["precision"],
-        "Patient-wise sensitivity": detection["patient_sensitivity"],
-        "Patient-wise specificity": detection["patient_specificity"],
-    }
-    rows = [(name, _percent(rate["value"]), f"{rate['hits']} / {rate['total']}") for name, rate in rates.items()]
-    rows.append(("F1", _percent(detection["f1"]), ""))
-    false = detection["false_positives_per_scan"]
-    rows.append(("False positives per scan", "–" if false is None else f"{false:.2f}", ""))
-    return (
-        SummaryTable(("Score (%)", "over", "mean", "SD", "median", "cases"), tuple(scores)),
-        SummaryTable(("Detection", "%", "count"), tuple(rows)),
-    )
+def fold_order(name: str) -> tuple[bool, int, str]:
+    """Return a key that sorts folds: numbers by their size, before names."""
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
 
 
-def summary_markdown(summary: Mapping[str, Any], *, title: str) -> str:
-    """Return a summary as Markdown: title, scores in percent, detection."""
-    counts = f"{summary['cases']} cases, {summary['cases_with_tumor']} with tumor."
-    tables = (markdown_table(table.header, table.rows) for table in summary_tables(summary))
-    return "\n\n".join([f"# {title}", counts, *tables]) + "\n"
-
-
-def _score_summary(results: Sequence[CaseResult]) -> dict[str, dict[str, float | int | None]]:
-    rows = [scores_of(result) for result in results]
-    return {score: _statistics([row[score] for row in rows if score in row]) for score in SCORES}
-
-
-def _statistics(values: Sequence[float]) -> dict[str, float | int | None]:
+def _statistics(
+    score: str, results: Sequence[CaseResult], owners: Mapping[str, str], *, seed: int, level: float
+) -> dict[str, Any]:
+    values = [value for result in results if (value := scores_of(result)[score]) is not None]
+    patients = [owners[result.case] for result in results]
+    part = score.split("_")[0]
     return {
         "mean": fmean(values) if values else None,
         "sd": stdev(values) if len(values) > 1 else None,
         "median": median(values) if values else None,
         "count": len(values),
+        "interval": _ends(bootstrap_mean(values, patients, seed=seed, level=level)),
+        "by_rule": sum(getattr(result, part).empty != "neither" for result in results),
     }
 
 
-def _detection_summary(summary: DetectionSummary) -> dict[str, Any]:
-    return {name: _jsonable(value) for name, value in vars(summary).items()}
+def _detection(results: Sequence[CaseResult], owners: Mapping[str, str], *, seed: int, level: float) -> dict[str, Any]:
+    summary: DetectionSummary = summarize_detection(result.detection for result in results)
+    patients = [owners[result.case] for result in results]
+    false = [float(len(result.detection.false_positives)) for result in results]
+    found = [float(sum(match.prediction is not None for match in result.detection.matches)) for result in results]
+    true = [float(len(result.detection.matches)) for result in results]
+    # 2 TP / (2 TP + FP + FN), the harmonic mean of sensitivity and precision.
+    whole = [hits + missed_or_hit + wrong for hits, missed_or_hit, wrong in zip(found, true, false, strict=True)]
+    f1 = bootstrap_ratio([2 * hits for hits in found], whole, patients, seed=seed, level=level)
+    return {
+        **{name: _jsonable(value, level) for name, value in vars(summary).items()},
+        "f1_interval": _ends(f1),
+        "false_positives_per_scan_interval": _ends(bootstrap_mean(false, patients, seed=seed, level=level)),
+    }
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Any, level: float) -> Any:
     if isinstance(value, Rate):
-        return {"value": value.value, "hits": value.hits, "total": value.total}
+        interval = wilson_interval(value.hits, value.total, level=level)
+        return {"value": value.value, "hits": value.hits, "total": value.total, "interval": _ends(interval)}
     if isinstance(value, Mapping):
-        return {name: _jsonable(entry) for name, entry in value.items()}
+        return {name: _jsonable(entry, level) for name, entry in value.items()}
     return value
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]

@@ -20,14 +20,11 @@ from difftumor.inference import Prediction, PredictionOptions, check_together, p
 from difftumor.organs import ORGAN, TUMOR
 from difftumor.plots import save_png
 from difftumor.prediction.picture import draw_prediction
-from difftumor.prediction.probability_file import probability_file
+from difftumor.prediction.probability_file import PROBABILITIES, probability_file
 from difftumor.prediction.record import prediction_record
 from difftumor.synthesis.scan import label_values
 from difftumor.tables import write_json
 from difftumor.volume import Volume, check_same_grid, read_ct, read_labels, write_labels
-
-# In a folder of their own: a folder of label maps is to hold nothing else that looks like one.
-PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from difftumor.errors import VolumeError
 from difftumor.files import written_whole
-from difftumor.grids import Box
+from difftumor.grids import Box, Grid
+from difftumor.organs import TUMOR
 from difftumor.volume import Volume, nifti_stream
+
+# In a folder of their own beside the label maps, under the same names: a folder of label maps is to hold nothing else
+# that looks like one.
+PROBABILITIES = "probabilities"
 
 # Stored as whole numbers; readers apply the header's slope and see 0 to 1.
 _ONE = 65535
@@ -55,6 +62,37 @@ def probability_file(path: Path, like: Volume) -> Iterator[Watch]:
                 shutil.copyfileobj(source, target, 1 << 20)
         finally:
             slabs.unlink(missing_ok=True)
+
+
+def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid]:
+    """Read the tumor's probability beside a predicted label map, in the folder ``probabilities``.
+
+    Args:
+        labels: The label map; only its name counts. A 3-D file holds the tumor's probability alone, a 4-D one those of
+            background, organ and tumor.
+
+    Returns:
+        Probabilities (X, Y, Z) and their grid.
+
+    Raises:
+        VolumeError: The file is missing, cannot be read, or does not hold numbers from 0 to 1.
+    """
+    name = labels.name.removesuffix(".gz").removesuffix(".nii")
+    places = [labels.parent / PROBABILITIES / f"{name}{suffix}" for suffix in (".nii.gz", ".nii")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise VolumeError(f"There is no {places[0]}: predict with --probabilities, or do without --froc.")
+    try:
+        image: Any = nib.load(path)
+        stored = image.dataobj[..., TUMOR] if image.ndim == 4 else image.dataobj[...]
+        grid = Grid(image.shape[:3], image.affine)
+        probability = np.asarray(stored, np.float32)
+    except (OSError, EOFError, ValueError, IndexError, nib.filebasedimages.ImageFileError) as error:
+        raise VolumeError(f"{path} cannot be read ({error}): predict the case again with --probabilities.") from error
+    # Stored as whole numbers with a slope, 1 may come back as a little more.
+    if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
+        raise VolumeError(f"{path} holds no probabilities of 0 to 1: predict the case again with --probabilities.")
+    return probability, grid
 
 
 def _preamble(like: Volume, dtype: np.dtype[Any], classes: int) -> bytes:

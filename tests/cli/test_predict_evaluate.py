@@ -1,5 +1,6 @@
 """The command evaluate, from files to files."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -47,18 +48,23 @@ def evaluate(folder: Path, *more: object) -> int:
     return run("evaluate", *words, "--out", folder / "out", *more)
 
 
-def test_evaluate_writes_tables(cohort, capsys):
+def rows(cohort: Path, folder: str = "out") -> list[dict[str, str]]:
+    with (cohort / folder / "cases.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_evaluate_writes_tables_figures_and_a_page(cohort, capsys):
     assert evaluate(cohort) == 0
-    lines = (cohort / "out" / "cases.csv").read_text().splitlines()
-    starts = [line.split(",")[:5] for line in lines]
-    assert starts == [
-        ["case", "organ_dsc", "organ_nsd", "tumor_dsc", "tumor_nsd"],
-        *(([c] + ["1.0"] * 4) for c in "ab"),
-    ]
+    assert [(row["case"], row["organ_dsc"], row["tumor_dsc"], row["tumor_hd95_mm"]) for row in rows(cohort)] == [
+        ("a", "1.0", "1.0", "0.0"), ("b", "1.0", "1.0", "0.0"),
+    ]  # fmt: skip
     summary = json.loads((cohort / "out" / "summary.json").read_text())
-    assert summary["detection"]["sensitivity"] == {"value": 1.0, "hits": 1, "total": 1}
-    assert summary["detection"]["patient_specificity"] == {"value": 1.0, "hits": 1, "total": 1}
+    assert summary["detection"]["sensitivity"]["hits"] == summary["detection"]["sensitivity"]["total"] == 1
+    assert summary["detection"]["patient_specificity"]["value"] == 1.0
     assert "Tumor-wise sensitivity" in capsys.readouterr().out
+    page = (cohort / "out" / "report.html").read_text()
+    assert "http" not in page.replace("Content-Security-Policy", "").replace("http-equiv", "")
+    assert "difftumor" in page
 
 
 def test_evaluate_reads_the_numbers_of_a_data_set(cohort, capsys):
@@ -82,29 +88,108 @@ def test_evaluate_names_missing_partners(cohort, capsys):
     assert evaluate(cohort) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "no prediction of b" in error
-    assert not (cohort / "out").exists()
-    assert evaluate(cohort, "--subset") == 0
-    (cohort / "labels" / "a.nii.gz").unlink()
-    assert evaluate(cohort, "--subset") == 1
-    assert "no labels of a" in capsys.readouterr().err
+    assert "no prediction of b (1 of 2 cases)" in error
+    assert [row["case"] for row in rows(cohort)] == ["a"]  # the others are done
+    assert evaluate(cohort, "--allow-missing") == 0
+    assert "b: there is no prediction" in capsys.readouterr().out
+    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True))
+    assert evaluate(cohort, "--allow-missing") == 1
+    assert "holds no labels of c.nii.gz" in capsys.readouterr().err
 
 
-def test_evaluate_names_grids_that_differ(cohort, capsys):
+def test_evaluate_goes_on_beside_bad_cases(cohort, capsys):
+    """Another grid, a label that nothing names, and fractions: each is named, and the last case is done."""
+    for case in ("c", "d", "e"):
+        save(cohort / "predictions" / f"{case}.nii.gz", labels(tumor=True))
+        save(cohort / "labels" / f"{case}.nii.gz", labels(tumor=True))
     shifted = AFFINE.copy()
     shifted[0, 3] += 5
     save(cohort / "predictions" / "a.nii.gz", labels(tumor=True), shifted)
+    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True) * 2)
+    save(cohort / "labels" / "d.nii.gz", labels(tumor=True) * np.float32(0.7))
     assert evaluate(cohort) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
+    assert "3 of 5 cases of predictions could not be evaluated (a, c, d)" in error
     assert "predictions/a.nii.gz" in error
+    assert [row["case"] for row in rows(cohort)] == ["b", "e"]
+    assert set(json.loads((cohort / "out" / "summary.json").read_text())["problems"]) == {"a", "c", "d"}
+    assert evaluate(cohort, "--resample") == 1
+    assert [(row["case"], row["note"]) for row in rows(cohort)] == [
+        ("a", "prediction resampled to the grid of the labels"), ("b", ""), ("e", ""),
+    ]  # fmt: skip
+
+
+def test_evaluate_compares_methods_with_healthy_scans_and_folds(cohort, capsys):
+    save(cohort / "theirs" / "a.nii.gz", labels(tumor=False))
+    save(cohort / "theirs" / "b.nii.gz", labels(tumor=False))
+    for folder, tumor in (("healthy", False), ("healthy_theirs", True)):
+        save(cohort / folder / "h.nii.gz", labels(tumor=tumor))
+    (cohort / "folds.csv").write_text("case,fold\na,0\nb,1\n")
+    more = ("--compare", f"old={cohort / 'theirs'}", "--name", "new", "--healthy", cohort / "healthy",
+            "--healthy", f"old={cohort / 'healthy_theirs'}", "--folds", cohort / "folds.csv")  # fmt: skip
+    assert evaluate(cohort, *more) == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert summary["method"] == "new"
+    assert summary["detection"]["patient_specificity"]["total"] == 2
+    assert summary["compared"]["old"]["detection"]["patient_specificity"]["hits"] == 1
+    assert summary["compared"]["old"]["tests"]["tumor_dsc"]["difference"] == -1
+    assert [row["fold"] for row in rows(cohort)] == ["0", "1", ""]
+    assert [row["case"] for row in rows(cohort, "out/compared/old")] == ["a", "b", "h"]
+    capsys.readouterr()
+    assert run("tables", cohort / "out", f"again={cohort / 'out'}", "--out", cohort / "tables") == 1
+    assert "another evaluation of old" in capsys.readouterr().err
+    assert run("tables", cohort / "out", "--out", cohort / "tables") == 0
+    assert "| new | **100.0** |" in (cohort / "tables" / "tables.md").read_text()
+    assert r"\begin{table}" in (cohort / "tables" / "tables.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--compare", "predictions"), "the name 'predictions' of another method"),
+        (("--compare", "a/b=labels"), "a name with slashes"),
+        (("--healthy", "other=labels"), "names other, which is none of predictions"),
+        (("--folds", "no.csv"), "no.csv cannot be read"),
+        (("--level", "95"), "confidence level is 95"),
+        (("--minimum-iou", "0.5"), "minimum_iou does not go with"),
+        (("--matching", "iou", "--minimum-iou", "0"), "minimum_iou 0"),
+        (("--froc",), "predict with --probabilities"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(cohort, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(cohort)
+    assert evaluate(cohort, *words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not (cohort / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--tolerance-mm", "--minimum-iou"])
+def test_evaluate_draws_the_free_response_curve(cohort, capsys):
+    for case in ("a", "b"):
+        stored = np.zeros((*SHAPE, 3), np.float32)
+        stored[..., 2] = 0.6 * (labels(tumor=True) == 2)  # b has no such tumor
+        save(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", stored)
+    assert evaluate(cohort, "--froc") == 0
+    curve = json.loads((cohort / "out" / "summary.json").read_text())["froc"]
+    columns = ("thresholds", "sensitivity", "false_positives_per_scan")
+    points = list(zip(*(curve[column] for column in columns), strict=True))
+    assert (0.7, 0, 0) in points
+    assert (0.5, 1, 0.5) in points
+    assert (cohort / "out" / "froc.png").is_file()
+    assert evaluate(cohort) == 0
+    assert not (cohort / "out" / "froc.png").exists()
+    stored[..., 2] = 7
+    save(cohort / "predictions" / "probabilities" / "b.nii.gz", stored)
+    assert evaluate(cohort, "--froc") == 1
+    assert "holds no probabilities of 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--tolerance-mm", "--minimum-iou", "--level"])
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
 def test_evaluate_refuses_numbers_out_of_range(cohort, capsys, option, value):
-    assert evaluate(cohort, option, value) == 1
+    assert evaluate(cohort, "--matching", "iou", option, value) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (cohort / "out").exists()
 

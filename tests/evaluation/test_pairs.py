@@ -1,4 +1,4 @@
-"""Pairs of predictions and truth: what is refused, and when."""
+"""Pairs of predictions and truth: what is refused, and what goes on beside it."""
 
 from pathlib import Path
 
@@ -7,18 +7,22 @@ import numpy as np
 import pytest
 
 from difftumor.errors import CaseListError, GridMismatchError, VolumeError
-from difftumor.evaluation.pairs import evaluate_pair, find_pairs
+from difftumor.evaluation.label_folders import label_maps
+from difftumor.evaluation.methods import RESAMPLED, Rules, evaluate_method, resampled, score_pair
+from difftumor.evaluation.pairs import find_pairs, read_pair
+from difftumor.grids import Grid
 from difftumor.organs import get_organ
+from difftumor.volume import read_labels
 
 LIVER = get_organ("liver")
 
 
-def save(path: Path, highest: int, *, shift_mm: float = 0.0) -> Path:
+def save(path: Path, highest: float, *, shift_mm: float = 0.0, dtype: type = np.uint8) -> Path:
     path.parent.mkdir(exist_ok=True)
     affine = np.eye(4)
     affine[0, 3] = shift_mm
-    labels = np.zeros((6, 6, 6), np.uint8)
-    labels[1:4, 1:4, 1:4] = np.minimum(1, highest)
+    labels = np.zeros((6, 6, 6), dtype)
+    labels[1:4, 1:4, 1:4] = min(1, highest)
     labels[2, 2, 2] = highest
     nibabel.save(nibabel.Nifti1Image(labels, affine), path)
     return path
@@ -33,35 +37,124 @@ def folders(tmp_path):
     return tmp_path / "predictions", tmp_path / "labels"
 
 
+def evaluate(folders, **more):
+    return evaluate_method("ours", *folders, LIVER, rules=Rules(**more.pop("rules", {})), **more)
+
+
 def test_pairs_come_in_the_order_of_their_ids(folders):
     assert [pair.case for pair in find_pairs(*folders, LIVER).pairs] == ["a", "b"]
 
 
-def test_grids_are_compared_before_voxels_are_read(folders):
-    predictions, labels = folders
-    save(predictions / "b.nii.gz", 2, shift_mm=3)
-    with pytest.raises(GridMismatchError, match=r"b\.nii\.gz"):
-        find_pairs(predictions, labels, LIVER)
+def test_other_grids_are_a_problem_of_their_case(folders):
+    save(folders[0] / "b.nii.gz", 2, shift_mm=3)
+    method = evaluate(folders)
+    assert [case.case for case in method.cases] == ["a"]
+    assert list(method.problems) == ["b"]
+    assert "b.nii.gz" in method.problems["b"]
 
 
 def test_grids_are_compared_again_when_voxels_are_read(folders):
-    predictions, labels = folders
-    cohort = find_pairs(predictions, labels, LIVER)
-    save(predictions / "a.nii.gz", 2, shift_mm=3)
+    cohort = find_pairs(*folders, LIVER)
+    save(folders[0] / "a.nii.gz", 2, shift_mm=3)
     with pytest.raises(GridMismatchError, match=r"a\.nii\.gz"):
-        evaluate_pair(cohort.pairs[0], cohort)
+        score_pair(cohort.pairs[0], cohort, Rules())
+
+
+def test_predictions_on_other_grids_are_resampled_where_asked(folders):
+    """Shifted by one voxel of 1 mm, 18 of 27 organ voxels overlap; the case says that it was resampled."""
+    save(folders[0] / "b.nii.gz", 2, shift_mm=1)
+    method = evaluate(folders, rules={"resample": True})
+    by_case = method.by_case()
+    assert by_case["b"].note == RESAMPLED
+    assert by_case["a"].note == ""
+    assert by_case["a"].result.organ.dsc == 1
+    assert by_case["b"].result.organ.dsc == pytest.approx(2 * 18 / 54)
+    save(folders[0] / "b.nii.gz", 2, shift_mm=100)
+    assert "do not overlap in space" in evaluate(folders, rules={"resample": True}).problems["b"]
+
+
+def test_resampling_turns_and_refines(tmp_path):
+    """A map in LPS at 2 mm, carried to RAS at 1 mm: every voxel gets what lies at its center."""
+    generator = np.random.default_rng(0)
+    data = generator.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    affine = np.array([[-2.0, 0, 0, 6], [0, -2, 0, 8], [0, 0, 2, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "a.nii.gz")
+    like_affine = np.eye(4)
+    like_affine[:3, 3] = 0.4, 0.4, 0.4
+    nibabel.save(nibabel.Nifti1Image(np.zeros((7, 9, 11), np.uint8), like_affine), tmp_path / "b.nii.gz")
+    found = resampled(read_labels(tmp_path / "a.nii.gz"), read_labels(tmp_path / "b.nii.gz"))
+    assert found.grid.matches(Grid((7, 9, 11), like_affine))
+    for voxel in np.ndindex(7, 9, 11):
+        x, y, z = np.array(voxel) + 0.4
+        nearest = round((6 - x) / 2), round((8 - y) / 2), round(z / 2)
+        inside = all(0 <= index < size for index, size in zip(nearest, data.shape, strict=True))
+        assert found.data[voxel] == (data[nearest] if inside else 0)
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_labels_over_two_are_refused(folders, part):
-    save(folders[part] / "a.nii.gz", 3)
+@pytest.mark.parametrize(
+    ("highest", "dtype", "words"), [(3, np.uint8, "holds label 3"), (1.5, np.float32, "is no label map")]
+)
+def test_what_is_no_label_map_of_ours_is_a_problem_of_its_case(folders, part, highest, dtype, words):
+    save(folders[part] / "a.nii.gz", highest, dtype=dtype)
+    method = evaluate(folders)
+    assert words in method.problems["a"]
+    assert [case.case for case in method.cases] == ["b"]
     cohort = find_pairs(*folders, LIVER)
-    with pytest.raises(VolumeError, match=r"a\.nii\.gz holds label 3"):
-        evaluate_pair(cohort.pairs[0], cohort)
+    with pytest.raises(VolumeError, match=words):
+        read_pair(cohort.pairs[0], cohort)
 
 
-def test_two_files_of_one_case_are_refused(folders):
-    predictions, labels = folders
-    save(predictions / "a_0000.nii", 2)
+def test_whole_numbers_as_floats_are_labels(folders):
+    save(folders[0] / "a.nii.gz", 2, dtype=np.float32)
+    assert not evaluate(folders).problems
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_two_files_of_one_case_are_its_problem(folders, part):
+    save(folders[part] / "a_0000.nii", 2)
+    method = evaluate(folders)
+    assert "keep one of them" in method.problems["a"]
+    assert [case.case for case in method.cases] == ["b"]
     with pytest.raises(CaseListError, match=r"keep one of them"):
-        find_pairs(predictions, labels, LIVER)
+        label_maps(folders[part])
+
+
+def test_missing_partners_are_listed(folders):
+    predictions, labels = folders
+    (predictions / "b.nii.gz").unlink()
+    save(predictions / "c.nii.gz", 2)
+    method = evaluate(folders)
+    assert method.missing == ("b",)
+    assert "holds no labels of c.nii.gz" in method.problems["c"]
+    (labels / "a.nii.gz").unlink()
+    with pytest.raises(CaseListError, match="No case"):
+        evaluate(folders)
+
+
+def test_healthy_scans_need_no_labels(folders, tmp_path):
+    save(tmp_path / "healthy" / "c.nii.gz", 2)
+    save(tmp_path / "healthy" / "d.nii.gz", 1)
+    method = evaluate(folders, healthy=tmp_path / "healthy")
+    cases = method.by_case()
+    assert list(cases) == ["a", "b", "c", "d"]
+    assert [case.labeled for case in method.cases] == [True, True, False, False]
+    assert cases["c"].healthy
+    assert cases["c"].result.organ is None
+    assert len(cases["c"].result.detection.false_positives) == 1
+    assert not cases["d"].result.detection.predicted_tumor
+
+
+def test_a_scan_counts_once(folders, tmp_path):
+    save(tmp_path / "healthy" / "a.nii.gz", 2)
+    method = evaluate(folders, healthy=tmp_path / "healthy")
+    assert "both hold the case a" in method.problems["a"]
+    assert [case.case for case in method.cases] == ["b"]
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(folders):
+    save(folders[0] / "b.nii.gz", 3)
+    one, two = evaluate(folders), evaluate(folders, jobs=2)
+    assert one.problems == two.problems
+    assert [case.result for case in one.cases] == [case.result for case in two.cases]

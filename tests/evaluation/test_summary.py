@@ -1,60 +1,52 @@
-"""Tables say what the results say, and JSON is JSON."""
+"""Summaries: means and shares by hand, with intervals, over cases, folds and patients."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 
-from difftumor.evaluation.case_scores import evaluate_case
-from difftumor.evaluation.rows import CASE_COLUMNS, LESION_COLUMNS, lesion_rows
-from difftumor.evaluation.summary import summarize, write_results
-from difftumor.grids import Grid
-
-GRID = Grid((16, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0]))
-
-
-def label_map(*tumors: int) -> np.ndarray:
-    labels = np.zeros(GRID.shape, np.uint8)
-    labels[2:14, 2:14, 2:14] = 1
-    for x in tumors:
-        labels[x : x + 2, 4:6, 4:6] = 2
-    return labels
+from difftumor.errors import CaseListError
+from difftumor.evaluation.rows import CASE_COLUMNS, LESION_COLUMNS, SCORES, case_rows, lesion_rows
+from difftumor.evaluation.statistics import wilson_interval
+from difftumor.evaluation.summary import summarize, summarize_folds
+from tests.evaluation.methods import scored
 
 
 @pytest.fixture
-def results():
+def cases():
     return [
-        evaluate_case("ill", label_map(3), label_map(3, 9), GRID),  # one of two found
-        evaluate_case("healthy", label_map(), label_map(), GRID),
-        evaluate_case("false", label_map(6), label_map(), GRID),
+        scored("ill", (3,), (3, 9)),  # one of two found
+        scored("healthy", (), ()),
+        scored("false", (6,), ()),
+        scored("unlabeled", (6, 10), (), labeled=False),
     ]
 
 
+@pytest.fixture
+def results(cases):
+    return [case.result for case in cases]
+
+
 def test_organ_includes_its_tumors(results):
-    assert [result.organ.dsc for result in results] == [1.0, 1.0, 1.0]
-    assert [result.tumor.dsc for result in results] == [pytest.approx(2 / 3), 1.0, 0.0]
+    assert [result.organ.dsc for result in results[:3]] == [1.0, 1.0, 1.0]
+    assert [result.tumor.dsc for result in results[:3]] == [pytest.approx(2 / 3), 1.0, 0.0]
 
 
-def test_files(results, tmp_path):
-    text = write_results(tmp_path / "out", results, title="Liver", settings={"organ": "liver"})
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "cases.csv", "lesions.csv", "summary.json", "summary.md",
-    }  # fmt: skip
-    with (tmp_path / "out" / "cases.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert tuple(rows[0]) == CASE_COLUMNS
+def test_rows_of_cases(cases):
+    rows = case_rows(cases, {"ill": "1"})
+    assert [tuple(row) for row in rows] == [CASE_COLUMNS] * 4
     assert CASE_COLUMNS[:5] == ("case", "organ_dsc", "organ_nsd", "tumor_dsc", "tumor_nsd")
-    assert [row["case"] for row in rows] == ["ill", "healthy", "false"]
-    assert float(rows[0]["tumor_dsc"]) == results[0].tumor.dsc
-    assert (tmp_path / "out" / "summary.md").read_text() == text
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["settings"] == {"organ": "liver"}
-    assert summary["detection"]["sensitivity"] == {"value": 0.5, "hits": 1, "total": 2}
+    ill, healthy, false, unlabeled = rows
+    assert (ill["tumors"], ill["tumors_found"], ill["false_positives"]) == (2, 1, 0)
+    assert (ill["tumor_empty"], healthy["tumor_empty"], false["tumor_empty"]) == ("neither", "both", "truth")
+    assert ill["tumor_volume_error_ml"] == pytest.approx(-16 / 1000)
+    assert (ill["fold"], healthy["fold"]) == ("1", None)
+    assert {unlabeled[name] for name in SCORES} == {None}
+    assert unlabeled["false_positives"] == 2
 
 
 def test_lesions_name_their_fate(results):
-    rows = lesion_rows(results)
+    rows = lesion_rows(results[:3])
     assert [(row["case"], row["kind"]) for row in rows] == [("ill", "found"), ("ill", "missed"), ("false", "false")]
     assert all(tuple(row) == LESION_COLUMNS for row in rows)
     assert rows[0]["volume_mm3"] == pytest.approx(16)
@@ -65,25 +57,56 @@ def test_lesions_name_their_fate(results):
 
 def test_means_over_all_cases_and_over_those_with_tumor(results):
     scores = summarize(results)["scores"]
-    assert scores["all_cases"]["tumor_dsc"]["mean"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert scores["all_cases"]["tumor_dsc"]["sd"] == pytest.approx(np.std([2 / 3, 1, 0], ddof=1))
-    assert scores["all_cases"]["tumor_dsc"]["median"] == pytest.approx(2 / 3)
-    assert scores["cases_with_tumor"]["tumor_dsc"]["mean"] == pytest.approx(2 / 3)
-    assert scores["cases_with_tumor"]["tumor_dsc"]["sd"] is None
-    assert scores["cases_with_tumor"]["tumor_dsc"]["count"] == 1
+    dsc = scores["all_cases"]["tumor_dsc"]
+    assert dsc["mean"] == pytest.approx((2 / 3 + 1 + 0) / 3)  # The scan without labels has no score.
+    assert dsc["sd"] == pytest.approx(np.std([2 / 3, 1, 0], ddof=1))
+    assert dsc["median"] == pytest.approx(2 / 3)
+    assert dsc["by_rule"] == 2
+    assert dsc["interval"][0] < dsc["mean"] < dsc["interval"][1]
+    ill = scores["cases_with_tumor"]["tumor_dsc"]
+    assert (ill["mean"], ill["sd"], ill["count"], ill["interval"]) == (pytest.approx(2 / 3), None, 1, None)
 
 
-def test_markdown_shows_percent_and_counts(results, tmp_path):
-    text = write_results(tmp_path, results, title="Liver", settings={})
-    lines = text.splitlines()
-    assert lines[0] == "# Liver"
-    assert "3 cases, 1 with tumor." in lines
-    assert "| Tumor DSC | cases with tumor | 66.7 | – | 66.7 | 1 |" in lines
-    assert "| Tumor-wise sensitivity | 50.0 | 1 / 2 |" in lines
-    assert "| Patient-wise specificity | 50.0 | 1 / 2 |" in lines
-    assert "| – radius over 10 mm | – | 0 / 0 |" in lines
-    assert "| False positives per scan | 0.33 |  |" in lines
+def test_detection_counts_scans_without_labels(results):
+    summary = summarize(results)
+    detection = summary["detection"]
+    assert (summary["cases"], summary["cases_with_tumor"], summary["healthy_cases"]) == (4, 1, 3)
+    assert summary["unlabeled_cases"] == 1
+    low, high = vars(wilson_interval(1, 2)).values()
+    assert detection["sensitivity"] == {"value": 0.5, "hits": 1, "total": 2, "interval": [low, high]}
+    assert detection["patient_specificity"]["hits"] == 1
+    assert detection["patient_specificity"]["total"] == 3
+    assert detection["false_positives_per_scan"] == 3 / 4
+    # One true positive, three false ones, one miss.
+    assert detection["f1"] == pytest.approx(2 / 6)
+    assert detection["f1_interval"][0] <= 2 / 6 <= detection["f1_interval"][1]
+    assert detection["sensitivity_by_radius"]["over 10 mm"]["interval"] is None
 
 
-def test_nothing_to_evaluate_is_still_a_summary(tmp_path):
-    assert "0 cases" in write_results(tmp_path, [], title="None", settings={})
+def test_intervals_are_of_patients(results):
+    """Where all scans are one patient's, there is no interval."""
+    summary = summarize(results, patients={result.case: "one" for result in results})
+    assert summary["patients"] == 1
+    assert summary["scores"]["all_cases"]["tumor_dsc"]["interval"] is None
+    assert summary["detection"]["false_positives_per_scan_interval"] is None
+
+
+def test_summaries_repeat_and_are_json(results):
+    assert json.dumps(summarize(results, seed=3), allow_nan=False) == json.dumps(summarize(results, seed=3))
+    assert summarize([])["cases"] == 0
+    json.dumps(summarize([]), allow_nan=False)
+
+
+def test_folds_by_hand():
+    """Fold means 1 and (2/3 + 0) / 2; their average is not the mean of the three pooled cases."""
+    cases = [scored("a", (3,), (3,)), scored("b", (3,), (3, 9)), scored("c", (6,), (3,)), scored("d", (), ())]
+    folds = summarize_folds([case.result for case in cases], {"a": "10", "b": "2", "c": "2", "d": "2"})
+    assert folds["names"] == ["2", "10"]
+    dsc = folds["scores"]["tumor_dsc"]
+    assert dsc["by_fold"] == {"10": 1.0, "2": pytest.approx(1 / 3)}
+    assert dsc["average"] == pytest.approx(2 / 3)
+    assert dsc["sd"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
+    assert dsc["pooled"] == pytest.approx(5 / 9)  # The healthy case d has no tumor score.
+    assert folds["scores"]["organ_dsc"]["pooled"] == 1
+    with pytest.raises(CaseListError, match="do not name the case d"):
+        summarize_folds([case.result for case in cases], {"a": "1", "b": "2", "c": "2"})

@@ -1,0 +1,242 @@
+"""One method on a cohort: the scores of every case that can be evaluated, and why the others cannot."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from scipy import ndimage
+
+from difftumor.errors import CaseListError, VolumeError, sentence_of
+from difftumor.evaluation.case_scores import CaseResult, evaluate_case
+from difftumor.evaluation.detection import Matching
+from difftumor.evaluation.froc import CaseFroc, case_froc
+from difftumor.evaluation.overlap import TOLERANCE_MM
+from difftumor.evaluation.pairs import Cohort, Pair, find_pairs, read_pair
+from difftumor.evaluation.surfaces import check_tolerance
+from difftumor.grids import compare_grids
+from difftumor.organs import TUMOR, Organ
+from difftumor.prediction.probability_file import read_tumor_probability
+from difftumor.volume import Volume, check_same_grid
+
+RESAMPLED = "prediction resampled to the grid of the labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How cases are evaluated.
+
+    Args:
+        tolerance_mm: Tolerance of the normalized surface distance.
+        matching: Which lesions count as found.
+        resample: Carry predictions to the grid of their labels, by nearest neighbor, where they differ.
+        thresholds: Probabilities at which the free-response curve is measured; none for no curve.
+
+    Raises:
+        ConfigError: The tolerance is negative or not finite.
+    """
+
+    tolerance_mm: float = TOLERANCE_MM
+    matching: Matching = field(default_factory=Matching)
+    resample: bool = False
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_tolerance(self.tolerance_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """One case that was evaluated.
+
+    Attributes:
+        pair: Its files.
+        result: Its scores.
+        note: What was done to it, in words; empty for nothing.
+        froc: Its part of the free-response curve; None where none is asked for.
+    """
+
+    pair: Pair
+    result: CaseResult
+    note: str = ""
+    froc: CaseFroc | None = None
+
+    @property
+    def case(self) -> str:
+        """Its id."""
+        return self.result.case
+
+    @property
+    def healthy(self) -> bool:
+        """Whether its truth holds no tumor."""
+        return self.result.detection.healthy
+
+    @property
+    def labeled(self) -> bool:
+        """Whether it has labels; healthy scans need none."""
+        return self.pair.truth is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What one method reaches on a cohort.
+
+    Attributes:
+        name: In tables and figures.
+        cohort: Its files.
+        cases: In order of their ids.
+        problems: Sentences that say why the others could not be evaluated, by id.
+        missing: Ids of cases with labels and without prediction.
+    """
+
+    name: str
+    cohort: Cohort
+    cases: tuple[ScoredCase, ...]
+    problems: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    missing: tuple[str, ...] = ()
+
+    def by_case(self) -> dict[str, ScoredCase]:
+        """Return the cases by id."""
+        return {case.case: case for case in self.cases}
+
+
+def evaluate_method(
+    name: str,
+    predictions: Path,
+    labels: Path,
+    organ: Organ,
+    *,
+    rules: Rules,
+    healthy: Path | None = None,
+    jobs: int = 1,
+    watch: Callable[[], None] | None = None,
+) -> Method:
+    """Evaluate all cases of a folder that can be evaluated.
+
+    Args:
+        name: In tables and figures.
+        predictions: See `find_pairs`, as for the next two.
+        labels: See there.
+        organ: See there.
+        rules: How.
+        healthy: Folder of predictions on healthy scans without labels.
+        jobs: Processes. The results do not depend on it.
+        watch: Called after every case.
+
+    Raises:
+        CaseListError: A folder is missing or empty, or none of the cases can be evaluated.
+        OrganError: The organ is not among the label names.
+    """
+    cohort = find_pairs(predictions, labels, organ, healthy=healthy, resample=rules.resample)
+    problems = dict(cohort.problems)
+    cases: list[ScoredCase] = []
+    for pair, outcome in _outcomes(cohort, rules, jobs):
+        if isinstance(outcome, ScoredCase):
+            cases.append(outcome)
+        else:
+            problems[pair.case] = outcome
+        if watch is not None:
+            watch()
+    if not cases:
+        why = next(iter(problems.values()), f"{predictions} holds no prediction of {', '.join(cohort.missing[:3])}.")
+        raise CaseListError(f"No case of {predictions} can be evaluated: {why}")
+    cases.sort(key=lambda case: case.case)
+    problems = dict(sorted(problems.items()))
+    return Method(name=name, cohort=cohort, cases=tuple(cases), problems=problems, missing=cohort.missing)
+
+
+def score_pair(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase:
+    """Read and evaluate one pair.
+
+    Raises:
+        VolumeError: A file cannot be used, or holds labels other than 0, 1 and 2.
+        GridMismatchError: Prediction and truth differ in grid, and are not to be resampled.
+    """
+    read, truth = read_pair(pair, cohort)
+    prediction, truth = on_one_grid(read, truth, rules)
+    result = evaluate_case(
+        pair.case,
+        prediction.data,
+        truth.data,
+        truth.grid,
+        tolerance_mm=rules.tolerance_mm,
+        matching=rules.matching,
+        with_organ=pair.truth is not None,
+    )
+    froc = _froc(pair, truth, rules) if rules.thresholds else None
+    note = "" if prediction is read else RESAMPLED
+    return ScoredCase(pair=pair, result=result, note=note, froc=froc)
+
+
+def on_one_grid(prediction: Volume, truth: Volume, rules: Rules) -> tuple[Volume, Volume]:
+    """Return both as they are where they share a grid; else, where the rules allow it, the prediction resampled.
+
+    Raises:
+        GridMismatchError: They differ in grid, and are not to be resampled.
+        VolumeError: They do not overlap.
+    """
+    if not rules.resample:
+        check_same_grid(prediction, truth)
+    if prediction.grid.matches(truth.grid):
+        return prediction, truth
+    return resampled(prediction, truth), truth
+
+
+def resampled(labels: Volume, like: Volume) -> Volume:
+    """Carry a label map to another grid by nearest neighbor; what lies outside of it is background.
+
+    Raises:
+        VolumeError: The grids do not overlap.
+    """
+    to_labels = np.linalg.inv(labels.grid.affine) @ like.grid.affine
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in like.grid.shape], indexing="ij")).reshape(3, -1)
+    seen = to_labels[:3, :3] @ corners + to_labels[:3, 3:]
+    if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(labels.grid.shape) - 0.5).any():
+        raise VolumeError(f"{labels.path} and {like.path} do not overlap in space: give the prediction of this scan.")
+    data = ndimage.affine_transform(
+        labels.data,
+        to_labels[:3, :3],
+        to_labels[:3, 3],
+        like.grid.shape,
+        order=0,
+        mode="grid-constant",  # up to the outer faces of the outermost voxels, not to their centers
+        output=labels.data.dtype,
+    )
+    return replace(labels, data=data, grid=like.grid)
+
+
+def _froc(pair: Pair, truth: Volume, rules: Rules) -> CaseFroc:
+    probability, grid = read_tumor_probability(pair.prediction)
+    compare_grids(grid, truth.grid, pair.prediction, truth.path)
+    return case_froc(
+        pair.case, truth.data == TUMOR, probability, truth.grid, thresholds=rules.thresholds, matching=rules.matching
+    )
+
+
+def _outcomes(cohort: Cohort, rules: Rules, jobs: int) -> Iterator[tuple[Pair, ScoredCase | str]]:
+    """Yield every pair with its scores, or with the sentence that says why it has none."""
+    if jobs == 1:
+        for pair in cohort.pairs:
+            yield pair, _outcome(pair, cohort, rules)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_outcome, pair, cohort, rules): pair for pair in cohort.pairs}
+        for done in as_completed(running):
+            try:
+                yield running[done], done.result()
+            except BrokenProcessPool:
+                yield running[done], "Its process was ended, perhaps for lack of memory: try fewer --jobs."
+
+
+def _outcome(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase | str:
+    try:
+        return score_pair(pair, cohort, rules)
+    except Exception as error:
+        # One case must not take the others with it, whatever is wrong with it.
+        return sentence_of(error)

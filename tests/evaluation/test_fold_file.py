@@ -1,0 +1,41 @@
+"""Folds as nnU-Net and tables write them."""
+
+import json
+
+import pytest
+
+from difftumor.errors import CaseListError
+from difftumor.evaluation.fold_file import read_folds
+
+
+def test_splits_of_nnunet(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]))
+    assert read_folds(path) == {"a": "0", "b": "1"}
+
+
+def test_a_table(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("case,fold,more\na, 1,x\nb,two,y\n")
+    assert read_folds(path) == {"a": "1", "b": "two"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("f.json", "[{}]", "cannot be read"),
+        ("f.json", "{", "cannot be read"),
+        ("f.csv", "id,fold\na,1\n", "cannot be read"),
+        ("f.csv", "case,fold\n", "names no case"),
+        ("f.csv", "case,fold\na,1\na,2\n", "puts a into the folds 1 and 2"),
+    ],
+)
+def test_what_is_none_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CaseListError, match=words):
+        read_folds(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CaseListError, match=r"no\.csv cannot be read"):
+        read_folds(tmp_path / "no.csv")

@@ -152,6 +152,8 @@ def test_readme_commands_run(finished, tmp_path):
     liver = (np.asarray(labels.dataobj) == 1).astype(np.uint8)
     nib.save(nib.Nifti1Image(liver, labels.affine), tmp_path / "liver.nii.gz")
     nib.save(nib.Nifti1Image(liver * np.uint8(5), labels.affine), tmp_path / "labels.nii.gz")
+    (tmp_path / "truth").mkdir()
+    nib.save(nib.Nifti1Image(liver, labels.affine), tmp_path / "truth" / "ct.nii.gz")
     (tmp_path / "tumors.yaml").write_text("tumors:\n- {generator: handcrafted, location: central, mass_effect: 30}\n")
     shutil.copytree(finished.checkpoints, tmp_path / "checkpoints")
     # Where what is imported does not replace what the other commands use.
@@ -180,6 +182,7 @@ def test_readme_commands_run(finished, tmp_path):
     assert (tmp_path / "out" / "ct.nii.gz").read_bytes() == (tmp_path / "again" / "ct.nii.gz").read_bytes()
     assert (tmp_path / "phantom" / "dataset.json").is_file()
     assert (tmp_path / "card" / "report.html").is_file()
+    assert (tmp_path / "evaluation" / "report.html").is_file()
     assert (tmp_path / "nnUNet_raw" / "Dataset501_LiverTumor" / "splits_final.json").is_file()
     assert (tmp_path / "liver_bundle" / "models" / "model.pt").is_file()
     assert read_config(published / "checkpoints" / "diffusion_liver_early").settings["timesteps"] == 4

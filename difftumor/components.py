@@ -49,6 +49,13 @@ class Components:
     centroids: NDArray[np.float64]
     bounds: NDArray[np.int64]
 
+    @property
+    def box(self) -> Box:
+        """Smallest box that holds them all; empty at the origin where there are none."""
+        if not len(self.bounds):
+            return Box((0, 0, 0), (0, 0, 0))
+        return Box(triple(self.bounds[:, :, 0].min(axis=0)), triple(self.bounds[:, :, 1].max(axis=0)))
+
     @cached_property
     def found(self) -> tuple[Component, ...]:
         """The same one by one; made when asked for, because noise can have many thousands."""

@@ -113,6 +113,11 @@ class Box:
         stop = [min(max(a, b), n) for a, b, n in zip(start, self.stop, shape, strict=True)]
         return Box(triple(start), triple(stop))
 
+    def intersection(self, other: "Box") -> "Box":
+        """Return the box that both have in common; empty where there is none."""
+        start = np.maximum(self.start, other.start)
+        return Box(triple(start), triple(np.maximum(start, np.minimum(self.stop, other.stop))))
+
     def padded(self, margin: int | Sequence[int]) -> "Box":
         """Return the box grown by ``margin`` voxels on every side (one number, or one per axis)."""
         margins = (margin,) * 3 if isinstance(margin, int) else triple(margin)

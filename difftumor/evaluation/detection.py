@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
+from scipy import sparse
 
 from difftumor.components import Components
 from difftumor.errors import ConfigError
@@ -176,17 +177,17 @@ def assign(truth: Components, prediction: Components, matching: Matching) -> Ass
     """
     if truth.indices.shape != prediction.indices.shape:
         raise ValueError(f"truth {truth.indices.shape} and prediction {prediction.indices.shape} differ in shape")
-    common = common_voxels(truth, prediction)
+    rows, columns, voxels = common_voxels(truth, prediction)
+    shape = (len(truth.voxels), len(prediction.voxels))
     if matching.rule == "center":
+        common = sparse.coo_array((voxels, (rows, columns)), shape=shape).tocsr()
         rows, columns = center_hits(truth, prediction)
-        voxels = common[rows, columns] if rows.size else np.zeros(0, np.int64)
-    else:
-        pairs = common.tocoo()
-        rows, columns, voxels = pairs.row.astype(np.int64), pairs.col.astype(np.int64), pairs.data
+        voxels = common[rows, columns] if rows.size else rows
+    elif matching.rule == "iou":
         union = truth.voxels[rows] + prediction.voxels[columns] - voxels
         near = voxels >= matching.minimum_iou * union
         rows, columns, voxels = rows[near], columns[near], voxels[near]
-    chosen = one_to_one(rows, columns, voxels, (len(truth.voxels), len(prediction.voxels)))
+    chosen = one_to_one(rows, columns, voxels, shape)
     chosen = chosen[np.argsort(rows[chosen])]
     return Assignment(truth=rows[chosen], prediction=columns[chosen], overlap_voxels=voxels[chosen])
 

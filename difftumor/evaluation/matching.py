@@ -10,20 +10,21 @@ from difftumor.components import Components
 Indices = NDArray[np.int64]
 
 
-def common_voxels(truth: Components, prediction: Components) -> sparse.csr_array:
-    """Return the number of common voxels of each pair that has any, (true lesions, predicted lesions)."""
-    both = (truth.indices > 0) & (prediction.indices > 0)
-    rows, columns = (found.indices[both].astype(np.int64) - 1 for found in (truth, prediction))
-    shape = (len(truth.voxels), len(prediction.voxels))
-    return sparse.coo_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape).tocsr()
+def common_voxels(truth: Components, prediction: Components) -> tuple[Indices, Indices, Indices]:
+    """Return true lesion, predicted lesion and number of common voxels of each pair that has any; lesions from 0."""
+    box = truth.box.intersection(prediction.box)
+    places = np.flatnonzero((truth.indices[box.slices] > 0) & (prediction.indices[box.slices] > 0))
+    rows, columns = (found.indices[box.slices].ravel()[places].astype(np.int64) - 1 for found in (truth, prediction))
+    pairs, voxels = np.unique(rows * len(prediction.voxels) + columns, return_counts=True)
+    return *np.divmod(pairs, max(1, len(prediction.voxels))), voxels
 
 
 def center_hits(truth: Components, prediction: Components) -> tuple[Indices, Indices]:
-    """Return the pairs whose predicted center of mass lies in the true lesion."""
+    """Return the pairs whose predicted center of mass lies in the true lesion; lesions from 0."""
     nearest = np.floor(prediction.centroids + 0.5).astype(np.int64)
-    hit = truth.indices[tuple(nearest.T)].astype(np.int64)
-    columns = np.flatnonzero(hit)
-    return hit[columns] - 1, columns
+    hit = truth.indices[tuple(nearest.T)].astype(np.int64) - 1
+    columns = np.flatnonzero(hit >= 0)
+    return hit[columns], columns
 
 
 def one_to_one(rows: Indices, columns: Indices, voxels: Indices, shape: tuple[int, int]) -> Indices:

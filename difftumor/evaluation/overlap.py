@@ -4,7 +4,7 @@ Empty masks have scores by rule, so that a mean over cases means the same whoeve
 where truth and prediction are both empty they agree and have the best scores; where one of them is empty, scores are
 the worst there can be. `OverlapScores.empty` says which scores these are.
 
-All is computed on the given grid, inside the box that holds both masks.
+All is computed on the given grid.
 """
 
 import math
@@ -19,7 +19,6 @@ from difftumor.evaluation.surfaces import (
     average_distance_mm,
     check_masks,
     check_tolerance,
-    cropped,
     hausdorff_mm,
     normalized_surface_distance,
     surface_distances,
@@ -79,11 +78,10 @@ def overlap_scores(
     """
     spacing = check_masks(prediction_XYZ, truth_XYZ, spacing_mm)
     check_tolerance(tolerance_mm)
-    predicted, true, _ = cropped(prediction_XYZ, truth_XYZ)
-    voxels = np.count_nonzero(predicted), np.count_nonzero(true)
+    voxels = int(np.count_nonzero(prediction_XYZ)), int(np.count_nonzero(truth_XYZ))
     empty = _EMPTY[voxels[0] == 0, voxels[1] == 0]
     if empty == "neither":
-        distances = surface_distances(predicted, true, spacing_mm=spacing)
+        distances = surface_distances(prediction_XYZ, truth_XYZ, spacing_mm=spacing)
         nsd = normalized_surface_distance(distances, tolerance_mm=tolerance_mm)
         hd95_mm, assd_mm = hausdorff_mm(distances), average_distance_mm(distances)
     elif empty == "both":
@@ -94,7 +92,7 @@ def overlap_scores(
     difference, total = voxels[0] - voxels[1], voxels[0] + voxels[1]
     voxel_ml = (math.prod(spacing) if voxel_mm3 is None else voxel_mm3) / _MM3_PER_ML
     return OverlapScores(
-        dsc=dice(predicted, true),
+        dsc=dice(prediction_XYZ, truth_XYZ),
         nsd=nsd,
         hd95_mm=hd95_mm,
         assd_mm=assd_mm,
@@ -120,9 +118,8 @@ def dice(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    predicted, true = prediction != 0, truth != 0
-    total = np.count_nonzero(predicted) + np.count_nonzero(true)
-    return float(2 * np.count_nonzero(predicted & true) / total) if total else 1.0
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return float(2 * np.count_nonzero(np.logical_and(prediction, truth)) / total) if total else 1.0
 
 
 def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:

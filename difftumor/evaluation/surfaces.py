@@ -8,10 +8,11 @@ every surface metric is derived from them. The axes of the grid are taken as squ
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import edt
 import numpy as np
+import torch
 from monai.metrics.utils import get_code_to_measure_table
 from numpy.typing import NDArray
 
@@ -57,15 +58,15 @@ def surface_distances(
         ValueError: Shapes differ or are not 3-D, or the spacing is not three positive numbers.
     """
     spacing = check_masks(prediction_XYZ, truth_XYZ, spacing_mm)
-    predicted, true, _ = cropped(prediction_XYZ, truth_XYZ)
-    predicted_codes, true_codes = _patch_codes(predicted), _patch_codes(true)
     areas_mm2 = _patch_areas(spacing)
-    predicted_patches, true_patches = _has_surface(predicted_codes), _has_surface(true_codes)
+    box = Box.joined([Box.around(prediction_XYZ), Box.around(truth_XYZ)])
+    predicted_patches, predicted_mm2 = _patches(prediction_XYZ[box.slices] != 0, areas_mm2)
+    true_patches, true_mm2 = _patches(truth_XYZ[box.slices] != 0, areas_mm2)
     return SurfaceDistances(
         truth_mm=_distances(true_patches, predicted_patches, spacing),
         prediction_mm=_distances(predicted_patches, true_patches, spacing),
-        truth_mm2=areas_mm2[true_codes[true_patches]],
-        prediction_mm2=areas_mm2[predicted_codes[predicted_patches]],
+        truth_mm2=true_mm2,
+        prediction_mm2=predicted_mm2,
     )
 
 
@@ -81,12 +82,6 @@ def check_masks(prediction_XYZ: NDArray[Any], truth_XYZ: NDArray[Any], spacing_m
     if len(spacing) != 3 or not all(0 < step < math.inf for step in spacing):
         raise ValueError(f"spacing_mm {spacing} is not three positive numbers")
     return spacing
-
-
-def cropped(prediction_XYZ: NDArray[Any], truth_XYZ: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Box]:
-    """Return two masks inside the smallest box that holds both, and the box; nothing lies outside it."""
-    box = Box.joined([Box.around(prediction_XYZ), Box.around(truth_XYZ)])
-    return prediction_XYZ[box.slices] != 0, truth_XYZ[box.slices] != 0, box
 
 
 def check_tolerance(tolerance_mm: float) -> None:
@@ -155,9 +150,10 @@ def _patch_codes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.uint8]:
     at once.
     """
     codes: NDArray[np.uint8] = mask_XYZ.view(np.uint8)
+    order: Literal["F", "C"] = "F" if mask_XYZ.flags.f_contiguous else "C"  # as it lies in memory, several times faster
     for axis, bits in ((2, 1), (1, 2), (0, 4)):
         shape = [size + (i == axis) for i, size in enumerate(codes.shape)]
-        joined = np.zeros(shape, np.uint8)
+        joined = np.zeros(shape, np.uint8, order=order)
         along, source = np.moveaxis(joined, axis, 0), np.moveaxis(codes, axis, 0)
         np.left_shift(source, bits, out=along[1:])
         along[:-1] |= source
@@ -165,10 +161,13 @@ def _patch_codes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return codes
 
 
-def _has_surface(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the cubes whose corners are neither all outside (0) nor all inside (255)."""
-    surface: NDArray[np.bool_] = codes + np.uint8(1) > 1
-    return surface
+def _patches(
+    mask_XYZ: NDArray[np.bool_], areas_mm2: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return which cubes hold surface, those with corners both inside and outside, and the areas in these in mm²."""
+    codes = _patch_codes(mask_XYZ)
+    surface = codes + np.uint8(1) > 1  # neither 0 nor 255, which becomes 0
+    return surface, areas_mm2[codes[surface]]
 
 
 def _patch_areas(spacing_mm: Spacing) -> NDArray[np.float64]:
@@ -181,5 +180,6 @@ def _patch_areas(spacing_mm: Spacing) -> NDArray[np.float64]:
 def _distances(from_XYZ: NDArray[np.bool_], to_XYZ: NDArray[np.bool_], spacing_mm: Spacing) -> NDArray[np.float64]:
     if not to_XYZ.any():
         return np.full(np.count_nonzero(from_XYZ), np.inf)
-    distance_mm: NDArray[np.float32] = edt.edt(~to_XYZ, anisotropy=spacing_mm, black_border=False, parallel=1)
+    threads = torch.get_num_threads()  # the result is the same with any
+    distance_mm: NDArray[np.float32] = edt.edt(~to_XYZ, anisotropy=spacing_mm, black_border=False, parallel=threads)
     return distance_mm[from_XYZ].astype(np.float64)

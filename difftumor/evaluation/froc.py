@@ -130,11 +130,11 @@ def case_froc(
     if not (probability.min() >= -_ROUNDING and probability.max() <= 1 + _ROUNDING):
         raise ValueError(f"probabilities from {probability.min()} to {probability.max()} are not in [0, 1]")
     # Nothing is found, nor matched, outside the box of what the lowest threshold finds and of the truth.
-    box = Box.joined([Box.around(probability >= falling[-1]), Box.around(truth_tumor)])
+    box = Box.joined([Box.around(probability >= float(falling[-1])), Box.around(truth_tumor)])
     truth, likely = find_components(truth_tumor[box.slices]), probability[box.slices]
     inside = None if within is None else within[box.slices] != 0
     found, false = [], []
-    for threshold in falling:
+    for threshold in falling.tolist():
         predicted = find_components(likely >= threshold if inside is None else (likely >= threshold) & inside)
         matched = len(assign(truth, predicted, matching).truth)
         found.append(matched)

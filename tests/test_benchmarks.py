@@ -307,3 +307,52 @@ def test_the_command_measures_tumors_in_scans(tmp_path):
     stages = diffusion["stages"]
     assert 0 < stages["patch"]["median_s"] < stages["apply"]["median_s"]
     assert diffusion["growth_gib"] > 0.1  # the decoder's
+
+
+@pytest.fixture
+def evaluation(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import evaluation
+
+    yield evaluation
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scores_measures_every_part(tmp_path):
+    small = ["--size", "16", "--pairs", "2", "--scan", "64", "64", "40", "--repeats", "2", "--threads", "1"]
+    command = [sys.executable, str(BENCHMARKS / "evaluation.py"), *small, "--json", str(tmp_path / "figures.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["parts"]) == {"blobs", "noise 50 %", "noise 5 %", "liver", "body"}
+    for name, part in figures["parts"].items():
+        assert name in printed
+        assert 0 < part["quartiles_s"][0] <= part["median_s"] <= part["longest_s"]
+        assert part["ratio"] == pytest.approx(part["processor_s"] / part["goal_s"])
+        assert ("peak_gib" in part) == (name in ("liver", "body"))
+    assert figures["settings"]["pairs"] == 2
+
+
+def test_scores_are_measured_on_what_is_said(evaluation):
+    prediction, truth = next(evaluation.random_pairs("noise 5 %", 32, 1))
+    assert truth.mean() == pytest.approx(0.05, abs=0.01)
+    dsc, found, missed, false = evaluation.count_pair(prediction, truth)
+    assert dsc == pytest.approx(2 * (prediction & truth).sum() / (prediction.sum() + truth.sum()))
+    assert found + missed + found + false == evaluation.plain_components(prediction, truth)
+    shape = (128, 128, 75)
+    (prediction, truth), grid = evaluation.scan_pair("liver", shape)
+    liters = (truth > 0).mean() * grid.voxel_mm3 * 512 * 512 * 300 / 1e6  # as large a part of a scan of full size
+    assert liters == pytest.approx(1.6, abs=0.1)
+    assert truth.flags.f_contiguous
+    assert set(truth.ravel()) == {0, 1, 2}
+    assert (prediction != truth).any()
+    (_, truth), _ = evaluation.scan_pair("body", (64, 64, 40))
+    assert (truth > 0).mean() > 0.7
+
+
+@pytest.mark.parametrize("wrong", [["--pairs", "0"], ["--size", "8"], ["--threads", "0"], ["--repeats", "0"]])
+def test_wrong_options_of_scores_are_refused(evaluation, wrong, capsys):
+    with pytest.raises(SystemExit):
+        evaluation.arguments(wrong)
+    assert "give --" in capsys.readouterr().err

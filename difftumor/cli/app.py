@@ -10,6 +10,7 @@ import typer
 from difftumor import __version__
 from difftumor.cli.evaluate import evaluate
 from difftumor.cli.evaluate_autoencoder import evaluate_autoencoder
+from difftumor.cli.evaluate_synthesis import evaluate_synthesis
 from difftumor.cli.export import export
 from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
@@ -28,6 +29,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "predict": predict,
     "evaluate": evaluate,
     "evaluate-autoencoder": evaluate_autoencoder,
+    "evaluate-synthesis": evaluate_synthesis,
     "import-published": import_published,
     "split-tumors": split_tumors,
     "select-healthy": select_healthy,

@@ -1,0 +1,212 @@
+"""Tumors of a list, cut from their scans and measured, so that they can be compared with those of another list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from difftumor.appearance import Appearance, measure_appearance
+from difftumor.components import equivalent_radius_mm, find_components
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.tumor_cases import read_organ
+from difftumor.evaluation.hu_histograms import hu_histogram
+from difftumor.evaluation.texture import Texture, measure_texture
+from difftumor.grids import Box, triple
+from difftumor.intensity import IntensityWindow
+from difftumor.organs import ORGAN, TUMOR, OrganLabels
+from difftumor.spaces import ModelSpace
+from difftumor.volume import Volume, check_same_grid, read_ct, read_labels
+
+# What `difftumor synthesize` writes beside the CT of a case.
+SYNTHESIS_LABELS, SYNTHESIS_LESIONS = "labels.nii.gz", "lesions.nii.gz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSpec:
+    """How tumors are cut out.
+
+    Args:
+        size: Voxels of the cube's sides.
+        spacing_mm: Voxel size along R, A and S.
+        window: HU that count.
+        minimum_voxels: Components of fewer voxels, in the scan's own grid, are no tumors.
+    """
+
+    size: int = 64
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    window: IntensityWindow = field(default_factory=IntensityWindow)
+    minimum_voxels: int = 8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tumor:
+    """One tumor, measured in its scan on the scan's own grid.
+
+    Attributes:
+        case: Id of the case.
+        patient: Who was scanned.
+        number: Of the tumor in its case.
+        diameter_mm: Of the ball of its volume.
+        voxel_mm: Voxel size of the scan along R, A and S.
+        histogram_H: See ``hu_histogram``.
+        texture: See ``measure_texture``.
+        appearance: See ``measure_appearance``.
+    """
+
+    case: str
+    patient: str
+    number: int
+    diameter_mm: float
+    voxel_mm: tuple[float, float, float]
+    histogram_H: NDArray[np.float32]
+    texture: Texture
+    appearance: Appearance
+
+
+@dataclass(frozen=True, eq=False)
+class TumorCrop:
+    """One tumor, cut from its scan.
+
+    Attributes:
+        tumor: What was measured.
+        ct_hu_XYZ: (size, size, size) float32 HU, RAS; beyond the scan lies air.
+        mask_XYZ: The tumor in it.
+        extent: Voxels that it takes up along each axis of the crop's grid, the crop's size at most.
+    """
+
+    tumor: Tumor
+    ct_hu_XYZ: NDArray[np.float32]
+    mask_XYZ: NDArray[np.bool_]
+    extent: tuple[int, int, int]
+
+
+def with_synthesis_labels(cases: CaseList) -> CaseList:
+    """Give the cases of a folder that ``difftumor synthesize`` wrote the label maps beside their CTs."""
+
+    def labelled(case: Case) -> Case:
+        labels = case.image.with_name(SYNTHESIS_LABELS)
+        return replace(case, labels=labels) if case.labels is None and labels.is_file() else case
+
+    return replace(cases, cases=tuple(map(labelled, cases.cases)))
+
+
+def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec) -> Iterator[TumorCrop]:
+    """Cut and measure the tumors of a case; none where it has none.
+
+    Tumors are connected components of the tumor label. Where the case was written by ``difftumor synthesize``, they are
+    those that were made, as ``lesions.nii.gz`` numbers them: tumors that the scan had before do not count.
+
+    Args:
+        case: With labels.
+        cases: The list it is of, which says what its labels mean.
+        labels: The organ's numbers in it.
+        spec: How they are cut.
+
+    Raises:
+        DiffTumorError: A file cannot be used.
+    """
+    standard = read_organ(case, cases, labels)
+    lesions = _lesions_beside(case)
+    if standard is None or (lesions is None and not (standard.data == TUMOR).any()):
+        return
+    ct = read_ct(case.image)
+    check_same_grid(ct, standard)
+    if lesions is not None:
+        check_same_grid(ct, lesions)
+    indices = find_components(standard.data == TUMOR).indices if lesions is None else lesions.data
+    organ = standard.data == ORGAN
+    space = ModelSpace(ct.grid, spec.spacing_mm)
+    for number, found in enumerate(ndimage.find_objects(indices), start=1):
+        if found is None:  # a number that is left out
+            continue
+        box = Box(triple([side.start for side in found]), triple([side.stop for side in found]))
+        tumor = indices == number
+        if np.count_nonzero(tumor[box.slices]) >= spec.minimum_voxels:
+            yield _measured(case, number, ct, tumor, organ, box, space, spec)
+
+
+def _lesions_beside(case: Case) -> Volume | None:
+    """Read which tumors synthesis made, where it did."""
+    if case.labels is None or case.labels.name != SYNTHESIS_LABELS:
+        return None
+    file = Path(case.labels).with_name(SYNTHESIS_LESIONS)
+    return read_labels(file) if file.is_file() else None
+
+
+def _measured(
+    case: Case,
+    number: int,
+    ct: Volume,
+    tumor: NDArray[np.bool_],
+    organ: NDArray[np.bool_],
+    box: Box,
+    space: ModelSpace,
+    spec: CropSpec,
+) -> TumorCrop:
+    inside = tumor[box.slices]
+    # Turned, so that the first two axes are those of the axial plane; a margin is not needed, pairs are inside.
+    turned_hu, turned = space.turned(ct.data), space.turned(tumor)
+    near = Box.around(turned)
+    model = space.model_box(box)
+    measured = Tumor(
+        case=case.id,
+        patient=case.patient,
+        number=number,
+        diameter_mm=2 * equivalent_radius_mm(np.count_nonzero(inside) * ct.grid.voxel_mm3),
+        voxel_mm=space.turned_spacing_mm,
+        histogram_H=hu_histogram(ct.data[box.slices][inside]),
+        texture=measure_texture(
+            turned_hu[near.slices], turned[near.slices], spacing_mm=space.turned_spacing_mm, window=spec.window
+        ),
+        appearance=measure_appearance(ct.data, tumor, organ, spacing_mm=ct.grid.spacing_mm, window=spec.window),
+    )
+    crop_hu, mask = _cut(ct.data, tumor, model, space, spec)
+    return TumorCrop(measured, crop_hu, mask, triple([min(side, spec.size) for side in model.shape]))
+
+
+def _cut(
+    ct_hu: NDArray[np.floating], tumor: NDArray[np.bool_], model: Box, space: ModelSpace, spec: CropSpec
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Cut the cube around the middle of a tumor's box in model space; air lies beyond the scan."""
+    start = [(a + b) // 2 - spec.size // 2 for a, b in zip(model.start, model.stop, strict=True)]
+    cube = Box(triple(start), triple([a + spec.size for a in start]))
+    held = cube.clipped(space.grid.shape)
+    place = held.relative_to(cube).slices
+    crop_hu = np.full((spec.size,) * 3, min(-1000.0, spec.window.low_hu), np.float32)
+    mask = np.zeros((spec.size,) * 3, bool)
+    crop_hu[place] = space.to_model(ct_hu, kind="image", box=held)
+    mask[place] = space.to_model(tumor, kind="labels", box=held)
+    return crop_hu, mask
+
+
+def slices_of(crop_XYZ: NDArray[np.float32], extent: Sequence[int], count: int) -> NDArray[np.float32]:
+    """Return slices in the three planes, evenly spread over a tumor's extent, seen as radiologists do.
+
+    Where the tumor is thinner than so many slices, they are next to each other, and the outer ones lie beside it.
+
+    Args:
+        crop_XYZ: A cube with the tumor in its middle.
+        extent: Voxels that the tumor takes up along X, Y, Z.
+        count: Slices of each plane.
+
+    Returns:
+        (3, count, size, size): axial, coronal, sagittal.
+
+    Raises:
+        ValueError: The cube has fewer slices.
+    """
+    size = crop_XYZ.shape[0]
+    if count > size:
+        raise ValueError(f"a crop of {size} voxels has no {count} slices")
+    planes = []
+    for axis in (2, 1, 0):
+        reach = (max(extent[axis], count) - 1) / 2
+        places = np.floor(size / 2 + np.linspace(-reach, reach, count)).astype(int)
+        along = np.moveaxis(crop_XYZ, axis, 0)[places]
+        planes.append(along.transpose(0, 2, 1)[:, ::-1, ::-1])
+    return np.ascontiguousarray(np.stack(planes))

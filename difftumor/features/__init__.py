@@ -1,0 +1,1 @@
+"""Networks that turn pictures and crops of CT into features, for distances between sets of them."""

@@ -1,0 +1,100 @@
+"""Weights of feature networks, read from the files that their authors publish, without running a byte of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from difftumor.errors import PublishedFileError
+from difftumor.files import sha256_of
+
+# Files of a training hold the weights beside other things, under this name.
+_TABLE = "state_dict"
+# What networks that were trained on several GPUs put before every name.
+_PREFIX = "module."
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsFile:
+    """Weights as a file has them.
+
+    Attributes:
+        path: The file.
+        sha256: Of its bytes.
+        tensors: By name, without ``module.`` in front.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Mapping[str, Tensor]
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read a state dict: a file of ``torch.save``, old format or new, or a safetensors file.
+
+    Raises:
+        PublishedFileError: The file is missing, damaged, wants code to run, or holds no weights.
+    """
+    if not path.is_file():
+        raise PublishedFileError(f"There is no file {path}: give the weights of the feature network, see --features.")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        # PyTorch's own text advises to load the file unsafely, which must not be passed on.
+        raise PublishedFileError(
+            f"{path} holds no weights that can be read safely ({type(error).__name__}): get the file as published "
+            "again, or save its state dict."
+        ) from error
+    table = content.get(_TABLE, content) if isinstance(content, Mapping) else None
+    if not isinstance(table, Mapping) or not table or not all(isinstance(value, Tensor) for value in table.values()):
+        raise PublishedFileError(f"{path} holds no state dict: save that of the network, a table of tensors.")
+    tensors = {str(name).removeprefix(_PREFIX): value for name, value in table.items()}
+    return WeightsFile(path, sha256_of(path), tensors)
+
+
+def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[str] = ()) -> None:
+    """Put weights into a network, all of them and no others.
+
+    Args:
+        network: What they are for.
+        weights: Of the same names.
+        ignored: Beginnings of the names of heads, which the features do not pass; they may be there or not.
+
+    Raises:
+        PublishedFileError: Weights are missing, unexpected, or of another shape; the message names the first ones.
+    """
+    wanted = network.state_dict()
+    given = {name: value for name, value in weights.tensors.items() if not name.startswith(tuple(ignored))}
+    # Files of old versions of PyTorch do not count the batches of their norms; inference does not use the number.
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    found = {
+        "lacks": missing,
+        "has, unexpected,": [name for name in given if name not in wanted],
+        "has in another shape": [
+            f"{name} {tuple(value.shape)}"
+            for name, value in given.items()
+            if name in wanted and value.shape != wanted[name].shape
+        ],
+    }
+    wrong = " and ".join(f"{what} {_listed(names)}" for what, names in found.items() if names)
+    if wrong:
+        raise PublishedFileError(
+            f"{weights.path} is not of the feature network {type(network).__name__} (it {wrong}): give its weights, "
+            "or name the network that they are of."
+        )
+    network.load_state_dict({**wanted, **given})
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -8,7 +8,7 @@ compared with A to S, all of one size. Patients are the units of all drawing, as
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,8 @@ def measure_quality(
     return Quality(measurements=tuple(measurements), warnings=tuple(_set_warnings(sets, patients)))
 
 
+# Indices of each patient's tumors, by name and in its order.
+Patients = Mapping[str, Indices]
 Split = tuple[Indices, Indices, Indices]
 
 
@@ -144,38 +146,49 @@ def _order(sample: Sample) -> tuple[str, str, int]:
     return sample.tumor.patient, sample.tumor.case, sample.tumor.number
 
 
-def _by_patient(samples: Sequence[Sample], offset: int) -> list[Indices]:
+def _by_patient(samples: Sequence[Sample], offset: int) -> Patients:
     """Return the indices of each patient's tumors; samples are sorted by patient."""
     names = [sample.tumor.patient for sample in samples]
-    return [np.flatnonzero(np.array(names) == name) + offset for name in dict.fromkeys(names)]
+    return {name: np.flatnonzero(np.array(names) == name) + offset for name in dict.fromkeys(names)}
 
 
-def _splits(real: Sequence[Indices], synthetic: Sequence[Indices], settings: QualitySettings) -> list[Split]:
-    """Return halves of the real patients, and synthetic tumors, as many of each."""
+def _splits(real: Patients, synthetic: Patients, settings: QualitySettings) -> list[Split]:
+    """Return halves of the real patients, and synthetic tumors, as many of each.
+
+    A half is never held against synthetic tumors in its own patients, which would have the same tissue around them.
+    """
     found = []
     for repeat in range(settings.repeats):
         order = _shuffled(real, settings.seed, "halves", repeat)
-        others = np.concatenate(_shuffled(synthetic, settings.seed, "synthetic", repeat))
-        halves = [np.concatenate(half) for half in (order[: len(order) // 2], order[len(order) // 2 :])]
-        count = min(len(halves[0]), len(halves[1]), len(others))
-        found.append((halves[0][:count], halves[1][:count], others[:count]))
+        halves = order[: len(order) // 2], order[len(order) // 2 :]
+        strangers = [name for name in _shuffled(synthetic, settings.seed, "made", repeat) if name not in halves[0]]
+        if not strangers:
+            continue
+        named = (real, halves[0]), (real, halves[1]), (synthetic, strangers)
+        one, other, made = (np.concatenate([patients[name] for name in names]) for patients, names in named)
+        count = min(len(one), len(other), len(made))
+        found.append((one[:count], other[:count], made[:count]))
     return found
 
 
-def _shuffled(groups: Sequence[Indices], seed: int, *keys: Key) -> list[Indices]:
-    return [groups[place] for place in numpy_generator(seed, *keys).permutation(len(groups))]
+def _shuffled(patients: Patients, seed: int, *keys: Key) -> list[str]:
+    names = list(patients)
+    return [names[place] for place in numpy_generator(seed, *keys).permutation(len(names))]
 
 
-def _resamples(patients: Sequence[Sequence[Indices]], settings: QualitySettings) -> list[tuple[Indices, Indices]]:
-    """Draw as many patients as there are, with replacement, of each set."""
+def _resamples(sets: Sequence[Patients], settings: QualitySettings) -> list[tuple[Indices, Indices]]:
+    """Draw as many patients as there are, with replacement, of each set; of two sets of the same patients the same."""
     found = []
+    paired = sets[0].keys() == sets[1].keys()
     for repeat in range(settings.resamples):
-        generator = numpy_generator(settings.seed, "resample", repeat)
-        one, other = (
-            np.concatenate([groups[place] for place in generator.integers(len(groups), size=len(groups))])
-            for groups in patients
-        )
-        found.append((one, other))
+        drawn = []
+        for name, patients in zip(("real", "real" if paired else "synthetic"), sets, strict=True):
+            places = numpy_generator(settings.seed, "resample", name, repeat).integers(
+                len(patients), size=len(patients)
+            )
+            groups = list(patients.values())
+            drawn.append(np.concatenate([groups[place] for place in places]))
+        found.append((drawn[0], drawn[1]))
     return found
 
 
@@ -238,18 +251,18 @@ def _warnings(distances: Distances, name: Name, value: float, tumors: int) -> tu
     if not distances.dimensions or vectors > distances.dimensions:
         return ()
     what = f"{vectors} slices of {tumors} tumors" if distances.vectors > 1 else f"{tumors} tumors"
-    network = name.label.split(", ")[1]
     return (
-        f"FID with {network} needs more than its {distances.dimensions} feature dimensions, and has {what} in the "
-        "smaller list: it is far too high. Compare only sets of equal size, and look at the kernel distance.",
+        f"FID with {name.network}: the smaller list has {what}, fewer than the {distances.dimensions} feature "
+        "dimensions, so that it is far too high. Compare sets of equal size alone, and look at the kernel distance.",
     )
 
 
-def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Sequence[Indices]]) -> list[str]:
+def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients]) -> list[str]:
     found = []
-    for side, samples, groups in zip(("real", "synthetic"), sets, patients, strict=True):
-        if len(samples) < FEW_TUMORS:
-            found.append(f"Only {len(samples)} {side} tumors: every distance is too high by chance.")
+    few = [f"{len(s)} {side}" for side, s in zip(("real", "synthetic"), sets, strict=True) if len(s) < FEW_TUMORS]
+    if few:
+        found.append(f"Only {' and '.join(few)} tumors: all distances but the kernel's are too high by chance.")
+    for side, groups in zip(("real", "synthetic"), patients, strict=True):
         if len(groups) < LEAST_PATIENTS:
             without = "no scale and no intervals" if side == "real" else "no intervals"
             found.append(f"Only {len(groups)} {side} patients: there are {without}.")

@@ -69,11 +69,15 @@ class Name:
         key: As in files.
         label: As people read it.
         unit: Empty for a plain number.
+        network: Whose features it compares; empty for what is measured without one.
+        plane: Which of the planes, where it is of one and there is a mean of all.
     """
 
     key: str
     label: str
     unit: str = ""
+    network: str = ""
+    plane: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -214,7 +218,8 @@ def _planes_and_mean(
 
 
 def _feature_names(key: str, label: str, network: FeatureExtractor) -> tuple[Name, ...]:
+    name = network.name
     if network.kind == "crops":
-        return (Name(f"{key}_{network.name}", f"{label}, {network.name}"),)
-    parts = (*PLANES, "mean")
-    return tuple(Name(f"{key}_{network.name}_{part}", f"{label}, {network.name}, {part}") for part in parts)
+        return (Name(f"{key}_{name}", f"{label}, {name}", network=name),)
+    planes = (Name(f"{key}_{name}_{plane}", f"{label}, {name}, {plane}", network=name, plane=plane) for plane in PLANES)
+    return (*planes, Name(f"{key}_{name}", f"{label}, {name}, mean of planes", network=name))

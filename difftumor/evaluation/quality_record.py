@@ -15,13 +15,14 @@ from difftumor.evaluation.tables import Row, Value, markdown_table, write_csv, w
 from difftumor.files import written_whole
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"
-HEADER = ("Distance", "Unit", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther", "")
+HEADER = ("Distance", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther")
 # Said above the table, wherever it stands.
 EXPLANATION = (
-    "All: between all real and all synthetic tumors, with its 95 % interval over patients. Real to real: between two "
-    "random halves of the real patients. Real to synthetic: between such a half and as many synthetic tumors. Both "
-    "are medians, with where 95 % of the splits lie. Farther: in which share of the splits the synthetic tumors are "
-    "farther from the half than the other half is; about 50 % where they look alike."
+    "All: between all real and all synthetic tumors. 95 % interval: over resampled patients, without what chance adds "
+    "to a distance, so that it may lie below the value. Real to real: between two random halves of the real patients. "
+    "Real to synthetic: between such a half and as many synthetic tumors. Both are medians, with where 95 % of the "
+    "splits lie. Farther: in which share of the splits the synthetic tumors are farther from the half than the other "
+    "half is; about 50 % where they look alike."
 )
 _FROM_NAME = ("distance", "label", "unit")
 _SPREADS = ("real_real", "real_synthetic")
@@ -92,16 +93,16 @@ def quality_markdown(quality: Quality, record: Mapping[str, Any]) -> str:
 
 def table_row(measurement: Measurement) -> tuple[str, ...]:
     """Return the cells of a distance under ``HEADER``."""
-    scale, interval = measurement.scale, measurement.interval
+    scale, interval, name = measurement.scale, measurement.interval, measurement.name
+    mark = "⚠ " if measurement.warnings else ""
+    unit = f" ({name.unit})" if name.unit else ""
     return (
-        measurement.name.label,
-        measurement.name.unit,
+        f"{mark}{name.label}{unit}",
         shown(measurement.value),
-        "–" if interval is None else f"{shown(interval[0])} to {shown(interval[1])}",
+        "–" if interval is None else _range(*interval),
         "–" if scale is None else _shown_spread(scale.real_real),
         "–" if scale is None else _shown_spread(scale.real_synthetic),
         "–" if scale is None else f"{100 * scale.farther:.0f} %",
-        "⚠" if measurement.warnings else "",
     )
 
 
@@ -115,7 +116,11 @@ def shown(value: float) -> str:
 
 
 def _shown_spread(spread: Spread) -> str:
-    return f"{shown(spread.median)} ({shown(spread.low)} to {shown(spread.high)})"
+    return f"{shown(spread.median)}\N{NO-BREAK SPACE}({_range(spread.low, spread.high)})"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{shown(low)} to {shown(high)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _entry(measurement: Measurement) -> dict[str, Any]:

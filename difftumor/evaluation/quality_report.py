@@ -59,7 +59,10 @@ def quality_report(quality: Quality, record: Mapping[str, Any], pictures: Mappin
     _write_verdict(report, quality, record)
     report.heading("Distances")
     report.paragraph(EXPLANATION)
-    report.table(HEADER, [table_row(measurement) for measurement in quality.measurements])
+    for network in dict.fromkeys(measurement.name.network for measurement in quality.measurements):
+        rows = [table_row(m) for m in quality.measurements if m.name.network == network]
+        rows = [(label.replace(f", {network}", ""), *cells) for label, *cells in rows] if network else rows
+        report.table(HEADER, rows, caption=f"Features of {network}" if network else "Measured inside and around tumors")
     if not record["networks"]:
         report.paragraph(_NO_NETWORK)
     report.heading("How the tumors look")
@@ -106,7 +109,7 @@ def _write_verdict(report: Report, quality: Quality, record: Mapping[str, Any]) 
 
 def verdict(quality: Quality) -> str:
     """Say in a sentence how many distances tell synthetic from real tumors."""
-    known = [measurement for measurement in quality.measurements if measurement.scale is not None]
+    known = [m for m in quality.measurements if m.scale is not None and not m.name.plane]
     if not known:
         return "No distance has a scale, so that nothing can be said of how alike the tumors are."
     far = [m.name.label for m in known if m.scale is not None and m.scale.farther >= _DIFFERS]

@@ -21,6 +21,7 @@ FLOORS = {
     "difftumor.organs": 2,
     "difftumor.datasets": 3,
     "difftumor.bridges": 4,
+    "difftumor.features": 3,
     "difftumor.inference": 3,
     "difftumor.tumor_filters": 3,
     "difftumor.prediction": 4,

@@ -152,9 +152,7 @@ def _read(source: Path, convention: str | None, organ: Organ) -> CaseList:
         more = f" and {len(unlabeled) - 1} more" if len(unlabeled) > 1 else ""
         raise CaseListError(f"{source} names no label map for {unlabeled[0]}{more}: give a list with labels.")
     if not resolve_labels(cases.label_names, organ, source=source).tumor:
-        raise CaseListError(
-            f"{source} has no label of {organ.name} tumors: name it, for instance '{organ.name}_tumor'."
-        )
+        raise CaseListError(f"{source} names no {organ.name} tumors: name their label, such as '{organ.name}_tumor'.")
     return cases
 
 
@@ -218,9 +216,7 @@ def _measure(
                 typer.echo(f"Left out {case.id}: {error}", err=True)
             advance()
     if not measured.samples:
-        what = (
-            f"{len(measured.failed)} of {len(cases.cases)} scans could not be read" if measured.failed else "all read"
-        )
+        what = f"{len(measured.failed)} of {len(cases.cases)} scans could not be read"
         raise CaseListError(f"{cases.source} holds no {organ.name} tumors ({what}): give scans whose labels mark some.")
     return measured
 
@@ -264,6 +260,6 @@ def _write(
     failed = [case for found in measured.values() for case in found.failed]
     if failed:
         raise CaseListError(
-            f"{len(failed)} scans could not be measured ({', '.join(failed)}): mend or remove them; the results in "
+            f"{len(failed)} of the scans could not be measured ({', '.join(failed)}): mend or remove them; the results in "
             f"{out} are of the others."
         )

@@ -21,7 +21,7 @@ class Network:
 
     @staticmethod
     def extract(batch: torch.Tensor) -> torch.Tensor:
-        flat = batch.flatten(1)
+        flat = batch.clip(-175, 250).flatten(1)  # air would hide all else
         return torch.stack([flat.mean(dim=1), flat.std(dim=1)], dim=1) / 100
 
 

@@ -260,6 +260,6 @@ def _write(
     failed = [case for found in measured.values() for case in found.failed]
     if failed:
         raise CaseListError(
-            f"{len(failed)} of the scans could not be measured ({', '.join(failed)}): mend or remove them; the results in "
-            f"{out} are of the others."
+            f"{len(failed)} of the scans could not be measured ({', '.join(failed)}): mend or remove them; "
+            f"the results in {out} are of the others."
         )

@@ -56,7 +56,8 @@ class Scale:
         tumors: In each set, on average over the splits.
         real_real: Between halves of the real patients.
         real_synthetic: Between a half of them and synthetic tumors.
-        farther: In which share of the splits the synthetic tumors are farther from a half than the other half is.
+        farther: In which share of the splits the synthetic tumors are farther from a half than the other half is;
+            equals count half.
     """
 
     tumors: float
@@ -233,7 +234,8 @@ def _scale(tumors: float, halves: np.ndarray, against: np.ndarray) -> Scale | No
     known = np.isfinite(halves) & np.isfinite(against)
     if not known.any():
         return None
-    farther = float((against[known] > halves[known]).mean())
+    # Of the signs, so that equals count half.
+    farther = float((1 + np.sign(against[known] - halves[known])).mean() / 2)
     return Scale(
         tumors=tumors, real_real=_spread(halves[known]), real_synthetic=_spread(against[known]), farther=farther
     )

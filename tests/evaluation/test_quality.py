@@ -99,6 +99,7 @@ def test_a_half_is_not_held_against_its_own_patients():
     scale = found["diameter"].scale
     assert scale.tumors == 6
     assert scale.real_synthetic.median == scale.real_real.median > 0
+    assert scale.farther == 0.5
 
 
 def test_patients_are_never_split():

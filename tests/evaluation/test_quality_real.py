@@ -59,11 +59,12 @@ def test_halves_of_the_patients_are_nearer_than_damaged_tumors(sets):
     }
     # What each damage must move stands far above the halves; what it leaves alone does not.
     for key in ("hu_wasserstein", "hu_jensen_shannon", "contrast", "edge", "fid_of_slices", "kernel_of_slices"):
-        assert found["60 HU brighter"][key].scale.farther >= 0.9, key
+        assert found["60 HU brighter"][key].scale.farther >= 0.8, key
     for key in ("hu_jensen_shannon", "sd", "texture_contrast", "texture_homogeneity", "texture_correlation"):
-        assert found["blurred"][key].scale.farther >= 0.9, key
+        assert found["blurred"][key].scale.farther >= 0.8, key
     for key in ("texture_contrast", "texture_homogeneity", "texture_entropy", "sd", "diameter"):
-        assert 0.2 <= found["60 HU brighter"][key].scale.farther <= 0.8, key
+        scale = found["60 HU brighter"][key].scale
+        assert scale.real_synthetic.median == pytest.approx(scale.real_real.median, rel=0.1), key
     shares = [measurement.scale.farther for measurement in found["as it is"].values()]
     assert fmean(shares) == pytest.approx(0.5, abs=0.1)
     assert found["60 HU brighter"]["hu_wasserstein"].value == pytest.approx(60, abs=0.5)

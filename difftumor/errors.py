@@ -1,5 +1,7 @@
 """Errors that a user can act on: one sentence that names the file, field or option and the remedy."""
 
+from collections.abc import Sequence
+
 
 class DiffTumorError(Exception):
     """Base of all errors that the command line prints as one sentence, without a traceback."""
@@ -53,3 +55,8 @@ def sentence_of(error: Exception) -> str:
     """Say what went wrong with one of many cases; what nobody foresaw is named by its class."""
     expected = isinstance(error, DiffTumorError | OSError)
     return str(error) if expected else f"{type(error).__name__}: {error}"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first five names for a sentence, and a sign that there are more."""
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)

@@ -54,9 +54,14 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
     tumors = settings.tumors
     if tumors not in get_args(Tumors):
         raise ConfigError(f"tumors is {tumors!r}: choose {', '.join(get_args(Tumors))}.")
-    listed = read_root(settings.data.root, settings.data.labels)
+    data = settings.data
+    if data.root is None and data.labels is None and data.healthy_root is not None and tumors not in ("real", "mixed"):
+        # No annotated tumor is trained on, and none need be there.
+        listed, found = CaseList((), {}, Path(str(data.healthy_root))), SortedCases((), (), ())
+    else:
+        listed = read_root(data.root, data.labels)
+        found = sort_and_say(listed, organ, workers=data.num_workers)
     stated = stated_validation(listed, fold=settings.fold)
-    found = sort_and_say(listed, organ, workers=settings.data.num_workers)
     origins = {case: Origin(listed, healthy=False, made=False) for case in found.tumor}
     origins |= {case: Origin(listed, healthy=True, made=True) for case in found.healthy}
     found, elsewhere, set_apart = _with_more_healthy(settings, organ, found)

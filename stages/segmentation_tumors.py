@@ -41,6 +41,8 @@ def tumors_of(settings: Settings, organ: Organ) -> tuple[TumorsOnTheFly | None, 
         sizes=dict(options.sizes),
         most_early=options.most_early,
         placement=options.placement,
+        irregularity=options.irregularity,
+        blur_mm=options.blur_mm,
     )
     allow_incomplete = options.allow_incomplete
     if settings.tumors == "real" or options.offline is not None:

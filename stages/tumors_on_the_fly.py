@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.organs import BACKGROUND
 from difftumor.seeding import numpy_generator
-from difftumor.synthesis.distributions import fixed
+from difftumor.synthesis.distributions import Distribution, fixed
 from difftumor.synthesis.records import GeneratorName, TumorRecord
 from difftumor.synthesis.sizes import Stage, sizes_of, stages_of_size
 from difftumor.synthesis.spec import PAPER_COUNT, Placement, TumorSpec
@@ -32,6 +32,8 @@ class TumorMix:
         most_early: Early diffusion tumors come one to so many at once, larger ones alone; of hand-crafted tumors there
             are as many as Hu et al. 2023 have them, Table 6.
         placement: ``"slice"`` (published) or ``"uniform"``.
+        irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids.
+        blur_mm: σ of the Gaussian that softens rims, 0 for sharp ones; None leaves it to the generator.
         models: Stages whose diffusion models are there; the others' sizes are not made with diffusion.
 
     Raises:
@@ -43,6 +45,8 @@ class TumorMix:
     sizes: Mapping[str, float]
     most_early: int
     placement: Placement = "slice"
+    irregularity: Distribution | float = 1.0
+    blur_mm: Distribution | float | None = None
     models: frozenset[Stage] = frozenset(get_args(Stage))
 
     def __post_init__(self) -> None:
@@ -52,6 +56,10 @@ class TumorMix:
             raise ConfigError(f"synthesis.most_early is {self.most_early!r}: give 1 or more.")
         if self.placement not in get_args(Placement):
             raise ConfigError(f"synthesis.placement is {self.placement!r}: choose {' or '.join(get_args(Placement))}.")
+        try:
+            TumorSpec(**self._shape)
+        except ConfigError as error:
+            raise ConfigError(f"synthesis.{error}") from error
         for name, weights in (("sizes", self.sizes), ("generators", self.generators)):
             for key, weight in weights.items():
                 if name == "sizes":
@@ -101,7 +109,12 @@ class TumorMix:
             size=size,
             count=count if kind == "diffusion" else PAPER_COUNT,  # type: ignore[arg-type]
             placement=self.placement,
+            **self._shape,
         )
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        return {"irregularity": self.irregularity, "blur_mm": self.blur_mm}
 
     def _sizes_of(self, generator: GeneratorName) -> dict[str, float]:
         left_out = self.left_out if generator == "diffusion" else ()

@@ -91,7 +91,7 @@ def evaluate(
     from difftumor.evaluation.evaluation_page import evaluation_page
     from difftumor.evaluation.fold_file import read_folds
     from difftumor.evaluation.froc import THRESHOLDS
-    from difftumor.evaluation.methods import Rules
+    from difftumor.evaluation.methods import Rules, check_whole
     from difftumor.evaluation.results import RESULT_FILES, Evaluation, find, write_results
     from difftumor.evaluation.statistics import check_level
     from difftumor.files import check_results
@@ -127,7 +127,8 @@ def evaluate(
     evaluation_page(evaluation, findings, command=command).write(out / "report.html")
     typer.echo(text)
     typer.echo(f"Results are in {out}; report.html has all of them.")
-    _complain(evaluated, allow_missing=allow_missing)
+    for each in evaluated:
+        check_whole(each, allow_missing=allow_missing)
 
 
 def _evaluated(
@@ -188,27 +189,3 @@ def _named(words: Sequence[str], *, option: str, taken: str | None = None) -> di
 def _healthy(words: Sequence[str], first: str) -> dict[str, Path]:
     """Read ``[NAME=]DIR``; the name is the first method's where none is given."""
     return _named([word if "=" in word else f"{first}={word}" for word in words], option="--healthy")
-
-
-def _complain(methods: Sequence[Method], *, allow_missing: bool) -> None:
-    """Raise where a case does not count that should have.
-
-    Raises:
-        CaseListError: The message names the first cases.
-    """
-    from difftumor.cli.many import first_few
-    from difftumor.errors import CaseListError
-
-    for method in methods:
-        total = len(method.cases) + len(method.problems) + len(method.missing)
-        if method.problems:
-            case, why = next(iter(method.problems.items()))
-            raise CaseListError(
-                f"{len(method.problems)} of {total} cases of {method.name} could not be evaluated "
-                f"({first_few(list(method.problems))}); {case}: {why}"
-            )
-        if method.missing and not allow_missing:
-            raise CaseListError(
-                f"{method.name} has no prediction of {first_few(method.missing)} ({len(method.missing)} of {total} "
-                "cases): predict them too, or give --allow-missing."
-            )

@@ -169,8 +169,7 @@ def bundle(
 
 
 def _refuse_failed(failed: list[str], copies: int, out: Path) -> None:
-    from difftumor.cli.many import first_few
-    from difftumor.errors import CaseListError
+    from difftumor.errors import CaseListError, first_few
 
     raise CaseListError(
         f"{len(failed)} of {copies} synthetic copies could not be made ({first_few(failed)}): {out} holds the others; "

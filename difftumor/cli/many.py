@@ -32,11 +32,6 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
             raise ConfigError(f"--out {out} would replace the input {taken.pop()}: give another folder.")
 
 
-def first_few(names: Sequence[str]) -> str:
-    """Return the first five names for a sentence, and a sign that there are more."""
-    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
-
-
 @contextmanager
 def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even by an error.
@@ -49,7 +44,7 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
     Raises:
         CaseListError: The block ended well, and the status of some rows is "failed".
     """
-    from difftumor.errors import CaseListError
+    from difftumor.errors import CaseListError, first_few
     from difftumor.tables import write_csv
 
     rows: list[Mapping[str, Any]] = []

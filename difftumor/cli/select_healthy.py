@@ -108,9 +108,8 @@ def _write(
     Raises:
         CaseListError: No scan is healthy, so that there is no list; or some could not be used.
     """
-    from difftumor.cli.many import first_few
     from difftumor.datasets.healthy_list import COLUMNS, counts, rows, write_healthy_list
-    from difftumor.errors import CaseListError
+    from difftumor.errors import CaseListError, first_few
     from difftumor.tables import write_csv
 
     found, report = counts(verdicts, organ), out.with_suffix(".csv")

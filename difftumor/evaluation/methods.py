@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from scipy import ndimage
 
-from difftumor.errors import CaseListError, VolumeError, sentence_of
+from difftumor.errors import CaseListError, VolumeError, first_few, sentence_of
 from difftumor.evaluation.case_scores import CaseResult, evaluate_case
 from difftumor.evaluation.detection import Matching
 from difftumor.evaluation.froc import CaseFroc, case_froc
@@ -149,6 +149,30 @@ def evaluate_method(
     cases.sort(key=lambda case: case.case)
     problems = dict(sorted(problems.items()))
     return Method(name=name, cohort=cohort, cases=tuple(cases), problems=problems, missing=cohort.missing)
+
+
+def check_whole(method: Method, *, allow_missing: bool = False) -> None:
+    """Refuse an evaluation in which a case does not count that should have.
+
+    Args:
+        method: What was evaluated.
+        allow_missing: Whether cases without a prediction are fine.
+
+    Raises:
+        CaseListError: The message names the first cases.
+    """
+    total = len(method.cases) + len(method.problems) + len(method.missing)
+    if method.problems:
+        case, why = next(iter(method.problems.items()))
+        raise CaseListError(
+            f"{len(method.problems)} of {total} cases of {method.name} could not be evaluated "
+            f"({first_few(list(method.problems))}); {case}: {why}"
+        )
+    if method.missing and not allow_missing:
+        raise CaseListError(
+            f"{method.name} has no prediction of {first_few(method.missing)} ({len(method.missing)} of {total} "
+            "cases): predict them too, or give --allow-missing."
+        )
 
 
 def score_pair(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase:

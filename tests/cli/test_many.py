@@ -2,8 +2,8 @@
 
 import pytest
 
-from difftumor.cli.many import first_few, summarized
-from difftumor.errors import CaseListError
+from difftumor.cli.many import summarized
+from difftumor.errors import CaseListError, first_few
 
 
 def summarize(out, names, status, error=None):

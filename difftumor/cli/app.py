@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from difftumor import __version__
+from difftumor.cli.ablation import ablation
 from difftumor.cli.evaluate import evaluate
 from difftumor.cli.evaluate_autoencoder import evaluate_autoencoder
 from difftumor.cli.evaluate_synthesis import evaluate_synthesis
@@ -35,6 +36,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "select-healthy": select_healthy,
     "export": export,
     "tables": tables,
+    "ablation": ablation,
     "info": info,
 }
 

@@ -86,16 +86,26 @@ def small_tumors(results: Sequence[CaseResult]) -> list[Any]:
     return [match for match in matches if match.truth.radius_mm < SMALL_RADIUS_MM]
 
 
-def command_line(name: str, description: str) -> argparse.ArgumentParser:
-    """Return what parses the command line of a study of segmenters; ``name`` is its module's."""
+def command_line(name: str, description: str, *, data: bool = True) -> argparse.ArgumentParser:
+    """Return what parses the command line of a study of segmenters.
+
+    Args:
+        name: Of its module.
+        description: A sentence.
+        data: Whether the user says what to train and test on.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
-    parser.add_argument("--test", type=Path, required=True, help="list or folder of the scans to test on, with labels")
+    if data:
+        parser.add_argument(
+            "--test", type=Path, required=True, help="list or folder of the scans to test on, with labels"
+        )
     parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
     parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")
     parser.add_argument("--steps", type=whole_number, default=2000, help="steps of each training, about (2000)")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows in prediction (0.5)")
     parser.add_argument("--device", default="auto", help="where tumors are predicted: auto, cpu, cuda")
-    parser.add_argument("options", nargs="+", help="options of stage 3, such as organ=liver data.root=PATH")
+    example = "organ=liver data.root=PATH" if data else "training.accumulate=2"
+    parser.add_argument("options", nargs="+" if data else "*", help=f"options of stage 3, such as {example}")
     return parser
 
 

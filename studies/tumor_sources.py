@@ -26,11 +26,16 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
 def study_command_line() -> argparse.ArgumentParser:
     """Return what parses the command line."""
     parser = command_line("tumor_sources", (__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--sources", type=_sources, default=tuple(SOURCES), metavar="NAMES",
-        help=f"what to train on, with commas ({','.join(SOURCES)})",
-    )  # fmt: skip
+    add_sources(parser, chosen=tuple(SOURCES))
     return parser
+
+
+def add_sources(parser: argparse.ArgumentParser, *, chosen: Sequence[str]) -> None:
+    """Let the user choose what is trained on; ``chosen`` is what he gets without."""
+    known, default = ",".join(SOURCES), ",".join(chosen)
+    parser.add_argument(
+        "--sources", type=_sources, default=tuple(chosen), metavar="NAMES", help=f"some of {known} ({default})"
+    )
 
 
 def _sources(text: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def ablation(
     overlap: Annotated[float, typer.Option(help="Of the windows in prediction.")] = 0.5,
     device: Annotated[str, typer.Option(help="Where tumors are predicted: auto, cpu, cuda.")] = "auto",
 ) -> None:
-    """Train segmenters on hand-crafted tumors, without some of what makes their shape, and compare them.
+    r"""Train segmenters on hand-crafted tumors, without some of what makes their shape, and compare them.
 
     This is the ablation of Hu et al. (CVPR 2023), Table 4: tumors of all sizes with elastic deformation and blurred
     rims; without tiny ones; as ellipsoids; with sharp rims; as ellipsoids with sharp rims. No annotated tumor is
@@ -40,7 +40,7 @@ def ablation(
 
     Example: difftumor ablation --test data/test organ=liver data.healthy_root=data/healthy
 
-    In minutes on a CPU: difftumor ablation --test data/test --seeds 1 --steps 400 'experiment=\\[label_free,demo]'
+    In minutes on a CPU: difftumor ablation --test data/test --seeds 1 --steps 400 'experiment=\[label_free,demo]'
     organ=liver trainer=cpu data.healthy_root=data/healthy
     """
     import subprocess

@@ -17,7 +17,11 @@ CHOICES = [
     for choice in [
         "seed=0",
         *MORE.get(stage, []),
-        *(f"experiment={file.stem}" for file in sorted((CONFIGS / stage / "experiment").glob("*.yaml"))),
+        *(
+            f"{group}={file.stem}"
+            for group in ("experiment", "ablation")
+            for file in sorted((CONFIGS / stage / group).glob("*.yaml"))
+        ),
         *DEBUGS,
     ]
 ]

@@ -93,6 +93,8 @@ def count_of(spec):
         ({"generators": {"brush": 1.0}}, r"synthesis\.generators has 'brush'"),
         ({"generators": {"diffusion": 0.0}}, r"synthesis\.generators has no weight"),
         ({"placement": "left"}, r"synthesis\.placement is 'left'"),
+        ({"irregularity": -1}, r"synthesis\.irregularity is -1"),
+        ({"blur_mm": "soft"}, r"synthesis\.blur_mm is 'soft'"),
     ],
 )
 def test_a_wrong_mix_is_refused(change, message):

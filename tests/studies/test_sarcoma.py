@@ -21,9 +21,8 @@ def without(options, *names):
     return [option for option in options if option.split("=")[0] not in names]
 
 
-@pytest.fixture
-def words(tmp_path):
-    """The command line for four patients with a box of a body, and a tumor of 24 mm in it."""
+def write_patients(folder):
+    """Write four patients with a box of a body, and a tumor of 24 mm in it."""
     for number in range(4):
         tumor = np.zeros((34, 32, 24), np.uint8)
         tumor[6 + number : 12 + number, 8:14, 6:12] = 1
@@ -31,10 +30,16 @@ def words(tmp_path):
         noise = np.random.default_rng(number).normal(60, 10, tumor.shape).astype(np.int16)
         ct[3:31, 3:29] = noise[3:31, 3:29]
         ct[tumor > 0] -= 40
-        folder = tmp_path / "patients" / f"P{number}"
-        folder.mkdir(parents=True)
+        patient = folder / f"P{number}"
+        patient.mkdir(parents=True)
         for name, data in (("ct", ct), ("tumor", tumor)):
-            nib.save(nib.Nifti1Image(data, np.diag([-4.0, -4.0, 4.0, 1.0])), folder / f"{name}.nii.gz")
+            nib.save(nib.Nifti1Image(data, np.diag([-4.0, -4.0, 4.0, 1.0])), patient / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def words(tmp_path):
+    """The command line for the four patients."""
+    write_patients(tmp_path / "patients")
     return [
         "--data", str(tmp_path / "patients"), "--out", str(tmp_path / "out"), "--folds", "2", "--hosts", "2",
         "--device", "cpu",

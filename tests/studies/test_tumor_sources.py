@@ -9,8 +9,9 @@ from difftumor.artifact_config import read_config
 from stages.entry import compose_config
 from stages.run import run_stage
 from stages.segmentation import build
-from studies import tumor_sources
-from studies.tumor_sources import SOURCES, SegmenterScores, main, sources_figure, table_rows
+from studies import segmenters
+from studies.segmenters import SegmenterScores, Tested, scores_figure
+from studies.tumor_sources import SOURCES, main, table_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
 
@@ -27,8 +28,8 @@ def in_this_process(monkeypatch):
             cli.main([name, *options])
         assert ended.value.code == 0
 
-    monkeypatch.setattr(tumor_sources, "train", train)
-    monkeypatch.setattr(tumor_sources, "command", command)
+    monkeypatch.setattr(segmenters, "train", train)
+    monkeypatch.setattr(segmenters, "command", command)
 
 
 def words(folder, out, *more):
@@ -46,7 +47,7 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
     with (out / "tumor_sources.csv").open() as stream:
         rows = {row["trained on"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == list(SOURCES)
+    assert list(rows) == [name for name, *_ in SOURCES.values()]
     assert {row["trainings"] for row in rows.values()} == {"2"}
     trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
     assert len(trainings) == 8
@@ -73,12 +74,34 @@ def test_wrong_options_are_told_before_anything_is_trained(folder, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("names", ["real,real", "diffusion tumors", "", "real,"])
+def test_sources_are_checked(folder, tmp_path, capsys, names):
+    with pytest.raises(SystemExit):
+        main(words(folder, tmp_path, f"--sources={names}"))
+    assert "give some of diffusion,handcrafted,real,mixed, each once" in capsys.readouterr().err
+
+
+def test_only_chosen_sources_are_trained(folder, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(segmenters, "train", lambda _, options: trained.append(options))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmenters, "command", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(words(folder, tmp_path, "--sources", "mixed,real"))
+    ((*_,),) = trained
+    assert "tumors=real" in trained[0]
+
+
 def test_the_table_says_means_and_deviations_over_the_seeds():
-    runs = [SegmenterScores(0.2, 0.9, 0.5, 1.0), SegmenterScores(0.4, 0.9, 0.7, 2.0)]
+    runs = [SegmenterScores(0.2, 0.9, 0.5, None, 1.0), SegmenterScores(0.4, 0.9, 0.7, None, 2.0)]
     (row, single) = table_rows({"a": runs, "b": runs[:1]})
     assert row["tumor DSC"] == "0.30 ± 0.14"
     assert row["sensitivity"] == "0.60 ± 0.14"
     assert row["false positives per scan"] == "1.50 ± 0.71"
     assert row["organ DSC"] == "0.90 ± 0.00"
     assert single["tumor DSC"] == "0.20"
-    assert len(sources_figure({"a": runs}).axes) == 2
+    figure = scores_figure(Tested({"a": runs}, {}), {"tumor_dsc": "DSC", "small_sensitivity": "small"})
+    assert [len(axis.patches) for axis in figure.axes] == [1, 0]  # of small tumors there are none

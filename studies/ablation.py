@@ -15,9 +15,9 @@ from studies.results import Picture, Row, write_results
 from studies.segmenters import (
     SMALL_RADIUS_MM,
     SegmenterScores,
-    command_line,
     mean_and_spread,
     scores_figure,
+    study_parser,
     train_and_test,
 )
 
@@ -32,9 +32,14 @@ ABLATIONS: Mapping[str, tuple[bool, bool, bool]] = {
 }
 
 
+def command_line() -> argparse.ArgumentParser:
+    """Return what parses the command line."""
+    return study_parser("ablation", (__doc__ or "").splitlines()[0])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
-    return run_command(command_line("ablation", (__doc__ or "").splitlines()[0]), run_study, arguments)
+    return run_command(command_line(), run_study, arguments)
 
 
 def run_study(words: argparse.Namespace) -> Path:

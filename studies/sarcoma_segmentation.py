@@ -22,7 +22,7 @@ from difftumor.files import folder_written_whole
 from difftumor.organs import TUMOR
 from studies.command import run_command
 from studies.sarcoma_data import BODY
-from studies.segmenters import command_line
+from studies.segmenters import study_parser
 from studies.tumor_sources import add_sources
 from studies.tumor_sources import run_study as compare_sources
 
@@ -41,9 +41,9 @@ SMALL = (
 )  # fmt: skip
 
 
-def study_command_line() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """Return what parses the command line."""
-    parser = command_line("sarcoma_segmentation", (__doc__ or "").splitlines()[0], data=False)
+    parser = study_parser("sarcoma_segmentation", (__doc__ or "").splitlines()[0], data=False)
     parser.add_argument("--study", type=Path, default=Path("runs/sarcoma"), help="of studies.sarcoma (runs/sarcoma)")
     add_sources(parser, chosen=("real", "mixed"))
     return parser
@@ -51,7 +51,7 @@ def study_command_line() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
-    return run_command(study_command_line(), run_study, arguments)
+    return run_command(command_line(), run_study, arguments)
 
 
 def run_study(words: argparse.Namespace) -> Path:

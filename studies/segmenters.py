@@ -86,7 +86,7 @@ def small_tumors(results: Sequence[CaseResult]) -> list[Any]:
     return [match for match in matches if match.truth.radius_mm < SMALL_RADIUS_MM]
 
 
-def command_line(name: str, description: str, *, data: bool = True) -> argparse.ArgumentParser:
+def study_parser(name: str, description: str, *, data: bool = True) -> argparse.ArgumentParser:
     """Return what parses the command line of a study of segmenters.
 
     Args:
@@ -95,6 +95,7 @@ def command_line(name: str, description: str, *, data: bool = True) -> argparse.
         data: Whether the user says what to train and test on.
     """
     parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
+    parser.set_defaults(stage=STAGE)
     if data:
         parser.add_argument(
             "--test", type=Path, required=True, help="list or folder of the scans to test on, with labels"
@@ -114,7 +115,7 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
 
     Args:
         kinds: What is trained on, and all options of stage 3 that say so.
-        words: What ``command_line`` has parsed, and the whole line as ``command``.
+        words: What ``study_parser`` has parsed, and the whole line as ``command``.
 
     Raises:
         DiffTumorError: An option is wrong, or a training has failed.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from studies.command import run_command
 from studies.results import Picture, Row, write_results
-from studies.segmenters import SegmenterScores, command_line, mean_and_spread, scores_figure, train_and_test
+from studies.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
 
 # What is trained on, as ``--sources`` and ``tumors`` have it; how that is called, and more options that it needs.
 SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -23,9 +23,9 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def study_command_line() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """Return what parses the command line."""
-    parser = command_line("tumor_sources", (__doc__ or "").splitlines()[0])
+    parser = study_parser("tumor_sources", (__doc__ or "").splitlines()[0])
     add_sources(parser, chosen=tuple(SOURCES))
     return parser
 
@@ -47,7 +47,7 @@ def _sources(text: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return the exit status."""
-    return run_command(study_command_line(), run_study, arguments)
+    return run_command(command_line(), run_study, arguments)
 
 
 def run_study(words: argparse.Namespace) -> Path:

@@ -37,7 +37,7 @@ def test_command_is_understood(words):
     elif program == "python" and rest[1].startswith("studies."):
         study = importlib.import_module(rest[1])
         words = study.command_line().parse_intermixed_args(rest[2:])
-        compose_config(getattr(study, "STAGE", "diffusion"), getattr(words, "options", []))
+        compose_config(getattr(words, "stage", "diffusion"), getattr(words, "options", []))
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
     elif program == "source":

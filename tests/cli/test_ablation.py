@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from difftumor.cli import main
-from studies.segmenters import command_line
+from studies.ablation import command_line
 
 
 def run(*words):
@@ -40,7 +40,7 @@ def test_all_words_and_the_status_are_passed_through(started):
 
 def test_it_has_the_options_and_defaults_of_the_study(started):
     assert run("--test", "t", "organ=liver") == 3
-    study = command_line("ablation", "")
+    study = command_line()
     assert study.parse_args(started[0][3:]) == study.parse_args(["--test", "t", "organ=liver"])
     known = {action.dest for action in study._actions} - {"help"}
     assert {word.removeprefix("--") for word in started[0][3:] if word.startswith("--")} | {"options"} == known

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from difftumor.artifact_config import read_config
-from difftumor.evaluation.cohort import evaluate_case
+from difftumor.evaluation.case_scores import evaluate_case
 from difftumor.grids import Grid
 from studies import segmenters
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows

@@ -151,19 +151,29 @@ def write_ct(
     _check_output(path, original.path)
     stored = original.stored
     assert stored is not None
-    new = (hu[changed].astype(np.float64) - stored.inter) / stored.slope
+    new = _stored_values(hu[changed], stored)
     if not np.isfinite(new).all():
         raise VolumeError(f"{path} was not written: the changed voxels hold NaN or infinite values.")
-    dtype = stored.values.dtype
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        new = np.clip(np.rint(new), limits.min, limits.max)
     values = stored.values.copy(order="F")
     values.reshape(original.grid.shape, order="F")[box.slices][changed] = new
     with written_whole(path) as temporary, nifti_stream(temporary) as stream:
         stream.write(stored.preamble)
         # Transposed, Fortran order is C order: the bytes go out without another copy.
         stream.write(values.T.view(np.uint8).data)
+
+
+def as_stored(original: Volume, hu: NDArray[Any]) -> NDArray[np.float32]:
+    """Return HU as ``read_ct`` gives them back of a file that ``write_ct`` has written: rounded to the stored type.
+
+    Args:
+        original: What ``read_ct`` returned.
+        hu: Finite, of any shape.
+    """
+    stored = original.stored
+    assert stored is not None
+    values = _stored_values(hu, stored).astype(stored.values.dtype)
+    read: NDArray[np.float32] = (values.astype(np.float64) * stored.slope + stored.inter).astype(np.float32)
+    return read
 
 
 def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, box: Box | None = None) -> bool:
@@ -275,6 +285,15 @@ def _scaled(stored: StoredImage) -> NDArray[np.float32]:
             values = values.astype(np.float64) * stored.slope + stored.inter
         data[:, :, slab] = values
     return data
+
+
+def _stored_values(hu: NDArray[Any], stored: StoredImage) -> NDArray[np.float64]:
+    """Return what stands for HU in a file, rounded and clipped where its type has whole numbers."""
+    values: NDArray[np.float64] = (hu.astype(np.float64) - stored.inter) / stored.slope
+    if np.issubdtype(stored.values.dtype, np.integer):
+        limits = np.iinfo(stored.values.dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values
 
 
 def _checked_box(original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], box: Box | None) -> Box:

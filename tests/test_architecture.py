@@ -27,6 +27,7 @@ FLOORS = {
     "difftumor.prediction": 4,
     "difftumor.published": 3,
     "difftumor.reconstruction": 3,
+    "difftumor.robustness": 4,
     "difftumor.synthesis": 3,
     "difftumor.evaluation": 4,
     "difftumor.cli": 5,

@@ -17,6 +17,7 @@ from difftumor.cli.import_published import import_published
 from difftumor.cli.info import info
 from difftumor.cli.phantom import phantom
 from difftumor.cli.predict import predict
+from difftumor.cli.robustness import robustness
 from difftumor.cli.select_healthy import select_healthy
 from difftumor.cli.split_tumors import split_tumors
 from difftumor.cli.synthesize import synthesize
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "synthesize": synthesize,
     "predict": predict,
     "evaluate": evaluate,
+    "robustness": robustness,
     "evaluate-autoencoder": evaluate_autoencoder,
     "evaluate-synthesis": evaluate_synthesis,
     "import-published": import_published,

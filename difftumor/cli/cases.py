@@ -56,7 +56,7 @@ def synthesize_cases(
     check_folder(out, option="--out")
     for path in set_up.untested():
         typer.echo(f"Warning: {path} does not say how real tumors look: {UNTESTED}", err=True)
-    organ, listed = get_organ(set_up.organ), _listed(source, masks or maps, convention)
+    organ, listed = get_organ(set_up.organ), listed_cases(source, masks or maps, convention)
     unusable: list[Outcome] = []
     ready = []
     for case in listed.cases:
@@ -77,8 +77,17 @@ def synthesize_cases(
     typer.echo(f"Results are in {out}.")
 
 
-def _listed(source: Path, maps: Path | None, convention: str | None) -> CaseList:
-    """Read the list, and put what the options say in place of what it says of its labels."""
+def listed_cases(source: Path, maps: Path | None, convention: str | None) -> CaseList:
+    """Read a list, and put what options say in place of what it says of its labels.
+
+    Args:
+        source: The list, or a folder of CTs.
+        maps: Folder of masks or label maps with the names of the CTs; None where the list names them.
+        convention: What the numbers mean; None where the list says it.
+
+    Raises:
+        CaseListError: The list cannot be used, or a CT has no file in ``maps``.
+    """
     from difftumor.cli.options import read_case_list
     from difftumor.errors import CaseListError
     from difftumor.evaluation.label_folders import label_maps

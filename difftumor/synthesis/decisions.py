@@ -82,7 +82,7 @@ class Drawing:
             SynthesisError: A point outside the organ, or an unknown segment, was asked for.
         """
         keys = wanted.keys if attempt == 0 else (*wanted.keys, "attempt", attempt)
-        record = self._without_place(wanted, keys)
+        record = self.without_place(wanted, keys)
         self._last = record, tumor_shape(record)
         center = self._place(wanted, record, self._last[1], keys)
         if center is None:
@@ -125,8 +125,13 @@ class Drawing:
         fewest, most = self._size(spec, generator).counts
         return int(generator.integers(fewest, most, endpoint=True))
 
-    def _without_place(self, wanted: Wanted, keys: tuple[Key, ...]) -> TumorRecord:
-        """Draw all but the center."""
+    def without_place(self, wanted: Wanted, keys: tuple[Key, ...]) -> TumorRecord:
+        """Draw all but the center, which is (0, 0, 0).
+
+        Args:
+            wanted: The tumor.
+            keys: Decide, with the seed; those of ``wanted`` for its first attempt.
+        """
         spec, organ, spacing_mm = wanted.spec, self._site.organ, self._site.spacing_mm
         generator = numpy_generator(self._seed, *keys)
         size = self._size(spec, generator)

@@ -1,0 +1,287 @@
+"""One scan: its tumors planned, each made alone, predicted and scored; and what is kept of it on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor import __version__
+from difftumor.errors import ConfigError, SynthesisError, sentence_of
+from difftumor.evaluation.lesions import find_lesions
+from difftumor.files import folder_written_whole
+from difftumor.grids import Box, triple
+from difftumor.organs import TUMOR
+from difftumor.robustness.dimensions import Dimension
+from difftumor.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
+from difftumor.robustness.region import box_around, part_of
+from difftumor.robustness.scores import TumorScore, score_tumor
+from difftumor.seeding import derive_seed
+from difftumor.spaces import ModelSpace
+from difftumor.synthesis.scan import Scan, ScanSite, has_native_voxels, site_of
+from difftumor.synthesis.scan_files import ScanRequest, describe_request
+from difftumor.synthesis.scan_inputs import ScanInputs
+from difftumor.synthesis.scan_record import FORMAT_VERSION
+from difftumor.synthesis.scan_report import TumorReport, report_tumors
+from difftumor.synthesis.scan_synthesis import ScanSynthesis, apply_to_scan
+from difftumor.synthesis.synthesizer import TumorSynthesizer
+from difftumor.tables import write_json
+from difftumor.volume import Volume, as_stored
+
+# A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
+Predict = Callable[[Volume], NDArray[np.uint8]]
+RECORDS, RESULT_FILE = "records", "result.json"
+Status = Literal["done", "done before", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorRow:
+    """One tumor in one cell of the benchmark; what could not be measured is None.
+
+    Attributes:
+        case: The scan.
+        patient: Who was scanned.
+        repeat: Which tumor of the scan, from 0.
+        dimension: In which it is varied.
+        level: So many σ from the mean.
+        value: Of the dimension, as asked.
+        clamped: Whether a limit has held it back.
+        diameter_mm: Of the ball of its volume on the scan's grid.
+        contrast_hu: Its mean less that of the organ around it.
+        depth_mm: Distance of its center from the organ's surface.
+        found: See `TumorScore`, as for the four that follow.
+        dsc: See there.
+        nsd: See there.
+        false_positives: See there.
+        marked_before: See there.
+        record: The file that makes it again, in the scan's folder.
+    """
+
+    case: str
+    patient: str
+    repeat: int
+    dimension: str
+    level: int
+    value: float
+    clamped: bool
+    diameter_mm: float
+    contrast_hu: float | None
+    depth_mm: float
+    found: bool
+    dsc: float
+    nsd: float
+    false_positives: int
+    marked_before: bool
+    record: str
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What became of a scan.
+
+    Args:
+        case: Its id.
+        status: Whether it was done, now or before, left out, or failed.
+        rows: Its tumors.
+        notes: What could not be had, or why it was left out or failed, in sentences.
+        healthy_lesions: Lesions that are predicted in it without a tumor; None where nothing was.
+    """
+
+    case: str
+    status: Status
+    rows: tuple[TumorRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    healthy_lesions: int | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Benchmark:
+    """What is done with every scan.
+
+    Args:
+        synthesizer: Makes hand-crafted tumors.
+        predict: The segmenter.
+        dimensions: As ``read_dimensions`` returns them.
+        seed: Of all scans; each has its own, which its id decides.
+        repeats: Tumors of a scan that are varied.
+        margin_mm: How much around the organ is predicted; None for the whole scan.
+        tolerance_mm: Tolerance of the normalized surface distance.
+        minimum_iou: Least overlap of a tumor that was found.
+        about: What else decides the results, such as the segmenter; plain values.
+    """
+
+    synthesizer: TumorSynthesizer
+    predict: Predict
+    dimensions: Mapping[str, Dimension]
+    seed: int
+    repeats: int
+    margin_mm: float | None
+    tolerance_mm: float
+    minimum_iou: float
+    about: Mapping[str, Any]
+
+    def run_all(
+        self, cases: Iterable[tuple[str, str, ScanInputs]], out: Path, *, overwrite: bool = False
+    ) -> Iterator[ScanResult]:
+        """Run scans; one that fails does not stop the others, and nothing is written of it.
+
+        Args:
+            cases: Ids, patients and files.
+            out: Every scan gets a folder in here.
+            overwrite: Run scans anew that were done before.
+        """
+        for case_id, patient, inputs in cases:
+            try:
+                yield self.run(case_id, patient, inputs, out, overwrite=overwrite)
+            except Exception as error:
+                # One scan must not take hours of others with it, whatever is wrong with it.
+                yield ScanResult(case_id, "failed", notes=(sentence_of(error),))
+
+    def run(self, case_id: str, patient: str, inputs: ScanInputs, out: Path, *, overwrite: bool = False) -> ScanResult:
+        """Make, predict and score all tumors of a scan, or return what was found before.
+
+        Args:
+            case_id: Its id; with the seed, decides its tumors.
+            patient: Who was scanned.
+            inputs: Its files; only read.
+            out: The scan gets a folder in here.
+            overwrite: Do it anew, whatever is there.
+
+        Raises:
+            DiffTumorError: A file cannot be used, the organ has no room, or the folder holds results of something else.
+        """
+        folder, request = out / case_id, self._request(inputs)
+        if (folder / RESULT_FILE).exists() and not overwrite:
+            return _done_before(folder, case_id, request)
+        scan = inputs.read(organ=self.synthesizer.organ.name)
+        if scan.tumors is not None:
+            reason = f"It has {self.synthesizer.organ.name} tumors of its own: only healthy scans are used."
+            return ScanResult(case_id, "skipped", notes=(reason,))
+        there = site_of(
+            scan, [tumor_spec(self.dimensions)], organ=self.synthesizer.organ, spacing_mm=self.synthesizer.spacing_mm
+        )
+        seed = derive_seed(self.seed, "case", case_id)
+        plan = plan_scan(there, self.dimensions, seed=seed, repeats=self.repeats)
+        notes = list(plan.notes)
+        space = ModelSpace(scan.ct.grid, self.synthesizer.spacing_mm)
+        studio = Studio(self, scan, there)
+        rows: list[TumorRow] = []
+        with folder_written_whole(folder) as staging:
+            for variants in distinct(plan.variants):
+                first = variants[0]
+                if not has_native_voxels(first.record, scan, space):
+                    notes += [
+                        f"A tumor at {v.dimension} {v.level:+d}σ lies between the scan's voxels." for v in variants
+                    ]
+                    continue
+                report, score = studio.score(first)
+                name = f"{RECORDS}/{file_name(first)}"
+                write_json(staging / name, self._record(inputs, report, seed))
+                rows += [_row(case_id, patient, variant, report, score, name) for variant in variants]
+            result = ScanResult(case_id, "done", tuple(rows), tuple(notes), studio.healthy_lesions)
+            write_json(staging / RESULT_FILE, {"request": request, **asdict(result)})
+        return result
+
+    def _request(self, inputs: ScanInputs) -> dict[str, Any]:
+        plain = {name: dimension.to_plain() for name, dimension in self.dimensions.items()}
+        return {
+            "organ": self.synthesizer.organ.name, "dimensions": plain, "seed": self.seed, "repeats": self.repeats,
+            "margin_mm": self.margin_mm, "tolerance_mm": self.tolerance_mm, "minimum_iou": self.minimum_iou,
+            "inputs": inputs.to_record(), **self.about,
+        }  # fmt: skip
+
+    def _record(self, inputs: ScanInputs, report: TumorReport, seed: int) -> dict[str, Any]:
+        """Return what ``difftumor synthesize --replay`` reads."""
+        request = ScanRequest(tumors=(tumor_spec(self.dimensions),), seed=seed)
+        return {
+            "format_version": FORMAT_VERSION, "difftumor_version": __version__,
+            "request": describe_request(request, self.synthesizer.organ), "inputs": inputs.to_record(), "models": {},
+            "device": str(self.synthesizer.device), "shortfalls": [], "rejected": [], "warnings": [],
+            "tumors": [report.to_dict()],
+        }  # fmt: skip
+
+
+class Studio:
+    """Makes tumors in one scan, and asks the segmenter about them.
+
+    Args:
+        benchmark: How.
+        scan: Not modified.
+        there: Its organ.
+
+    Attributes:
+        region: Part of the scan that is predicted.
+        healthy_lesions: Lesions that are predicted without a tumor.
+    """
+
+    def __init__(self, benchmark: Benchmark, scan: Scan, there: ScanSite) -> None:
+        self._benchmark, self._scan, self._there = benchmark, scan, there
+        self.region = box_around(scan.organ, scan.ct.grid.spacing_mm, benchmark.margin_mm)
+        self._healthy = part_of(scan.ct, self.region)
+        self._before = benchmark.predict(self._healthy)
+        self.healthy_lesions = len(find_lesions(self._before == TUMOR, self._healthy.grid).lesions)
+
+    def score(self, variant: Variant) -> tuple[TumorReport, TumorScore]:
+        """Make a tumor, and say what it became and what is predicted of it."""
+        made = apply_to_scan(self._benchmark.synthesizer, self._scan, [variant.record])
+        (report,) = report_tumors(made, self._there, window=self._benchmark.synthesizer.window)
+        if report.voxels == 0:
+            raise SynthesisError(f"The tumor of {file_name(variant)} has no voxel of {self._scan.ct.path}.")
+        ct_hu, truth = self.with_tumor(made)
+        return report, score_tumor(
+            self._benchmark.predict(replace(self._healthy, data=ct_hu)),
+            truth,
+            self._before,
+            self._healthy.grid,
+            tolerance_mm=self._benchmark.tolerance_mm,
+            minimum_iou=self._benchmark.minimum_iou,
+        )
+
+    def with_tumor(self, made: ScanSynthesis) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return CT and tumor in the region, as they are read from the files of ``difftumor synthesize``."""
+        start = np.maximum(made.box.start, self.region.start)
+        stop = np.maximum(np.minimum(made.box.stop, self.region.stop), start)
+        common = Box(triple(start), triple(stop))
+        here, there = common.relative_to(self.region).slices, common.relative_to(made.box).slices
+        ct_hu, truth = self._healthy.data.copy(order="F"), np.zeros(self.region.shape, bool, order="F")
+        changed = made.change_hu[there] != 0
+        ct_hu[here][changed] = as_stored(self._scan.ct, (ct_hu[here] + made.change_hu[there])[changed])
+        truth[here] = made.lesions[there] > 0
+        return ct_hu, truth
+
+
+def _row(case_id: str, patient: str, variant: Variant, report: TumorReport, score: TumorScore, record: str) -> TumorRow:
+    return TumorRow(
+        case=case_id, patient=patient, repeat=variant.repeat, dimension=variant.dimension, level=variant.level,
+        value=variant.value, clamped=variant.clamped, diameter_mm=report.diameter_mm, contrast_hu=report.contrast_hu,
+        depth_mm=variant.depth_mm, record=record, **asdict(score),
+    )  # fmt: skip
+
+
+def _done_before(folder: Path, case_id: str, request: Mapping[str, Any]) -> ScanResult:
+    """Return what was found before, if it was asked in the same way."""
+    try:
+        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        names = {field.name for field in fields(TumorRow)}
+        rows = tuple(TumorRow(**{name: row[name] for name in names}) for row in content["rows"])
+        found = ScanResult(case_id, "done before", rows, tuple(content["notes"]), content["healthy_lesions"])
+        asked = content["request"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        asked = None
+    if _by_content(asked) != _by_content(json.loads(json.dumps(request))):
+        raise ConfigError(
+            f"{folder} holds results that were asked for in another way: give another --out or --overwrite."
+        )
+    return found
+
+
+def _by_content(request: Any) -> Any:
+    """Return a request without the paths of its files, which may have moved."""
+    if isinstance(request, Mapping):
+        return {name: _by_content(value) for name, value in request.items() if name != "path"}
+    return [_by_content(value) for value in request] if isinstance(request, list) else request

@@ -98,9 +98,7 @@ class _Remembering(nn.Module):
             return torch.stack([self._known[key].to(windows.device) for key in keys])
         new: Tensor = self.network(windows[missing])
         computed = dict(zip(missing, new, strict=True))
-        logits = [
-            computed[i] if i in computed else self._known[key].to(windows.device) for i, key in enumerate(keys)
-        ]
+        logits = [computed[i] if i in computed else self._known[key].to(windows.device) for i, key in enumerate(keys)]
         for index in missing if self._learning else ():
             size = computed[index].numel() * computed[index].element_size()
             if size <= self._left:

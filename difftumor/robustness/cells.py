@@ -58,9 +58,16 @@ class Cell:
         """The value as a user thinks of it; empty where it is known of no tumor."""
         if self.dimension.name == "location":
             return f"{fmean(row.depth_mm for row in self.rows):.0f} mm deep" if self.rows else ""
-        number = f"{self.value:.2f}" if not self.dimension.unit else f"{self.value:.3g}"
-        sign = {"shape": "σe/r ", "texture": "η "}.get(self.dimension.name, "")
-        return f"{sign}{number} {self.dimension.unit}".rstrip().replace("-", "−")
+        if self.dimension.name == "intensity":
+            return f"{self.value:+.0f} HU".replace("-", "−")
+        if self.dimension.name == "size":
+            return rounded_mm(self.value)
+        return f"{'σe/r' if self.dimension.name == 'shape' else 'η'} {self.value:.2f}"
+
+
+def rounded_mm(value: float) -> str:
+    """Return a length as text: tenths of a millimeter below 10 mm."""
+    return f"{value:.1f} mm" if value < 10 else f"{value:.0f} mm"
 
 
 def gather(rows: Sequence[TumorRow], dimensions: Mapping[str, Dimension], *, seed: int) -> list[Cell]:

@@ -71,14 +71,16 @@ class Curve:
         """What it says."""
         if self.half is None:
             return f"Half found by {self.quantity}: not reached, {self.why_not}."
-        interval = (
-            f", 95 % interval {self._end(self.half_low, 'below', self.smallest)} to " if self.has_interval else ""
-        )
-        interval += self._end(self.half_high, "above", self.largest) if self.has_interval else ""
-        return f"Half of the tumors are found at a {self.quantity} of {self.half:.3g} {self.unit}{interval}."
+        ends = self._end(self.half_low, "below", self.smallest), self._end(self.half_high, "above", self.largest)
+        interval = f" (95 % interval: {ends[0]} to {ends[1]})" if self.has_interval else ""
+        return f"Half of the tumors are found at a {self.quantity} of {self.put(self.half)}{interval}."
+
+    def put(self, value: float) -> str:
+        """Return a value with its unit: tenths of a millimeter, whole HU."""
+        return f"{value:.{0 if self.unit == 'HU' else 1}f} {self.unit}"
 
     def _end(self, value: float | None, side: str, limit: float) -> str:
-        return f"{side} {limit:.3g}" if value is None else f"{value:.3g}"
+        return f"{side} {self.put(limit)}" if value is None else self.put(value)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the numbers, for JSON."""

@@ -76,6 +76,11 @@ DEFAULTS: Mapping[str, Dimension] = MappingProxyType(
 )
 
 
+def level_name(level: int) -> str:
+    """Return a level as it is written, such as ``μ + 2σ``."""
+    return "μ" if level == 0 else f"μ {'+' if level > 0 else '−'} {'' if abs(level) == 1 else abs(level)}σ"
+
+
 def read_dimensions(path: Path | None, only: Sequence[str] = ()) -> dict[str, Dimension]:
     """Return the dimensions of a benchmark.
 

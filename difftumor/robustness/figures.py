@@ -13,7 +13,7 @@ from difftumor.evaluation.statistics import wilson_interval
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
 from difftumor.robustness.cells import Cell
 from difftumor.robustness.detectability import Curve
-from difftumor.robustness.dimensions import LEVELS
+from difftumor.robustness.dimensions import LEVELS, level_name
 
 Measure = Literal["dsc", "detection"]
 _TITLES = {"dsc": "Mean DSC of the tumor", "detection": "Share of tumors found"}
@@ -42,7 +42,7 @@ def heatmap(cells: Sequence[Cell], measure: Measure, *, values: bool = True) -> 
         axes.text(column, row + 0.24, second, ha="center", va="center", color=color, fontsize=8)
     colors = axes.imshow(np.ma.masked_invalid(grid), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_facecolor("#eceff1")
-    axes.set_xticks(range(len(LEVELS)), [_level_name(level) for level in LEVELS])
+    axes.set_xticks(range(len(LEVELS)), [level_name(level) for level in LEVELS])
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0, labelsize=11)
     axes.xaxis.tick_top()
@@ -82,7 +82,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     if curve.half is not None:
         axes.axvline(curve.half, color=CURVE_COLORS[1], linewidth=1.2, linestyle="--")
         place = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 9, "color": CURVE_COLORS[1]}
-        axes.text(curve.half, 0.99, f"half found: {curve.half:.3g} {curve.unit} ", **place)  # type: ignore[arg-type]
+        axes.text(curve.half, 0.99, f"half found: {curve.put(curve.half)} ", **place)  # type: ignore[arg-type]
     axes.set_xscale("log")
     ticks = _ticks(curve.smallest, curve.largest)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -106,9 +106,3 @@ def _lines_between(axes: Axes, rows: int) -> None:
     axes.set_yticks(np.arange(1, rows) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
-
-
-def _level_name(level: int) -> str:
-    if level == 0:
-        return "μ"
-    return f"μ {'+' if level > 0 else '−'} {'' if abs(level) == 1 else abs(level)}σ"

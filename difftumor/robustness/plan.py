@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from difftumor.errors import SynthesisError
-from difftumor.robustness.dimensions import LEVELS, Dimension, varied
+from difftumor.robustness.dimensions import DEFAULTS, LEVELS, Dimension, varied
 from difftumor.robustness.places import Places, joined
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.decisions import Drawing
@@ -192,8 +192,7 @@ def _radius(record: TumorRecord) -> float:
 
 def _order(variant: Variant) -> tuple[int, int, int]:
     # The order of the file is that of the heatmap.
-    names = ("shape", "size", "texture", "intensity", "location")
-    return names.index(variant.dimension), variant.level, variant.repeat
+    return list(DEFAULTS).index(variant.dimension), variant.level, variant.repeat
 
 
 def distinct(variants: Sequence[Variant]) -> Iterator[list[Variant]]:

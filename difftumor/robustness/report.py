@@ -9,9 +9,9 @@ from difftumor import __version__
 from difftumor.report import Cell as Entry
 from difftumor.report import Report
 from difftumor.robustness.cells import Cell
-from difftumor.robustness.dimensions import LEVELS
+from difftumor.robustness.dimensions import level_name
 from difftumor.robustness.figures import detectability_figure, heatmap
-from difftumor.robustness.results import LEVEL_NAMES, WORST_HEADER, Results, worst_row
+from difftumor.robustness.results import WORST_HEADER, Results, worst_row
 from difftumor.robustness.worst import WorstCase
 
 _READING = (
@@ -83,7 +83,7 @@ def _add_worst(report: Report, worst: Sequence[WorstCase]) -> None:
 
 
 def _cells(cell: Cell) -> list[Entry]:
-    level = LEVEL_NAMES[LEVELS.index(cell.level)]
+    level = level_name(cell.level)
     if not cell.rows or cell.detection_interval is None:
         return [cell.dimension.name, level, cell.physical, "no room", None, None, None, None]
     found = f"{cell.found} ({cell.detection_interval.low:.2f} to {cell.detection_interval.high:.2f})"

@@ -9,12 +9,10 @@ from typing import Any
 
 from difftumor.robustness.cells import Cell, gather
 from difftumor.robustness.detectability import Curve, contrast_curve, diameter_curve
-from difftumor.robustness.dimensions import LEVELS, Dimension, varied
+from difftumor.robustness.dimensions import Dimension, level_name, varied
 from difftumor.robustness.figures import Measure
 from difftumor.robustness.scan_run import ScanResult, TumorRow
 from difftumor.robustness.worst import WorstCase
-
-LEVEL_NAMES = tuple("μ" if level == 0 else f"{level:+d}σ".replace("-", "−") for level in LEVELS)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,7 +97,7 @@ def worst_row(case: WorstCase) -> tuple[str, ...]:
     """Return the cells of `WORST_HEADER` for a tumor."""
     row = case.row
     contrast = "–" if row.contrast_hu is None else f"{row.contrast_hu:.0f}".replace("-", "−")
-    level = LEVEL_NAMES[LEVELS.index(row.level)]
+    level = level_name(row.level)
     found = "yes" if row.found else "no"
     return (case.name, row.dimension, level, f"{row.diameter_mm:.0f}", contrast, f"{row.dsc:.2f}", found)
 
@@ -119,4 +117,4 @@ def _dsc(cell: Cell) -> float:
 
 def _described(cell: Cell) -> str:
     interval = "" if cell.dsc_interval is None else f" [{cell.dsc_interval.low:.2f}, {cell.dsc_interval.high:.2f}]"
-    return f"{cell.dsc:.2f}{interval} at {LEVEL_NAMES[LEVELS.index(cell.level)]} ({cell.physical})"
+    return f"{cell.dsc:.2f}{interval} at {level_name(cell.level)} ({cell.physical})"

@@ -170,7 +170,7 @@ class Benchmark:
         notes = list(plan.notes)
         space = ModelSpace(scan.ct.grid, self.synthesizer.spacing_mm)
         studio = Studio(self, scan, there)
-        rows: list[TumorRow] = []
+        rows: dict[Variant, TumorRow] = {}
         with folder_written_whole(folder) as staging:
             for variants in distinct(plan.variants):
                 first = variants[0]
@@ -182,8 +182,9 @@ class Benchmark:
                 report, score = studio.score(first)
                 name = f"{RECORDS}/{file_name(first)}"
                 write_json(staging / name, self._record(inputs, report, seed))
-                rows += [_row(case_id, patient, variant, report, score, name) for variant in variants]
-            result = ScanResult(case_id, "done", tuple(rows), tuple(notes), studio.healthy_lesions)
+                rows |= {variant: _row(case_id, patient, variant, report, score, name) for variant in variants}
+            made = tuple(rows[variant] for variant in plan.variants if variant in rows)
+            result = ScanResult(case_id, "done", made, tuple(notes), studio.healthy_lesions)
             write_json(staging / RESULT_FILE, {"request": request, **asdict(result)})
         return result
 

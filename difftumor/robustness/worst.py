@@ -16,6 +16,7 @@ from difftumor.organs import TUMOR
 from difftumor.picture_rows import Panel
 from difftumor.pictures import mask_center, three_planes
 from difftumor.plots import to_png
+from difftumor.robustness.dimensions import level_name
 from difftumor.robustness.region import box_around, part_of
 from difftumor.robustness.scan_run import Benchmark, TumorRow
 from difftumor.spaces import ModelSpace
@@ -93,10 +94,10 @@ def _picture(benchmark: Benchmark, row: TumorRow, folder: Path) -> bytes:
     ct, labels = read_ct(folder / CT_FILE), read_labels(folder / LABELS_FILE)
     box = box_around(labels.data > 0, ct.grid.spacing_mm, benchmark.margin_mm)
     part = part_of(ct, box)
-    title = f"{row.case}: {row.dimension} μ {row.level:+d}σ, {row.diameter_mm:.0f} mm, DSC {row.dsc:.2f}"
+    title = f"{row.case}: {row.dimension} at {level_name(row.level)}, {row.diameter_mm:.0f} mm, DSC {row.dsc:.2f}"
     return _drawn(
         part, labels.data[box.slices], benchmark.predict(part), organ=benchmark.synthesizer.organ.name,
-        title=title.replace("-", "−") if row.level < 0 else title,
+        title=title,
     )  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from difftumor import __version__
 from difftumor.files import folder_written_whole
 from difftumor.plots import save_png
 from difftumor.robustness.cells import CELL_COLUMNS, cell_row
-from difftumor.robustness.dimensions import varied
+from difftumor.robustness.dimensions import LEVELS, level_name, varied
 from difftumor.robustness.figures import Measure, detectability_figure, heatmap
 from difftumor.robustness.report import report_page
-from difftumor.robustness.results import LEVEL_NAMES, WORST_HEADER, Results, worst_row
+from difftumor.robustness.results import WORST_HEADER, Results, worst_row
 from difftumor.robustness.scan_run import TumorRow
 from difftumor.robustness.worst import WorstCase
 from difftumor.tables import markdown_table, write_csv, write_json
@@ -74,7 +74,7 @@ def _plain(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
 
 
 def _markdown(results: Results, worst: Sequence[WorstCase]) -> str:
-    header = ["", *LEVEL_NAMES]
+    header = ["", *map(level_name, LEVELS)]
     parts = [f"# Robustness: {results.organ}", results.introduction]
     parts += [
         "## Which dimension matters",

@@ -1,0 +1,124 @@
+"""Curves find the threshold that made them, and say so where there is none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from difftumor.robustness.detectability import contrast_curve, diameter_curve
+from difftumor.robustness.dimensions import DEFAULTS
+from tests.robustness.makers import row
+
+DIAMETERS = 10 * 1.2 ** np.arange(-3.0, 4.0)
+
+
+def sizes(found, patients=8):
+    """One tumor per patient and level, found as a function of diameter and a random number says."""
+    generator = np.random.default_rng(0)
+    return [
+        row(
+            case=f"c{p}", patient=f"p{p}", level=level - 3, diameter_mm=d * (1 + 0.02 * (p % 5)),
+            found=bool(found(d * (1 + 0.02 * (p % 5)), generator.random())),
+        )
+        for p in range(patients)
+        for level, d in enumerate(DIAMETERS)
+    ]  # fmt: skip
+
+
+def test_a_sharp_threshold():
+    curve = diameter_curve(sizes(lambda d, _: d > 10.9), seed=0)
+    assert curve.half == pytest.approx(10.9, rel=0.05)
+    assert curve.half_low == pytest.approx(10.9, rel=0.15)
+    assert curve.half_high == pytest.approx(10.9, rel=0.15)
+    assert curve.half_low <= curve.half <= curve.half_high
+    assert curve.probability[0] < 0.01
+    assert curve.probability[-1] > 0.99
+    assert f"found at a diameter of {curve.half:.1f} mm (95 % interval: " in curve.sentence
+
+
+def test_a_gentle_curve_is_that_of_an_independent_fit():
+    rows = sizes(lambda d, chance: chance < 1 / (1 + (d / 9) ** -4), patients=100)
+    curve = diameter_curve(rows, seed=0)
+    x = np.log([r.diameter_mm for r in rows])
+    y = np.array([r.found for r in rows])
+    loss = lambda b: np.logaddexp(0, np.where(y, -1, 1) * (b[0] + b[1] * (x - x.mean()))).sum()  # noqa: E731
+    intercept, slope = minimize(loss, [0.0, 1.0]).x
+    assert curve.half == pytest.approx(np.exp(x.mean() - intercept / slope), rel=0.005)
+    assert curve.half == pytest.approx(9, rel=0.1)
+    expected = 1 / (1 + np.exp(-(intercept + slope * (np.log(curve.x) - x.mean()))))
+    assert curve.probability == pytest.approx(expected, abs=0.005)
+    assert (curve.low <= curve.probability + 1e-9).all()
+    assert (curve.probability <= curve.high + 1e-9).all()
+    assert curve.half_low < 9.2 < curve.half_high
+
+
+def test_intervals_narrow_with_patients():
+    few, many = (diameter_curve(sizes(lambda d, c: c < 1 / (1 + (d / 9) ** -4), patients=n), seed=0) for n in (10, 100))
+    assert many.half_high - many.half_low < few.half_high - few.half_low
+
+
+@pytest.mark.parametrize(
+    ("found", "note"),
+    [
+        (lambda d, c: True, "all were found, down to 5.79 mm"),
+        (lambda d, c: False, "none was found, up to 18.7 mm"),
+        (lambda d, c: c > 0.1, "more than half are found everywhere between 5.79 and 18.7 mm"),
+        (lambda d, c: c > 0.9, "less than half are found everywhere between 5.79 and 18.7 mm"),
+        (lambda d, c: d < 12, ""),
+    ],
+)
+def test_no_threshold_where_none_was_measured(found, note):
+    curve = diameter_curve(sizes(found), seed=0)
+    assert curve.half is None
+    assert f"not reached, {note}" in curve.sentence
+
+
+def test_ends_beyond_what_was_measured_are_said():
+    rows = sizes(lambda d, c: c < 1 / (1 + (d / 5.9) ** -3), patients=6)
+    curve = diameter_curve(rows, seed=0)
+    assert curve.half is not None
+    assert curve.half_low is None
+    assert "(95 % interval: below 5.8 mm to " in curve.sentence
+
+
+def test_a_single_patient_has_no_interval():
+    curve = diameter_curve([replace(r, patient="one") for r in sizes(lambda d, _: d > 10)], seed=0)
+    assert not curve.has_interval
+    assert curve.low is None
+    assert curve.half == pytest.approx(10, rel=0.08)
+    assert "interval" not in curve.sentence
+
+
+def test_order_does_not_matter_and_the_seed_does():
+    rows = sizes(lambda d, c: c < 1 / (1 + (d / 9) ** -2))
+    first, second = diameter_curve(rows, seed=0), diameter_curve(rows[::-1], seed=0)
+    assert first.to_plain() == second.to_plain()
+    np.testing.assert_array_equal(first.low, second.low)
+    assert not np.array_equal(first.low, diameter_curve(rows, seed=1).low)
+
+
+def test_contrast_is_absolute_and_of_one_side():
+    values = {-60.0: True, -50.0: True, -40.0: True, -30.0: True, -20.0: False, -10.0: False, 15.0: True, 30.0: True}
+    rows = [
+        row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, found=found)
+        for number, (hu, found) in enumerate(values.items())
+    ]
+    rows.append(row(dimension="intensity", contrast_hu=None))
+    curve = contrast_curve(rows, DEFAULTS["intensity"], seed=0)
+    assert (curve.tumors, curve.found) == (6, 4)
+    assert (curve.smallest, curve.largest) == (10, 60)
+    assert 20 < curve.half < 30
+    assert f"at a contrast of {curve.half:.0f} HU" in curve.sentence
+    bright = contrast_curve(
+        [replace(r, contrast_hu=-r.contrast_hu) for r in rows[:-1]], replace(DEFAULTS["intensity"], mean=45.0), seed=0
+    )
+    assert bright.half == curve.half
+
+
+def test_only_tumors_that_differ_in_it_count():
+    rows = sizes(lambda d, _: d > 10)
+    others = [replace(r, dimension="shape", found=not r.found) for r in rows]
+    assert diameter_curve(rows + others, seed=0).to_plain() == diameter_curve(rows, seed=0).to_plain()
+    assert diameter_curve(others, seed=0) is None
+    assert diameter_curve(rows[:4], seed=0) is None

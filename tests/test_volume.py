@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from difftumor.errors import GridMismatchError, VolumeError
 from difftumor.grids import Box
 from difftumor.spaces import ModelSpace
-from difftumor.volume import check_same_grid, read_ct, read_grid, read_labels, same_outside, write_ct, write_labels
+from difftumor.volume import (
+    as_stored,
+    check_same_grid,
+    read_ct,
+    read_grid,
+    read_labels,
+    same_outside,
+    write_ct,
+    write_labels,
+)
 from tests.nifti import LPS, ct_values, write_nifti
 
 NAMES = ("ct.nii", "ct.nii.gz")
@@ -548,3 +557,15 @@ def test_round_trip_of_the_abdomen(real_data, tmp_path):
     np.testing.assert_array_equal(space.to_native(model, kind="labels"), organs.data)
     write_ct(tmp_path / "same.nii.gz", ct, ct.data, np.zeros(ct.grid.shape, bool))
     assert _bytes(tmp_path / "same.nii.gz") == _bytes(ct.path)
+
+
+@pytest.mark.parametrize("options", [{}, {"slope": 0.5, "inter": -1024.0}])
+def test_as_stored_is_what_comes_back_from_a_file(tmp_path, options):
+    values = np.zeros((4, 3, 2), np.int16) if not options else np.full((4, 3, 2), 40, np.int16)
+    values[0, 0, 0] = -1000 if not options else 0
+    original = read_ct(write_nifti(tmp_path / "a.nii.gz", values, **options))
+    hu = original.data + np.linspace(-3.3, 40000, 24, dtype=np.float32).reshape(4, 3, 2)
+    write_ct(tmp_path / "b.nii.gz", original, hu, np.ones(hu.shape, bool))
+    expected = read_ct(tmp_path / "b.nii.gz").data
+    np.testing.assert_array_equal(as_stored(original, hu), expected)
+    assert (expected != hu).any()

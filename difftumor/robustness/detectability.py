@@ -106,7 +106,10 @@ def contrast_curve(rows: Sequence[TumorRow], intensity: Dimension, *, seed: int)
     pairs = [
         (row, max(sign * row.contrast_hu, _LEAST_HU))
         for row in rows
-        if row.dimension == "intensity" and row.contrast_hu is not None and sign * row.contrast_hu > 0
+        if row.dimension == "intensity"
+        and row.contrast_hu is not None
+        and sign * row.value > 0
+        and sign * row.contrast_hu > 0
     ]
     return _curve(pairs, "contrast", "HU", seed)
 

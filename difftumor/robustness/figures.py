@@ -59,10 +59,12 @@ def heatmap(cells: Sequence[Cell], measure: Measure, *, values: bool = True) -> 
 
 def detectability_figure(curves: Sequence[Curve]) -> Figure:
     """Draw the probability of detection over diameter and over contrast, with what was counted at each level."""
-    figure, all_axes = new_axes(len(curves), (4.9 * len(curves), 3.8), None)
+    figure, all_axes = new_axes(len(curves), (4.9 * len(curves), 4.0), None)
     for axes, curve in zip(all_axes, curves, strict=True):
         _draw_curve(axes, curve)
     all_axes[0].set_ylabel("share of tumors found", fontsize=10)
+    handles = all_axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -81,8 +83,8 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         axes.errorbar([x], [share], ends, fmt="o", color="#1c2329", markersize=4, linewidth=0.9, label=label)
     if curve.half is not None:
         axes.axvline(curve.half, color=CURVE_COLORS[1], linewidth=1.2, linestyle="--")
-        place = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 9, "color": CURVE_COLORS[1]}
-        axes.text(curve.half, 0.99, f"half found: {curve.put(curve.half)} ", **place)  # type: ignore[arg-type]
+        place = {"transform": axes.transAxes, "ha": "left", "va": "top", "fontsize": 10, "color": CURVE_COLORS[1]}
+        axes.text(0.02, 0.96, f"half found at {curve.put(curve.half)}", **place)  # type: ignore[arg-type]
     axes.set_xscale("log")
     ticks = _ticks(curve.smallest, curve.largest)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -90,13 +92,13 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     axes.set_ylim(-0.04, 1.04)
     name = "diameter" if curve.quantity == "diameter" else "contrast to the organ, absolute"
     axes.set_xlabel(f"{name} ({curve.unit})", fontsize=10)
-    finish_axes(axes, legend=True)
-    if axes.legend_ is not None:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    finish_axes(axes, legend=False)
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    round_numbers = [digit * 10.0**power for power in range(-1, 4) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
+    # Fewer of them where they would run into each other.
+    digits = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    round_numbers = [digit * 10.0**power for power in range(-1, 4) for digit in digits]
     inside = [number for number in round_numbers if low * 0.98 <= number <= high * 1.02]
     return inside or [low, high]
 

@@ -204,5 +204,11 @@ def distinct(variants: Sequence[Variant]) -> Iterator[list[Variant]]:
 
 
 def file_name(variant: Variant) -> str:
-    """Return the name of a tumor's record, such as ``size+2_0.json``; level 0 stands for its mean."""
-    return f"{variant.dimension}{variant.level:+d}_{variant.repeat}.json"
+    """Return the name of a tumor's record, such as ``size+2_0.json``; ``mean_0.json`` is in several cells."""
+    kind = "mean" if is_mean(variant.dimension, variant.level) else f"{variant.dimension}{variant.level:+d}"
+    return f"{kind}_{variant.repeat}.json"
+
+
+def is_mean(dimension: str, level: int) -> bool:
+    """Whether a tumor has the mean of every dimension, at the place of all but those that differ in location."""
+    return level == 0 and dimension != "location"

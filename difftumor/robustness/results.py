@@ -11,6 +11,7 @@ from difftumor.robustness.cells import Cell, gather
 from difftumor.robustness.detectability import Curve, contrast_curve, diameter_curve
 from difftumor.robustness.dimensions import Dimension, level_name, varied
 from difftumor.robustness.figures import Measure
+from difftumor.robustness.plan import is_mean
 from difftumor.robustness.scan_run import ScanResult, TumorRow
 from difftumor.robustness.worst import WorstCase
 
@@ -99,7 +100,8 @@ def worst_row(case: WorstCase) -> tuple[str, ...]:
     contrast = "–" if row.contrast_hu is None else f"{row.contrast_hu:.0f}".replace("-", "−")
     level = level_name(row.level)
     found = "yes" if row.found else "no"
-    return (case.name, row.dimension, level, f"{row.diameter_mm:.0f}", contrast, f"{row.dsc:.2f}", found)
+    dimension = "mean tumor" if is_mean(row.dimension, row.level) else row.dimension
+    return (case.name, dimension, level, f"{row.diameter_mm:.0f}", contrast, f"{row.dsc:.2f}", found)
 
 
 def _number(cell: Cell, measure: Measure) -> str:

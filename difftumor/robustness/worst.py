@@ -17,6 +17,7 @@ from difftumor.picture_rows import Panel
 from difftumor.pictures import mask_center, three_planes
 from difftumor.plots import to_png
 from difftumor.robustness.dimensions import level_name
+from difftumor.robustness.plan import is_mean
 from difftumor.robustness.region import box_around, part_of
 from difftumor.robustness.scan_run import Benchmark, TumorRow
 from difftumor.spaces import ModelSpace
@@ -94,7 +95,8 @@ def _picture(benchmark: Benchmark, row: TumorRow, folder: Path) -> bytes:
     ct, labels = read_ct(folder / CT_FILE), read_labels(folder / LABELS_FILE)
     box = box_around(labels.data > 0, ct.grid.spacing_mm, benchmark.margin_mm)
     part = part_of(ct, box)
-    title = f"{row.case}: {row.dimension} at {level_name(row.level)}, {row.diameter_mm:.0f} mm, DSC {row.dsc:.2f}"
+    kind = "mean tumor" if is_mean(row.dimension, row.level) else f"{row.dimension} at {level_name(row.level)}"
+    title = f"{row.case}: {kind}, {row.diameter_mm:.0f} mm, DSC {row.dsc:.2f}"
     return _drawn(
         part, labels.data[box.slices], benchmark.predict(part), organ=benchmark.synthesizer.organ.name,
         title=title,

@@ -101,18 +101,17 @@ def test_order_does_not_matter_and_the_seed_does():
 def test_contrast_is_absolute_and_of_one_side():
     values = {-60.0: True, -50.0: True, -40.0: True, -30.0: True, -20.0: False, -10.0: False, 15.0: True, 30.0: True}
     rows = [
-        row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, found=found)
+        row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, value=hu, found=found)
         for number, (hu, found) in enumerate(values.items())
     ]
-    rows.append(row(dimension="intensity", contrast_hu=None))
+    rows.append(row(dimension="intensity", value=-40.0, contrast_hu=None))
     curve = contrast_curve(rows, DEFAULTS["intensity"], seed=0)
     assert (curve.tumors, curve.found) == (6, 4)
     assert (curve.smallest, curve.largest) == (10, 60)
     assert 20 < curve.half < 30
     assert f"at a contrast of {curve.half:.0f} HU" in curve.sentence
-    bright = contrast_curve(
-        [replace(r, contrast_hu=-r.contrast_hu) for r in rows[:-1]], replace(DEFAULTS["intensity"], mean=45.0), seed=0
-    )
+    mirrored = [replace(r, contrast_hu=-r.contrast_hu, value=-r.value) for r in rows[:-1]]
+    bright = contrast_curve(mirrored, replace(DEFAULTS["intensity"], mean=45.0), seed=0)
     assert bright.half == curve.half
 
 

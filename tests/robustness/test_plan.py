@@ -83,7 +83,7 @@ def test_the_mean_is_one_tumor_but_for_its_place(plan):
     assert len(groups) == 2 * (1 + 4 * 6 + 7)
     (shared,) = [group for group in groups if len(group) > 1 and group[0].repeat == 0]
     assert [v.dimension for v in shared] == ["shape", "size", "texture", "intensity"]
-    assert file_name(shared[0]) == "shape+0_0.json"
+    assert file_name(shared[0]) == "mean_0.json"
 
 
 def test_repeats_are_other_tumors_elsewhere(plan):

@@ -1,0 +1,169 @@
+"""Cells, tables, figures and pages of tumors whose scores are known, and which tumors are the worst."""
+
+import csv
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from difftumor.evaluation.statistics import bootstrap_mean, wilson_interval
+from difftumor.robustness.cells import cell_row, gather
+from difftumor.robustness.dimensions import LEVELS
+from difftumor.robustness.figures import detectability_figure, heatmap
+from difftumor.robustness.results import Results
+from difftumor.robustness.scan_run import ScanResult
+from difftumor.robustness.worst import WorstCase, choose_worst
+from difftumor.robustness.writing import RESULT_FILES, write_results
+from tests.robustness.makers import dimensions, row
+
+
+def scan(name, scores):
+    """One scan whose tumors of level 0 are one; DSC by dimension and level."""
+    rows = [
+        row(
+            case=name, patient=name, dimension=dimension, level=level, dsc=dsc, nsd=dsc / 2, found=dsc > 0,
+            value=-5.0, diameter_mm=10 + level, contrast_hu=-40.0 + 10 * level, depth_mm=20.0 + level,
+            record="records/mean_0.json" if level == 0 else f"records/{dimension}{level:+d}_0.json",
+        )
+        for (dimension, level), dsc in scores.items()
+    ]  # fmt: skip
+    return ScanResult(name, "done", tuple(rows), (), 2)
+
+
+CHOSEN = dimensions("size", "intensity")
+TWO = [
+    scan("a", {("size", level): max(0.0, 0.2 * (level + 1)) for level in LEVELS}),
+    scan("b", {("size", level): 0.8 for level in LEVELS} | {("intensity", 0): 0.8, ("intensity", -1): 0.0}),
+]
+
+
+def results(scans=TWO, **changes):
+    values = {
+        "organ": "liver",
+        "dimensions": CHOSEN,
+        "scans": scans,
+        "settings": {"seed": 0, "model": ["m"]},
+        "seed": 0,
+    }
+    return Results(**{**values, **changes})
+
+
+def test_cells_by_hand():
+    cells = gather([r for s in TWO for r in s.rows], CHOSEN, seed=0)
+    assert [(c.dimension.name, c.level) for c in cells] == [(n, lv) for n in ("size", "intensity") for lv in LEVELS]
+    found = cell_row(next(c for c in cells if (c.dimension.name, c.level) == ("size", -1)))
+    assert (found["scans"], found["tumors"], found["found"], found["detection"]) == (2, 2, 1, 0.5)
+    assert (found["dsc"], found["nsd"]) == (pytest.approx(0.4), pytest.approx(0.2))
+    interval = bootstrap_mean([0.0, 0.8], ["a", "b"], seed=0)
+    assert (found["dsc_low"], found["dsc_high"]) == (interval.low, interval.high)
+    wilson = wilson_interval(1, 2)
+    assert (found["detection_low"], found["detection_high"]) == (wilson.low, wilson.high)
+    assert (found["diameter_mm"], found["contrast_hu"]) == (9, -50)
+    alone = cell_row(next(c for c in cells if (c.dimension.name, c.level) == ("intensity", -1)))
+    assert (alone["tumors"], alone["dsc"], alone["dsc_low"]) == (1, 0, None)
+    empty = cell_row(cells[-1])
+    assert (empty["tumors"], empty["dsc"], empty["detection"], empty["diameter_mm"]) == (0, None, None, None)
+
+
+def test_physical_values():
+    names = dimensions()
+    cells = {
+        c.dimension.name: c.physical
+        for c in gather([row(dimension="location", level=-3, depth_mm=d) for d in (10.0, 14.0)], names, seed=0)
+        if c.level == -3
+    }
+    assert cells == {
+        "shape": "σe/r 0.05", "size": "5.8 mm", "texture": "η 1.00", "intensity": "−105 HU", "location": "12 mm deep"
+    }  # fmt: skip
+
+
+def test_the_introduction_counts_tumors_once():
+    found = results()
+    assert found.tumors == 7 + 8
+    assert found.introduction == (
+        "15 hand-crafted tumors in the liver of 2 scans, one at a time. The mean tumor was found in 2 of 2 tries, with "
+        "a DSC of 0.50. Without a tumor, 2.0 lesions were predicted per scan."
+    )
+
+
+def test_the_widest_dimension_comes_first():
+    first, second = results().ranges()
+    assert (first[0], first[3], second[0], second[3]) == ("intensity", "0.80", "size", "0.40")
+    assert first[1] == "0.00 at μ − σ (−65 HU)"
+    assert second[2].startswith("0.80 [0.80, 0.80] at μ + 3σ (17 mm)")
+
+
+def test_the_worst_are_missed_ones_near_the_mean_and_of_several_scans():
+    rows = [
+        row(case="a", dimension="size", level=-3, dsc=0.0, record="1"),
+        row(case="a", dimension="size", level=-1, dsc=0.0, record="2"),
+        row(case="a", dimension="shape", level=0, dsc=0.1, record="3"),
+        row(case="a", dimension="intensity", level=0, dsc=0.1, record="3"),
+        row(case="b", dimension="size", level=-1, dsc=0.0, diameter_mm=20.0, record="2"),
+        row(case="b", dimension="shape", level=2, dsc=0.05, record="4"),
+        row(case="c", dimension="shape", level=2, dsc=0.9, record="4"),
+    ]
+    for order in (rows, rows[::-1]):
+        found = [(r.case, r.record) for r in choose_worst(order, 4)]
+        assert found == [("b", "2"), ("a", "2"), ("b", "4"), ("a", "3")]
+    assert choose_worst(rows, 0) == []
+    assert len(choose_worst(rows, 100)) == 5
+
+
+def texts(figure):
+    return {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+def test_heatmaps_write_numbers_and_values():
+    figure = heatmap(gather([r for s in TWO for r in s.rows], CHOSEN, seed=0), "dsc")
+    assert {"0.40", "12 mm", "−105 HU", "no room"} <= texts(figure)
+    plain = heatmap(gather([r for s in TWO for r in s.rows], CHOSEN, seed=0), "detection", values=False)
+    assert "0.50" in texts(plain)
+    assert "12 mm" not in texts(plain)
+    clamped = dimensions("texture")
+    cells = gather([row(dimension="texture", level=level) for level in LEVELS], clamped, seed=0)
+    drawn = heatmap(cells, "dsc")
+    assert {"0.80*", "0.80"} <= texts(drawn)
+    assert drawn.axes[0].get_xlabel() == "* held at a limit of the dimension"
+    assert plain.axes[0].get_xlabel() == ""
+
+
+def test_curves_are_drawn():
+    figure = detectability_figure(results().curves)
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_xlabel() == "diameter (mm)"
+
+
+def test_all_files_are_written(tmp_path):
+    found = results([*TWO, ScanResult("bad", "failed", notes=("It <is> broken.",))])
+    picture = heatmap_png(found)
+    worst = [WorstCase(choose_worst(found.rows, 1)[0], "b_intensity-1_0", picture)]
+    (tmp_path / "mine.txt").write_text("stays")
+    for _ in range(2):  # results are replaced
+        write_results(tmp_path, found, worst)
+    assert {p.name for p in tmp_path.iterdir()} == {*RESULT_FILES, "pictures", "mine.txt"}
+    with (tmp_path / "tumors.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 16
+    assert rows[0]["record"] == "scans/a/records/size-3_0.json"
+    assert (rows[0]["found"], rows[0]["clamped"]) == ("0", "0")
+    with (tmp_path / "cells.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 14
+    content = json.loads((tmp_path / "robustness.json").read_text())
+    assert content["tumors"] == 15
+    assert content["worst"][0]["folder"] == "worst/b_intensity-1_0"
+    assert [scan["status"] for scan in content["scans"]] == ["done", "done", "failed"]
+    assert content["detectability"][0]["quantity"] == "diameter"
+    text = (tmp_path / "robustness.md").read_text()
+    assert "| size | 0.40 |" in text
+    assert "- bad: It <is> broken." in text
+    page = (tmp_path / "report.html").read_text()
+    assert "It &lt;is&gt; broken." in page
+    assert page.count("<img") == 4
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def heatmap_png(found):
+    from difftumor.plots import to_png
+
+    return to_png(heatmap(found.cells, "dsc"), dpi=40)

@@ -223,10 +223,12 @@ def _interval(value: float, drawn: np.ndarray) -> tuple[float, float] | None:
 
     Only a kernel distance may be negative; its value says so, or that of a resample.
     """
-    if not drawn.size or not math.isfinite(value) or not np.isfinite(drawn).all():
+    known = drawn[np.isfinite(drawn)]
+    # By chance, no tumor that was drawn may have what is compared; where that is usual, nothing is known.
+    if 2 * len(known) <= len(drawn) or not math.isfinite(value):
         return None
-    low, high = (2 * value - float(edge) for edge in np.percentile(drawn, (97.5, 2.5)))
-    least = 0.0 if min(value, drawn.min()) >= 0 else -math.inf
+    low, high = (2 * value - float(edge) for edge in np.percentile(known, (97.5, 2.5)))
+    least = 0.0 if min(value, known.min()) >= 0 else -math.inf
     return max(low, least), max(high, least)
 
 

@@ -115,6 +115,17 @@ def test_the_frechet_distance_has_no_interval_and_others_have():
         assert (measurement.interval is None) == key.startswith("fid"), key
 
 
+def test_a_resample_without_a_number_does_not_take_the_interval():
+    def small(each):
+        texture = replace(each.tumor.texture, entropy=float("nan"))
+        return replace(each, tumor=replace(each.tumor, texture=texture))
+
+    real, synthetic = tumors(8), tumors(8, prefix="s")
+    several = by_key(measured([*real[:3], *map(small, real[3:])], synthetic))["texture_entropy"]
+    assert several.interval is not None
+    assert np.isfinite(several.interval).all()
+
+
 def test_few_tumors_and_patients_are_said():
     quality = measured(tumors(6), tumors(3, prefix="s"))
     assert "Only 6 real and 3 synthetic tumors" in quality.warnings[0]

@@ -125,9 +125,7 @@ def measure_quality(
     if not real or not synthetic:
         raise ValueError("both sets need tumors")
     settings = settings or QualitySettings()
-    sets = [
-        sorted(tumors, key=lambda s: (s.tumor.patient, s.tumor.case, s.tumor.number)) for tumors in (real, synthetic)
-    ]
+    sets = [sorted(tumors, key=_order) for tumors in (real, synthetic)]
     first, second = np.arange(len(real)), np.arange(len(synthetic)) + len(real)
     patients = [_by_patient(tumors, offset) for tumors, offset in zip(sets, (0, len(real)), strict=True)]
     splits = _splits(patients[0], patients[1], settings) if len(patients[0]) >= LEAST_PATIENTS else []

@@ -254,7 +254,7 @@ def _warnings(distances: Distances, name: Name, value: float, tumors: int) -> tu
         return ()
     what = f"{vectors} slices of {tumors} tumors" if distances.vectors > 1 else f"{tumors} tumors"
     return (
-        f"FID with {name.network}: the smaller list has {what}, fewer than the {distances.dimensions} feature "
+        f"FID with {name.network}: the smaller list has {what}, not more than {distances.dimensions} feature "
         "dimensions, so that it is far too high. Compare sets of equal size alone, and look at the kernel distance.",
     )
 

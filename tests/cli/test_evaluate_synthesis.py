@@ -115,7 +115,7 @@ def test_features_and_the_same_seed_give_the_same_files(real, synthetic, tmp_pat
     assert network["sha256"] == sha256_of(tmp_path / "weights.pth")
     fid = next(each for each in record["distances"] if each["distance"] == "fid_radimagenet_resnet50")
     assert fid["value"] > 0
-    assert "fewer than the 2048 feature dimensions" in fid["warnings"][0]
+    assert "not more than 2048 feature dimensions" in fid["warnings"][0]
     page = (tmp_path / "one" / "report.html").read_text()
     assert "10 slices of 5 tumors" in page
     assert network["sha256"] in page

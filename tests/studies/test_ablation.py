@@ -20,7 +20,7 @@ DSC, SENSITIVITY = "all tumors DSC (%)", "small tumors sensitivity (%)"
 
 def words(folder, out, *more):
     return [
-        "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "2", "--steps", "4",
+        "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "1", "--steps", "4",
         *SEGMENTATION, *UNET, f"data.healthy_root={folder}/cohort", *more,
     ]  # fmt: skip
 
@@ -33,16 +33,16 @@ def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, 
     with (out / "ablation.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [tuple(row[name] == "✓" for name in COMPONENTS) for row in rows] == list(ABLATIONS.values())
-    assert all(" ± " in row[DSC] for row in rows)
+    assert all(0 <= float(row[DSC]) <= 100 for row in rows)
     assert {row[SENSITIVITY] for row in rows} == {""}  # all tumors of the cohort have a radius over 5 mm
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         "ablation.csv", "ablation.md", "report.html", "trainings.png"
     }  # fmt: skip
     trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
-    assert len(trainings) == 10
+    assert len(trainings) == 5
     for name, (tiny, elastic, blurred) in ABLATIONS.items():
-        options = trainings[f"{name}_1"]["config"]
-        assert (options["tumors"], options["data"]["normalization"], options["seed"]) == ("handcrafted", "zscore", 1)
+        options = trainings[f"{name}_0"]["config"]
+        assert (options["tumors"], options["data"]["normalization"], options["seed"]) == ("handcrafted", "zscore", 0)
         synthesis = options["synthesis"]
         assert (synthesis["sizes"]["tiny"], synthesis["irregularity"], synthesis["blur_mm"]) == (
             float(tiny), float(elastic), None if blurred else 0.0

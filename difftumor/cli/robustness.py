@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from difftumor.robustness.scan_run import Benchmark, ScanResult
-    from difftumor.synthesis.scan_inputs import ScanInputs
-
-_COLUMNS = ("case", "status", "tumors", "found", "notes", "error")
 TUMORS, SCANS, MODEL, RESULTS = "Which tumors", "Scans and organ", "Segmenter", "Results"
 
 
@@ -98,14 +93,23 @@ def robustness(
     min_volume_mm3: Annotated[
         float, typer.Option(help="Drop smaller tumors from predictions.", min=0.0, rich_help_panel=MODEL)
     ] = 0.0,
-    whole_scan: Annotated[
+    organ_only: Annotated[
         bool,
         typer.Option(
-            "--whole-scan",
-            help="Predict whole scans, not only the organ and a window around it.",
+            "--organ-only",
+            help="Predict the organ and a window around it, not the whole scan: faster, but windows lie elsewhere than "
+            "in difftumor predict.",
             rich_help_panel=MODEL,
         ),
     ] = False,
+    memory_gib: Annotated[
+        float,
+        typer.Option(
+            help="Memory for what windows gave without a tumor: then only windows that see a tumor are computed.",
+            min=0.0,
+            rich_help_panel=MODEL,
+        ),
+    ] = 4.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)] = "auto",
     windows_per_batch: Annotated[
         int, typer.Option(help="Windows predicted together.", min=1, rich_help_panel=MODEL)
@@ -146,6 +150,7 @@ def robustness(
     where it stopped.
     """
     from difftumor.artifacts import load_artifact
+    from difftumor.cli.robustness_run import check_inputs, run_benchmark, scans_of
     from difftumor.cli.synthesis_options import Files
     from difftumor.devices import pick_device
     from difftumor.files import check_folder
@@ -161,8 +166,8 @@ def robustness(
     options = PredictionOptions(overlap=overlap, organ_filter=organ_filter, min_volume_mm3=min_volume_mm3)
     check_folder(out, option="--out")
     files = Files(None, organ_mask, None, organ_label, convention, None)
-    ready, unusable = _scans(cases, host.name, organ_mask, files.numbers(), convention)
-    _check_inputs(out, [cases, *model], ready)
+    ready, unusable = scans_of(cases, host.name, organ_mask, files.numbers(), convention)
+    check_inputs(out, [cases, *model], ready)
     on = pick_device(device)
     artifacts = [load_artifact(m, kind="segmenter", device=on, allow_incomplete=allow_incomplete) for m in model]
     about = {
@@ -173,11 +178,13 @@ def robustness(
     }
     benchmark = Benchmark(
         synthesizer=load_synthesizer(None, organ=host),
-        predict=LabelPredictor(artifacts, options, windows_per_batch=windows_per_batch),
+        predict=LabelPredictor(
+            artifacts, options, windows_per_batch=windows_per_batch, memory_bytes=int(memory_gib * 2**30)
+        ),
         dimensions=chosen,
         seed=seed,
         repeats=repeats,
-        margin_mm=None if whole_scan else seen_around_mm(artifacts),
+        margin_mm=seen_around_mm(artifacts) if organ_only else None,
         tolerance_mm=tolerance_mm,
         minimum_iou=minimum_iou,
         about=about,
@@ -190,110 +197,10 @@ def robustness(
         "seed": seed,
     }
     settings |= {"tolerance_mm": tolerance_mm, "minimum_iou": minimum_iou, **about, "margin_mm": benchmark.margin_mm}
-    _run(benchmark, ready, unusable, out, settings, worst=worst, values=values, overwrite=overwrite)
-
-
-Ready = Sequence[tuple[str, str, "ScanInputs"]]
-
-
-def _run(
-    benchmark: Benchmark,
-    ready: Ready,
-    unusable: Sequence[ScanResult],
-    out: Path,
-    settings: Mapping[str, Any],
-    *,
-    worst: int,
-    values: bool,
-    overwrite: bool,
-) -> None:
-    from difftumor.cli.many import summarized
-    from difftumor.cli.progress import progress_bar
-    from difftumor.errors import CaseListError
-    from difftumor.robustness.results import Results
-    from difftumor.robustness.worst import choose_worst, write_worst
-    from difftumor.robustness.writing import SCANS as DONE
-    from difftumor.robustness.writing import WORST, write_results
-
-    scans = list(unusable)
-    order = [result.case for result in unusable] + [case_id for case_id, _, _ in ready]
-    with summarized(out, _COLUMNS, order) as rows:
-        rows += map(_row, unusable)
-        with progress_bar("Scans", len(ready)) as advance:
-            for result in benchmark.run_all(ready, out / DONE, overwrite=overwrite):
-                scans.append(result)
-                rows.append(_row(result))
-                typer.echo(_described(result), err=result.status == "failed")
-                advance()
-        results = Results(
-            organ=benchmark.synthesizer.organ.name, dimensions=benchmark.dimensions, scans=scans, settings=settings,
-            seed=benchmark.seed,
-        )  # fmt: skip
-        if results.rows:
-            chosen = choose_worst(results.rows, worst)
-            inputs = {case_id: files for case_id, _, files in ready}
-            shown = write_worst(benchmark, chosen, inputs, scans=out / DONE, out=out / WORST)
-            write_results(out, results, shown, values=values)
-            for line in (results.introduction, *(curve.sentence for curve in results.curves)):
-                typer.echo(line)
-            typer.echo(f"Results are in {out}: open report.html.")
-    if not results.rows:
-        raise CaseListError(f"No tumor was made in any scan: see {out / 'summary.csv'}.")
-
-
-def _scans(
-    source: Path, organ: str, masks: Path | None, organ_labels: tuple[int, ...], convention: str | None
-) -> tuple[Ready, list[ScanResult]]:
-    """Return ids, patients and files of the scans of a list, and those that cannot be used."""
-    from difftumor.cli.cases import listed_cases
-    from difftumor.errors import DiffTumorError
-    from difftumor.organs import get_organ
-    from difftumor.robustness.scan_run import ScanResult
-    from difftumor.synthesis.cohort import inputs_of
-
-    listed = listed_cases(source, masks, convention)
-    ready, unusable = [], []
-    for case in listed.cases:
-        try:
-            inputs = inputs_of(case, listed, get_organ(organ), organ_labels=organ_labels, mask=masks is not None)
-            ready.append((case.id, case.patient, inputs))
-        except DiffTumorError as error:
-            unusable.append(ScanResult(case.id, "failed", notes=(str(error),)))
-    return ready, unusable
-
-
-def _check_inputs(out: Path, given: Sequence[Path], ready: Ready) -> None:
-    from difftumor.cli.many import check_outputs
-    from difftumor.robustness.scan_run import RESULT_FILE
-    from difftumor.robustness.writing import RESULT_FILES, SCANS
-
-    files = [path for _, _, inputs in ready for paths in inputs.files.values() for path in paths]
-    names = {case_id: [f"{SCANS}/{case_id}/{RESULT_FILE}", *RESULT_FILES] for case_id, _, _ in ready}
-    check_outputs(names, [*given, *files], out)
+    run_benchmark(benchmark, ready, unusable, out, settings, worst=worst, values=values, overwrite=overwrite)
 
 
 def _names(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
     from difftumor.cli.options import parse_names
 
     return () if text is None else parse_names(text, option="--only", known=known)
-
-
-def _row(result: ScanResult) -> dict[str, Any]:
-    notes = " ".join(result.notes)
-    made = {row.record: row.found for row in result.rows}
-    return {
-        "case": result.case,
-        "status": result.status,
-        "tumors": len(made),
-        "found": sum(made.values()),
-        "notes": "" if result.status == "failed" else notes,
-        "error": notes if result.status == "failed" else "",
-    }
-
-
-def _described(result: ScanResult) -> str:
-    row = _row(result)
-    if not result.rows:
-        return f"{result.case}: {result.status}, {row['error'] or row['notes']}"
-    before = ", done before" if result.status == "done before" else ""
-    return f"{result.case}: {row['found']} of {row['tumors']} tumors found{before}"

@@ -18,7 +18,7 @@ from difftumor.intensity import Normalization
 from difftumor.volume import Volume
 
 # Of what windows gave; a window of 96³ voxels gives 10 MiB.
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 4 * 2**30
 
 
 class LabelPredictor:

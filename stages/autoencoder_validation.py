@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from difftumor.autoencoder_card.fidelity import measure_fidelity
 from difftumor.errors import ConfigError
-from difftumor.evaluation.fidelity import measure_fidelity
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.reconstruction import reconstruct

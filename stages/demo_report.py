@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from difftumor.artifacts import load_artifact
+from difftumor.autoencoder_card.card import CARD_FILE
+from difftumor.autoencoder_card.report import REPORT_FILE
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.devices import describe_device
 from difftumor.diffusion.latent import LatentCodec
-from difftumor.evaluation.autoencoder_card import CARD_FILE
-from difftumor.evaluation.autoencoder_report import REPORT_FILE
 from difftumor.evaluation.paper_tables import detection_table, scores_table
 from difftumor.evaluation.rows import FRACTIONS
 from difftumor.grids import Box

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from difftumor.appearance_figure import appearance_figure
 from difftumor.artifact_config import read_config
 from difftumor.devices import describe_device, pick_device
-from difftumor.evaluation.appearance_figure import appearance_figure
 from difftumor.pictures import axial_rows
 from difftumor.plots import curves
 from stages.curves import Curve, read_curves

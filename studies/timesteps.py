@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from difftumor.appearance_figure import appearance_figure
 from difftumor.devices import describe_device, pick_device
-from difftumor.evaluation.appearance_figure import appearance_figure
 from difftumor.pictures import axial_rows
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
 from studies.command import run_command, whole_number

@@ -30,6 +30,8 @@ FLOORS = {
     "difftumor.robustness": 4,
     "difftumor.synthesis": 3,
     "difftumor.evaluation": 4,
+    "difftumor.image_quality": 4,
+    "difftumor.autoencoder_card": 4,
     "difftumor.cli": 5,
     "stages": 5,
     "studies": 6,

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from difftumor.artifacts import Artifact
+    from difftumor.autoencoder_card.card import ScanCard
     from difftumor.datasets.cases import CaseList
-    from difftumor.evaluation.autoencoder_card import ScanCard
 
 
 def evaluate_autoencoder(
@@ -62,12 +62,12 @@ def evaluate_autoencoder(
     organ and tumor. Writes card.json, cases.csv and report.html; docs/autoencoder.md tells how to read them.
     """
     from difftumor.artifacts import load_artifact
+    from difftumor.autoencoder_card.card import CARD_FILE, CASES_FILE, Card, card_record, write_card
+    from difftumor.autoencoder_card.report import REPORT_FILE, card_report
+    from difftumor.autoencoder_card.verdict import Thresholds
     from difftumor.cli.options import read_case_list
     from difftumor.devices import pick_device
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.autoencoder_card import CARD_FILE, CASES_FILE, Card, card_record, write_card
-    from difftumor.evaluation.autoencoder_report import REPORT_FILE, card_report
-    from difftumor.evaluation.verdict import Thresholds
     from difftumor.files import check_results, folder_written_whole
     from difftumor.organs import get_convention
     from difftumor.reconstruction import windows_together
@@ -112,10 +112,10 @@ def _measure(
     windows_per_batch: int,
 ) -> tuple[list[ScanCard], dict[str, bytes], dict[str, str]]:
     """Measure all scans that can be measured, draw the first, and name the others."""
+    from difftumor.autoencoder_card.card import measure_case
+    from difftumor.autoencoder_card.report import draw_case
     from difftumor.cli.progress import progress_bar
     from difftumor.errors import ConfigError, DiffTumorError
-    from difftumor.evaluation.autoencoder_card import measure_case
-    from difftumor.evaluation.autoencoder_report import draw_case
 
     scans: list[ScanCard] = []
     drawn: dict[str, bytes] = {}

@@ -11,9 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import Case, CaseList
-    from difftumor.evaluation.quality_distances import Sample
-    from difftumor.evaluation.tumor_samples import CropSpec, TumorCrop
     from difftumor.features.loading import FeatureNetwork
+    from difftumor.image_quality.distances import Sample
+    from difftumor.image_quality.tumor_samples import CropSpec, TumorCrop
     from difftumor.organs import Organ
 
 _CONVENTION = "What the numbers of its label maps mean, such as msd_liver; by default as the list says."
@@ -66,8 +66,8 @@ def evaluate_synthesis(
     to read them.
     """
     from difftumor.devices import pick_device
-    from difftumor.evaluation.quality import QualitySettings
-    from difftumor.evaluation.tumor_samples import CropSpec
+    from difftumor.image_quality.quality import QualitySettings
+    from difftumor.image_quality.tumor_samples import CropSpec
     from difftumor.organs import get_organ
 
     spec = CropSpec(
@@ -103,9 +103,9 @@ class _Measured:
 
 def _check(out: Path, lists: Sequence[Path], *, slices: int, crop: int, overwrite: bool) -> None:
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.quality_record import RECORD_FILE, SUMMARY_FILE, TABLE_FILE, TUMORS_FILE
-    from difftumor.evaluation.quality_report import HISTOGRAM_FILE, LOOKS_FILE, REPORT_FILE
     from difftumor.files import check_results
+    from difftumor.image_quality.record import RECORD_FILE, SUMMARY_FILE, TABLE_FILE, TUMORS_FILE
+    from difftumor.image_quality.report import HISTOGRAM_FILE, LOOKS_FILE, REPORT_FILE
 
     if slices > crop:
         raise ConfigError(f"--slices {slices} is more than --crop {crop} has: give fewer slices or larger crops.")
@@ -141,7 +141,7 @@ def _read(source: Path, convention: str | None, organ: Organ) -> CaseList:
 
     from difftumor.datasets.cases import read_cases
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.tumor_samples import with_synthesis_labels
+    from difftumor.image_quality.tumor_samples import with_synthesis_labels
     from difftumor.organs import get_convention, resolve_labels
 
     cases = with_synthesis_labels(read_cases(source))
@@ -188,8 +188,8 @@ def _measure(
     """Measure all tumors that can be measured, keep some crops, and name the cases that cannot be read."""
     from difftumor.cli.progress import progress_bar
     from difftumor.errors import CaseListError, ConfigError, DiffTumorError
-    from difftumor.evaluation.quality_distances import take_features
-    from difftumor.evaluation.tumor_samples import tumor_crops
+    from difftumor.image_quality.distances import take_features
+    from difftumor.image_quality.tumor_samples import tumor_crops
     from difftumor.organs import resolve_labels
     from difftumor.seeding import derive_seed
 
@@ -233,10 +233,10 @@ def _write(
 ) -> None:
     """Compute the distances, write everything, and say what was found."""
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.quality import measure_quality
-    from difftumor.evaluation.quality_record import list_record, quality_record, write_quality
-    from difftumor.evaluation.quality_report import REPORT_FILE, draw_pictures, quality_report, verdict
     from difftumor.files import folder_written_whole
+    from difftumor.image_quality.quality import measure_quality
+    from difftumor.image_quality.record import list_record, quality_record, write_quality
+    from difftumor.image_quality.report import REPORT_FILE, draw_pictures, quality_report, verdict
 
     sets = {side: found.samples for side, found in measured.items()}
     quality = measure_quality(sets["real"], sets["synthetic"], networks, settings)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from difftumor.artifacts import load_artifact, save_artifact
+from difftumor.autoencoder_card.fidelity import measure_fidelity
 from difftumor.cli import main
-from difftumor.evaluation.fidelity import measure_fidelity
 from difftumor.intensity import IntensityWindow
 from difftumor.networks.autoencoder import Autoencoder
 from difftumor.networks.segmenters import build_segmenter

@@ -7,7 +7,7 @@ from monai.metrics import FIDMetric, MMDMetric
 from scipy.linalg import sqrtm
 from torchmetrics.image.kid import poly_mmd
 
-from difftumor.evaluation.feature_distances import frechet_distance, kernel_distance, kernel_matrix
+from difftumor.image_quality.feature_distances import frechet_distance, kernel_distance, kernel_matrix
 
 
 def normal(count: int, dimensions: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from difftumor.appearance import EDGE_BINS_MM, Appearance
-from difftumor.evaluation.hu_histograms import hu_histogram
-from difftumor.evaluation.quality_distances import Sample
-from difftumor.evaluation.texture import Texture
-from difftumor.evaluation.tumor_samples import Tumor
+from difftumor.image_quality.distances import Sample
+from difftumor.image_quality.hu_histograms import hu_histogram
+from difftumor.image_quality.texture import Texture
+from difftumor.image_quality.tumor_samples import Tumor
 
 
 class Network:

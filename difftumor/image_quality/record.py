@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from difftumor import __version__
-from difftumor.evaluation.quality import Measurement, Quality, Scale, Spread
-from difftumor.evaluation.quality_distances import Sample
 from difftumor.files import written_whole
+from difftumor.image_quality.distances import Sample
+from difftumor.image_quality.quality import Measurement, Quality, Scale, Spread
 from difftumor.tables import Row, Value, markdown_table, write_csv, write_json
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from difftumor.evaluation.quality import Quality, QualitySettings, measure_quality
-from difftumor.evaluation.quality_record import list_record, quality_markdown, quality_record, shown, write_quality
-from difftumor.evaluation.quality_report import verdict
-from tests.evaluation.tumors import Network, sample
+from difftumor.image_quality.quality import Quality, QualitySettings, measure_quality
+from difftumor.image_quality.record import list_record, quality_markdown, quality_record, shown, write_quality
+from difftumor.image_quality.report import verdict
+from tests.image_quality.tumors import Network, sample
 
 NETWORKS = (Network("slices"), Network("crops"))
 SETTINGS = QualitySettings(repeats=12, resamples=60)

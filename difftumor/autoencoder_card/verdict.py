@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
+from difftumor.autoencoder_card.fidelity import Fidelity
 from difftumor.errors import ConfigError
-from difftumor.evaluation.fidelity import Fidelity
 
 # How a label without a name is called, before its number.
 UNNAMED = "label "

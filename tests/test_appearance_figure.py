@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from difftumor.evaluation.appearance_figure import appearance_figure
+from difftumor.appearance_figure import appearance_figure
 from tests.test_appearance import tumor_of
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from difftumor.evaluation.autoencoder_card import ScanCard, combined
-from difftumor.evaluation.fidelity import Fidelity, StructureError
+from difftumor.autoencoder_card.card import ScanCard, combined
+from difftumor.autoencoder_card.fidelity import Fidelity, StructureError
 
 
 def card(case: str, counts: list[int], *, psnr_db: float, noise_ratio: float, **structures: StructureError) -> ScanCard:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from difftumor import __version__
 from difftumor.artifacts import Artifact
+from difftumor.autoencoder_card.fidelity import Fidelity, StructureError, measure_fidelity
+from difftumor.autoencoder_card.verdict import UNNAMED, Thresholds, Verdict, judge
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
-from difftumor.evaluation.fidelity import Fidelity, StructureError, measure_fidelity
-from difftumor.evaluation.verdict import UNNAMED, Thresholds, Verdict, judge
 from difftumor.organs import BACKGROUND
 from difftumor.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
 from difftumor.tables import Row, Value, write_csv, write_json

@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from difftumor.evaluation.autoencoder_card import Card, Measured, ScanCard
-from difftumor.evaluation.fidelity import Fidelity, StructureError, body_mask
-from difftumor.evaluation.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
+from difftumor.autoencoder_card.card import Card, Measured, ScanCard
+from difftumor.autoencoder_card.fidelity import Fidelity, StructureError, body_mask
+from difftumor.autoencoder_card.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
 from difftumor.grids import Box, triple
 from difftumor.pictures import mask_center, reconstruction_planes
 from difftumor.plots import CURVE_COLORS, to_png
@@ -49,7 +49,7 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
 
     Args:
         card: The numbers.
-        record: What `difftumor.evaluation.autoencoder_card.card_record` gave.
+        record: What `difftumor.autoencoder_card.card.card_record` gave.
         pictures: PNG by case, of all scans or the first ones.
     """
     report = Report("Test card of an autoencoder", subtitle=f"{record['artifact']['path']} on {record['data']}")

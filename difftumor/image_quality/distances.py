@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difftumor.appearance import appearance_distance
-from difftumor.evaluation.feature_distances import frechet_distance, kernel_distance, kernel_matrix
-from difftumor.evaluation.hu_histograms import hu_jensen_shannon, hu_wasserstein
-from difftumor.evaluation.texture import Texture
-from difftumor.evaluation.tumor_samples import Tumor, TumorCrop, slices_of
+from difftumor.image_quality.feature_distances import frechet_distance, kernel_distance, kernel_matrix
+from difftumor.image_quality.hu_histograms import hu_jensen_shannon, hu_wasserstein
+from difftumor.image_quality.texture import Texture
+from difftumor.image_quality.tumor_samples import Tumor, TumorCrop, slices_of
 
 Indices = NDArray[np.intp]
 PLANES = ("axial", "coronal", "sagittal")

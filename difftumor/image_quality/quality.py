@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difftumor.evaluation.quality_distances import Distances, FeatureExtractor, Indices, Name, Sample, all_distances
+from difftumor.image_quality.distances import Distances, FeatureExtractor, Indices, Name, Sample, all_distances
 from difftumor.seeding import Key, numpy_generator
 
 # With fewer patients there are too few ways to split them.

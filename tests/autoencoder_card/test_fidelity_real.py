@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from difftumor.evaluation.fidelity import measure_fidelity
-from difftumor.evaluation.filters import smoothed
+from difftumor.autoencoder_card.fidelity import measure_fidelity
+from difftumor.autoencoder_card.filters import smoothed
 from difftumor.intensity import IntensityWindow
 from difftumor.spaces import ModelSpace
 from difftumor.volume import read_ct

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difftumor.autoencoder_card.filters import gradient_magnitude, grown, smoothed, structural_similarity
 from difftumor.components import largest_component
-from difftumor.evaluation.filters import gradient_magnitude, grown, smoothed, structural_similarity
 from difftumor.intensity import IntensityWindow
 
 # Below this it is lung or air, whatever the window shows.

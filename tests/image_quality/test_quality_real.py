@@ -8,12 +8,12 @@ import pytest
 from scipy import ndimage
 
 from difftumor.datasets.cases import Case, CaseList
-from difftumor.evaluation.quality import QualitySettings, measure_quality
-from difftumor.evaluation.quality_distances import Sample, take_features
-from difftumor.evaluation.tumor_samples import CropSpec, tumor_crops
+from difftumor.image_quality.distances import Sample, take_features
+from difftumor.image_quality.quality import QualitySettings, measure_quality
+from difftumor.image_quality.tumor_samples import CropSpec, tumor_crops
 from difftumor.organs import OrganLabels
 from difftumor.volume import read_ct, read_labels
-from tests.evaluation.tumors import Network
+from tests.image_quality.tumors import Network
 from tests.nifti import write_nifti
 
 

@@ -14,9 +14,9 @@ from difftumor.appearance import Appearance, measure_appearance
 from difftumor.components import equivalent_radius_mm, find_components
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import read_organ
-from difftumor.evaluation.hu_histograms import hu_histogram
-from difftumor.evaluation.texture import Texture, measure_texture
 from difftumor.grids import Box, triple
+from difftumor.image_quality.hu_histograms import hu_histogram
+from difftumor.image_quality.texture import Texture, measure_texture
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import ORGAN, TUMOR, OrganLabels
 from difftumor.spaces import ModelSpace

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from difftumor.evaluation.hu_histograms import hu_histogram, hu_jensen_shannon, hu_wasserstein
+from difftumor.image_quality.hu_histograms import hu_histogram, hu_jensen_shannon, hu_wasserstein
 
 
 def histograms(*tumors: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from difftumor.evaluation.texture import LEVELS, cooccurrence, measure_texture
+from difftumor.image_quality.texture import LEVELS, cooccurrence, measure_texture
 from difftumor.intensity import IntensityWindow
 
 # One HU is one level.

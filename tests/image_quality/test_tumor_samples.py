@@ -8,7 +8,7 @@ import pytest
 from difftumor.appearance import measure_appearance
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import GridMismatchError
-from difftumor.evaluation.tumor_samples import CropSpec, slices_of, tumor_crops, with_synthesis_labels
+from difftumor.image_quality.tumor_samples import CropSpec, slices_of, tumor_crops, with_synthesis_labels
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import get_organ, resolve_labels
 from tests.nifti import LPS, write_nifti

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from difftumor.evaluation.appearance_figure import appearance_figure
-from difftumor.evaluation.hu_histograms import HIGH_HU, LOW_HU, SHAPE_BIN_HU
-from difftumor.evaluation.quality import Quality
-from difftumor.evaluation.quality_distances import Sample
-from difftumor.evaluation.quality_record import EXPLANATION, HEADER, table_row
-from difftumor.evaluation.tumor_samples import CropSpec, TumorCrop
+from difftumor.appearance_figure import appearance_figure
+from difftumor.image_quality.distances import Sample
+from difftumor.image_quality.hu_histograms import HIGH_HU, LOW_HU, SHAPE_BIN_HU
+from difftumor.image_quality.quality import Quality
+from difftumor.image_quality.record import EXPLANATION, HEADER, table_row
+from difftumor.image_quality.tumor_samples import CropSpec, TumorCrop
 from difftumor.picture_rows import Panel
 from difftumor.pictures import three_planes
 from difftumor.plots import CURVE_COLORS, finish_axes, new_axes, to_png

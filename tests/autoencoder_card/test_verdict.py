@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from difftumor.autoencoder_card.fidelity import Fidelity, StructureError
+from difftumor.autoencoder_card.verdict import LIMITS, Thresholds, judge, outcome, spoken
 from difftumor.errors import ConfigError
-from difftumor.evaluation.fidelity import Fidelity, StructureError
-from difftumor.evaluation.verdict import LIMITS, Thresholds, judge, outcome, spoken
 
 GOOD = Fidelity(
     psnr_db=32.0, ssim=0.9, mae_hu=8.0, bias_hu=-1.0, edge_ratio=0.9, noise_ratio=0.6, codes_used=9,

@@ -1,0 +1,1 @@
+"""Image quality of synthesis: how alike synthetic and real tumors are."""

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from difftumor.cli.matching import MatchingRule, MinimumIou, read_matching
+
 if TYPE_CHECKING:
-    from difftumor.evaluation.detection import Matching
     from difftumor.evaluation.methods import Method, Rules
     from difftumor.organs import Organ
 
@@ -63,14 +64,8 @@ def evaluate(
         typer.Option(help="Folder of CTs for the pictures, where --labels names none.", show_default=False),
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalized surface distance.")] = 2.0,
-    matching: Annotated[
-        Literal["overlap", "iou", "center"],
-        typer.Option(help="When a lesion is found: any common voxel, --minimum-iou, or the prediction's center in it."),
-    ] = "overlap",
-    minimum_iou: Annotated[
-        float | None,
-        typer.Option(help="Least intersection over union, for --matching iou (0.1).", show_default=False),
-    ] = None,
+    matching: MatchingRule = "overlap",
+    minimum_iou: MinimumIou = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample predictions on other grids to that of their labels.")
     ] = False,
@@ -107,7 +102,7 @@ def evaluate(
         raise ConfigError(f"--healthy names {unknown.pop()}, which is none of {', '.join(methods)}: correct the name.")
     rules = Rules(
         tolerance_mm=tolerance_mm,
-        matching=_matching(matching, minimum_iou),
+        matching=read_matching(matching, minimum_iou),
         resample=resample,
         thresholds=THRESHOLDS if froc else (),
     )
@@ -153,13 +148,6 @@ def _evaluated(
                 evaluate_method(name, folder, labels, organ, rules=own, healthy=scans, jobs=jobs, watch=advance)
             )
     return evaluated
-
-
-def _matching(rule: Literal["overlap", "iou", "center"], minimum_iou: float | None) -> Matching:
-    from difftumor.evaluation.detection import Matching
-
-    default = 0.1 if rule == "iou" else 0.0
-    return Matching(rule=rule, minimum_iou=default if minimum_iou is None else minimum_iou)
 
 
 def _folder_name(folder: Path) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from difftumor.cli.matching import MatchingRule, MinimumIou, read_matching
+
 TUMORS, SCANS, MODEL, RESULTS = "Which tumors", "Scans and organ", "Segmenter", "Results"
 
 
@@ -77,12 +79,8 @@ def robustness(
     tolerance_mm: Annotated[
         float, typer.Option(help="Tolerance of the normalized surface distance.", rich_help_panel=RESULTS)
     ] = 2.0,
-    minimum_iou: Annotated[
-        float,
-        typer.Option(
-            help="Least intersection over union of a found tumor; 0: one voxel is enough.", rich_help_panel=RESULTS
-        ),
-    ] = 0.0,
+    matching: MatchingRule = "overlap",
+    minimum_iou: MinimumIou = None,
     overlap: Annotated[
         float, typer.Option(help="Part of a window that its neighbor shares.", rich_help_panel=MODEL)
     ] = 0.75,
@@ -162,6 +160,7 @@ def robustness(
     from difftumor.synthesis.loading import load_synthesizer
 
     host = get_organ(organ)
+    found_by = read_matching(matching, minimum_iou)
     chosen = read_dimensions(dimensions, _names(only, list(DEFAULTS)))
     options = PredictionOptions(overlap=overlap, organ_filter=organ_filter, min_volume_mm3=min_volume_mm3)
     check_folder(out, option="--out")
@@ -186,7 +185,7 @@ def robustness(
         repeats=repeats,
         margin_mm=seen_around_mm(artifacts) if organ_only else None,
         tolerance_mm=tolerance_mm,
-        minimum_iou=minimum_iou,
+        matching=found_by,
         about=about,
     )
     settings = {
@@ -196,7 +195,7 @@ def robustness(
         "repeats": repeats,
         "seed": seed,
     }
-    settings |= {"tolerance_mm": tolerance_mm, "minimum_iou": minimum_iou, **about, "margin_mm": benchmark.margin_mm}
+    settings |= {"tolerance_mm": tolerance_mm, "matching": str(found_by), **about, "margin_mm": benchmark.margin_mm}
     run_benchmark(benchmark, ready, unusable, out, settings, worst=worst, values=values, overwrite=overwrite)
 
 

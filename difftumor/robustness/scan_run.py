@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError, sentence_of
+from difftumor.evaluation.detection import Matching
 from difftumor.evaluation.lesions import find_lesions
 from difftumor.files import folder_written_whole
 from difftumor.grids import Box, triple
@@ -111,7 +112,7 @@ class Benchmark:
         repeats: Tumors of a scan that are varied.
         margin_mm: How much around the organ is predicted; None for the whole scan.
         tolerance_mm: Tolerance of the normalized surface distance.
-        minimum_iou: Least overlap of a tumor that was found.
+        matching: When a tumor is found.
         about: What else decides the results, such as the segmenter; plain values.
     """
 
@@ -122,7 +123,7 @@ class Benchmark:
     repeats: int
     margin_mm: float | None
     tolerance_mm: float
-    minimum_iou: float
+    matching: Matching
     about: Mapping[str, Any]
 
     def run_all(
@@ -192,7 +193,7 @@ class Benchmark:
         plain = {name: dimension.to_plain() for name, dimension in self.dimensions.items()}
         return {
             "organ": self.synthesizer.organ.name, "dimensions": plain, "seed": self.seed, "repeats": self.repeats,
-            "margin_mm": self.margin_mm, "tolerance_mm": self.tolerance_mm, "minimum_iou": self.minimum_iou,
+            "margin_mm": self.margin_mm, "tolerance_mm": self.tolerance_mm, "matching": str(self.matching),
             "inputs": inputs.to_record(), **self.about,
         }  # fmt: skip
 
@@ -240,7 +241,7 @@ class Studio:
             self._before,
             self._healthy.grid,
             tolerance_mm=self._benchmark.tolerance_mm,
-            minimum_iou=self._benchmark.minimum_iou,
+            matching=self._benchmark.matching,
         )
 
     def with_tumor(self, made: ScanSynthesis) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

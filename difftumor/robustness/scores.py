@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.evaluation.detection import match_lesions
+from difftumor.evaluation.detection import Matching, match_lesions
 from difftumor.evaluation.lesions import find_lesions
 from difftumor.evaluation.overlap import TOLERANCE_MM, overlap_scores
 from difftumor.grids import Grid
@@ -39,7 +39,7 @@ def score_tumor(
     grid: Grid,
     *,
     tolerance_mm: float = TOLERANCE_MM,
-    minimum_iou: float = 0.0,
+    matching: Matching = Matching(),  # noqa: B008 (frozen)
 ) -> TumorScore:
     """Score the only tumor of a scan.
 
@@ -51,10 +51,10 @@ def score_tumor(
         before: Prediction of the same scan without it.
         grid: Where the voxels lie.
         tolerance_mm: Tolerance of the normalized surface distance.
-        minimum_iou: See `difftumor.evaluation.detection.match_lesions`.
+        matching: When a predicted lesion finds the tumor.
     """
     predicted, true = find_lesions(prediction == TUMOR, grid), find_lesions(truth, grid)
-    matches = match_lesions("", true, predicted, minimum_iou=minimum_iou).matches
+    matches = match_lesions("", true, predicted, matching=matching).matches
     touching = np.unique(predicted.indices[truth])
     touching = touching[touching > 0]
     overlap = overlap_scores(

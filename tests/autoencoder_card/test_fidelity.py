@@ -8,9 +8,9 @@ from monai.metrics.regression import compute_ssim_and_cs
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from difftumor.autoencoder_card import fidelity as module
 from difftumor.autoencoder_card.fidelity import body_mask, measure_fidelity
 from difftumor.autoencoder_card.filters import gradient_magnitude, grown, smoothed, structural_similarity
-from difftumor.autoencoder_card import fidelity as module
 from difftumor.intensity import IntensityWindow
 
 WINDOW = IntensityWindow()

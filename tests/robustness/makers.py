@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from difftumor.evaluation.detection import Matching
 from difftumor.organs import get_organ
 from difftumor.robustness.dimensions import Dimension, read_dimensions
 from difftumor.robustness.scan_run import Benchmark, Studio, TumorRow
@@ -83,7 +84,7 @@ def benchmark(predict: Any, chosen: dict[str, Dimension] | None = None, **change
         "repeats": 1,
         "margin_mm": 10.0,
         "tolerance_mm": 2.0,
-        "minimum_iou": 0.0,
+        "matching": Matching(),
         "about": {},
     }
     return Benchmark(**{**values, **changes})

@@ -7,6 +7,7 @@ import pytest
 
 from difftumor.cli import main
 from difftumor.errors import ConfigError
+from difftumor.evaluation.detection import Matching
 from difftumor.robustness import scan_run
 from difftumor.robustness.cells import gather
 from difftumor.robustness.detectability import contrast_curve, diameter_curve
@@ -143,7 +144,13 @@ def test_what_was_done_is_kept(tmp_path, scan, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"repeats": 2}, {"minimum_iou": 0.2}, {"about": {"models": ["another"]}}, {"margin_mm": None}],
+    [
+        {"seed": 1},
+        {"repeats": 2},
+        {"matching": Matching(rule="iou", minimum_iou=0.2)},
+        {"about": {"models": ["another"]}},
+        {"margin_mm": None},
+    ],
 )
 def test_results_of_another_request_are_not_taken_for_these(tmp_path, scan, monkeypatch, changes):
     oracle = Oracle(monkeypatch)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from difftumor.evaluation.detection import Matching
 from difftumor.grids import Grid
 from difftumor.robustness.scores import score_tumor
 
@@ -51,8 +52,8 @@ def test_pieces_that_touch_it_count_together():
 
 
 def test_least_overlap():
-    assert scored(cube(4), minimum_iou=0.3).found  # 32 of 96
-    assert not scored(cube(4), minimum_iou=0.4).found
+    assert scored(cube(4), matching=Matching(rule="iou", minimum_iou=0.3)).found  # 32 of 96
+    assert not scored(cube(4), matching=Matching(rule="iou", minimum_iou=0.4)).found
 
 
 def test_what_was_predicted_there_before():

@@ -113,7 +113,7 @@ def test_published_shapes_pass(generator, size):
         box(9, 9, 9), organ=get_organ("liver"), spacing_mm=spacing_mm, ct_hu_XYZ=np.full((9, 9, 9), 100, np.float32)
     )
     drawing = Drawing(room, [wanted(size, 200, generator=generator)], seed=0)
-    shapes = [tumor_shape(drawing._without_place(each, each.keys)) for each in drawing.wanted]
+    shapes = [tumor_shape(drawing.without_place(each, each.keys)) for each in drawing.wanted]
     strips = sum(axis_ratio(shape, spacing_mm) < FLATTEST for shape in shapes)
     sickles = sum(solidity(shape, spacing_mm) < LEAST_SOLID for shape in shapes)
     assert strips + sickles <= 4

@@ -79,3 +79,10 @@ def test_radius_by_hand():
     # 4/3 π r³ = 1 mm³
     assert equivalent_radius_mm(1.0) == pytest.approx(0.6203504908994)
     assert equivalent_radius_mm(8.0) == pytest.approx(2 * 0.6203504908994)
+
+
+def test_the_box_of_all_components():
+    mask = np.zeros((9, 8, 7), bool)
+    mask[2:4, 1, 3] = mask[6, 5:7, 0] = True
+    assert find_components(mask).box == Box((2, 1, 0), (7, 7, 4))
+    assert find_components(np.zeros_like(mask)).box.empty

@@ -76,3 +76,22 @@ def test_a_part_of_a_part_is_the_part_of_the_whole():
     np.testing.assert_array_equal(whole[outer.slices][inner.relative_to(outer).slices], whole[inner.slices])
     with pytest.raises(ValueError, match="clip it"):
         outer.relative_to(inner).slices  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("other", "common"),
+    [
+        (Box((2, 0, 1), (5, 9, 3)), Box((2, 1, 1), (4, 4, 3))),
+        (Box((0, 0, 0), (9, 9, 9)), Box((1, 1, 1), (4, 4, 4))),
+    ],
+)
+def test_intersection(other, common):
+    box = Box((1, 1, 1), (4, 4, 4))
+    assert box.intersection(other) == other.intersection(box) == common
+
+
+def test_boxes_apart_have_an_empty_intersection():
+    box = Box((1, 1, 1), (4, 4, 4))
+    assert box.intersection(Box((4, 1, 1), (6, 4, 4))).empty
+    assert box.intersection(Box((7, 8, 9), (9, 9, 9))).empty
+    assert np.zeros((9, 9, 9))[box.intersection(Box((7, 1, 1), (9, 4, 4))).slices].size == 0

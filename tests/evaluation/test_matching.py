@@ -93,6 +93,7 @@ def test_a_search_through_all_matchings_finds_no_better(matching, seed):
     everywhere = np.ones((3, 3, 3))
     rows, columns = (ndimage.label(part, everywhere)[1] for part in (truth, prediction))
     pairs = found(truth, prediction, matching)
+    assert pairs == sorted(pairs)
     assert all(allowed[row, column] == voxels for row, column, voxels in pairs)
     assert len({row for row, _, _ in pairs}) == len({column for _, column, _ in pairs}) == len(pairs)
     assert (sum(voxels for _, _, voxels in pairs), len(pairs)) == best(allowed, rows, columns)

@@ -112,15 +112,16 @@ def test_summary_by_hand():
             detect(boxes(cube(0)), empty, "c"),  # missed
             detect(empty, empty, "d"),
             detect(empty, boxes(cube(0), cube(10)), "e"),  # 2 false
+            detect(empty, empty, "f"),
         ]
     )
     assert (summary.sensitivity.hits, summary.sensitivity.total) == (1, 4)
     assert summary.sensitivity.value == pytest.approx(0.25)
     assert (summary.precision.hits, summary.precision.total) == (1, 5)
     assert summary.f1 == pytest.approx(2 / (2 + 4 + 3))
-    assert summary.false_positives_per_scan == pytest.approx(4 / 5)
+    assert summary.false_positives_per_scan == pytest.approx(4 / 6)
     assert (summary.patient_sensitivity.hits, summary.patient_sensitivity.total) == (2, 3)
-    assert (summary.patient_specificity.hits, summary.patient_specificity.total) == (1, 2)
+    assert (summary.patient_specificity.hits, summary.patient_specificity.total) == (2, 3)
     assert summary.early_sensitivity == summary.sensitivity
 
 

@@ -63,7 +63,7 @@ def run_study(words: argparse.Namespace) -> Path:
         title="What makes hand-crafted tumors teach",
         introduction=[
             "The ablation of Hu et al. (CVPR 2023), Table 4. Segmenters were trained on hand-crafted tumors that have "
-            f"what is ticked, with as many steps, without validation; seeds in each row: {words.seeds}. All were tested "
+            f"what is ticked, with as many steps, without validation; seeds: {words.seeds}. All were tested "
             "on the same scans.",
             "DSC is the mean over the scans with tumors. Of the small tumors, those with a radius below "
             f"{SMALL_RADIUS_MM:g} mm, one voxel found is enough. ± is the standard deviation over the seeds.",

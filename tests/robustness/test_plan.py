@@ -171,3 +171,10 @@ def test_a_ball_that_is_larger_holds_the_smaller(plan):
     assert replace(own[0], radius_mm=1, half_axes_mm=(1, 1, 1), deformation_sigma_mm=0) == replace(
         own[-1], radius_mm=1, half_axes_mm=(1, 1, 1), deformation_sigma_mm=0
     )
+
+
+def test_places_are_all_over_the_organ(there):
+    plans = [plan_scan(there, dimensions("texture"), seed=seed, repeats=1) for seed in range(6)]
+    centers = np.array([plan.variants[0].record.center_mm for plan in plans])
+    middle = np.array([40.0, 38.0, 36.0])  # of the ball
+    assert ((centers < middle).any(axis=0) & (centers > middle).any(axis=0)).all()

@@ -104,6 +104,7 @@ def test_contrast_is_absolute_and_of_one_side():
         row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, value=hu, found=found)
         for number, (hu, found) in enumerate(values.items())
     ]
+    rows.append(row(dimension="intensity", value=15.0, contrast_hu=-2.0))  # where the organ happens to be bright
     rows.append(row(dimension="intensity", value=-40.0, contrast_hu=None))
     curve = contrast_curve(rows, DEFAULTS["intensity"], seed=0)
     assert (curve.tumors, curve.found) == (6, 4)

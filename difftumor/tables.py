@@ -14,6 +14,8 @@ Row = Mapping[str, Value]
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "%&_#${}"},
+    **{letter: f"{{{letter}}}" for letter in "[*"},  # else an option or a star of the command before
+    "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": r"$\times$",
     "→": r"$\rightarrow$", "θ": r"$\theta$", "²": r"$^2$", "³": r"$^3$",
@@ -29,22 +31,25 @@ class TextTable:
         header: Names of the columns.
         rows: Their cells.
         bold: Cells that stand out, as row and column from 0.
+        note: What belongs below it.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
 
     def markdown(self) -> str:
         """Return it as Markdown, without its title."""
         return markdown_table(self.header, self._marked("**{}**"))
 
     def latex(self) -> str:
-        """Return it as a LaTeX ``table``, for the package booktabs; the title is its caption."""
+        """Return it as a LaTeX ``table``, for the package booktabs; title and note are its caption."""
+        caption = f"{self.title}. {self.note}" if self.note else self.title
         lines = [
             r"\begin{table}",
-            rf"  \caption{{{latex_text(self.title)}}}",
+            rf"  \caption{{{latex_text(caption)}}}",
             rf"  \begin{{tabular}}{{l{'c' * (len(self.header) - 1)}}}",
             r"    \toprule",
             f"    {_latex_row(latex_text(name) for name in self.header)}",
@@ -72,9 +77,13 @@ def latex_text(text: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; bars inside cells are escaped."""
+    """Return a Markdown table; bars inside cells are escaped, ends of lines become blanks."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def _latex_row(cells: Iterable[str]) -> str:

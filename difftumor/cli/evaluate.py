@@ -82,40 +82,37 @@ def evaluate(
     Writes cases.csv, lesions.csv, summary.json, summary.md, tables.tex, figures and report.html. A case that cannot be
     evaluated is named, the others are done, and the exit status is 1.
     """
-    from difftumor.errors import ConfigError
     from difftumor.evaluation.evaluation_page import evaluation_page
-    from difftumor.evaluation.fold_file import read_folds
     from difftumor.evaluation.froc import THRESHOLDS
     from difftumor.evaluation.methods import Rules, check_whole
-    from difftumor.evaluation.results import RESULT_FILES, Evaluation, find, write_results
+    from difftumor.evaluation.results import Evaluation, find, write_results
     from difftumor.evaluation.statistics import check_level
-    from difftumor.files import check_results
     from difftumor.organs import get_organ
 
-    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
     check_level(level)
     chosen = get_organ(organ)
     first = name or _folder_name(predictions)
     methods = {first: predictions, **_named(compare or [], option="--compare", taken=first)}
-    healthy_of = {first: None, **_healthy(healthy or [], first)}
-    if unknown := healthy_of.keys() - methods.keys():
-        raise ConfigError(f"--healthy names {unknown.pop()}, which is none of {', '.join(methods)}: correct the name.")
+    scans = _named(healthy or [], option="--healthy", default=first)
+    _check(out, methods, scans, labels, folds, ct)
     rules = Rules(
         tolerance_mm=tolerance_mm,
         matching=read_matching(matching, minimum_iou),
         resample=resample,
         thresholds=THRESHOLDS if froc else (),
     )
-    by_case = read_folds(folds) if folds else {}
-    evaluated = _evaluated(methods, healthy_of, labels, chosen, rules, jobs)
+    by_case = _folds(folds, predictions, labels, chosen)
+    evaluated = _evaluated(methods, scans, labels, chosen, rules, jobs)
     evaluation = Evaluation(
-        organ=organ, method=evaluated[0], others=tuple(evaluated[1:]), rules=rules, folds=by_case, seed=seed,
+        organ=organ,
+        method=evaluated[0],
+        others=tuple(evaluated[1:]),
+        rules=rules,
+        folds=by_case,
+        seed=seed,
         level=level,
-        settings={
-            "predictions": str(predictions), "labels": str(labels), "resample": resample,
-            "healthy": None if healthy_of[first] is None else str(healthy_of[first]),
-        },
-    )  # fmt: skip
+        settings={"labels": str(labels), "resample": resample},
+    )
     findings = find(evaluation, worst=worst, cts=ct)
     text = write_results(out, evaluation, findings)
     command = shlex.join(["difftumor", *sys.argv[1:]])
@@ -128,7 +125,7 @@ def evaluate(
 
 def _evaluated(
     methods: Mapping[str, Path],
-    healthy: Mapping[str, Path | None],
+    healthy: Mapping[str, Path],
     labels: Path,
     organ: Organ,
     rules: Rules,
@@ -150,30 +147,76 @@ def _evaluated(
     return evaluated
 
 
+def _folds(path: Path | None, predictions: Path, labels: Path, organ: Organ) -> Mapping[str, str]:
+    """Read the folds, if any, before anything is evaluated.
+
+    Raises:
+        CaseListError: They cannot be read, or lack a case.
+    """
+    from difftumor.evaluation.fold_file import check_folds, read_folds
+    from difftumor.evaluation.pairs import find_pairs
+
+    if path is None:
+        return {}
+    folds = read_folds(path)
+    pairs = find_pairs(predictions, labels, organ, resample=True).pairs  # whose grids are looked at later
+    check_folds(folds, [pair.case for pair in pairs], path)
+    return folds
+
+
 def _folder_name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _named(words: Sequence[str], *, option: str, taken: str | None = None) -> dict[str, Path]:
-    """Read ``[NAME=]DIR``; the name is the folder's where none is given.
+def _named(
+    words: Sequence[str], *, option: str, taken: str | None = None, default: str | None = None
+) -> dict[str, Path]:
+    """Read ``[NAME=]DIR``; without a name it is the default, else the folder's.
 
     Raises:
         ConfigError: A name comes twice, or is no name of a folder.
     """
+    from difftumor.cli.options import named_folder
     from difftumor.errors import ConfigError
 
     found: dict[str, Path] = {}
     for word in words:
-        given, _, folder = word.rpartition("=")
-        name = given or _folder_name(Path(folder))
+        given, folder = named_folder(word)
+        name = given or default or _folder_name(folder)
         if name == taken or name in found:
             raise ConfigError(f"{option} {word} has the name {name!r} of another method: give {option} NAME={folder}.")
         if Path(name).name != name or name in (".", ".."):
             raise ConfigError(f"{option} {word} has a name with slashes: give another one.")
-        found[name] = Path(folder)
+        found[name] = folder
     return found
 
 
-def _healthy(words: Sequence[str], first: str) -> dict[str, Path]:
-    """Read ``[NAME=]DIR``; the name is the first method's where none is given."""
-    return _named([word if "=" in word else f"{first}={word}" for word in words], option="--healthy")
+def _check(
+    out: Path,
+    methods: Mapping[str, Path],
+    healthy: Mapping[str, Path],
+    labels: Path,
+    folds: Path | None,
+    ct: Path | None,
+) -> None:
+    """Refuse what can be refused before anything is evaluated.
+
+    Raises:
+        ConfigError: A healthy folder is of no method, the CTs are nowhere, or results would lie among inputs.
+        CaseListError: A folder is missing or empty.
+    """
+    from difftumor.errors import ConfigError
+    from difftumor.evaluation.label_folders import label_files
+    from difftumor.evaluation.results import RESULT_FILES
+    from difftumor.files import check_results
+
+    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
+    if unknown := healthy.keys() - methods.keys():
+        raise ConfigError(f"--healthy names {unknown.pop()}, which is none of {', '.join(methods)}: correct the name.")
+    if ct is not None and not ct.is_dir():
+        raise ConfigError(f"There is no folder {ct}: give --ct a folder of CTs, or leave it out.")
+    inputs = [*methods.values(), *healthy.values()]
+    if out.resolve() in {folder.resolve() for folder in [*inputs, labels]}:
+        raise ConfigError(f"--out {out} holds what is evaluated: give another folder.")
+    for folder in inputs:
+        label_files(folder)

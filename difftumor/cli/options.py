@@ -79,3 +79,11 @@ def read_case_list(path: Path) -> CaseList:
             raise CaseListError(f"{path} does not exist; give a CT, a folder of them or a list.")
         return CaseList((Case(case_id(path), path),), {}, path)
     return read_cases(path)
+
+
+def named_folder(word: str) -> tuple[str | None, Path]:
+    """Read ``[NAME=]DIR``; a folder whose name holds "=" needs no name before it."""
+    name, sign, folder = word.partition("=")
+    if not sign or Path(word).is_dir():
+        return None, Path(word)
+    return name, Path(folder)

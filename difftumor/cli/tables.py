@@ -53,7 +53,11 @@ def tables(
 
 
 def _markdown(found: list[Any]) -> list[str]:
-    return [line for table in found for line in (f"## {table.title}", table.markdown())]
+    return [
+        line
+        for table in found
+        for line in (f"## {table.title}", table.markdown(), *([table.note] if table.note else []))
+    ]
 
 
 def _summaries(word: str) -> dict[str, Mapping[str, Any]]:
@@ -62,10 +66,11 @@ def _summaries(word: str) -> dict[str, Mapping[str, Any]]:
     Raises:
         CaseListError: It holds none.
     """
+    from difftumor.cli.options import named_folder
     from difftumor.errors import CaseListError
 
-    name, _, folder = word.rpartition("=")
-    file = Path(folder) / "summary.json"
+    name, folder = named_folder(word)
+    file = folder / "summary.json"
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         found = {name or str(summary["method"]): summary, **summary.get("compared", {})}
@@ -82,11 +87,15 @@ def _add(
     """Add a summary.
 
     Raises:
-        CaseListError: There is one of this method and organ.
+        CaseListError: There is one of this method and organ, or it was made by other rules than the others.
     """
     from difftumor.errors import CaseListError
 
     key = (method, str(summary["settings"]["organ"]))
     if key in summaries:
         raise CaseListError(f"{word} has another evaluation of {method} in the {key[1]}: name it, as NAME={word}.")
+    for rule in ("tolerance_mm", "matching", "level"):
+        values = {each["settings"].get(rule) for each in (*summaries.values(), summary)}
+        if len(values) > 1:
+            raise CaseListError(f"{word} was evaluated with another {rule} than the others: evaluate all alike.")
     summaries[key] = summary

@@ -10,7 +10,7 @@ from difftumor.evaluation.statistics import LEVEL, holm, paired_test
 
 # What is tested of a case, None where it does not count: scores in cases with tumor (of the organ in all), the share of
 # its lesions that were found, and its false positives.
-MEASURES = {**FRACTIONS, "sensitivity": "Tumor-wise sensitivity", "false_positives": "False positives per scan"}
+MEASURES = {**FRACTIONS, "sensitivity": "Share of a scan's tumors found", "false_positives": "False positives per scan"}
 TESTS = ("wilcoxon", "permutation")
 
 
@@ -26,8 +26,8 @@ def compare_methods(
         level: Of the intervals.
 
     Returns:
-        By method and measure: ``cases``, ``patients``, ``first`` and ``second`` (means on the shared scans),
-        ``difference`` (second less first, mean over patients), its ``interval``, ``wilcoxon_p``, ``permutation_p``,
+        By method and measure: ``cases``, ``patients``, ``first`` and ``second`` (means over the patients of the shared
+        scans), ``difference`` (second less first), its ``interval``, ``wilcoxon_p``, ``permutation_p``,
         and both adjusted by Holm over all methods and measures (``wilcoxon_holm``, ``permutation_holm``). A measure
         that no shared scan has is left out.
     """
@@ -55,8 +55,7 @@ def _test(
     found = paired_test(first, second, patients, seed=seed, level=level)
     if found is None:
         return None
-    means = {"first": sum(first) / len(first), "second": sum(second) / len(second)}
-    row = {"cases": len(counted), **means, **asdict(found)}
+    row = {"cases": len(counted), **asdict(found)}
     row["interval"] = None if found.interval is None else [found.interval.low, found.interval.high]
     return row
 

@@ -5,7 +5,7 @@ with the most voxels in common is taken, and of those one with the most lesions 
 two lesions finds the one it covers more of, and of two predictions in one lesion the smaller counts as false.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -135,8 +135,8 @@ class DetectionSummary:
         precision: Predicted lesions that are true.
         f1: Harmonic mean of sensitivity and precision, 2 TP / (2 TP + FP + FN); None without any lesion.
         false_positives_per_scan: Predicted lesions that are not true, per scan; None without scans.
-        patient_sensitivity: Scans with tumor in which any tumor was predicted.
-        patient_specificity: Healthy scans in which none was.
+        patient_sensitivity: Patients with tumor in one of whose scans with tumor any tumor was predicted.
+        patient_specificity: Healthy patients in none of whose scans any was.
     """
 
     sensitivity: Rate
@@ -185,7 +185,7 @@ def assign(truth: Components, prediction: Components, matching: Matching) -> Ass
         voxels = common[rows, columns] if rows.size else rows
     elif matching.rule == "iou":
         union = truth.voxels[rows] + prediction.voxels[columns] - voxels
-        near = voxels >= matching.minimum_iou * union
+        near = voxels / union >= matching.minimum_iou
         rows, columns, voxels = rows[near], columns[near], voxels[near]
     chosen = one_to_one(rows, columns, voxels, shape)
     chosen = chosen[np.argsort(rows[chosen])]
@@ -228,26 +228,31 @@ def summarize_detection(
     *,
     radius_bins_mm: Sequence[float] = RADIUS_BINS_MM,
     early_diameter_mm: float = EARLY_DIAMETER_MM,
+    patients: Mapping[str, str] | None = None,
 ) -> DetectionSummary:
     """Count over all scans; every lesion weighs the same.
 
     Args:
-        cases: What `match_lesions` returned, one per patient.
+        cases: What `match_lesions` returned, one per scan.
         radius_bins_mm: Borders of the bins, rising; a lesion on a border belongs to the smaller bin.
         early_diameter_mm: Early lesions are smaller than this.
+        patients: The patient of each scan, by case; each scan a patient of its own where it is not there.
     """
     scans = list(cases)
     matches = [match for scan in scans for match in scan.matches]
     false = sum(len(scan.false_positives) for scan in scans)
-    edges = [0.0, *radius_bins_mm, float("inf")]
     bins = {
-        _bin_name(low, high): _found([match for match in matches if low < match.truth.radius_mm <= high])
-        for low, high in pairwise(edges)
+        name: _found([match for match in matches if low < match.truth.radius_mm <= high])
+        for name, (low, high) in radius_bins(radius_bins_mm).items()
     }
     overall = _found(matches)
     lesions = overall.total + overall.hits + false
-    ill = [scan for scan in scans if not scan.healthy]
-    healthy = [scan for scan in scans if scan.healthy]
+    by_patient: dict[str, list[CaseDetection]] = {}
+    for scan in scans:
+        by_patient.setdefault((patients or {}).get(scan.case, scan.case), []).append(scan)
+    ill = [[scan for scan in some if not scan.healthy] for some in by_patient.values()]
+    ill = [some for some in ill if some]
+    healthy = [some for some in by_patient.values() if all(scan.healthy for scan in some)]
     return DetectionSummary(
         sensitivity=overall,
         sensitivity_by_radius=bins,
@@ -255,9 +260,18 @@ def summarize_detection(
         precision=Rate(hits=overall.hits, total=overall.hits + false),
         f1=2 * overall.hits / lesions if lesions else None,
         false_positives_per_scan=false / len(scans) if scans else None,
-        patient_sensitivity=Rate(hits=sum(scan.predicted_tumor for scan in ill), total=len(ill)),
-        patient_specificity=Rate(hits=sum(not scan.predicted_tumor for scan in healthy), total=len(healthy)),
+        patient_sensitivity=Rate(hits=sum(_any_tumor(some) for some in ill), total=len(ill)),
+        patient_specificity=Rate(hits=sum(not _any_tumor(some) for some in healthy), total=len(healthy)),
     )
+
+
+def radius_bins(borders_mm: Sequence[float] = RADIUS_BINS_MM) -> dict[str, tuple[float, float]]:
+    """Return bins of radii by name, as their lower end, which they do not hold, and their upper, which they do."""
+    return {_bin_name(low, high): (low, high) for low, high in pairwise([0.0, *borders_mm, float("inf")])}
+
+
+def _any_tumor(scans: Sequence[CaseDetection]) -> bool:
+    return any(scan.predicted_tumor for scan in scans)
 
 
 def _found(matches: Sequence[Match]) -> Rate:

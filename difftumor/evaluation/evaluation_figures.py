@@ -17,7 +17,8 @@ _BAR = 0.8  # of the room between two groups
 def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw tumor-wise sensitivity by size with Wilson intervals; under each group stands how many tumors there are."""
     figure, (axes,) = new_axes(1, (8.2, 3.6), None)
-    groups: list[str] = []
+    names: list[str] = []
+    totals: list[list[int]] = []
     width = _BAR / len(summaries)
     for order, (method, summary) in enumerate(summaries.items()):
         detection = summary["detection"]
@@ -26,7 +27,8 @@ def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
             "early stage\n(< 20 mm across)": detection["early_sensitivity"],
             **{f"radius\n{name}": rate for name, rate in detection["sensitivity_by_radius"].items()},
         }
-        groups = [f"{name}\nn = {rate['total']}" for name, rate in rates.items()]
+        names = list(rates)
+        totals.append([rate["total"] for rate in rates.values()])
         places = np.arange(len(rates)) + (order - (len(summaries) - 1) / 2) * width
         heights = [100 * (rate["value"] or 0.0) for rate in rates.values()]
         color = CURVE_COLORS[order % len(CURVE_COLORS)]
@@ -39,6 +41,8 @@ def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.errorbar(
                 float(place), height, [[height - low], [high - height]], color="#1c2329", capsize=2.5, linewidth=1
             )
+    counts = [" / ".join(str(count) for count in dict.fromkeys(column)) for column in zip(*totals, strict=True)]
+    groups = [f"{name}\nn = {count}" for name, count in zip(names, counts, strict=True)]
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylim=(0, 103), ylabel="tumor-wise sensitivity (%)")
     finish_axes(axes, legend=False)
@@ -83,8 +87,9 @@ def froc_figure(curves: Mapping[str, FrocCurve]) -> Figure:
         color = CURVE_COLORS[order % len(CURVE_COLORS)]
         if curve.sensitivity is None:
             continue
+        name = f"{method} ({curve.scans} scans, {curve.lesions} tumors)"
         false, sensitivity = curve.false_positives_per_scan, 100 * curve.sensitivity
-        axes.plot(false, sensitivity, "o-", color=color, markersize=3, linewidth=1.4, label=method, clip_on=False)
+        axes.plot(false, sensitivity, "o-", color=color, markersize=3, linewidth=1.4, label=name, clip_on=False)
     axes.set(ylim=(0, 100), xlabel="false positives per scan", ylabel="tumor-wise sensitivity (%)")
     axes.set_xlim(left=0)
     finish_axes(axes, legend=len(curves) > 1)

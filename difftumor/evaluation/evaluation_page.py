@@ -31,6 +31,8 @@ def evaluation_page(evaluation: Evaluation, findings: Findings, *, command: str)
     summary = findings.summaries[first.name]
     report = Report(f"Evaluation: {evaluation.organ}", subtitle=f"{first.name}; {date.today().isoformat()}")
     report.paragraph(counts(summary))
+    for remark in findings.remarks:
+        report.paragraph(remark)
     _troubles(report, findings)
     report.heading("Results")
     for table in findings.tables:
@@ -52,6 +54,8 @@ def evaluation_page(evaluation: Evaluation, findings: Findings, *, command: str)
 
 def _table(report: Report, table: TextTable) -> None:
     report.table(table.header, table.rows, caption=table.title, bold=table.bold)
+    if table.note:
+        report.paragraph(table.note)
 
 
 def _caption(name: str, level: float) -> str:
@@ -92,8 +96,9 @@ def _how(report: Report, evaluation: Evaluation, command: str) -> None:
             "empty masks": "Both empty: DSC and NSD 1, distances and volume errors 0. One empty: DSC and NSD 0, HD95 "
             "and ASSD the diagonal of the scan. The tables say for how many cases (by rule).",
             "volume error": "predicted less true volume, over the mean of both",
-            "intervals": f"{100 * evaluation.level:g} %; Wilson's of shares of tumors and of patients; of means and F1 "
-            f"percentiles of the bootstrap over patients, seed {evaluation.seed}",
+            "intervals": f"{100 * evaluation.level:g} %; Wilson's of shares of tumors and patients; of means, F1, and "
+            "(as tumors of one patient are alike) of shares of tumors once more, percentiles of the bootstrap over "
+            f"patients, seed {evaluation.seed}",
             "tests": "on patients' means: Wilcoxon's signed-rank test (Pratt), and permutation of the methods within "
             "patients; Holm's correction over all rows of the table",
             "command": command,

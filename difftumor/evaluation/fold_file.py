@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_folds(path: Path) -> dict[str, str]:
         CaseListError: The file is missing or malformed, or a case is in several folds.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
         pairs = _json(json.loads(text)) if path.suffix.lower() == ".json" else _csv(text)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CaseListError(f"--folds {path} cannot be read ({error}): give {_FORMATS}.") from error
@@ -41,4 +42,22 @@ def _json(splits: Any) -> list[tuple[str, str]]:
 
 
 def _csv(text: str) -> list[tuple[str, str]]:
-    return [(row["case"].strip(), row["fold"].strip()) for row in csv.DictReader(text.splitlines())]
+    reader = csv.DictReader(text.splitlines())
+    if not {"case", "fold"} <= set(reader.fieldnames or ()):
+        raise ValueError("it has no columns case and fold")
+    pairs = []
+    for row in reader:
+        if not row["case"] or not row["fold"]:
+            raise ValueError(f"line {reader.line_num} has no case or no fold")
+        pairs.append((row["case"].strip(), row["fold"].strip()))
+    return pairs
+
+
+def check_folds(folds: Mapping[str, str], cases: Iterable[str], path: Path) -> None:
+    """Refuse folds that lack a case.
+
+    Raises:
+        CaseListError: They do; the message names it.
+    """
+    if unknown := sorted(set(cases) - folds.keys()):
+        raise CaseListError(f"--folds {path} does not name the case {unknown[0]}: add it, or leave --folds out.")

@@ -6,26 +6,25 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-from scipy import ndimage
-
-from difftumor.errors import CaseListError, VolumeError, first_few, sentence_of
+from difftumor.errors import CaseListError, DiffTumorError, first_few, sentence_of
 from difftumor.evaluation.case_scores import CaseResult, evaluate_case
 from difftumor.evaluation.detection import Matching
 from difftumor.evaluation.froc import CaseFroc, case_froc
 from difftumor.evaluation.overlap import TOLERANCE_MM
 from difftumor.evaluation.pairs import Cohort, Pair, find_pairs, read_pair
+from difftumor.evaluation.resampling import carried, resampled
 from difftumor.evaluation.surfaces import check_tolerance
 from difftumor.grids import compare_grids
-from difftumor.organs import TUMOR, Organ
+from difftumor.organs import ORGAN, TUMOR, Organ
 from difftumor.prediction.probability_file import read_tumor_probability
 from difftumor.volume import Volume, check_same_grid
 
 RESAMPLED = "prediction resampled to the grid of the labels"
+NO_ORGAN = "no organ in the labels, and so no scores of it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,15 @@ class ScoredCase:
         pair: Its files.
         result: Its scores.
         note: What was done to it, in words; empty for nothing.
-        froc: Its part of the free-response curve; None where none is asked for.
+        froc: Its part of the free-response curve; None where there is none.
+        froc_problem: Why there is none although it was asked for, in a sentence; empty otherwise.
     """
 
     pair: Pair
     result: CaseResult
     note: str = ""
     froc: CaseFroc | None = None
+    froc_problem: str = ""
 
     @property
     def case(self) -> str:
@@ -93,6 +94,7 @@ class Method:
         cases: In order of their ids.
         problems: Sentences that say why the others could not be evaluated, by id.
         missing: Ids of cases with labels and without prediction.
+        folders: Where its predictions are, by what they are: ``predictions``, and ``healthy`` where there are any.
     """
 
     name: str
@@ -100,6 +102,13 @@ class Method:
     cases: tuple[ScoredCase, ...]
     problems: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     missing: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Sentences by case: what is wrong with those that do not count, or only in part."""
+        curves = {case.case: case.froc_problem for case in self.cases if case.froc_problem}
+        return dict(sorted({**self.problems, **curves}.items()))
 
     def by_case(self) -> dict[str, ScoredCase]:
         """Return the cases by id."""
@@ -147,8 +156,14 @@ def evaluate_method(
         why = next(iter(problems.values()), f"{predictions} holds no prediction of {', '.join(cohort.missing[:3])}.")
         raise CaseListError(f"No case of {predictions} can be evaluated: {why}")
     cases.sort(key=lambda case: case.case)
-    problems = dict(sorted(problems.items()))
-    return Method(name=name, cohort=cohort, cases=tuple(cases), problems=problems, missing=cohort.missing)
+    return Method(
+        name=name,
+        cohort=cohort,
+        cases=tuple(cases),
+        problems=dict(sorted(problems.items())),
+        missing=cohort.missing,
+        folders={"predictions": str(predictions), **({} if healthy is None else {"healthy": str(healthy)})},
+    )
 
 
 def check_whole(method: Method, *, allow_missing: bool = False) -> None:
@@ -162,11 +177,11 @@ def check_whole(method: Method, *, allow_missing: bool = False) -> None:
         CaseListError: The message names the first cases.
     """
     total = len(method.cases) + len(method.problems) + len(method.missing)
-    if method.problems:
-        case, why = next(iter(method.problems.items()))
+    if troubles := method.troubles:
+        case, why = next(iter(troubles.items()))
         raise CaseListError(
-            f"{len(method.problems)} of {total} cases of {method.name} could not be evaluated "
-            f"({first_few(list(method.problems))}); {case}: {why}"
+            f"{len(troubles)} of {total} cases of {method.name} could not be evaluated ({first_few(list(troubles))}); "
+            f"{case}: {why}"
         )
     if method.missing and not allow_missing:
         raise CaseListError(
@@ -191,11 +206,13 @@ def score_pair(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase:
         truth.grid,
         tolerance_mm=rules.tolerance_mm,
         matching=rules.matching,
-        with_organ=pair.truth is not None,
+        with_organ=bool((truth.data == ORGAN).any()),
     )
-    froc = _froc(pair, truth, rules) if rules.thresholds else None
-    note = "" if prediction is read else RESAMPLED
-    return ScoredCase(pair=pair, result=result, note=note, froc=froc)
+    notes = [RESAMPLED] if prediction is not read else []
+    if pair.truth is not None and result.organ is None:
+        notes.append(NO_ORGAN)
+    froc, problem = _froc(pair, truth, rules) if rules.thresholds else (None, "")
+    return ScoredCase(pair=pair, result=result, note="; ".join(notes), froc=froc, froc_problem=problem)
 
 
 def on_one_grid(prediction: Volume, truth: Volume, rules: Rules) -> tuple[Volume, Volume]:
@@ -212,35 +229,27 @@ def on_one_grid(prediction: Volume, truth: Volume, rules: Rules) -> tuple[Volume
     return resampled(prediction, truth), truth
 
 
-def resampled(labels: Volume, like: Volume) -> Volume:
-    """Carry a label map to another grid by nearest neighbor; what lies outside of it is background.
-
-    Raises:
-        VolumeError: The grids do not overlap.
-    """
-    to_labels = np.linalg.inv(labels.grid.affine) @ like.grid.affine
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in like.grid.shape], indexing="ij")).reshape(3, -1)
-    seen = to_labels[:3, :3] @ corners + to_labels[:3, 3:]
-    if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(labels.grid.shape) - 0.5).any():
-        raise VolumeError(f"{labels.path} and {like.path} do not overlap in space: give the prediction of this scan.")
-    data = ndimage.affine_transform(
-        labels.data,
-        to_labels[:3, :3],
-        to_labels[:3, 3],
-        like.grid.shape,
-        order=0,
-        mode="grid-constant",  # up to the outer faces of the outermost voxels, not to their centers
-        output=labels.data.dtype,
-    )
-    return replace(labels, data=data, grid=like.grid)
-
-
-def _froc(pair: Pair, truth: Volume, rules: Rules) -> CaseFroc:
-    probability, grid = read_tumor_probability(pair.prediction)
-    compare_grids(grid, truth.grid, pair.prediction, truth.path)
-    return case_froc(
-        pair.case, truth.data == TUMOR, probability, truth.grid, thresholds=rules.thresholds, matching=rules.matching
-    )
+def _froc(pair: Pair, truth: Volume, rules: Rules) -> tuple[CaseFroc | None, str]:
+    """Return the case's part of the curve, or why there is none."""
+    try:
+        probability, grid, path = read_tumor_probability(pair.prediction)
+        if not grid.matches(truth.grid):
+            if not rules.resample:
+                compare_grids(grid, truth.grid, path, truth.path)
+            probability = carried(probability, grid, path, truth, order=1)
+        return (
+            case_froc(
+                pair.case,
+                truth.data == TUMOR,
+                probability,
+                truth.grid,
+                thresholds=rules.thresholds,
+                matching=rules.matching,
+            ),
+            "",
+        )
+    except DiffTumorError as error:
+        return None, sentence_of(error)
 
 
 def _outcomes(cohort: Cohort, rules: Rules, jobs: int) -> Iterator[tuple[Pair, ScoredCase | str]]:

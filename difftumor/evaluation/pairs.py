@@ -15,7 +15,7 @@ from difftumor.errors import DiffTumorError, VolumeError, sentence_of
 from difftumor.evaluation.label_folders import check_predicted_organ, label_files, label_names_of, too_many
 from difftumor.grids import compare_grids
 from difftumor.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
-from difftumor.volume import Volume, read_grid, read_labels
+from difftumor.volume import Volume, is_nifti, read_grid, read_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +71,14 @@ def find_pairs(
         resample: Whether other grids are no problem.
 
     Raises:
-        CaseListError: A folder is missing or empty, or a prediction is of another organ.
+        CaseListError: A folder is missing or empty.
         OrganError: The organ is not among the label names.
     """
     truth, names = _truth(labels)
     resolved = resolve_labels(names or get_convention("standard"), organ, source=labels)
     problems: dict[str, str] = {}
     pairs: list[Pair] = []
-    predicted = _single(label_files(predictions), problems)
-    check_predicted_organ(predicted, organ)
+    predicted = _of_organ(_single(label_files(predictions), problems), organ, problems)
     known = {case for case, _ in truth}
     for case, files in truth:
         if case in problems:
@@ -95,8 +94,7 @@ def find_pairs(
         pairs = list(_on_one_grid(pairs, problems))
     if healthy is not None:
         taken = known | predicted.keys()
-        scans = _single(label_files(healthy), problems)
-        check_predicted_organ(scans, organ)
+        scans = _of_organ(_single(label_files(healthy), problems), organ, problems)
         for case, file in scans.items():
             if case in taken:
                 problems[case] = f"{predictions} and {healthy} both hold the case {case}: a scan counts once."
@@ -114,7 +112,7 @@ def read_pair(pair: Pair, cohort: Cohort) -> tuple[Volume, Volume]:
         Prediction and truth; for a healthy scan without labels a truth without anything, on the prediction's grid.
 
     Raises:
-        VolumeError: A file cannot be used, or holds labels other than 0, 1 and 2.
+        VolumeError: A file cannot be used, or holds a label that nothing names.
     """
     prediction = read_labels(pair.prediction)
     _check_standard(prediction)
@@ -123,13 +121,18 @@ def read_pair(pair: Pair, cohort: Cohort) -> tuple[Volume, Volume]:
     truth = read_case_labels(pair.truth, cohort.label_names)
     if not cohort.label_names:
         _check_standard(truth)
+    elif unknown := set(np.unique(truth.data).tolist()) - {0, *cohort.label_names.values()}:
+        raise VolumeError(
+            f"{truth.path} holds label {min(unknown)}, which the label names of its data set do not have: add its name "
+            "to them, or correct the file."
+        )
     standard = cohort.labels.to_standard(truth.data, source=truth.path, require_organ=False)
     return prediction, replace(truth, data=standard)
 
 
 def _truth(labels: Path) -> tuple[list[tuple[str, tuple[Case, ...]]], Mapping[str, int]]:
     """Return ids with their labels, one where all is well, and label names, empty where the source gives none."""
-    if labels.is_file() or (labels / "dataset.json").is_file():
+    if labels.is_file() or (labels / "dataset.json").is_file() or _holds_folders_of_cases(labels):
         listing = read_cases(labels)
         return [(case.id, (case,)) for case in listing.cases if case.labels is not None], listing.label_names
     files = label_files(labels)
@@ -137,10 +140,30 @@ def _truth(labels: Path) -> tuple[list[tuple[str, tuple[Case, ...]]], Mapping[st
     return found, label_names_of(labels)
 
 
+def _holds_folders_of_cases(folder: Path) -> bool:
+    """Whether a folder holds no label maps but folders of cases, as AbdomenAtlas and TotalSegmentator do."""
+    if not folder.is_dir() or any(is_nifti(path) for path in folder.iterdir()):
+        return False
+    return any(path.is_dir() and (path / "segmentations").is_dir() for path in folder.iterdir())
+
+
 def _single(files: Mapping[str, tuple[Path, ...]], problems: dict[str, str]) -> dict[str, Path]:
     """Return the file of each case that has one; the others become problems."""
     problems.update({case: too_many(paths) for case, paths in files.items() if len(paths) > 1})
     return {case: paths[0] for case, paths in files.items() if len(paths) == 1}
+
+
+def _of_organ(predicted: Mapping[str, Path], organ: Organ, problems: dict[str, str]) -> dict[str, Path]:
+    """Return the predictions that are not said to be of another organ; the others become problems."""
+    kept = {}
+    for case, path in predicted.items():
+        try:
+            check_predicted_organ({case: path}, organ)
+        except DiffTumorError as error:
+            problems[case] = sentence_of(error)
+        else:
+            kept[case] = path
+    return kept
 
 
 def _on_one_grid(pairs: list[Pair], problems: dict[str, str]) -> Iterator[Pair]:

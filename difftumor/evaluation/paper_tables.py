@@ -58,20 +58,28 @@ def detection_table(summary: Summary) -> TextTable:
         "Patient-wise specificity": detection["patient_specificity"],
     }
     rows = [
-        (name, percent(rate["value"]), _percent_range(rate["interval"]), f"{rate['hits']} / {rate['total']}")
+        (
+            name,
+            percent(rate["value"]),
+            _percent_range(rate["interval"]),
+            _percent_range(rate.get("patients_interval")),
+            f"{rate['hits']} / {rate['total']}",
+        )
         for name, rate in rates.items()
     ]
-    rows.append(("F1", percent(detection["f1"]), _percent_range(detection["f1_interval"]), ""))
+    rows.append(("F1", percent(detection["f1"]), NONE, _percent_range(detection["f1_interval"]), ""))
     false = detection["false_positives_per_scan_interval"]
     rows.append(
         (
             "False positives per scan (number)",
             number(detection["false_positives_per_scan"]),
+            NONE,
             NONE if false is None else f"{number(false[0])} to {number(false[1])}",
             "",
         )
     )
-    return TextTable("Detection", ("Detection", "%", _percent_of(summary), "count"), tuple(rows))
+    header = ("Detection", "%", f"{_percent_of(summary)} (Wilson)", "the same over patients (bootstrap)", "count")
+    return TextTable("Detection", header, tuple(rows), note=str(summary["settings"]["matching"]))
 
 
 def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
@@ -80,22 +88,25 @@ def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
                "organ_nsd": "all_cases"}  # fmt: skip
     entries = [[summary["scores"][group][name] for name, group in columns.items()] for summary in summaries.values()]
     rows = tuple(
-        (method, str(row[0]["count"]), *(mean_sd(entry["mean"], entry["sd"]) for entry in row))
+        (method, *(cell for entry in row for cell in (mean_sd(entry["mean"], entry["sd"]), str(entry["count"]))))
         for method, row in zip(summaries, entries, strict=True)
     )
-    header = ("Method", "cases", *(f"{FRACTIONS[name]} (%)" for name in columns))
+    header = ("Method", *(text for name in columns for text in (f"{FRACTIONS[name]} (%)", "cases")))
     return TextTable(
         "Segmentation: mean ± SD, of tumors over the cases with tumor",
         header,
         rows,
-        best([[None, *(entry["mean"] for entry in row)] for row in entries]),
+        best([[value for entry in row for value in (entry["mean"], None)] for row in entries])
+        if _alike([[entry["count"] for entry in row] for row in entries])
+        else frozenset(),
+        note=_nsd_at(summaries),
     )
 
 
 def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
     """Return tumor-wise sensitivity by size and what is false, by method; the best is bold."""
     bins = list(next(iter(summaries.values()))["detection"]["sensitivity_by_radius"])
-    values, rows = [], []
+    values, rows, totals = [], [], []
     for method, summary in summaries.items():
         detection = summary["detection"]
         rates = [
@@ -104,13 +115,37 @@ def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
             detection["patient_sensitivity"], detection["patient_specificity"],
         ]  # fmt: skip
         false = detection["false_positives_per_scan"]
-        values.append([*(rate["value"] for rate in rates), None if false is None else -false])
-        rows.append((method, *(percent(rate["value"]) for rate in rates), number(false)))
+        values.append([None, None, *(rate["value"] for rate in rates), None if false is None else -false])
+        totals.append([summary["cases"], rates[0]["total"]])
+        counted = (str(summary["cases"]), str(rates[0]["total"]))
+        rows.append((method, *counted, *(percent(rate["value"]) for rate in rates), number(false)))
     header = (
-        "Method", "Sensitivity (%)", "early stage", *(f"radius {name}" for name in bins), "Precision (%)",
-        "Patient-wise sensitivity (%)", "Specificity (%)", "FP per scan",
+        "Method", "scans", "tumors", "Sensitivity (%)", "early stage", *(f"radius {name}" for name in bins),
+        "Precision (%)", "Patient-wise sensitivity (%)", "Specificity (%)", "FP per scan",
     )  # fmt: skip
-    return TextTable("Detection, tumor by tumor and patient by patient", header, tuple(rows), best(values))
+    return TextTable(
+        "Detection, tumor by tumor and patient by patient",
+        header,
+        tuple(rows),
+        best(values) if _alike(totals) else frozenset(),
+        note=str(next(iter(summaries.values()))["settings"]["matching"]),
+    )
+
+
+def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> TextTable:
+    """Return the highest sensitivity at no more than some numbers of false positives per scan, and their mean."""
+    rates = list(next((curve["sensitivity_at"] for curve in curves.values() if curve["sensitivity_at"]), {}))
+    rows = [
+        (
+            method,
+            str(curve["scans"]),
+            *(percent((curve["sensitivity_at"] or {}).get(rate)) for rate in rates),
+            percent(curve["mean_sensitivity"]),
+        )
+        for method, curve in curves.items()
+    ]
+    header = ("Method", "scans", *(f"{rate} FP" for rate in rates), "mean")
+    return TextTable("Free response: sensitivity (%) at false positives per scan", header, tuple(rows))
 
 
 def folds_table(summaries: Mapping[str, Summary]) -> TextTable | None:
@@ -150,9 +185,10 @@ def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level:
     ]
     header = (
         "Method", "measure", first, "other", "difference", f"{100 * level:g} % interval", "patients", "Wilcoxon p",
-        "Holm", "permutation p", "Holm",
+        "Holm (Wilcoxon)", "permutation p", "Holm (permutation)",
     )  # fmt: skip
-    return TextTable(f"Paired tests against {first}", header, tuple(rows))
+    note = "Means are over the patients of the scans that both methods have."
+    return TextTable(f"Paired tests against {first}", header, tuple(rows), note=note)
 
 
 def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTable, TextTable]:
@@ -179,6 +215,7 @@ def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTabl
         ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
         tuple((method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()),
         best([[e["mean"] for e in row] for row in entries.values()]),
+        note=_nsd_at({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
     )
     sensitivities = [[early(method, organ) for organ in organs] for method in methods]
     detection = TextTable(
@@ -203,6 +240,16 @@ def best(values: Sequence[Sequence[float | None]]) -> frozenset[tuple[int, int]]
             highest = max(known.values())
             found |= {(row, column + 1) for row, value in known.items() if value == highest}
     return frozenset(found)
+
+
+def _alike(counts: Sequence[Sequence[int]]) -> bool:
+    """Whether all methods were evaluated on as many cases; only then can one be called the best."""
+    return len({tuple(row) for row in counts}) == 1
+
+
+def _nsd_at(summaries: Mapping[str, Summary]) -> str:
+    tolerances = {float(summary["settings"]["tolerance_mm"]) for summary in summaries.values()}
+    return f"NSD at {' and '.join(f'{tolerance:g}' for tolerance in sorted(tolerances))} mm."
 
 
 def shown(score: str, value: float | None) -> str:

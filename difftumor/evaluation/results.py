@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: tables, figures, and one page with all of it."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from difftumor.evaluation.methods import Method, Rules
 from difftumor.evaluation.paper_tables import (
     detection_table,
     folds_table,
+    froc_table,
     methods_table,
     scores_table,
     sensitivity_table,
@@ -82,6 +84,7 @@ class Evaluation:
     def _summary(self, method: Method) -> dict[str, Any]:
         results = [case.result for case in method.cases]
         patients = {case.case: case.pair.patient for case in method.cases}
+        unlabeled = [case.case for case in method.cases if not case.labeled]
         summary = {
             "method": method.name,
             "settings": {
@@ -91,10 +94,11 @@ class Evaluation:
                 "level": self.level,
                 "seed": self.seed,
                 **self.settings,
+                **method.folders,
             },
-            **summarize(results, patients=patients, seed=self.seed, level=self.level),
+            **summarize(results, patients=patients, unlabeled=unlabeled, seed=self.seed, level=self.level),
             "notes": {case.case: case.note for case in method.cases if case.note},
-            "problems": dict(method.problems),
+            "problems": method.troubles,
             "missing": list(method.missing),
         }
         if self.folds:
@@ -112,12 +116,14 @@ class Findings:
         summaries: By method, the first one first.
         tests: By other method and measure.
         tables: In the shapes of the papers.
+        remarks: What a reader of the tables has to know.
         figures: By file name without suffix.
     """
 
     summaries: Mapping[str, Mapping[str, Any]]
     tests: Mapping[str, Mapping[str, Any]]
     tables: Sequence[TextTable]
+    remarks: Sequence[str]
     figures: Mapping[str, Figure]
 
 
@@ -130,7 +136,6 @@ def find(evaluation: Evaluation, *, worst: int = 4, cts: Path | None = None) -> 
         cts: Folder of CTs for these pictures, where the list of labels names none.
 
     Raises:
-        CaseListError: A case has no fold.
         VolumeError: A label map cannot be read any more.
     """
     summaries, tests = evaluation.summaries(), evaluation.tests()
@@ -143,9 +148,12 @@ def find(evaluation: Evaluation, *, worst: int = 4, cts: Path | None = None) -> 
     figures = {"sensitivity": sensitivity_figure(summaries), "scores": scores_figure(evaluation.methods)}
     if curves := evaluation.curves():
         figures["froc"] = froc_figure(curves)
+        tables.append(froc_table({name: summary["froc"] for name, summary in summaries.items() if "froc" in summary}))
     if cases := worst_cases(first, worst):
         figures["worst_cases"] = worst_cases_figure(cases, first, evaluation.rules, cts_of(first, cts))
-    return Findings(summaries=summaries, tests=tests, tables=tables, figures=figures)
+    return Findings(
+        summaries=summaries, tests=tests, tables=tables, remarks=_remarks(evaluation.methods), figures=figures
+    )
 
 
 def write_results(folder: Path, evaluation: Evaluation, findings: Findings) -> str:
@@ -158,6 +166,7 @@ def write_results(folder: Path, evaluation: Evaluation, findings: Findings) -> s
     """
     first = evaluation.method
     _write_rows(folder, first, evaluation.folds)
+    _remove_others(folder / COMPARED, [other.name for other in evaluation.others])
     for other in evaluation.others:
         _write_rows(folder / COMPARED / other.name, other, evaluation.folds)
     summary = dict(findings.summaries[first.name])
@@ -182,9 +191,9 @@ def write_results(folder: Path, evaluation: Evaluation, findings: Findings) -> s
 def summary_markdown(findings: Findings, *, title: str) -> str:
     """Return the first method's scores and detection, the tables, and what went wrong, as Markdown."""
     summary = next(iter(findings.summaries.values()))
-    parts = [f"# {title}", counts(summary), f"Lesions: {summary['settings']['matching']}"]
+    parts = [f"# {title}", counts(summary), f"Lesions: {summary['settings']['matching']}", *findings.remarks]
     for table in (scores_table(summary), detection_table(summary), *findings.tables):
-        parts += [f"## {table.title}", table.markdown()]
+        parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
     troubles = [f"- {name}, {line}" for name, each in findings.summaries.items() for line in troubles_of(each)]
     if troubles:
         parts += ["## Not evaluated", "\n".join(troubles)]
@@ -205,6 +214,28 @@ def troubles_of(summary: Mapping[str, Any]) -> list[str]:
     """Return a line for each case that is missing or could not be evaluated."""
     lines = [f"{case}: {sentence}" for case, sentence in summary["problems"].items()]
     return [*lines, *(f"{case}: there is no prediction." for case in summary["missing"])]
+
+
+def _remarks(methods: Sequence[Method]) -> list[str]:
+    """Say where methods were not evaluated on the same cases."""
+    first = set(methods[0].by_case())
+    return [
+        f"{other.name} and {methods[0].name} do not have the same cases: {len(first & cases)} are shared, of "
+        f"{len(cases)} and {len(first)}. Means and shares are over each method's own cases; only the paired tests are "
+        "over the shared."
+        for other in methods[1:]
+        if (cases := set(other.by_case())) != first
+    ]
+
+
+def _remove_others(folder: Path, names: Collection[str]) -> None:
+    """Remove what an earlier evaluation left of methods that this one has not; nothing else is touched."""
+    ours = {"cases.csv", "lesions.csv"}
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place.name not in names and place.is_dir() and {path.name for path in place.iterdir()} <= ours:
+            shutil.rmtree(place)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _write_rows(folder: Path, method: Method, folds: Mapping[str, str]) -> None:

@@ -1,31 +1,44 @@
 """Summary of an evaluation, JSON-able, with intervals: means over cases, detection over lesions and patients, folds."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
-from difftumor.errors import CaseListError
 from difftumor.evaluation.case_scores import CaseResult
-from difftumor.evaluation.detection import DetectionSummary, Rate, summarize_detection
+from difftumor.evaluation.detection import (
+    EARLY_DIAMETER_MM,
+    DetectionSummary,
+    Match,
+    Rate,
+    radius_bins,
+    summarize_detection,
+)
 from difftumor.evaluation.rows import SCORES, scores_of
 from difftumor.evaluation.statistics import LEVEL, Interval, bootstrap_mean, bootstrap_ratio, wilson_interval
 
 
 def summarize(
-    results: Sequence[CaseResult], *, patients: Mapping[str, str] | None = None, seed: int = 0, level: float = LEVEL
+    results: Sequence[CaseResult],
+    *,
+    patients: Mapping[str, str] | None = None,
+    unlabeled: Collection[str] = (),
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> dict[str, Any]:
     """Return the summary of a cohort; what is undefined is None.
 
     Scores are summarized over all cases and over those with tumor, since a healthy scan without a predicted tumor
-    scores 1 and with one 0. Scans without labels, whose organ has no scores, count in the detection alone.
+    scores 1 and with one 0. Scans without labels count in the detection alone.
 
     Args:
         results: One per scan.
         patients: The patient of each scan, by case; each scan a patient of its own when None.
+        unlabeled: Ids of healthy scans without labels.
         seed: Of the intervals.
         level: Of the intervals.
     """
-    labeled = [result for result in results if result.organ is not None]
+    labeled = [result for result in results if result.case not in unlabeled]
     ill = [result for result in labeled if not result.detection.healthy]
     owners = {result.case: (patients or {}).get(result.case, result.case) for result in results}
 
@@ -48,25 +61,20 @@ def summarize_folds(results: Sequence[CaseResult], folds: Mapping[str, str]) -> 
 
     Args:
         results: One per scan.
-        folds: The fold of each scan, by case.
+        folds: The fold of each scan, by case. Scans without one, as healthy ones without labels, do not count.
 
     Returns:
         ``names``, and by score: ``by_fold``, ``average`` (of the means of the folds), ``sd`` (of these means) and
         ``pooled`` (mean over all cases, whatever their fold).
-
-    Raises:
-        CaseListError: A case has no fold.
     """
-    unknown = sorted(result.case for result in results if result.organ is not None and result.case not in folds)
-    if unknown:
-        raise CaseListError(f"The folds do not name the case {unknown[0]}: add it, or leave --folds out.")
-    names = sorted({folds[result.case] for result in results if result.organ is not None}, key=fold_order)
+    known = [result for result in results if result.case in folds]
+    names = sorted({folds[result.case] for result in known}, key=fold_order)
     scores = {}
     for name in SCORES:
         values: dict[str, list[float]] = {fold: [] for fold in names}
-        for result in results:
+        for result in known:
             score = scores_of(result)[name]
-            if score is not None and result.organ is not None and not _left_out(name, result):
+            if score is not None and not _left_out(name, result):
                 values[folds[result.case]].append(score)
         means = {fold: fmean(some) for fold, some in values.items() if some}
         pooled = [score for some in values.values() for score in some]
@@ -85,39 +93,56 @@ def _left_out(score: str, result: CaseResult) -> bool:
 
 def fold_order(name: str) -> tuple[bool, int, str]:
     """Return a key that sorts folds: numbers by their size, before names."""
-    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
 def _statistics(
     score: str, results: Sequence[CaseResult], owners: Mapping[str, str], *, seed: int, level: float
 ) -> dict[str, Any]:
-    values = [value for result in results if (value := scores_of(result)[score]) is not None]
-    patients = [owners[result.case] for result in results]
     part = score.split("_")[0]
+    scored = [result for result in results if getattr(result, part) is not None]
+    values = [value for result in scored if (value := scores_of(result)[score]) is not None]
+    patients = [owners[result.case] for result in scored]
     return {
         "mean": fmean(values) if values else None,
         "sd": stdev(values) if len(values) > 1 else None,
         "median": median(values) if values else None,
         "count": len(values),
         "interval": _ends(bootstrap_mean(values, patients, seed=seed, level=level)),
-        "by_rule": sum(getattr(result, part).empty != "neither" for result in results),
+        "by_rule": sum(getattr(result, part).empty != "neither" for result in scored),
     }
 
 
 def _detection(results: Sequence[CaseResult], owners: Mapping[str, str], *, seed: int, level: float) -> dict[str, Any]:
-    summary: DetectionSummary = summarize_detection(result.detection for result in results)
+    detections = [result.detection for result in results]
+    summary: DetectionSummary = summarize_detection(detections, patients=owners)
     patients = [owners[result.case] for result in results]
-    false = [float(len(result.detection.false_positives)) for result in results]
-    found = [float(sum(match.prediction is not None for match in result.detection.matches)) for result in results]
-    true = [float(len(result.detection.matches)) for result in results]
+
+    def ratio(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
+        return _ends(bootstrap_ratio(parts, wholes, patients, seed=seed, level=level))
+
+    false = [len(detection.false_positives) for detection in detections]
+    true = [len(detection.matches) for detection in detections]
+    found = [_hits(detection.matches) for detection in detections]
+    plain = {name: _jsonable(value, level) for name, value in vars(summary).items()}
+    # Tumors of one patient are not independent, which Wilson's interval takes them for.
+    plain["precision"]["patients_interval"] = ratio(found, [a + b for a, b in zip(found, false, strict=True)])
+    groups = {name: (plain["sensitivity_by_radius"][name], limits) for name, limits in radius_bins().items()}
+    groups["all"] = (plain["sensitivity"], (0.0, math.inf))
+    for rate, (low, high) in groups.values():
+        some = [[match for match in each.matches if low < match.truth.radius_mm <= high] for each in detections]
+        rate["patients_interval"] = ratio([_hits(matches) for matches in some], [len(matches) for matches in some])
+    early = [[m for m in each.matches if m.truth.diameter_mm < EARLY_DIAMETER_MM] for each in detections]
+    plain["early_sensitivity"]["patients_interval"] = ratio([_hits(m) for m in early], [len(m) for m in early])
     # 2 TP / (2 TP + FP + FN), the harmonic mean of sensitivity and precision.
-    whole = [hits + missed_or_hit + wrong for hits, missed_or_hit, wrong in zip(found, true, false, strict=True)]
-    f1 = bootstrap_ratio([2 * hits for hits in found], whole, patients, seed=seed, level=level)
-    return {
-        **{name: _jsonable(value, level) for name, value in vars(summary).items()},
-        "f1_interval": _ends(f1),
-        "false_positives_per_scan_interval": _ends(bootstrap_mean(false, patients, seed=seed, level=level)),
-    }
+    whole = [hits + lesions + wrong for hits, lesions, wrong in zip(found, true, false, strict=True)]
+    plain["f1_interval"] = ratio([2 * hits for hits in found], whole)
+    plain["false_positives_per_scan_interval"] = ratio(false, [1] * len(false))
+    return plain
+
+
+def _hits(matches: Sequence[Match]) -> int:
+    return sum(match.prediction is not None for match in matches)
 
 
 def _jsonable(value: Any, level: float) -> Any:

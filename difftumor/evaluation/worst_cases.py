@@ -28,7 +28,7 @@ _ORGAN_HU, _OUTSIDE_HU = 40.0, -110.0
 def worst_cases(method: Method, count: int) -> list[ScoredCase]:
     """Return the cases that a reader should look at first.
 
-    Missed tumors come first, then the lowest tumor DSC; of healthy scans those with most false positives follow.
+    The lowest tumor DSC comes first; healthy scans follow, those with most false positives first.
     """
     ill = [case for case in method.cases if not case.healthy]
     ill = sorted(ill, key=lambda case: (case.result.tumor.dsc, case.case))
@@ -76,8 +76,8 @@ def cts_of(method: Method, folder: Path | None) -> dict[str, Path]:
 def _name(case: ScoredCase) -> str:
     false = len(case.result.detection.false_positives)
     if case.healthy:
-        return f"{case.case}, {false} FP"
-    return f"{case.case}, DSC {100 * case.result.tumor.dsc:.0f} %"
+        return f"{false} FP, {case.case}"
+    return f"DSC {100 * case.result.tumor.dsc:.0f} %, {case.case}"
 
 
 def _cut(

@@ -64,7 +64,7 @@ def probability_file(path: Path, like: Volume) -> Iterator[Watch]:
             slabs.unlink(missing_ok=True)
 
 
-def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid]:
+def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Path]:
     """Read the tumor's probability beside a predicted label map, in the folder ``probabilities``.
 
     Args:
@@ -72,7 +72,7 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid]:
             background, organ and tumor.
 
     Returns:
-        Probabilities (X, Y, Z) and their grid.
+        Probabilities (X, Y, Z), their grid, and their file.
 
     Raises:
         VolumeError: The file is missing, cannot be read, or does not hold numbers from 0 to 1.
@@ -92,7 +92,7 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid]:
     # Stored as whole numbers with a slope, 1 may come back as a little more.
     if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
         raise VolumeError(f"{path} holds no probabilities of 0 to 1: predict the case again with --probabilities.")
-    return probability, grid
+    return probability, grid, path
 
 
 def _preamble(like: Volume, dtype: np.dtype[Any], classes: int) -> bytes:

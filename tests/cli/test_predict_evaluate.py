@@ -149,12 +149,14 @@ def test_evaluate_compares_methods_with_healthy_scans_and_folds(cohort, capsys):
     [
         (("--compare", "predictions"), "the name 'predictions' of another method"),
         (("--compare", "a/b=labels"), "a name with slashes"),
+        (("--compare", "no"), "no folder no"),
+        (("--ct", "no"), "There is no folder no"),
+        (("--out", "labels"), "holds what is evaluated"),
         (("--healthy", "other=labels"), "names other, which is none of predictions"),
         (("--folds", "no.csv"), "no.csv cannot be read"),
         (("--level", "95"), "confidence level is 95"),
         (("--minimum-iou", "0.5"), "minimum_iou does not go with"),
         (("--matching", "iou", "--minimum-iou", "0"), "minimum_iou 0"),
-        (("--froc",), "predict with --probabilities"),
     ],
 )
 def test_evaluate_refuses_what_does_not_fit(cohort, capsys, monkeypatch, words, message):
@@ -164,6 +166,34 @@ def test_evaluate_refuses_what_does_not_fit(cohort, capsys, monkeypatch, words, 
     assert message in error
     assert error.count("\n") == 1
     assert not (cohort / "out").exists()
+
+
+def test_evaluate_takes_patients_from_a_list(cohort):
+    listed = cohort / "cases.csv"
+    listed.write_text("image,labels,patient\nlabels/a.nii.gz,labels/a.nii.gz,p\nlabels/b.nii.gz,labels/b.nii.gz,p\n")
+    assert evaluate(cohort, "--labels", listed) == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert summary["patients"] == 1
+    assert summary["detection"]["patient_sensitivity"]["total"] == 1
+    assert summary["detection"]["patient_specificity"]["total"] == 0
+
+
+def test_evaluate_takes_folders_with_signs_of_equality(cohort):
+    for case in ("a", "b"):
+        save(cohort / "lr=0.1" / f"{case}.nii.gz", labels(tumor=False))
+    assert evaluate(cohort, "--compare", cohort / "lr=0.1", "--level", "0.5", "--seed", "1") == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert list(summary["compared"]) == ["lr=0.1"]
+    assert summary["compared"]["lr=0.1"]["settings"]["predictions"].endswith("lr=0.1")
+    assert (summary["settings"]["level"], summary["settings"]["seed"]) == (0.5, 1)
+
+
+def test_tables_of_other_rules_are_not_joined(cohort, capsys):
+    assert evaluate(cohort) == 0
+    assert evaluate(cohort, "--out", cohort / "strict", "--tolerance-mm", "1") == 0
+    capsys.readouterr()
+    assert run("tables", cohort / "out", f"strict={cohort / 'strict'}", "--out", cohort / "tables") == 1
+    assert "another tolerance_mm" in capsys.readouterr().err
 
 
 def test_evaluate_draws_the_free_response_curve(cohort, capsys):
@@ -220,7 +250,7 @@ def test_evaluate_refuses_predictions_of_another_organ(cohort, capsys, beside, s
     assert evaluate(cohort) == status
     if status:
         assert "b.nii.gz is a prediction of kidney" in capsys.readouterr().err
-        assert not (cohort / "out").exists()
+        assert [row["case"] for row in rows(cohort)] == ["a"]
 
 
 def test_evaluate_does_not_replace_the_list_of_labels(cohort, capsys):

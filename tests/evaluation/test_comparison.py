@@ -28,6 +28,7 @@ def test_by_hand(methods):
     assert (dsc["first"], dsc["second"], dsc["difference"]) == (1.0, 0.0, -1.0)
     assert dsc["permutation_p"] == pytest.approx(2 / 32)
     assert found["sensitivity"]["difference"] == -1
+    assert (dsc["first"] - dsc["second"]) == -dsc["difference"]
     assert found["false_positives"]["cases"] == 6
     assert found["false_positives"]["difference"] == 1
 

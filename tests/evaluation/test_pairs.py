@@ -1,5 +1,6 @@
 """Pairs of predictions and truth: what is refused, and what goes on beside it."""
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -8,8 +9,9 @@ import pytest
 
 from difftumor.errors import CaseListError, GridMismatchError, VolumeError
 from difftumor.evaluation.label_folders import label_maps
-from difftumor.evaluation.methods import RESAMPLED, Rules, evaluate_method, resampled, score_pair
+from difftumor.evaluation.methods import NO_ORGAN, RESAMPLED, Rules, check_whole, evaluate_method, score_pair
 from difftumor.evaluation.pairs import find_pairs, read_pair
+from difftumor.evaluation.resampling import resampled
 from difftumor.grids import Grid
 from difftumor.organs import get_organ
 from difftumor.volume import read_labels
@@ -149,6 +151,81 @@ def test_a_scan_counts_once(folders, tmp_path):
     save(tmp_path / "healthy" / "a.nii.gz", 2)
     method = evaluate(folders, healthy=tmp_path / "healthy")
     assert "both hold the case a" in method.problems["a"]
+    assert [case.case for case in method.cases] == ["b"]
+
+
+def test_labels_that_nothing_names_are_a_problem_of_their_case(folders):
+    labels = folders[1]
+    names = {"background": 0, "liver": 1, "liver_tumor": 2}
+    save(labels / "b.nii.gz", 7)
+    (labels.parent / "dataset.json").write_text(json.dumps({"labels": names, "training": []}))
+    method = evaluate(folders)
+    assert "holds label 7" in method.problems["b"]
+    assert [case.case for case in method.cases] == ["a"]
+
+
+def test_labels_without_the_organ_have_no_scores_of_it(folders):
+    """Its tumor alone is labeled: that the whole organ were false would be a lie."""
+    tumor = np.zeros((6, 6, 6), np.uint8)
+    tumor[2, 2, 2] = 2
+    nibabel.save(nibabel.Nifti1Image(tumor, np.eye(4)), folders[1] / "a.nii.gz")
+    case = evaluate(folders).by_case()["a"]
+    assert case.result.organ is None
+    assert case.note == NO_ORGAN
+    assert case.result.tumor.dsc == 1
+    assert case.labeled
+
+
+def test_folders_of_cases_are_labels(tmp_path):
+    """As AbdomenAtlas has them: CASE/ct.nii.gz and CASE/segmentations/liver.nii.gz."""
+    (tmp_path / "labels" / "a").mkdir(parents=True)
+    (tmp_path / "labels" / "a" / "segmentations").mkdir()
+    save(tmp_path / "labels" / "a" / "ct.nii.gz", 1)
+    save(tmp_path / "labels" / "a" / "segmentations" / "liver.nii.gz", 1)
+    save(tmp_path / "predictions" / "a.nii.gz", 1)
+    method = evaluate((tmp_path / "predictions", tmp_path / "labels"))
+    assert method.by_case()["a"].result.organ.dsc == 1
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 6), (6, 6, 6, 3)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_probabilities_come_in_two_shapes(folders, shape, suffix):
+    probability = np.zeros(shape, np.float32)
+    (probability if len(shape) == 3 else probability[..., 2])[2, 2, 2] = 0.6
+    for case in ("a", "b"):
+        (folders[0] / "probabilities").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(probability, np.eye(4)), folders[0] / "probabilities" / f"{case}{suffix}")
+    method = evaluate(folders, rules={"thresholds": (0.5, 0.7)})
+    assert [case.froc.found.tolist() for case in method.cases] == [[0, 1], [0, 1]]
+    assert not method.troubles
+
+
+def test_a_case_without_probabilities_keeps_its_scores(folders):
+    method = evaluate(folders, rules={"thresholds": (0.5,)})
+    assert [case.result.tumor.dsc for case in method.cases] == [1, 1]
+    assert "probabilities/a.nii.gz" in method.troubles["a"]
+    with pytest.raises(CaseListError, match="2 of 2 cases of ours"):
+        check_whole(method)
+
+
+def test_probabilities_are_resampled_with_their_labels(folders):
+    (folders[0] / "probabilities").mkdir()
+    probability = np.zeros((6, 6, 6), np.float32)
+    probability[3, 2, 2] = 0.8
+    shifted = np.eye(4)
+    shifted[0, 3] = -1
+    for case in ("a", "b"):
+        nibabel.save(nibabel.Nifti1Image(probability, shifted), folders[0] / "probabilities" / f"{case}.nii.gz")
+    found = evaluate(folders, rules={"thresholds": (0.5,), "resample": True})
+    assert [case.froc.found.tolist() for case in found.cases] == [[1], [1]]
+    refused = evaluate(folders, rules={"thresholds": (0.5,)})
+    assert "probabilities" in refused.troubles["a"]
+
+
+def test_a_prediction_of_another_organ_is_a_problem_of_its_case(folders):
+    (folders[0] / "a.json").write_text(json.dumps({"difftumor_version": "0.1.0", "organ": "kidney"}))
+    method = evaluate(folders)
+    assert "a prediction of kidney" in method.problems["a"]
     assert [case.case for case in method.cases] == ["b"]
 
 

@@ -48,10 +48,11 @@ def test_the_text_says_all(evaluation, tmp_path):
     lines = write_results(tmp_path, evaluation, found(evaluation)).splitlines()
     assert lines[0] == "# Evaluation: liver"
     assert "3 cases of 3 patients: 2 with tumor, 1 healthy, 1 of these scans without labels." in lines
-    assert "| ours | 2 | **83.3±23.6** | **" in "\n".join(lines)
-    assert "| Tumor-wise sensitivity | 66.7 | 20.8 to 93.9 | 2 / 3 |" in lines
-    assert "| Patient-wise specificity | 0.0 | 0.0 to 79.3 | 0 / 1 |" in lines
-    assert "| – radius over 10 mm | – | – | 0 / 0 |" in lines
+    assert "| ours | **83.3±23.6** | 2 | **" in "\n".join(lines)
+    assert "| Tumor-wise sensitivity | 66.7 | 20.8 to 93.9 | 50.0 to 100.0 | 2 / 3 |" in lines
+    assert "| Patient-wise specificity | 0.0 | 0.0 to 79.3 | – | 0 / 1 |" in lines
+    assert "| – radius over 10 mm | – | – | – | 0 / 0 |" in lines
+    assert any("theirs and ours do not have the same cases: 2 are shared, of 2 and 3" in line for line in lines)
     assert "- ours, x: It is broken: mend it." in lines
     assert "- ours, y: there is no prediction." in lines
     assert any(line.startswith("| theirs | Tumor DSC (%) | 83.3 | 50.0 | −33.3 |") for line in lines)
@@ -60,7 +61,7 @@ def test_the_text_says_all(evaluation, tmp_path):
 def test_latex_tables_are_whole(evaluation, tmp_path):
     write_results(tmp_path, evaluation, found(evaluation))
     text = (tmp_path / "tables.tex").read_text()
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 5
     rows = [line for line in text.splitlines() if " & " in line]
     for table in text.split(r"\begin{table}")[1:]:
         columns = table.split(r"\begin{tabular}{")[1].split("}")[0]
@@ -90,6 +91,45 @@ def test_the_best_is_bold_where_there_is_one():
     assert best([]) == frozenset()
 
 
+def test_nothing_is_bold_where_methods_have_other_cases(evaluation):
+    few = method("few", scored("b", (3,), (3,)))
+    tables = find(Evaluation(organ="liver", method=evaluation.method, others=(few,)), worst=0).tables
+    assert tables[0].bold == tables[1].bold == frozenset()
+    assert tables[0].rows[1][:3] == ("few", "100.0", "1")
+
+
+def test_the_fewest_false_positives_are_bold():
+    quiet, loud = method("quiet", scored("a", (3,), (3,))), method("loud", scored("a", (3, 9), (3,)))
+    table = find(Evaluation(organ="liver", method=quiet, others=(loud,)), worst=0).tables[1]
+    assert table.header[-1] == "FP per scan"
+    assert (0, len(table.header) - 1) in table.bold
+    assert (1, len(table.header) - 1) not in table.bold
+
+
+def test_the_rules_stand_with_the_tables(evaluation):
+    segmentation, detection, *_ = find(evaluation, worst=0).tables
+    assert segmentation.note == "NSD at 2 mm."
+    assert "voxel in common" in detection.note
+    assert "NSD at 2 mm." in segmentation.latex()
+
+
+def test_bars_are_in_percent(evaluation):
+    axes = found(evaluation).figures["sensitivity"].axes[0]
+    assert axes.patches[0].get_height() == pytest.approx(200 / 3)
+    assert axes.get_xticklabels()[0].get_text() == "all\nn = 3"
+    curve = found(evaluation).figures["froc"].axes[0].lines[0]
+    assert max(curve.get_ydata()) == pytest.approx(200 / 3)
+
+
+def test_what_another_evaluation_left_is_removed(evaluation, tmp_path):
+    write_results(tmp_path, evaluation, found(evaluation))
+    (tmp_path / COMPARED / "mine").mkdir()
+    (tmp_path / COMPARED / "mine" / "notes.txt").write_text("mine")
+    alone = Evaluation(organ="liver", method=evaluation.method)
+    write_results(tmp_path, alone, found(alone))
+    assert [path.name for path in (tmp_path / COMPARED).iterdir()] == ["mine"]
+
+
 def test_folds_stand_in_columns(evaluation):
     table = folds_table(evaluation.summaries())
     assert table.header == ("Method", "metric", "fold 0", "fold 1", "average ± SD of folds", "pooled")
@@ -115,7 +155,7 @@ def test_organs_stand_in_columns(evaluation):
 
 
 def test_numbers_as_text(evaluation):
-    assert methods_table(evaluation.summaries()).rows[0][:2] == ("ours", "2")
+    assert methods_table(evaluation.summaries()).rows[0][:3] == ("ours", "83.3±23.6", "2")
     assert (mean_sd(0.665, 0.1), mean_sd(0.5, None), mean_sd(None, None)) == ("66.5±10.0", "50.0", "–")
     assert (p_value(0.0004), p_value(0.0312)) == ("<0.001", "0.031")
 

@@ -103,6 +103,30 @@ def test_wilcoxon_p_by_hand():
     assert found.wilcoxon_p == pytest.approx(2 / 32)
 
 
+def test_wilcoxon_is_exact_where_few_patients_differ():
+    """Five of thirty, all of one sign: 2 of 32 flips are as far out, however many patients are alike."""
+    found = paired_test([0.5] * 30, [0.5] * 25 + [0.6, 0.7, 0.8, 0.9, 0.95], seed=0)
+    assert found.wilcoxon_p == pytest.approx(2 / 32)
+    assert found.permutation_p == pytest.approx(2 / 32, abs=0.01)
+
+
+def test_rounding_is_no_difference():
+    noise = paired_test([0.1 + 0.2] * 20, [0.3] * 20, seed=0)
+    assert (noise.wilcoxon_p, noise.permutation_p, noise.difference) == (1.0, 1.0, 0.0)
+
+
+def test_means_are_over_patients():
+    found = paired_test([1.0, 1.0, 0.0], [0.0, 0.0, 1.0], ["a", "a", "b"], seed=0)
+    assert (found.first, found.second, found.difference) == (0.5, 0.5, 0.0)
+
+
+def test_the_level_decides_the_width():
+    first, second = GENERATOR.uniform(size=(2, 30)).tolist()
+    wide, narrow = (paired_test(first, second, seed=0, level=level).interval for level in (0.95, 0.5))
+    assert narrow.high - narrow.low < wide.high - wide.low
+    assert paired_test(first, second, seed=1).interval != wide
+
+
 def test_equal_methods_do_not_differ():
     scores = GENERATOR.uniform(size=8).tolist()
     found = paired_test(scores, scores, seed=0)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from difftumor.errors import CaseListError
 from difftumor.evaluation.rows import CASE_COLUMNS, LESION_COLUMNS, SCORES, case_rows, lesion_rows
 from difftumor.evaluation.statistics import wilson_interval
 from difftumor.evaluation.summary import summarize, summarize_folds
@@ -56,7 +55,7 @@ def test_lesions_name_their_fate(results):
 
 
 def test_means_over_all_cases_and_over_those_with_tumor(results):
-    scores = summarize(results)["scores"]
+    scores = summarize(results, unlabeled=["unlabeled"])["scores"]
     dsc = scores["all_cases"]["tumor_dsc"]
     assert dsc["mean"] == pytest.approx((2 / 3 + 1 + 0) / 3)  # The scan without labels has no score.
     assert dsc["sd"] == pytest.approx(np.std([2 / 3, 1, 0], ddof=1))
@@ -68,12 +67,18 @@ def test_means_over_all_cases_and_over_those_with_tumor(results):
 
 
 def test_detection_counts_scans_without_labels(results):
-    summary = summarize(results)
+    summary = summarize(results, unlabeled=["unlabeled"])
     detection = summary["detection"]
     assert (summary["cases"], summary["cases_with_tumor"], summary["healthy_cases"]) == (4, 1, 3)
     assert summary["unlabeled_cases"] == 1
     low, high = vars(wilson_interval(1, 2)).values()
-    assert detection["sensitivity"] == {"value": 0.5, "hits": 1, "total": 2, "interval": [low, high]}
+    assert detection["sensitivity"] == {
+        "value": 0.5,
+        "hits": 1,
+        "total": 2,
+        "interval": [low, high],
+        "patients_interval": None,
+    }
     assert detection["patient_specificity"]["hits"] == 1
     assert detection["patient_specificity"]["total"] == 3
     assert detection["false_positives_per_scan"] == 3 / 4
@@ -97,6 +102,40 @@ def test_summaries_repeat_and_are_json(results):
     json.dumps(summarize([]), allow_nan=False)
 
 
+def test_patients_are_counted_once():
+    """One has two scans with a tumor, one of them missed, and a healthy one; the other a false alarm in one of two."""
+    cases = [
+        scored("a1", (3,), (3,)), scored("a2", (), (3,)), scored("a3", (), ()), scored("b1", (), ()),
+        scored("b2", (9,), ()),
+    ]  # fmt: skip
+    results = [case.result for case in cases]
+    patients = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b"}
+    detection = summarize(results, patients=patients)["detection"]
+    assert (detection["patient_sensitivity"]["hits"], detection["patient_sensitivity"]["total"]) == (1, 1)
+    assert (detection["patient_specificity"]["hits"], detection["patient_specificity"]["total"]) == (0, 1)
+    by_scan = summarize(results)["detection"]
+    assert (by_scan["patient_sensitivity"]["hits"], by_scan["patient_sensitivity"]["total"]) == (1, 2)
+    assert (by_scan["patient_specificity"]["hits"], by_scan["patient_specificity"]["total"]) == (2, 3)
+
+
+def test_tumors_of_one_patient_are_not_independent():
+    """Eight tumors, all of a patient found or none: the interval over patients is the wide one."""
+    cases = [scored(f"{n}", (3, 9) if n % 2 else (), (3, 9)) for n in range(4)]
+    rate = summarize([case.result for case in cases])["detection"]["sensitivity"]
+    assert rate["patients_interval"] == [0.0, 1.0]
+    assert rate["interval"][0] > 0.1
+    small = summarize([case.result for case in cases])["detection"]["sensitivity_by_radius"]
+    assert small["up to 5 mm"]["patients_interval"] == [0.0, 1.0]
+    assert small["over 10 mm"]["patients_interval"] is None
+
+
+def test_level_and_seed_reach_the_intervals(results):
+    usual, narrow = summarize(results), summarize(results, level=0.5)
+    dsc = [each["scores"]["all_cases"]["tumor_dsc"]["interval"] for each in (usual, narrow)]
+    assert dsc[1][1] - dsc[1][0] < dsc[0][1] - dsc[0][0]
+    assert narrow["detection"]["sensitivity"]["interval"] != usual["detection"]["sensitivity"]["interval"]
+
+
 def test_folds_by_hand():
     """Fold means 1 and (2/3 + 0) / 2; their average is not the mean of the three pooled cases."""
     cases = [scored("a", (3,), (3,)), scored("b", (3,), (3, 9)), scored("c", (6,), (3,)), scored("d", (), ())]
@@ -108,5 +147,3 @@ def test_folds_by_hand():
     assert dsc["sd"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
     assert dsc["pooled"] == pytest.approx(5 / 9)  # The healthy case d has no tumor score.
     assert folds["scores"]["organ_dsc"]["pooled"] == 1
-    with pytest.raises(CaseListError, match="do not name the case d"):
-        summarize_folds([case.result for case in cases], {"a": "1", "b": "2", "c": "2"})

@@ -340,7 +340,7 @@ def test_scores_are_measured_on_what_is_said(evaluation):
     dsc, found, missed, false = evaluation.count_pair(prediction, truth)
     assert dsc == pytest.approx(2 * (prediction & truth).sum() / (prediction.sum() + truth.sum()))
     assert found + missed + found + false == evaluation.plain_components(prediction, truth)
-    shape = (128, 128, 75)
+    shape = (256, 256, 150)
     (prediction, truth), grid = evaluation.scan_pair("liver", shape)
     liters = (truth > 0).mean() * grid.voxel_mm3 * 512 * 512 * 300 / 1e6  # as large a part of a scan of full size
     assert liters == pytest.approx(1.6, abs=0.1)

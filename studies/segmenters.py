@@ -68,7 +68,7 @@ class SegmenterScores:
 
 
 @dataclass(frozen=True)
-class Tested:
+class StudyScores:
     """The segmenters of a study.
 
     Args:
@@ -110,7 +110,7 @@ def study_parser(name: str, description: str, *, data: bool = True) -> argparse.
     return parser
 
 
-def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace) -> Tested:
+def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace) -> StudyScores:
     """Train what is not trained yet, on all scans and without validation, and test it.
 
     Args:
@@ -147,7 +147,7 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
         f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius below "
         f"{SMALL_RADIUS_MM:g} mm"
     )
-    return Tested(scores, details)
+    return StudyScores(scores, details)
 
 
 def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: float = 1, digits: int = 2) -> str | None:
@@ -159,7 +159,7 @@ def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: floa
     return f"{fmean(values):.{digits}f}{spread}"
 
 
-def scores_figure(tested: Tested, fields: Mapping[str, str]) -> Figure:
+def scores_figure(tested: StudyScores, fields: Mapping[str, str]) -> Figure:
     """Draw scores from 0 to 1 of every training, kind below kind.
 
     Args:

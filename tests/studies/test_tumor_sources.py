@@ -10,7 +10,7 @@ from stages.entry import compose_config
 from stages.run import run_stage
 from stages.segmentation import build
 from studies import segmenters
-from studies.segmenters import SegmenterScores, Tested, scores_figure
+from studies.segmenters import SegmenterScores, StudyScores, scores_figure
 from studies.tumor_sources import SOURCES, main, table_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
@@ -103,5 +103,5 @@ def test_the_table_says_means_and_deviations_over_the_seeds():
     assert row["false positives per scan"] == "1.50 ± 0.71"
     assert row["organ DSC"] == "0.90 ± 0.00"
     assert single["tumor DSC"] == "0.20"
-    figure = scores_figure(Tested({"a": runs}, {}), {"tumor_dsc": "DSC", "small_sensitivity": "small"})
+    figure = scores_figure(StudyScores({"a": runs}, {}), {"tumor_dsc": "DSC", "small_sensitivity": "small"})
     assert [len(axis.patches) for axis in figure.axes] == [1, 0]  # of small tumors there are none

@@ -39,7 +39,7 @@ figcaption { margin-top: .4rem; max-width: 46rem; }
 caption { padding-bottom: .4rem; }
 table { border-collapse: collapse; font-size: .92rem; margin: .8rem 0; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid #e3e8ec; text-align: left; vertical-align: top; }
-td:not(.number) { min-width: 8rem; max-width: 24rem; overflow-wrap: anywhere; }
+td:not(.number) { min-width: 7rem; max-width: 24rem; overflow-wrap: anywhere; }
 th { border-bottom: 2px solid #b9c3cb; font-weight: 600; vertical-align: bottom; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { min-width: 5rem; white-space: normal; }

@@ -6,7 +6,7 @@ are summed up.
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,11 +15,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from difftumor.artifact_config import read_config
+from difftumor.datasets.cases import read_cases
 from difftumor.devices import describe_device, pick_device
+from difftumor.errors import CaseListError, first_few
 from difftumor.evaluation.case_scores import CaseResult
 from difftumor.evaluation.methods import Rules, check_whole, evaluate_method
 from difftumor.evaluation.summary import summarize
-from difftumor.organs import Organ
+from difftumor.organs import Organ, resolve_labels
 from difftumor.plots import CURVE_COLORS, new_axes
 from difftumor.report import Cell
 from stages.entry import compose_config
@@ -122,7 +124,9 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
     """
     device = pick_device(words.device)
     options = {name: [*own, "fold=null"] for name, own in kinds.items()}
-    # All options are checked before anything is trained.
+    # All options and the test scans are checked before anything is trained.
+    organs = {name: construct(Organ, settings_of(own).organ) for name, own in options.items()}
+    _check_test(words.test, organs.values())
     epochs = {name: _epochs(own, steps=words.steps) for name, own in options.items()}
     scores: dict[str, list[SegmenterScores]] = {name: [] for name in kinds}
     details: dict[str, Cell] = {"command": words.command, "predicted on": describe_device(device)}
@@ -138,7 +142,7 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
                 ],
             )  # fmt: skip
             _predict(artifact, predictions, words)
-            results = _test(predictions, words.test, construct(Organ, _settings(own).organ))
+            results = _test(predictions, words.test, organs[name])
             scores[name].append(SegmenterScores.of(results))
             details[f"steps, {name}"] = int(read_config(artifact).training["steps"])
     ill = [result for result in results if not result.detection.healthy]
@@ -181,15 +185,40 @@ def scores_figure(tested: StudyScores, fields: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _settings(options: Sequence[str]) -> Settings:
+def settings_of(options: Sequence[str]) -> Settings:
+    """Compose the settings of a training.
+
+    Raises:
+        ConfigError: An option is unknown.
+    """
     return Settings(to_plain(compose_config(STAGE, options)))
 
 
 def _epochs(options: Sequence[str], *, steps: int) -> int:
     """Return how many epochs make so many steps, on the cases that the options choose."""
-    settings = _settings(options)
+    settings = settings_of(options)
     chosen = choose_cases(settings, construct(Organ, settings.organ))
     return max(1, round(steps / math.ceil(len(chosen.train) / settings.data.batch_size)))
+
+
+def _check_test(source: Path, organs: Iterable[Organ]) -> None:
+    """Refuse scans that cannot be tested on.
+
+    Raises:
+        CaseListError: There are none, a file is missing, or a scan has no labels.
+        OrganError: An organ is not among the label names.
+    """
+    listed = read_cases(source)
+    # The test takes a folder without a list for one of label maps.
+    listless = source.is_dir() and not (source / "dataset.json").is_file()
+    unlabeled = [case.id for case in listed.cases if case.labels is None or listless]
+    if unlabeled:
+        raise CaseListError(
+            f"--test {source} names no label map of {first_few(unlabeled)}: give a list with labels, such as a "
+            "dataset.json."
+        )
+    for organ in organs:
+        resolve_labels(listed.label_names, organ, source=source)
 
 
 def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:

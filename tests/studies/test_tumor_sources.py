@@ -1,6 +1,8 @@
 """The study of tumor sources: from the command line to the page, and again without training anew."""
 
 import csv
+import json
+import shutil
 
 import pytest
 
@@ -71,6 +73,52 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
 def test_wrong_options_are_told_before_anything_is_trained(folder, tmp_path, capfd):
     assert main(words(folder, tmp_path / "out", "data.root=nowhere")) == 1
     assert "nowhere" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def unlabeled(cohort):
+    listing = json.loads((cohort / "dataset.json").read_text())
+    del listing["training"][2]["label"]
+    (cohort / "dataset.json").write_text(json.dumps(listing))
+
+
+def missing(cohort):
+    (cohort / "labelsTr" / "late0.nii.gz").unlink()
+
+
+def of_another_organ(cohort):
+    listing = json.loads((cohort / "dataset.json").read_text())
+    listing["labels"] = {"background": 0, "pancreas": 1, "pancreas_tumor": 2}
+    (cohort / "dataset.json").write_text(json.dumps(listing))
+
+
+def listless(cohort):
+    for name in ("early0", "late0"):
+        (cohort / name / "segmentations").mkdir(parents=True)
+        (cohort / "imagesTr" / f"{name}.nii.gz").rename(cohort / name / "ct.nii.gz")
+        (cohort / "labelsTr" / f"{name}.nii.gz").rename(cohort / name / "segmentations" / "liver.nii.gz")
+    for part in ("imagesTr", "labelsTr"):
+        shutil.rmtree(cohort / part)
+    (cohort / "dataset.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (unlabeled, "names no label map of late0: give a list with labels"),
+        (missing, "late0.nii.gz, which does not exist"),
+        (of_another_organ, "hold no liver"),
+        (listless, "names no label map of early0, late0: give a list with labels"),
+    ],
+)
+def test_scans_that_cannot_be_tested_on_are_told_before_anything_is_trained(
+    folder, tmp_path, monkeypatch, capfd, damage, message
+):
+    monkeypatch.setattr(segmenters, "train", lambda *_: pytest.fail("trained"))
+    test = shutil.copytree(folder / "cohort", tmp_path / "test")
+    damage(test)
+    assert main(words(folder, tmp_path / "out", "--test", str(test))) == 1
+    assert message in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

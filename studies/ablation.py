@@ -7,9 +7,13 @@ all on the same scans. Running it again goes on where it stopped.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from difftumor.errors import ConfigError
+from difftumor.synthesis.sizes import SIZE_GROUPS
+from stages.settings import Settings
 from studies.command import run_command
 from studies.results import Picture, Row, write_results
 from studies.segmenters import (
@@ -17,10 +21,12 @@ from studies.segmenters import (
     SegmenterScores,
     mean_and_spread,
     scores_figure,
+    settings_of,
     study_parser,
     train_and_test,
 )
 
+GROUP, TINY = "ablation", "tiny"
 COMPONENTS = ("tiny size", "elastic deformation", "edge blurring")
 # Ablations of configs/segmentation/ablation/ in the order of Table 4, and which of the components they have.
 ABLATIONS: Mapping[str, tuple[bool, bool, bool]] = {
@@ -52,9 +58,8 @@ def run_study(words: argparse.Namespace) -> Path:
         DiffTumorError: An option is wrong, or a training has failed.
     """
     # What the user says comes after, so that another experiment takes the place of this one.
-    kinds = {
-        name.replace("_", " "): ["experiment=label_free", *words.options, f"ablation={name}"] for name in ABLATIONS
-    }
+    kinds = {name.replace("_", " "): ["experiment=label_free", *words.options, f"{GROUP}={name}"] for name in ABLATIONS}
+    _check_ticks(kinds, words.options)
     tested = train_and_test(kinds, words)
     small = f"sensitivity, radius below {SMALL_RADIUS_MM:g} mm"
     return write_results(
@@ -77,6 +82,44 @@ def run_study(words: argparse.Namespace) -> Path:
         },
         details=tested.details,
     )
+
+
+def _check_ticks(kinds: Mapping[str, Sequence[str]], given: Sequence[str]) -> None:
+    """Refuse the user's options that outdo those of the ablations, as the table would tick what is not so.
+
+    Raises:
+        ConfigError: There is one; the message names it.
+    """
+    for option in given:
+        if option.lstrip("+~").partition("=")[0].partition("@")[0] == GROUP:
+            raise ConfigError(f"The study sets {GROUP} itself: leave {option} out, as all of {len(kinds)} are trained.")
+    for (kind, options), ticks in zip(kinds.items(), ABLATIONS.values(), strict=True):
+        for option, value, needed in _outdone(settings_of(options), ticks):
+            raise ConfigError(
+                f"{option} is {value} where the ablation '{kind}' needs {needed}: leave the option out, as it is what "
+                "the study compares."
+            )
+
+
+def _outdone(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tuple[str, Any, str]]:
+    """Yield options behind the ticks that are not as these say, with their values and what they must be."""
+    tiny, elastic, blurred = ticks
+    synthesis = settings.synthesis
+    if settings.tumors != "handcrafted":
+        yield "tumors", settings.tumors, "handcrafted"
+    if synthesis.offline is not None:  # tumors made before are what they are
+        yield "synthesis.offline", synthesis.offline, "null"
+    # Of the groups, some have tiny tumors among others.
+    with_tiny = {
+        name: weight for name, weight in synthesis.sizes.items() if weight and TINY in SIZE_GROUPS.get(name, ())
+    }
+    if tiny and not with_tiny:
+        yield f"synthesis.sizes.{TINY}", 0, "more"
+    if not tiny:
+        yield from ((f"synthesis.sizes.{name}", weight, "0") for name, weight in with_tiny.items())
+    for name, has in (("irregularity", elastic), ("blur_mm", blurred)):
+        if (synthesis[name] != 0) != has:
+            yield f"synthesis.{name}", synthesis[name], "another value" if has else "0"
 
 
 def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:

@@ -62,12 +62,51 @@ def test_the_users_experiment_takes_the_place_of_the_studys(folder, tmp_path, mo
 
     composed = []
     monkeypatch.setattr(segmenters, "train", stop)
-    for more in ((), ("experiment=demo", "ablation=full")):
+    for more in ((), ("experiment=demo",)):
         with pytest.raises(KeyboardInterrupt):
             main(words(folder, tmp_path, *more))
     own, demo = composed
     assert (own.data.normalization, demo.data.normalization) == ("zscore", "unit")
-    assert own.synthesis.irregularity == demo.synthesis.irregularity == 0  # the first row's, whatever the user says
+    assert own.synthesis.irregularity == demo.synthesis.irregularity == 0  # the first row's
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "synthesis.irregularity=0.5",
+            "synthesis.irregularity is 0.5 where the ablation 'no elastic no blur' needs 0:",
+        ),
+        ("synthesis.irregularity=0", "synthesis.irregularity is 0 where the ablation 'no blur' needs another value:"),
+        ("synthesis.blur_mm=1", "synthesis.blur_mm is 1 where the ablation 'no elastic no blur' needs 0:"),
+        ("synthesis.blur_mm=0", "synthesis.blur_mm is 0 where the ablation 'no elastic' needs another value:"),
+        ("synthesis.sizes.tiny=1", "synthesis.sizes.tiny is 1 where the ablation 'no tiny' needs 0:"),
+        ("synthesis.sizes.mix=1", "synthesis.sizes.mix is 1 where the ablation 'no tiny' needs 0:"),
+        ("synthesis.sizes.early=0.5", "synthesis.sizes.early is 0.5 where the ablation 'no tiny' needs 0:"),
+        ("synthesis.sizes.tiny=0", "synthesis.sizes.tiny is 0 where the ablation 'no elastic no blur' needs more:"),
+        ("tumors=diffusion", "tumors is diffusion where the ablation 'no elastic no blur' needs handcrafted:"),
+        ("synthesis.offline=made", "synthesis.offline is made where the ablation 'no elastic no blur' needs null:"),
+        ("ablation=full", "The study sets ablation itself: leave ablation=full out"),
+    ],
+)
+def test_options_that_would_undo_the_ablation_are_refused_before_anything_is_trained(
+    folder, tmp_path, monkeypatch, capfd, option, message
+):
+    monkeypatch.setattr(segmenters, "train", lambda *_: pytest.fail("trained"))
+    assert main(words(folder, tmp_path / "out", option)) == 1
+    error = capfd.readouterr().err
+    assert f"Error: {message}" in error
+    assert "leave" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_other_sizes_are_left_to_the_user(folder, tmp_path, monkeypatch):
+    def stop(_, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmenters, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(words(folder, tmp_path, "synthesis.sizes.large=0", "synthesis.probability=0.5"))
 
 
 def test_the_rows_are_those_of_table_4():

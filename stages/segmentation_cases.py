@@ -143,7 +143,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
                 f"{file} has tumors in the {record.organ}, not in the {organ.name}: give synthesis.offline a folder "
                 f"made with --organ {organ.name}, or organ={record.organ}."
             )
-        original = known.get(record.inputs.ct.resolve())
+        original = known.get(record.host)
         strangers += original is None
         patient = "" if original is None else original.patient
         case = Case(

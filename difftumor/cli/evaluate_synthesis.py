@@ -66,6 +66,7 @@ def evaluate_synthesis(
     to read them.
     """
     from difftumor.devices import pick_device
+    from difftumor.image_quality.hosts import with_real_patients
     from difftumor.image_quality.quality import QualitySettings
     from difftumor.image_quality.tumor_samples import CropSpec
     from difftumor.organs import get_organ
@@ -79,6 +80,7 @@ def evaluate_synthesis(
     _check(out, (real, synthetic), slices=slices, crop=crop, overwrite=overwrite)
     where = get_organ(organ)
     lists = {"real": _read(real, real_labels, where), "synthetic": _read(synthetic, synthetic_labels, where)}
+    lists["synthetic"] = with_real_patients(lists["synthetic"], lists["real"])
     networks = _load_networks(features or [], spec, str(pick_device(device)))
     measured = {
         side: _measure(side, cases, where, spec, networks, slices=slices, seed=seed, pictures=pictures)

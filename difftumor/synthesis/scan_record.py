@@ -65,6 +65,11 @@ class ScanRecord:
         """Organ that hosts the tumors."""
         return str(self.content["request"]["organ"])
 
+    @property
+    def host(self) -> Path:
+        """CT that hosts the tumors, without links, by which it is found in lists of cases."""
+        return self.inputs.ct.resolve()
+
 
 def read_record(path: Path) -> ScanRecord:
     """Read a ``record.json``.

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.models import resnet50
 
 from difftumor.cli import main
 from difftumor.files import sha256_of
+from tests.image_quality.tumors import write_record
 from tests.nifti import LPS, write_nifti
 
 AFFINE = LPS @ np.diag([1.0, 1.0, 2.0, 1.0])
@@ -98,6 +100,23 @@ def test_two_lists_become_a_page(real, synthetic, tmp_path, capsys):
     streams = capsys.readouterr()
     assert warning in streams.err
     assert "tell synthetic from real tumors" in streams.out
+
+
+def test_patients_of_hosts_are_those_of_the_real_list(tmp_path, synthetic):
+    real = cohort(tmp_path / "real")
+    listing = json.loads((real / "dataset.json").read_text())
+    for number, entry in enumerate(listing["training"]):
+        entry["patient"] = "twice" if number < 2 else f"p{number}"
+    (real / "dataset.json").write_text(json.dumps(listing))
+    made = shutil.copytree(synthetic, tmp_path / "made")
+    for number in range(5):
+        write_record(made / f"case{number}", real / f"{number}.nii.gz")
+    assert evaluate(real, made, tmp_path / "out") == 0
+    record = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert record["real"]["patients"] == record["synthetic"]["patients"] == 4
+    with (tmp_path / "out" / "tumors.csv").open() as stream:
+        named = {(row["set"], row["case"]): row["patient"] for row in csv.DictReader(stream)}
+    assert all(named["synthetic", f"case{number}"] == named["real", str(number)] for number in range(5))
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Tumors made of random numbers, for tests of what is computed from them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -8,6 +11,7 @@ from difftumor.image_quality.distances import Sample
 from difftumor.image_quality.hu_histograms import hu_histogram
 from difftumor.image_quality.texture import Texture
 from difftumor.image_quality.tumor_samples import Tumor
+from difftumor.synthesis.scan_record import FORMAT_VERSION, RECORD_FILE
 
 
 class Network:
@@ -51,3 +55,13 @@ def sample(patient: str, number: int = 1, *, mean: float = 40.0, sd: float = 12.
         "of_crops": Network.extract(slices.flatten(1))[None],
     }
     return Sample(tumor, features)
+
+
+def write_record(folder: Path, host: Path) -> None:
+    """Write as much of a ``record.json`` as says which CT hosts the tumors."""
+    inputs = {"ct": [{"path": str(host), "sha256": ""}], "organ_masks": [], "tumor_masks": [], "segments": []}
+    content = {
+        "format_version": FORMAT_VERSION, "models": {}, "tumors": [], "device": "cpu", "request": {"organ": "liver"},
+        "inputs": {**inputs, "organ_labels": [], "tumor_labels": []},
+    }  # fmt: skip
+    (folder / RECORD_FILE).write_text(json.dumps(content))

@@ -45,8 +45,8 @@ def _host(case: Case) -> Path:
 
 
 def _strangers(hosts: Mapping[Case, Path], *, taken: set[str]) -> dict[Case, str]:
-    """Name patients by the first case of each CT, and otherwise than those of the real list."""
+    """Name patients by one case of each CT, whatever the order, and otherwise than those of the real list."""
     first: dict[Path, str] = {}
-    for case, host in hosts.items():
+    for case, host in sorted(hosts.items(), key=lambda item: item[0].id):
         first.setdefault(host, f"{case.id} (synthetic)" if case.id in taken else case.id)
     return {case: first[host] for case, host in hosts.items()}

@@ -33,8 +33,7 @@ EDGE_STEP_MM = 2.0
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 # The quantities that may be usual or not: how they are called, and the attribute of an appearance that holds them.
 QUANTITIES: Mapping[str, str] = {"contrast": "contrast_hu", "texture": "sd_hu", "edge": "edge_step_hu"}
-# Whatever is as near to the median of real tumors is usual, even where there is but one: an abdominal CT has about this
-# much noise, and no less tells a tumor from them.
+# Whatever is as near to the median of real tumors is usual, even of one: an abdominal CT has about this much noise.
 LEAST_REACH_HU = 10.0
 
 
@@ -190,8 +189,7 @@ def measure_appearance(
         raise ValueError(
             f"CT {ct_hu_XYZ.shape}, tumor {tumor_XYZ.shape} and organ {organ_XYZ.shape} must be of one 3-D shape"
         )
-    margin = [math.ceil(REACH_MM / step) + 1 for step in spacing_mm]
-    box = Box.around(tumor_XYZ).padded(margin).clipped(ct_hu_XYZ.shape).slices
+    box = Box.around(tumor_XYZ).padded(reach_voxels(spacing_mm)).clipped(ct_hu_XYZ.shape).slices
     tumor = np.asarray(tumor_XYZ[box], bool)
     if not tumor.any():
         return Appearance(contrast_hu=math.nan, sd_hu=math.nan, edge_hu=(math.nan,) * (len(EDGE_BINS_MM) - 1), voxels=0)
@@ -208,6 +206,11 @@ def measure_appearance(
         edge_hu=tuple(_mean(ct_hu[shells == shell]) - around_hu for shell in range(1, len(EDGE_BINS_MM))),
         voxels=inside_hu.size,
     )
+
+
+def reach_voxels(spacing_mm: Sequence[float]) -> list[int]:
+    """Return how many voxels around a tumor's box count for its appearance, along X, Y, Z."""
+    return [math.ceil(REACH_MM / step) + 1 for step in spacing_mm]
 
 
 def surface_distance_mm(

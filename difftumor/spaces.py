@@ -100,9 +100,13 @@ class ModelSpace:
             slab = Box((0, 0, start), (*self._turned_shape[:2], min(start + slices, count)))
             yield self._native_order(slab)
 
-    def turned(self, data_XYZ: Array) -> Array:
-        """View data on the native grid in RAS order, in its own spacing (``turned_spacing_mm``)."""
-        self._check(data_XYZ, self.native.shape, "native grid")
+    def turned(self, data_XYZ: Array, *, box: Box | None = None) -> Array:
+        """View data on the native grid, or on ``box`` of it, in RAS order, in its own spacing (``turned_spacing_mm``).
+
+        Raises:
+            ValueError: The data is not of the shape of the grid or the box.
+        """
+        self._check(data_XYZ, self._within(box, self.native).shape, "native grid" if box is None else "box")
         return self._turned(data_XYZ)
 
     @property

@@ -449,3 +449,9 @@ def test_turned_data_is_a_view_in_ras_order():
     assert np.shares_memory(turned, data)
     np.testing.assert_array_equal(turned, data.transpose(2, 0, 1)[::-1, ::-1])
     assert space.turned_spacing_mm == (3.0, 1.0, 2.0)
+    box = Box((0, 1, 2), (2, 3, 5))
+    np.testing.assert_array_equal(
+        space.turned(data[box.slices], box=box), data[0:2, 1:3, 2:5].transpose(2, 0, 1)[::-1, ::-1]
+    )
+    with pytest.raises(ValueError, match="box's shape"):
+        space.turned(data, box=box)

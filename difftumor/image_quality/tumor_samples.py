@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from difftumor.appearance import Appearance, measure_appearance
+from difftumor.appearance import Appearance, measure_appearance, reach_voxels
 from difftumor.components import equivalent_radius_mm, find_components
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import read_organ
@@ -125,9 +125,8 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
         if found is None:  # a number that is left out
             continue
         box = Box(triple([side.start for side in found]), triple([side.stop for side in found]))
-        tumor = indices == number
-        if np.count_nonzero(tumor[box.slices]) >= spec.minimum_voxels:
-            yield _measured(case, number, ct, tumor, organ, box, space, spec)
+        if np.count_nonzero(indices[box.slices] == number) >= spec.minimum_voxels:
+            yield _measured(case, number, ct, indices, organ, box, space, spec)
 
 
 def _lesions_beside(case: Case) -> Volume | None:
@@ -142,16 +141,15 @@ def _measured(
     case: Case,
     number: int,
     ct: Volume,
-    tumor: NDArray[np.bool_],
+    indices: NDArray[np.integer],
     organ: NDArray[np.bool_],
     box: Box,
     space: ModelSpace,
     spec: CropSpec,
 ) -> TumorCrop:
-    inside = tumor[box.slices]
-    # Turned, so that the first two axes are those of the axial plane; a margin is not needed, pairs are inside.
-    turned_hu, turned = space.turned(ct.data), space.turned(tumor)
-    near = Box.around(turned)
+    """Measure a tumor in its box and as much around it as counts: a scan may hold many small ones."""
+    inside, inside_hu = indices[box.slices] == number, ct.data[box.slices]
+    near = box.padded(reach_voxels(ct.grid.spacing_mm)).clipped(ct.grid.shape).slices
     model = space.model_box(box)
     measured = Tumor(
         case=case.id,
@@ -159,18 +157,29 @@ def _measured(
         number=number,
         diameter_mm=2 * equivalent_radius_mm(np.count_nonzero(inside) * ct.grid.voxel_mm3),
         voxel_mm=space.turned_spacing_mm,
-        histogram_H=hu_histogram(ct.data[box.slices][inside]),
+        histogram_H=hu_histogram(inside_hu[inside]),
+        # Turned, so that the first two axes are those of the axial plane; a margin is not needed, pairs are inside.
         texture=measure_texture(
-            turned_hu[near.slices], turned[near.slices], spacing_mm=space.turned_spacing_mm, window=spec.window
+            space.turned(inside_hu, box=box),
+            space.turned(inside, box=box),
+            spacing_mm=space.turned_spacing_mm,
+            window=spec.window,
         ),
-        appearance=measure_appearance(ct.data, tumor, organ, spacing_mm=ct.grid.spacing_mm, window=spec.window),
+        appearance=measure_appearance(
+            ct.data[near], indices[near] == number, organ[near], spacing_mm=ct.grid.spacing_mm, window=spec.window
+        ),
     )
-    crop_hu, mask = _cut(ct.data, tumor, model, space, spec)
+    crop_hu, mask = _cut(ct.data, indices, number, model, space, spec)
     return TumorCrop(measured, crop_hu, mask, triple([min(side, spec.size) for side in model.shape]))
 
 
 def _cut(
-    ct_hu: NDArray[np.floating], tumor: NDArray[np.bool_], model: Box, space: ModelSpace, spec: CropSpec
+    ct_hu: NDArray[np.floating],
+    indices: NDArray[np.integer],
+    number: int,
+    model: Box,
+    space: ModelSpace,
+    spec: CropSpec,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Cut the cube around the middle of a tumor's box in model space; air lies beyond the scan."""
     start = [(a + b) // 2 - spec.size // 2 for a, b in zip(model.start, model.stop, strict=True)]
@@ -180,7 +189,7 @@ def _cut(
     crop_hu = np.full((spec.size,) * 3, min(-1000.0, spec.window.low_hu), np.float32)
     mask = np.zeros((spec.size,) * 3, bool)
     crop_hu[place] = space.to_model(ct_hu, kind="image", box=held)
-    mask[place] = space.to_model(tumor, kind="labels", box=held)
+    mask[place] = space.to_model(indices, kind="labels", box=held) == number
     return crop_hu, mask
 
 

@@ -8,6 +8,8 @@ import pytest
 from difftumor.appearance import measure_appearance
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import GridMismatchError
+from difftumor.image_quality import tumor_samples
+from difftumor.image_quality.texture import measure_texture
 from difftumor.image_quality.tumor_samples import CropSpec, slices_of, tumor_crops, with_synthesis_labels
 from difftumor.intensity import IntensityWindow
 from difftumor.organs import get_organ, resolve_labels
@@ -64,6 +66,32 @@ def test_tumors_are_measured_as_stored(tmp_path):
     )
     assert np.array_equal(big.appearance.to_row(), appearance.to_row(), equal_nan=True)
     assert big.appearance.contrast_hu == pytest.approx(-60, abs=4)
+
+
+def test_of_a_large_scan_only_what_counts_is_measured(tmp_path, monkeypatch):
+    looked_at = []
+
+    def measured(ct, tumor, organ, **options):
+        looked_at.append(ct.shape)
+        return measure_appearance(ct, tumor, organ, **options)
+
+    monkeypatch.setattr(tumor_samples, "measure_appearance", measured)
+    rng = np.random.default_rng(1)
+    ct = rng.integers(80, 120, (90, 80, 40)).astype(np.int16)
+    ct[0] = -1000
+    labels = np.ones(ct.shape, np.uint8)
+    places = (slice(40, 46), slice(30, 38), slice(15, 19)), (slice(60, 66), slice(34, 40), slice(2, 8))
+    for place in places:
+        labels[place] = 2
+        ct[place] -= 50
+    for each, place in zip(crops(listing(tmp_path, ct, labels)), places, strict=True):
+        mask = np.zeros(ct.shape, bool)
+        mask[place] = True
+        options = {"spacing_mm": (1, 1, 2), "window": IntensityWindow()}
+        whole = measure_appearance(ct.astype(np.float32), mask, labels == 1, **options)
+        assert np.array_equal(each.tumor.appearance.to_row(), whole.to_row(), equal_nan=True)
+        assert each.tumor.texture == measure_texture(ct[::-1, ::-1], mask[::-1, ::-1], **options)
+    assert all(np.prod(shape) < ct.size / 3 for shape in looked_at)
 
 
 def test_crops_are_centered_in_model_space_and_padded_with_air(tmp_path):

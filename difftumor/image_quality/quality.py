@@ -18,8 +18,8 @@ from difftumor.seeding import Key, numpy_generator
 
 # With fewer patients there are too few ways to split them.
 LEAST_PATIENTS = 4
-# Fewer tumors or patients than these give numbers, and a warning.
-FEW_TUMORS, FEW_PATIENTS = 20, 10
+# Fewer tumors, patients or splits than these give numbers, and a warning.
+FEW_TUMORS, FEW_PATIENTS, FEW_SPLITS = 20, 10, 20
 # Scans whose voxels differ more in one direction differ in sharpness and noise, whatever the tumors are like.
 VOXEL_RATIO = 1.5
 
@@ -133,7 +133,7 @@ def measure_quality(
     measurements: list[Measurement] = []
     for distances in all_distances([*sets[0], *sets[1]], networks):
         measurements += _measure(distances, first, second, splits, resamples)
-    return Quality(measurements=tuple(measurements), warnings=tuple(_set_warnings(sets, patients)))
+    return Quality(measurements=tuple(measurements), warnings=tuple(_set_warnings(sets, patients, len(splits))))
 
 
 # Indices of each patient's tumors, by name and in its order.
@@ -259,7 +259,7 @@ def _warnings(distances: Distances, name: Name, value: float, tumors: int) -> tu
     )
 
 
-def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients]) -> list[str]:
+def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients], splits: int) -> list[str]:
     found = []
     few = [f"{len(s)} {side}" for side, s in zip(("real", "synthetic"), sets, strict=True) if len(s) < FEW_TUMORS]
     if few:
@@ -270,6 +270,10 @@ def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients]
             found.append(f"Only {len(groups)} {side} patients: there are {without}.")
         elif len(groups) < FEW_PATIENTS:
             found.append(f"Only {len(groups)} {side} patients: intervals are too narrow.")
+    if 0 < splits < FEW_SPLITS:
+        found.append(
+            f"Only {splits} splits: where nothing differs, many distances are farther in all of them by chance."
+        )
     voxels = [np.median([sample.tumor.voxel_mm for sample in samples], axis=0) for samples in sets]
     ratio = np.maximum(voxels[0] / voxels[1], voxels[1] / voxels[0])
     if (ratio > VOXEL_RATIO).any():

@@ -16,13 +16,18 @@ from difftumor.tables import Row, Value, markdown_table, write_csv, write_json
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"
 HEADER = ("Distance", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther")
+# What chance does, as docs/image_quality.md has measured it.
+USUAL = (
+    "Where nothing differs, 10 to 90 % is usual, and by chance 1 to 3 of 100 distances reach 95 % (with 20 splits; with "
+    "fewer, more of them)."
+)
 # Said above the table, wherever it stands.
 EXPLANATION = (
     "All: between all real and all synthetic tumors. 95 % interval: over resampled patients, without what chance adds "
     "to a distance, so that it may lie below the value. Real to real: between two random halves of the real patients. "
     "Real to synthetic: between such a half and as many synthetic tumors. Both are medians, with where 95 % of the "
     "splits lie. Farther: in which share of the splits the synthetic tumors are farther from the half than the other "
-    "half is; about 50 % where they look alike."
+    "half is; about 50 % on average where they look alike. " + USUAL
 )
 _FROM_NAME = ("distance", "label", "unit")
 _SPREADS = ("real_real", "real_synthetic")

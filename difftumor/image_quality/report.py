@@ -12,7 +12,7 @@ from difftumor.appearance_figure import appearance_figure
 from difftumor.image_quality.distances import Sample
 from difftumor.image_quality.hu_histograms import HIGH_HU, LOW_HU, SHAPE_BIN_HU
 from difftumor.image_quality.quality import Quality
-from difftumor.image_quality.record import EXPLANATION, HEADER, table_row
+from difftumor.image_quality.record import EXPLANATION, HEADER, USUAL, table_row
 from difftumor.image_quality.tumor_samples import CropSpec, TumorCrop
 from difftumor.picture_rows import Panel
 from difftumor.pictures import three_planes
@@ -22,7 +22,7 @@ from difftumor.report import Cell, Report
 REPORT_FILE = "report.html"
 HISTOGRAM_FILE, LOOKS_FILE = "histograms.png", "looks.png"
 _DPI = 110
-# Synthetic tumors that are farther in as many splits differ from real ones.
+# Synthetic tumors that are farther in as many splits seem to differ from real ones.
 _DIFFERS = 0.95
 _MEANINGS: Mapping[str, str] = {
     "HU inside": "Histograms of the voxels of each tumor, as stored; every tumor counts the same. Wasserstein: by how "
@@ -108,16 +108,22 @@ def _write_verdict(report: Report, quality: Quality, record: Mapping[str, Any]) 
 
 
 def verdict(quality: Quality) -> str:
-    """Say in a sentence how many distances tell synthetic from real tumors."""
+    """Say how many distances point to a difference between synthetic and real tumors, and what chance does."""
     known = [m for m in quality.measurements if m.scale is not None and not m.name.plane]
     if not known:
         return "No distance has a scale, so that nothing can be said of how alike the tumors are."
     far = [m.name.label for m in known if m.scale is not None and m.scale.farther >= _DIFFERS]
+    share = f"{100 * _DIFFERS:.0f} %"
     if not far:
-        return f"None of {len(known)} distances tells synthetic from real tumors."
+        return (
+            f"None of {len(known)} distances points to a difference between synthetic and real tumors: none is farther "
+            f"in at least {share} of the splits. {USUAL} Small differences are not ruled out."
+        )
+    alone = " One alone may be chance." if len(far) == 1 else ""
+    point = "points" if len(far) == 1 else "point"
     return (
-        f"{len(far)} of {len(known)} distances tell synthetic from real tumors (farther in at least "
-        f"{100 * _DIFFERS:.0f} % of the splits): {'; '.join(far)}."
+        f"{len(far)} of {len(known)} distances {point} to a difference between synthetic and real tumors (farther in "
+        f"at least {share} of the splits): {'; '.join(far)}. {USUAL}{alone}"
     )
 
 

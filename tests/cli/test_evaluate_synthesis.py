@@ -99,7 +99,7 @@ def test_two_lists_become_a_page(real, synthetic, tmp_path, capsys):
     assert all(warning in text for text in (page, (out / "quality.md").read_text(), "".join(record["warnings"])))
     streams = capsys.readouterr()
     assert warning in streams.err
-    assert "tell synthetic from real tumors" in streams.out
+    assert "point to a difference between synthetic and real tumors" in streams.out
 
 
 def test_patients_of_hosts_are_those_of_the_real_list(tmp_path, synthetic):

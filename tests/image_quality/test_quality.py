@@ -6,13 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from difftumor.image_quality.quality import Quality, QualitySettings, measure_quality
-from difftumor.image_quality.record import list_record, quality_markdown, quality_record, shown, write_quality
+from difftumor.image_quality.distances import Name
+from difftumor.image_quality.quality import Measurement, Quality, QualitySettings, Scale, Spread, measure_quality
+from difftumor.image_quality.record import (
+    EXPLANATION,
+    list_record,
+    quality_markdown,
+    quality_record,
+    shown,
+    write_quality,
+)
 from difftumor.image_quality.report import verdict
 from tests.image_quality.tumors import Network, sample
 
 NETWORKS = (Network("slices"), Network("crops"))
-SETTINGS = QualitySettings(repeats=12, resamples=60)
+SETTINGS = QualitySettings(repeats=20, resamples=60)
 
 
 def tumors(count: int, *, prefix: str = "p", each: int = 1, **more):
@@ -199,6 +207,42 @@ def test_the_verdict_counts_no_single_planes():
     assert "FID, of_slices, mean of planes" in text
     assert "axial" not in text
     assert f"of {len([m for m in quality.measurements if not m.name.plane])} distances" in text
+
+
+def shares(*farther: float) -> Quality:
+    """Return a result whose distances are farther in these shares of the splits."""
+    spread = Spread(median=1.0, low=0.5, high=2.0)
+    scales = [Scale(tumors=6, real_real=spread, real_synthetic=spread, farther=share) for share in farther]
+    names = [Name(f"d{place}", f"Distance {place}") for place in range(len(farther))]
+    found = [Measurement(name=n, value=1.0, interval=None, scale=s) for n, s in zip(names, scales, strict=True)]
+    return Quality(measurements=tuple(found), warnings=())
+
+
+def test_the_verdict_says_what_chance_does():
+    none, one, two = (verdict(shares(*farther)) for farther in ((0.94, 0.5), (0.95, 0.9), (1.0, 0.95)))
+    assert none.startswith("None of 2 distances points to a difference")
+    assert "Small differences are not ruled out" in none
+    assert one.startswith("1 of 2 distances points to a difference between synthetic and real tumors")
+    assert one.endswith("One alone may be chance.")
+    assert "Distance 0; Distance 1." in two
+    assert "One alone" not in two
+    assert all("10 to 90 % is usual" in text and "1 to 3 of 100" in text for text in (none, one, two, EXPLANATION))
+
+
+def test_of_like_tumors_few_distances_are_far_by_chance():
+    settings = QualitySettings(repeats=20, resamples=0)
+    found = [
+        [m.scale.farther for m in measured(tumors(12, seed=n), tumors(12, prefix="s", seed=n), settings).measurements]
+        for n in range(12)
+    ]
+    assert 0.1 < np.std(found) < 0.3
+    assert np.mean((np.array(found) >= 0.1) & (np.array(found) <= 0.9)) > 0.9
+    assert np.mean(np.array(found) >= 0.95) < 0.08
+
+
+def test_few_splits_are_said():
+    quality = measured(tumors(20), tumors(20, prefix="s"), replace(SETTINGS, repeats=19))
+    assert [text for text in quality.warnings if text.startswith("Only 19 splits: where nothing differs")]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.cs
 HEADER = ("Distance", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther")
 # What chance does, as docs/image_quality.md has measured it.
 USUAL = (
-    "Where nothing differs, 10 to 90 % is usual, and by chance 1 to 3 of 100 distances reach 95 % (with 20 splits; with "
-    "fewer, more of them)."
+    "Where nothing differs, 10 to 90 % is usual, and by chance 1 to 3 of 100 distances reach 95 % (with 20 splits; "
+    "with fewer, more of them)."
 )
 # Said above the table, wherever it stands.
 EXPLANATION = (

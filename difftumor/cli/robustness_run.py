@@ -41,15 +41,19 @@ def run_benchmark(
 
     Raises:
         CaseListError: Some scans failed, when the others are done; or no tumor was made.
+        ConfigError: The folder of the worst tumors holds something else.
     """
     from difftumor.cli.many import summarized
     from difftumor.cli.progress import progress_bar
     from difftumor.errors import CaseListError
+    from difftumor.robustness.earlier import WORST, check_worst, remove_worst
     from difftumor.robustness.results import Results
     from difftumor.robustness.worst import choose_worst, write_worst
     from difftumor.robustness.writing import SCANS as DONE
-    from difftumor.robustness.writing import WORST, write_results
+    from difftumor.robustness.writing import write_results
 
+    if worst:
+        check_worst(out)
     scans = list(unusable)
     order = [result.case for result in unusable] + [case_id for case_id, _, _ in ready]
     with summarized(out, _COLUMNS, order) as rows:
@@ -67,7 +71,9 @@ def run_benchmark(
         if results.rows:
             chosen = choose_worst(results.rows, worst)
             inputs = {case_id: files for case_id, _, files in ready}
-            shown = write_worst(benchmark, chosen, inputs, scans=out / DONE, out=out / WORST)
+            shown = write_worst(benchmark, chosen, inputs, scans=out / DONE, out=out / WORST) if chosen else []
+            if not chosen:
+                remove_worst(out)
             write_results(out, results, shown, values=values)
             for line in (results.introduction, *(curve.sentence for curve in results.curves)):
                 typer.echo(line)
@@ -102,15 +108,23 @@ def check_inputs(out: Path, given: Sequence[Path], ready: Ready) -> None:
 
     Raises:
         CaseListError: An id cannot name a folder.
-        ConfigError: A result has the place of an input.
+        ConfigError: A result has the place of an input, or an input lies in a folder that is replaced as a whole.
     """
     from difftumor.cli.many import check_outputs
+    from difftumor.errors import ConfigError
+    from difftumor.robustness.earlier import WORST
     from difftumor.robustness.scan_run import RESULT_FILE
     from difftumor.robustness.writing import RESULT_FILES, SCANS
 
-    files = [path for _, _, inputs in ready for paths in inputs.files.values() for path in paths]
+    files = [path for _, _, scan in ready for paths in scan.files.values() for path in paths]
     names = {case_id: [f"{SCANS}/{case_id}/{RESULT_FILE}", *RESULT_FILES] for case_id, _, _ in ready}
-    check_outputs(names, [*given, *files], out)
+    inputs = [*given, *files]
+    check_outputs(names, inputs, out)
+    replaced = {(out / name).resolve() for name in (WORST, *(f"{SCANS}/{case_id}" for case_id in names))}
+    for path in inputs:
+        place = path.resolve()
+        if taken := replaced & {place, *place.parents}:
+            raise ConfigError(f"--out {out} would replace {taken.pop()} with the input {path}: give another folder.")
 
 
 def _row(result: ScanResult) -> dict[str, Any]:

@@ -154,9 +154,10 @@ class Benchmark:
             overwrite: Do it anew, whatever is there.
 
         Raises:
-            DiffTumorError: A file cannot be used, the organ has no room, or the folder holds results of something else.
+            DiffTumorError: A file cannot be used, the organ has no room, or the folder holds anything else.
         """
         folder, request = out / case_id, self._request(inputs)
+        _check_own(folder)
         if (folder / RESULT_FILE).exists() and not overwrite:
             return _done_before(folder, case_id, request)
         scan = inputs.read(organ=self.synthesizer.organ.name)
@@ -263,6 +264,13 @@ def _row(case_id: str, patient: str, variant: Variant, report: TumorReport, scor
         value=variant.value, clamped=variant.clamped, diameter_mm=report.diameter_mm, contrast_hu=report.contrast_hu,
         depth_mm=variant.depth_mm, record=record, **asdict(score),
     )  # fmt: skip
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse to replace a folder that `Benchmark.run` has not written, for it may hold what exists nowhere else."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if held and (RESULT_FILE not in held or held - {RESULT_FILE, RECORDS}):
+        raise ConfigError(f"{folder} holds files that are no results, and would be replaced: give another --out.")
 
 
 def _done_before(folder: Path, case_id: str, request: Mapping[str, Any]) -> ScanResult:

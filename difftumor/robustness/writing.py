@@ -12,6 +12,7 @@ from difftumor.files import folder_written_whole
 from difftumor.plots import save_png
 from difftumor.robustness.cells import CELL_COLUMNS, cell_row
 from difftumor.robustness.dimensions import LEVELS, level_name, varied
+from difftumor.robustness.earlier import JSON_FILE, PICTURES, WORST
 from difftumor.robustness.figures import Measure, detectability_figure, heatmap
 from difftumor.robustness.report import report_page
 from difftumor.robustness.results import WORST_HEADER, Results, worst_row
@@ -19,8 +20,8 @@ from difftumor.robustness.scan_run import TumorRow
 from difftumor.robustness.worst import WorstCase
 from difftumor.tables import markdown_table, write_csv, write_json
 
-CELLS_FILE, TUMORS_FILE, JSON_FILE, MARKDOWN_FILE = "cells.csv", "tumors.csv", "robustness.json", "robustness.md"
-REPORT_FILE, SCANS, WORST, PICTURES = "report.html", "scans", "worst", "pictures"
+CELLS_FILE, TUMORS_FILE, MARKDOWN_FILE = "cells.csv", "tumors.csv", "robustness.md"
+REPORT_FILE, SCANS = "report.html", "scans"
 FIGURES: Mapping[str, Measure] = {"heatmap_dsc.png": "dsc", "heatmap_found.png": "detection"}
 CURVE_FILE = "detectability.png"
 RESULT_FILES = (CELLS_FILE, TUMORS_FILE, JSON_FILE, MARKDOWN_FILE, REPORT_FILE, *FIGURES, CURVE_FILE)

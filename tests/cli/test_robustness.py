@@ -94,7 +94,7 @@ def test_from_scans_to_the_worst_of_them(folder, capsys):
     assert robustness(folder, "--worst", 0) == 0
     summary = {row["case"]: row["status"] for row in read(out / "summary.csv")}
     assert summary == {"a": "done before", "b": "done before", "ill": "skipped", "broken": "done"}
-    assert list((out / "worst").iterdir()) == []
+    assert not (out / "worst").exists()
 
 
 def check_worst(folder, out):
@@ -160,6 +160,43 @@ def test_inputs_are_not_replaced(folder, capsys):
     assert run("robustness", *words, "--out", folder) == 1
     assert "would replace the input" in capsys.readouterr().err
     assert json.loads((folder / "robustness.json").read_text()) == listing
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["scans/a", "worst/deeper"])
+def test_folders_with_inputs_are_not_replaced(folder, capsys, place):
+    (folder / "out" / place).mkdir(parents=True)
+    shutil.move(folder / "in" / "ct" / "a.nii.gz", folder / "out" / place / "a.nii.gz")
+    listing = (folder / "in" / "dataset.json").read_text()
+    moved = listing.replace(str(folder / "in" / "ct" / "a.nii.gz"), str(folder / "out" / place / "a.nii.gz"))
+    assert moved != listing
+    (folder / "in" / "dataset.json").write_text(moved)
+    before = contents(folder)
+    for more in ((), ("--worst", 0), ("--overwrite",)):
+        assert robustness(folder, *more) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"would replace {folder / 'out' / place.removesuffix('/deeper')} with the input" in said
+        assert contents(folder) == before
+
+
+def test_folders_of_others_are_not_replaced(folder, capsys):
+    for place in ("scans/a", "worst/mine"):
+        (folder / "out" / place).mkdir(parents=True)
+        (folder / "out" / place / "notes.txt").write_text("mine")
+    before = contents(folder)
+    assert robustness(folder, "--overwrite") == 1
+    assert f"{folder / 'out' / 'worst'} is not what robustness.json names" in " ".join(capsys.readouterr().err.split())
+    assert contents(folder) == before
+    for _ in range(2):  # with results of its own beside them
+        assert robustness(folder, "--overwrite", "--worst", 0) == 1
+        assert "scans/a holds files that are no results" in " ".join(capsys.readouterr().err.split())
+        assert before.items() <= contents(folder).items()
+    assert (folder / "out" / "robustness.json").exists()
+    assert robustness(folder, "--overwrite") == 1
+    assert before.items() <= contents(folder).items()
 
 
 def test_without_a_healthy_scan_there_is_nothing_to_report(folder, capsys):

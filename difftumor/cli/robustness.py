@@ -148,7 +148,7 @@ def robustness(
     where it stopped.
     """
     from difftumor.artifacts import load_artifact
-    from difftumor.cli.robustness_run import check_inputs, run_benchmark, scans_of
+    from difftumor.cli.robustness_run import check_inputs, check_organs, run_benchmark, scans_of
     from difftumor.cli.synthesis_options import Files
     from difftumor.devices import pick_device
     from difftumor.files import check_folder
@@ -169,6 +169,7 @@ def robustness(
     check_inputs(out, [cases, *model], ready)
     on = pick_device(device)
     artifacts = [load_artifact(m, kind="segmenter", device=on, allow_incomplete=allow_incomplete) for m in model]
+    check_organs(model, [artifact.config.organ for artifact in artifacts], host.name)
     about = {
         "models": [artifact.config.identity for artifact in artifacts],
         "overlap": overlap,

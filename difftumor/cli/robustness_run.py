@@ -127,6 +127,19 @@ def check_inputs(out: Path, given: Sequence[Path], ready: Ready) -> None:
             raise ConfigError(f"--out {out} would replace {taken.pop()} with the input {path}: give another folder.")
 
 
+def check_organs(models: Sequence[Path], organs: Sequence[str | None], organ: str) -> None:
+    """Refuse segmenters of another organ than the tumors'; some do not know theirs.
+
+    Raises:
+        ConfigError: A model is of another organ.
+    """
+    from difftumor.errors import ConfigError
+
+    for model, own in zip(models, organs, strict=True):
+        if own not in (None, organ):
+            raise ConfigError(f"--model {model} finds tumors of the {own}, not of the {organ}: give --organ {own}.")
+
+
 def _row(result: ScanResult) -> dict[str, Any]:
     notes = " ".join(result.notes)
     made = {row.record: row.found for row in result.rows}

@@ -130,6 +130,7 @@ def test_a_record_is_replayed(folder):
     [
         (("--only", "weight"), "--only 'weight' holds unknown name 'weight'"),
         (("--organ", "spleen"), "spleen"),
+        (("--organ", "pancreas", "--organ-label", "1"), "finds tumors of the liver, not of the pancreas"),
         (("--overlap", 1), "overlap 1.0 is not in"),
         (("--dimensions", "nowhere.yaml"), "--dimensions nowhere.yaml cannot be read"),
         (("--model", "nowhere"), "nowhere"),

@@ -142,7 +142,7 @@ def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, se
     return Curve(
         quantity=quantity, unit=unit, tumors=len(rows), found=int(found.sum()), smallest=limits[0], largest=limits[1],
         half=math.exp(half) if math.isfinite(half) else None, half_low=shown[0], half_high=shown[1],
-        has_interval=drawn is not None, why_not=_why_not(half, found, limits, unit), x=np.exp(grid),
+        has_interval=drawn is not None, why_not=_why_not(probability, found, limits, quantity, unit), x=np.exp(grid),
         probability=probability, low=low, high=high, points=tuple(_point(rows, values, level) for level in levels),
     )  # fmt: skip
 
@@ -152,17 +152,25 @@ def _point(rows: Sequence[TumorRow], values: NDArray[np.float64], level: int) ->
     return float(values[own].mean()), len(own), sum(rows[index].found for index in own)
 
 
-def _why_not(half: float, found: NDArray[np.float64], limits: tuple[float, float], unit: str) -> str:
-    if math.isfinite(half):
-        return ""
+def _why_not(
+    probability: NDArray[np.float64],
+    found: NDArray[np.float64],
+    limits: tuple[float, float],
+    quantity: str,
+    unit: str,
+) -> str:
+    """Return why a curve, of values between the limits, passes one half nowhere; empty where it does."""
     if found.all():
         return f"all were found, down to {limits[0]:.3g} {unit}"
     if not found.any():
         return f"none was found, up to {limits[1]:.3g} {unit}"
+    if probability[-1] <= probability[0]:
+        ends = (f"{p:.2f} at {limit:.3g} {unit}" for p, limit in zip(probability[[0, -1]], limits, strict=True))
+        return f"detection does not rise with the {quantity} ({', '.join(ends)})"
     share = f"between {limits[0]:.3g} and {limits[1]:.3g} {unit}"
-    return (
-        f"more than half are found everywhere {share}" if half < 0 else f"less than half are found everywhere {share}"
-    )
+    if probability[0] > 0.5:
+        return f"more than half are found everywhere {share}"
+    return f"less than half are found everywhere {share}" if probability[-1] < 0.5 else ""
 
 
 def _half(grid: NDArray[np.float64], probability: NDArray[np.float64]) -> float:

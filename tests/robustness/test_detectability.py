@@ -63,9 +63,10 @@ def test_intervals_narrow_with_patients():
     [
         (lambda d, c: True, "all were found, down to 5.79 mm"),
         (lambda d, c: False, "none was found, up to 18.7 mm"),
-        (lambda d, c: c > 0.1, "more than half are found everywhere between 5.79 and 18.7 mm"),
+        (lambda d, c: c > 1.5 / d, "more than half are found everywhere between 5.79 and 18.7 mm"),
         (lambda d, c: c > 0.9, "less than half are found everywhere between 5.79 and 18.7 mm"),
-        (lambda d, c: d < 12, ""),
+        (lambda d, c: d < 12, "detection does not rise with the diameter (1.00 at 5.79 mm, 0.00 at 18.7 mm)"),
+        (lambda d, c: d < 8.3, "detection does not rise with the diameter (1.00 at 5.79 mm, 0.00 at 18.7 mm)"),
     ],
 )
 def test_no_threshold_where_none_was_measured(found, note):

@@ -75,7 +75,7 @@ def run_benchmark(
             if not chosen:
                 remove_worst(out)
             write_results(out, results, shown, values=values)
-            for line in (results.introduction, *(curve.sentence for curve in results.curves)):
+            for line in (results.introduction, *results.warnings, *(curve.sentence for curve in results.curves)):
                 typer.echo(line)
             typer.echo(f"Results are in {out}: open report.html.")
     if not results.rows:

@@ -22,6 +22,10 @@ RESAMPLES = 5000
 PERMUTATIONS = 9999
 # So many signs can be flipped in fewer ways than that.
 _ALL_FLIPS = 13
+# With fewer patients there are too few ways to draw or split them, and an interval says nothing.
+LEAST_PATIENTS = 4
+# With fewer, an interval is too narrow, which deserves a warning.
+FEW_PATIENTS = 10
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difftumor.evaluation.statistics import FEW_PATIENTS, LEAST_PATIENTS
 from difftumor.image_quality.distances import Distances, FeatureExtractor, Indices, Name, Sample, all_distances
 from difftumor.seeding import Key, numpy_generator
 
-# With fewer patients there are too few ways to split them.
-LEAST_PATIENTS = 4
-# Fewer tumors, patients or splits than these give numbers, and a warning.
-FEW_TUMORS, FEW_PATIENTS, FEW_SPLITS = 20, 10, 20
+# Fewer tumors or splits than these give numbers, and a warning.
+FEW_TUMORS, FEW_SPLITS = 20, 20
 # Scans whose voxels differ more in one direction differ in sharpness and noise, whatever the tumors are like.
 VOXEL_RATIO = 1.5
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from difftumor.evaluation.statistics import Interval, bootstrap_mean, wilson_interval
+from difftumor.evaluation.statistics import LEAST_PATIENTS, Interval, bootstrap_mean, wilson_interval
 from difftumor.robustness.dimensions import LEVELS, Dimension, varied
 from difftumor.robustness.scan_run import TumorRow
 from difftumor.tables import Row
@@ -32,7 +32,7 @@ class Cell:
         dsc: Mean DSC.
         nsd: Mean NSD.
         detection_interval: Wilson's, for independent tumors; 95 %, as the others.
-        dsc_interval: By bootstrap over patients; None for fewer than two.
+        dsc_interval: By bootstrap over patients; None for fewer than four.
         nsd_interval: Likewise.
     """
 
@@ -120,13 +120,14 @@ def _cell(dimension: Dimension, level: int, rows: Sequence[TumorRow], seed: int)
     if not rows:
         return empty
     patients = [row.patient for row in rows]
+    enough = len(set(patients)) >= LEAST_PATIENTS
     dsc, nsd = [row.dsc for row in rows], [row.nsd for row in rows]
     return Cell(
         dimension=dimension, level=level, value=value, clamped=clamped, rows=tuple(rows),
         detection=empty.found / len(rows), dsc=fmean(dsc), nsd=fmean(nsd),
         detection_interval=wilson_interval(empty.found, len(rows)),
-        dsc_interval=bootstrap_mean(dsc, patients, seed=seed),
-        nsd_interval=bootstrap_mean(nsd, patients, seed=seed),
+        dsc_interval=bootstrap_mean(dsc, patients, seed=seed) if enough else None,
+        nsd_interval=bootstrap_mean(nsd, patients, seed=seed) if enough else None,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.evaluation.statistics import LEVEL
+from difftumor.evaluation.statistics import LEAST_PATIENTS, LEVEL
 from difftumor.robustness.dimensions import Dimension
 from difftumor.robustness.scan_run import TumorRow
 from difftumor.seeding import numpy_generator
@@ -22,7 +22,7 @@ _LEAST = 5
 # Weight of slope² in the likelihood, in standard deviations of the logarithm: next to nothing, but enough that tumors
 # found exactly from some size on give a steep curve and not an infinite one.
 _RIDGE = 0.02
-_STEPS, _LONGEST_STEP = 60, 2.0
+_STEPS, _LONGEST_STEP, _LEAST_STEP = 60, 2.0, 1e-9
 _LEAST_HU = 1.0
 
 
@@ -136,6 +136,7 @@ def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, se
             float(np.quantile(halves, tail, method="lower")),
             float(np.quantile(halves, 1 - tail, method="higher")),
         ]
+        ends = _widened(ends, logs, found)
     half = _half(grid, probability)
     shown = [None if not math.isfinite(end) else math.exp(end) for end in ends] or [None, None]
     levels = sorted({row.level for row in rows})
@@ -145,6 +146,17 @@ def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, se
         has_interval=drawn is not None, why_not=_why_not(probability, found, limits, quantity, unit), x=np.exp(grid),
         probability=probability, low=low, high=high, points=tuple(_point(rows, values, level) for level in levels),
     )  # fmt: skip
+
+
+def _widened(ends: Sequence[float], logs: NDArray[np.float64], found: NDArray[np.float64]) -> list[float]:
+    """Return the ends of an interval that reaches over the gap between all missed and all found, if there is one.
+
+    Where in the gap half are found is not known: resamples all hold tumors on both sides, and agree by chance.
+    """
+    missed, seen = logs[found == 0], logs[found == 1]
+    if not len(missed) or not len(seen) or missed.max() >= seen.min():
+        return list(ends)
+    return [min(ends[0], float(missed.max())), max(ends[1], float(seen.min()))]
 
 
 def _point(rows: Sequence[TumorRow], values: NDArray[np.float64], level: int) -> tuple[float, int, int]:
@@ -182,9 +194,9 @@ def _half(grid: NDArray[np.float64], probability: NDArray[np.float64]) -> float:
 
 
 def _resampled(patients: Sequence[str], seed: int) -> NDArray[np.float64] | None:
-    """Return (resamples, rows): how often each row is drawn when patients are; None for fewer than two patients."""
+    """Return (resamples, rows): how often each row is drawn when patients are; None for too few patients."""
     names = sorted(set(patients))
-    if len(names) < 2:
+    if len(names) < LEAST_PATIENTS:
         return None
     generator = numpy_generator(seed, "detectability")
     counts = generator.multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
@@ -208,6 +220,8 @@ def _fitted(
         # A long step overshoots where the curve is steep.
         shrink = np.minimum(1.0, _LONGEST_STEP / np.maximum(np.hypot(*steps), 1e-12))
         intercept, slope = intercept + shrink * steps[0], slope + shrink * steps[1]
+        if np.hypot(*steps).max() < _LEAST_STEP:
+            break
     on_grid: NDArray[np.float64] = (grid - middle) / scale
     result: NDArray[np.float64] = 1 / (1 + np.exp(-(intercept[:, None] + slope[:, None] * on_grid)))
     return result

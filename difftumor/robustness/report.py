@@ -22,7 +22,7 @@ _READING = (
 _SCORES = (
     "A tumor's DSC is that of the predicted lesions that touch it: what is predicted elsewhere does not lower it. "
     "Intervals are 95 %: Wilson's for shares, which takes tumors for independent, and by bootstrap over patients for "
-    "means."
+    "means, where there are four patients or more."
 )
 
 
@@ -30,6 +30,8 @@ def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = 
     """Return the page of a benchmark; arguments as for ``write_results``."""
     report = Report(f"Robustness: {results.organ}", subtitle=f"difftumor {__version__}, {date.today().isoformat()}")
     report.paragraph(results.introduction)
+    for warning in results.warnings:
+        report.paragraph(warning)
     for curve in results.curves:
         report.paragraph(curve.sentence)
     report.heading("Which dimension matters")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from difftumor.evaluation.statistics import FEW_PATIENTS, LEAST_PATIENTS
 from difftumor.robustness.cells import Cell, gather
 from difftumor.robustness.detectability import Curve, contrast_curve, diameter_curve
 from difftumor.robustness.dimensions import Dimension, level_name, varied
@@ -72,6 +73,15 @@ class Results:
         if lesions:
             text += f" Without a tumor, {sum(lesions) / len(lesions):.1f} lesions were predicted per scan."
         return text
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be known before the numbers are trusted, in sentences."""
+        patients = len({row.patient for row in self.rows})
+        if patients < LEAST_PATIENTS:
+            one = "1 patient" if patients == 1 else f"{patients} patients"
+            return [f"Only {one}: there are no intervals of means and curves, and those of shares are too narrow."]
+        return [f"Only {patients} patients: intervals are too narrow."] if patients < FEW_PATIENTS else []
 
     def ranges(self) -> list[tuple[str, str, str, str]]:
         """Return by dimension: name, lowest and highest cell of the mean DSC, and their distance, widest first."""

@@ -64,6 +64,7 @@ def _plain(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
         "dimensions": {name: one.to_plain() for name, one in results.dimensions.items()},
         "varied": varied(results.dimensions),
         "tumors": results.tumors,
+        "warnings": results.warnings,
         "cells": [dict(cell_row(cell)) for cell in results.cells],
         "detectability": [curve.to_plain() for curve in results.curves],
         "worst": [{"folder": f"{WORST}/{case.name}", **asdict(case.row)} for case in worst],
@@ -76,7 +77,7 @@ def _plain(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
 
 def _markdown(results: Results, worst: Sequence[WorstCase]) -> str:
     header = ["", *map(level_name, LEVELS)]
-    parts = [f"# Robustness: {results.organ}", results.introduction]
+    parts = [f"# Robustness: {results.organ}", results.introduction, *results.warnings]
     parts += [
         "## Which dimension matters",
         markdown_table(("Dimension", "Lowest", "Highest", "Span"), results.ranges()),

@@ -54,8 +54,7 @@ def test_cells_by_hand():
     found = cell_row(next(c for c in cells if (c.dimension.name, c.level) == ("size", -1)))
     assert (found["scans"], found["tumors"], found["found"], found["detection"]) == (2, 2, 1, 0.5)
     assert (found["dsc"], found["nsd"]) == (pytest.approx(0.4), pytest.approx(0.2))
-    interval = bootstrap_mean([0.0, 0.8], ["a", "b"], seed=0)
-    assert (found["dsc_low"], found["dsc_high"]) == (interval.low, interval.high)
+    assert (found["dsc_low"], found["nsd_high"]) == (None, None)  # of two patients
     wilson = wilson_interval(1, 2)
     assert (found["detection_low"], found["detection_high"]) == (wilson.low, wilson.high)
     assert (found["diameter_mm"], found["contrast_hu"]) == (9, -50)
@@ -63,6 +62,39 @@ def test_cells_by_hand():
     assert (alone["tumors"], alone["dsc"], alone["dsc_low"]) == (1, 0, None)
     empty = cell_row(cells[-1])
     assert (empty["tumors"], empty["dsc"], empty["detection"], empty["diameter_mm"]) == (0, None, None, None)
+
+
+def test_intervals_are_over_patients():
+    """Two tumors of each of four patients: they are drawn together, and the interval is wider than of eight."""
+    scores = {"a": 0.0, "b": 0.2, "c": 0.6, "d": 0.9}
+    rows = [
+        row(case=name, patient=name, repeat=n, dsc=dsc, nsd=dsc / 2) for name, dsc in scores.items() for n in (0, 1)
+    ]
+    cell = next(c for c in gather(rows, CHOSEN, seed=0) if c.rows)
+    expected = bootstrap_mean([r.dsc for r in rows], [r.patient for r in rows], seed=0)
+    assert cell.dsc_interval == expected
+    assert cell.nsd_interval == bootstrap_mean([r.nsd for r in rows], [r.patient for r in rows], seed=0)
+    alone = bootstrap_mean([r.dsc for r in rows], seed=0)
+    assert expected.high - expected.low > alone.high - alone.low
+
+
+@pytest.mark.parametrize(
+    ("patients", "warning"),
+    [
+        (1, "Only 1 patient: there are no intervals of means and curves, and those of shares are too narrow."),
+        (3, "Only 3 patients: there are no intervals of means and curves, and those of shares are too narrow."),
+        (4, "Only 4 patients: intervals are too narrow."),
+        (9, "Only 9 patients: intervals are too narrow."),
+        (10, None),
+    ],
+)
+def test_few_patients_are_warned_of(tmp_path, patients, warning):
+    found = results([scan(f"c{n}", {("size", level): 0.5 for level in (0, 1)}) for n in range(patients)])
+    assert found.warnings == ([warning] if warning else [])
+    if patients == 9:
+        write_results(tmp_path, found, [])
+        for name in ("report.html", "robustness.md", "robustness.json"):
+            assert warning in (tmp_path / name).read_text()
 
 
 def test_physical_values():
@@ -90,7 +122,9 @@ def test_the_widest_dimension_comes_first():
     first, second = results().ranges()
     assert (first[0], first[3], second[0], second[3]) == ("intensity", "0.80", "size", "0.40")
     assert first[1] == "0.00 at μ − σ (−65 HU)"
-    assert second[2].startswith("0.80 [0.80, 0.80] at μ + 3σ (17 mm)")
+    assert second[2].startswith("0.80 at μ + 3σ (17 mm)")
+    four = [scan(name, {("size", level): 0.8 for level in LEVELS}) for name in "abcd"]
+    assert results(four).ranges()[0][2].startswith("0.80 [0.80, 0.80] at")
 
 
 def test_the_worst_are_missed_ones_near_the_mean_and_of_several_scans():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from difftumor.robustness.results import Results
     from difftumor.robustness.scan_run import Benchmark, ScanResult
     from difftumor.synthesis.scan_inputs import ScanInputs
 
@@ -41,45 +42,57 @@ def run_benchmark(
 
     Raises:
         CaseListError: Some scans failed, when the others are done; or no tumor was made.
-        ConfigError: The folder of the worst tumors holds something else.
+        ConfigError: The folder holds results of another request, or the worst tumors' something else.
     """
     from difftumor.cli.many import summarized
     from difftumor.cli.progress import progress_bar
     from difftumor.errors import CaseListError
-    from difftumor.robustness.earlier import WORST, check_worst, remove_worst
+    from difftumor.robustness.dimensions import plain_dimensions
+    from difftumor.robustness.earlier import check_request, check_worst
     from difftumor.robustness.results import Results
-    from difftumor.robustness.worst import choose_worst, write_worst
-    from difftumor.robustness.writing import SCANS as DONE
-    from difftumor.robustness.writing import write_results
+    from difftumor.robustness.writing import SCANS
 
     if worst:
         check_worst(out)
+    organ, dimensions = benchmark.synthesizer.organ.name, benchmark.dimensions
+    if not overwrite:
+        check_request(out, {"organ": organ, "dimensions": plain_dimensions(dimensions), "settings": settings})
     scans = list(unusable)
     order = [result.case for result in unusable] + [case_id for case_id, _, _ in ready]
     with summarized(out, _COLUMNS, order) as rows:
         rows += map(_row, unusable)
         with progress_bar("Scans", len(ready)) as advance:
-            for result in benchmark.run_all(ready, out / DONE, overwrite=overwrite):
+            for result in benchmark.run_all(ready, out / SCANS, overwrite=overwrite):
                 scans.append(result)
                 rows.append(_row(result))
                 typer.echo(_described(result), err=result.status == "failed")
                 advance()
         results = Results(
-            organ=benchmark.synthesizer.organ.name, dimensions=benchmark.dimensions, scans=scans, settings=settings,
-            seed=benchmark.seed,
+            organ=organ, dimensions=dimensions, scans=scans, settings=settings, seed=benchmark.seed,
         )  # fmt: skip
         if results.rows:
-            chosen = choose_worst(results.rows, worst)
-            inputs = {case_id: files for case_id, _, files in ready}
-            shown = write_worst(benchmark, chosen, inputs, scans=out / DONE, out=out / WORST) if chosen else []
-            if not chosen:
-                remove_worst(out)
-            write_results(out, results, shown, values=values)
-            for line in (results.introduction, *results.warnings, *(curve.sentence for curve in results.curves)):
-                typer.echo(line)
-            typer.echo(f"Results are in {out}: open report.html.")
+            _write(benchmark, results, ready, out, worst=worst, values=values)
     if not results.rows:
         raise CaseListError(f"No tumor was made in any scan: see {out / 'summary.csv'}.")
+
+
+def _write(benchmark: Benchmark, results: Results, ready: Ready, out: Path, *, worst: int, values: bool) -> None:
+    """Write results with their worst tumors, and say what they are."""
+    from difftumor.robustness.earlier import WORST, remove_worst
+    from difftumor.robustness.worst import choose_worst, write_worst
+    from difftumor.robustness.writing import SCANS, write_results
+
+    chosen = choose_worst(results.rows, worst)
+    if chosen:
+        inputs = {case_id: files for case_id, _, files in ready}
+        shown = write_worst(benchmark, chosen, inputs, scans=out / SCANS, out=out / WORST)
+    else:
+        shown = []
+        remove_worst(out)
+    write_results(out, results, shown, values=values)
+    for line in (results.introduction, *results.warnings, *(curve.sentence for curve in results.curves)):
+        typer.echo(line)
+    typer.echo(f"Results are in {out}: open report.html.")
 
 
 def scans_of(

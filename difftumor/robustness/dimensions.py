@@ -106,6 +106,11 @@ def varied(dimensions: Mapping[str, Dimension]) -> list[str]:
     return [name for name, one in dimensions.items() if one.sd != (1.0 if one.log else 0.0)]
 
 
+def plain_dimensions(dimensions: Mapping[str, Dimension]) -> dict[str, dict[str, float]]:
+    """Return what a ``--dimensions`` file says of all of them."""
+    return {name: one.to_plain() for name, one in dimensions.items()}
+
+
 def _content(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from difftumor.evaluation.lesions import find_lesions
 from difftumor.files import folder_written_whole
 from difftumor.grids import Box, triple
 from difftumor.organs import TUMOR
-from difftumor.robustness.dimensions import Dimension
+from difftumor.robustness.dimensions import Dimension, plain_dimensions
 from difftumor.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
 from difftumor.robustness.region import box_around, part_of
 from difftumor.robustness.scores import TumorScore, score_tumor
@@ -191,9 +191,9 @@ class Benchmark:
         return result
 
     def _request(self, inputs: ScanInputs) -> dict[str, Any]:
-        plain = {name: dimension.to_plain() for name, dimension in self.dimensions.items()}
         return {
-            "organ": self.synthesizer.organ.name, "dimensions": plain, "seed": self.seed, "repeats": self.repeats,
+            "organ": self.synthesizer.organ.name, "dimensions": plain_dimensions(self.dimensions),
+            "seed": self.seed, "repeats": self.repeats,
             "margin_mm": self.margin_mm, "tolerance_mm": self.tolerance_mm, "matching": str(self.matching),
             "inputs": inputs.to_record(), **self.about,
         }  # fmt: skip

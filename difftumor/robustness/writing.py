@@ -11,8 +11,8 @@ from difftumor import __version__
 from difftumor.files import folder_written_whole
 from difftumor.plots import save_png
 from difftumor.robustness.cells import CELL_COLUMNS, cell_row
-from difftumor.robustness.dimensions import LEVELS, level_name, varied
-from difftumor.robustness.earlier import JSON_FILE, PICTURES, WORST
+from difftumor.robustness.dimensions import LEVELS, level_name, plain_dimensions, varied
+from difftumor.robustness.earlier import JSON_FILE, PICTURES, WORST, remove_drawn
 from difftumor.robustness.figures import Measure, detectability_figure, heatmap
 from difftumor.robustness.report import report_page
 from difftumor.robustness.results import WORST_HEADER, Results, worst_row
@@ -32,7 +32,7 @@ def write_results(out: Path, results: Results, worst: Sequence[WorstCase], *, va
     """Write `RESULT_FILES` and the pictures of the worst tumors; `JSON_FILE` comes last.
 
     Args:
-        out: Folder to write to; what else is in it stays.
+        out: Folder to write to; what else is in it stays, but for pictures of earlier results.
         results: At least one tumor.
         worst: The worst tumors, written before.
         values: Whether heatmaps say what levels are in HU, mm or the like.
@@ -53,6 +53,7 @@ def write_results(out: Path, results: Results, worst: Sequence[WorstCase], *, va
         (staging / MARKDOWN_FILE).write_text(_markdown(results, worst), encoding="utf-8")
         report_page(results, worst, values=values).write(staging / REPORT_FILE)
         write_json(staging / JSON_FILE, _plain(results, worst))
+        remove_drawn(out, CURVE_FILE)
 
 
 def _plain(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _plain(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
         "difftumor_version": __version__,
         "organ": results.organ,
         "settings": dict(results.settings),
-        "dimensions": {name: one.to_plain() for name, one in results.dimensions.items()},
+        "dimensions": plain_dimensions(results.dimensions),
         "varied": varied(results.dimensions),
         "tumors": results.tumors,
         "warnings": results.warnings,

@@ -163,6 +163,33 @@ def test_inputs_are_not_replaced(folder, capsys):
     assert json.loads((folder / "robustness.json").read_text()) == listing
 
 
+def test_tables_are_of_the_scans_and_the_request_of_the_command(folder, capsys):
+    for name in ("ill", "broken"):
+        (folder / "in" / "ct" / f"{name}.nii.gz").unlink()
+    listing = json.loads((folder / "in" / "dataset.json").read_text())
+    listing["training"] = listing["training"][:2]
+    (folder / "in" / "dataset.json").write_text(json.dumps(listing))
+    assert robustness(folder, "--worst", 3) == 0
+    out = folder / "out"
+    (out / "pictures" / "mine.png").write_bytes(b"mine")
+    kept = contents(out / "scans")
+    before = contents(out)
+    capsys.readouterr()
+    assert robustness(folder, "--seed", 1) == 1
+    assert "robustness.json holds results that were asked for in another way" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert contents(out) == before
+    listing["training"] = listing["training"][:1]
+    (folder / "in" / "dataset.json").write_text(json.dumps(listing))
+    assert robustness(folder, "--worst", 1) == 0
+    assert {row["case"] for row in read(out / "tumors.csv")} == {"a"}
+    (worst,) = json.loads((out / "robustness.json").read_text())["worst"]
+    assert {p.name for p in (out / "pictures").iterdir()} == {f"{worst['folder'].split('/')[1]}.png", "mine.png"}
+    assert contents(out / "scans") == kept
+    assert robustness(folder, "--seed", 1, "--overwrite") == 0
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

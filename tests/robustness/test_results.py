@@ -197,6 +197,15 @@ def test_all_files_are_written(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_an_earlier_curve_does_not_stay(tmp_path):
+    write_results(tmp_path, results(), [])
+    assert (tmp_path / "detectability.png").exists()
+    few = results([scan("a", {("size", 0): 0.5})])
+    assert not few.curves
+    write_results(tmp_path, few, [])
+    assert {p.name for p in tmp_path.iterdir()} == {*RESULT_FILES} - {"detectability.png"}
+
+
 def heatmap_png(found):
     from difftumor.plots import to_png
 

@@ -100,21 +100,22 @@ def diameter_curve(rows: Sequence[TumorRow], *, seed: int) -> Curve | None:
 def contrast_curve(rows: Sequence[TumorRow], intensity: Dimension, *, seed: int) -> Curve | None:
     """Return how detection goes with the absolute contrast, from the tumors that differ in intensity.
 
-    Tumors on the other side of the organ's brightness than the mean of the dimension are another kind, and left out.
+    Tumors that were asked for on the other side of the organ's brightness than the mean of the dimension are another
+    kind, and left out. Those that turned out there count with the least contrast: they are the hardest to see.
     """
     sign = math.copysign(1.0, intensity.mean)
     pairs = [
         (row, max(sign * row.contrast_hu, _LEAST_HU))
         for row in rows
-        if row.dimension == "intensity"
-        and row.contrast_hu is not None
-        and sign * row.value > 0
-        and sign * row.contrast_hu > 0
+        if row.dimension == "intensity" and row.contrast_hu is not None and sign * row.value > 0
     ]
     return _curve(pairs, "contrast", "HU", seed)
 
 
 def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, seed: int) -> Curve | None:
+    # Levels at one limit are one tumor, which counts once.
+    outermost_first = sorted(pairs, key=lambda pair: -abs(pair[0].level))
+    pairs = list({(row.case, row.record): (row, value) for row, value in outermost_first}.values())
     if len(pairs) < _LEAST or len({value for _, value in pairs}) < 2:
         return None
     # The order of scans must not decide which patients a resample holds.

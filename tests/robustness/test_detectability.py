@@ -21,6 +21,7 @@ def sizes(found, patients=8):
         row(
             case=f"c{p}", patient=f"p{p}", level=level - 3, diameter_mm=d * (1 + 0.02 * (p % 5)),
             found=bool(found(d * (1 + 0.02 * (p % 5)), generator.random())),
+            record=f"records/size{level - 3:+d}_0.json",
         )
         for p in range(patients)
         for level, d in enumerate(DIAMETERS)
@@ -125,19 +126,48 @@ def test_order_does_not_matter_and_the_seed_does():
 def test_contrast_is_absolute_and_of_one_side():
     values = {-60.0: True, -50.0: True, -40.0: True, -30.0: True, -20.0: False, -10.0: False, 15.0: True, 30.0: True}
     rows = [
-        row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, value=hu, found=found)
+        row(dimension="intensity", patient=f"p{number % 3}", contrast_hu=hu, value=hu, found=found, record=str(number))
         for number, (hu, found) in enumerate(values.items())
     ]
-    rows.append(row(dimension="intensity", value=15.0, contrast_hu=-2.0))  # where the organ happens to be bright
-    rows.append(row(dimension="intensity", value=-40.0, contrast_hu=None))
+    # Where the organ happens to be bright; where it happens to be dark; and where nothing could be measured.
+    rows.append(row(dimension="intensity", value=15.0, contrast_hu=-2.0, record="8"))
+    rows.append(row(dimension="intensity", value=-5.0, contrast_hu=3.0, found=False, record="9"))
+    rows.append(row(dimension="intensity", value=-40.0, contrast_hu=None, record="10"))
     curve = contrast_curve(rows, DEFAULTS["intensity"], seed=0)
-    assert (curve.tumors, curve.found) == (6, 4)
-    assert (curve.smallest, curve.largest) == (10, 60)
+    assert (curve.tumors, curve.found) == (7, 4)
+    assert (curve.smallest, curve.largest) == (1, 60)
     assert 20 < curve.half < 30
     assert f"at a contrast of {curve.half:.0f} HU" in curve.sentence
     mirrored = [replace(r, contrast_hu=-r.contrast_hu, value=-r.value) for r in rows[:-1]]
     bright = contrast_curve(mirrored, replace(DEFAULTS["intensity"], mean=45.0), seed=0)
     assert bright.half == curve.half
+
+
+def test_levels_at_one_limit_count_once():
+    rows = sizes(lambda d, c: c < 1 / (1 + (d / 9) ** -4))
+    nearest = [r for r in rows if r.level == 1]
+    clamped = [replace(r, level=level, clamped=True) for r in nearest for level in (2, 3)]
+    held = [r for r in rows if r.level <= 1]
+    assert diameter_curve(held + clamped, seed=0).to_plain() == diameter_curve(held, seed=0).to_plain()
+    assert diameter_curve(clamped + held, seed=0).points == diameter_curve(held, seed=0).points
+
+
+def test_intervals_of_curves_are_those_of_95_in_100():
+    rows = sizes(lambda d, c: c < 1 / (1 + (d / 9) ** -4), patients=20)
+    curve = diameter_curve(rows, seed=0)
+    logs, found = np.log([r.diameter_mm for r in rows]), np.array([r.found for r in rows], float)
+    patients = np.array([r.patient for r in rows])
+    generator = np.random.default_rng(5)
+    shares = []
+    for _ in range(400):
+        own = np.concatenate([np.flatnonzero(patients == p) for p in generator.choice(np.unique(patients), 20)])
+        x, y = logs[own], np.where(found[own], -1, 1)
+        fit = minimize(lambda b, x=x, y=y: np.logaddexp(0, y * (b[0] + b[1] * (x - 2.2))).sum(), [0.0, 1.0]).x
+        shares.append(np.exp(2.2 - fit[0] / fit[1]))
+    expected = np.quantile(shares, [0.025, 0.975])
+    width = expected[1] - expected[0]
+    assert curve.half_low == pytest.approx(expected[0], abs=0.08 * width)
+    assert curve.half_high == pytest.approx(expected[1], abs=0.08 * width)
 
 
 def test_only_tumors_that_differ_in_it_count():

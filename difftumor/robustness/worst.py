@@ -49,15 +49,16 @@ def choose_worst(rows: Sequence[TumorRow], count: int) -> list[TumorRow]:
     """Return the worst tumors, the worst first.
 
     The lowest DSC is the worst; of equals, as of those that were missed, the one nearest to the mean, then the largest,
-    for a usual tumor is the worse to miss. No scan has more than one tumor of a dimension among them, so that one bad
-    place does not fill the list.
+    for a usual tumor is the worse to miss. No scan has more than one tumor of a dimension among them, and none but
+    those that differ in location share a place, so that one bad place does not fill the list.
     """
     order = sorted(rows, key=lambda row: (row.dsc, abs(row.level), -row.diameter_mm, row.case, row.repeat))
     chosen: list[TumorRow] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for row in order:
-        # One tumor may be in several cells.
-        own = {(row.case, row.dimension), (row.case, row.record)}
+        own: set[tuple[str, ...]] = {(row.case, row.dimension)}
+        if row.dimension != "location":
+            own.add((row.case, "place", str(row.repeat)))
         if len(chosen) < count and not own & seen:
             chosen.append(row)
             seen |= own

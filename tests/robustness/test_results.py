@@ -131,17 +131,26 @@ def test_the_worst_are_missed_ones_near_the_mean_and_of_several_scans():
     rows = [
         row(case="a", dimension="size", level=-3, dsc=0.0, record="1"),
         row(case="a", dimension="size", level=-1, dsc=0.0, record="2"),
-        row(case="a", dimension="shape", level=0, dsc=0.1, record="3"),
-        row(case="a", dimension="intensity", level=0, dsc=0.1, record="3"),
+        row(case="a", dimension="shape", level=0, dsc=0.1, record="3", repeat=1),
+        row(case="a", dimension="intensity", level=0, dsc=0.1, record="3", repeat=1),
         row(case="b", dimension="size", level=-1, dsc=0.0, diameter_mm=20.0, record="2"),
-        row(case="b", dimension="shape", level=2, dsc=0.05, record="4"),
-        row(case="c", dimension="shape", level=2, dsc=0.9, record="4"),
+        row(case="b", dimension="shape", level=2, dsc=0.05, record="4", repeat=1),
+        row(case="c", dimension="shape", level=2, dsc=0.9, record="4", repeat=1),
     ]
     for order in (rows, rows[::-1]):
         found = [(r.case, r.record) for r in choose_worst(order, 4)]
         assert found == [("b", "2"), ("a", "2"), ("b", "4"), ("a", "3")]
     assert choose_worst(rows, 0) == []
     assert len(choose_worst(rows, 100)) == 5
+
+
+def test_the_worst_are_in_different_places():
+    """All dimensions but the location share the place of their repeat."""
+    rows = [row(case="a", dimension=name, repeat=n, dsc=0.1 * n, record=f"{name}{n}")
+            for n in (0, 1) for name in ("shape", "size", "intensity")]  # fmt: skip
+    rows += [row(case="a", dimension="location", level=level, dsc=0.5, record=f"location{level}") for level in (0, 1)]
+    found = [(r.dimension == "location", r.repeat) for r in choose_worst(rows, 10)]
+    assert found == [(False, 0), (False, 1), (True, 0)]
 
 
 def texts(figure):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from difftumor.evaluation.statistics import LEAST_PATIENTS, Interval, bootstrap_mean, wilson_interval
@@ -28,6 +28,7 @@ class Cell:
         value: Of the dimension.
         clamped: Whether a limit has held it back.
         rows: Its tumors; none where no scan had room.
+        fewer: Whether they are fewer than in other cells, of other scans so that the two do not compare.
         detection: Share of tumors that were found; None without tumors, as for the next two.
         dsc: Mean DSC.
         nsd: Mean NSD.
@@ -41,6 +42,7 @@ class Cell:
     value: float
     clamped: bool
     rows: tuple[TumorRow, ...]
+    fewer: bool = False
     detection: float | None = None
     dsc: float | None = None
     nsd: float | None = None
@@ -81,11 +83,13 @@ def gather(rows: Sequence[TumorRow], dimensions: Mapping[str, Dimension], *, see
     by_cell: dict[tuple[str, int], list[TumorRow]] = {}
     for row in rows:
         by_cell.setdefault((row.dimension, row.level), []).append(row)
-    return [
+    most = max(map(len, by_cell.values()), default=0)
+    cells = [
         _cell(dimensions[name], level, by_cell.get((name, level), []), seed)
         for name in varied(dimensions)
         for level in LEVELS
     ]
+    return [replace(cell, fewer=0 < len(cell.rows) < most) for cell in cells]
 
 
 def cell_row(cell: Cell) -> Row:

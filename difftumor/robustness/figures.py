@@ -37,7 +37,8 @@ def heatmap(cells: Sequence[Cell], measure: Measure, *, values: bool = True) -> 
         text = "no room" if number is None else f"{number:.2f}{'*' if cell.clamped else ''}"
         # White on the dark end of the colors, dark elsewhere.
         color = "white" if number is not None and number > 0.6 else "#1c2329"
-        second = cell.physical if values else ""
+        count = f"n = {len(cell.rows)}" if cell.fewer else ""
+        second = "\n".join(filter(None, (cell.physical if values else "", count)))
         axes.text(column, row - (0.14 if second else 0), text, ha="center", va="center", color=color, fontsize=12)
         axes.text(column, row + 0.24, second, ha="center", va="center", color=color, fontsize=8)
     colors = axes.imshow(np.ma.masked_invalid(grid), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -52,8 +53,11 @@ def heatmap(cells: Sequence[Cell], measure: Measure, *, values: bool = True) -> 
     bar = figure.colorbar(colors, ax=axes, fraction=0.03, pad=0.015, ticks=[0, 0.5, 1])
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=9, length=0)
-    if any(cell.clamped for cell in cells):
-        axes.set_xlabel("* held at a limit of the dimension", fontsize=9, loc="left", color="#4a555e", labelpad=6)
+    notes = ["* held at a limit of the dimension"] if any(cell.clamped for cell in cells) else []
+    if any(cell.fewer for cell in cells):
+        notes.append("n: tumors, where some scans had no room")
+    if notes:
+        axes.set_xlabel("     ".join(notes), fontsize=9, loc="left", color="#4a555e", labelpad=6)
     return figure
 
 

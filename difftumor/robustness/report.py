@@ -35,6 +35,8 @@ def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = 
     for curve in results.curves:
         report.paragraph(curve.sentence)
     report.heading("Which dimension matters")
+    for note in results.cell_notes:
+        report.paragraph(note)
     report.table(("Dimension", "Lowest mean DSC", "Highest mean DSC", "Span"), results.ranges())
     report.heading("Heatmaps")
     report.paragraph(_READING)

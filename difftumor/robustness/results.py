@@ -70,6 +70,9 @@ class Results:
         if middle is not None:
             text += f" The mean tumor was found in {middle.found} of {len(middle.rows)} tries, with a DSC of "
             text += f"{middle.dsc:.2f}."
+        found = {(row.case, row.record): row.marked_before for row in self.rows if row.found}
+        if found:
+            text += f" Of {len(found)} found tumors, {sum(found.values())} lie where tumor was predicted before."
         if lesions:
             text += f" Without a tumor, {sum(lesions) / len(lesions):.1f} lesions were predicted per scan."
         return text
@@ -82,6 +85,13 @@ class Results:
             one = "1 patient" if patients == 1 else f"{patients} patients"
             return [f"Only {one}: there are no intervals of means and curves, and those of shares are too narrow."]
         return [f"Only {patients} patients: intervals are too narrow."] if patients < FEW_PATIENTS else []
+
+    @property
+    def cell_notes(self) -> list[str]:
+        """What must be known before cells are compared, in sentences."""
+        if not any(cell.fewer for cell in self.cells):
+            return []
+        return ["Cells with n have fewer tumors, as some scans had no room: they do not compare with the others."]
 
     def ranges(self) -> list[tuple[str, str, str, str]]:
         """Return by dimension: name, lowest and highest cell of the mean DSC, and their distance, widest first."""
@@ -119,7 +129,8 @@ def _number(cell: Cell, measure: Measure) -> str:
     if number is None:
         return "no room"
     star = "*" if cell.clamped else ""
-    return f"{number:.2f}{star}" if measure == "dsc" else f"{cell.found} / {len(cell.rows)}{star}"
+    count = f" (n = {len(cell.rows)})" if cell.fewer else ""
+    return f"{number:.2f}{star}{count}" if measure == "dsc" else f"{cell.found} / {len(cell.rows)}{star}"
 
 
 def _dsc(cell: Cell) -> float:

@@ -81,6 +81,7 @@ def _markdown(results: Results, worst: Sequence[WorstCase]) -> str:
     parts = [f"# Robustness: {results.organ}", results.introduction, *results.warnings]
     parts += [
         "## Which dimension matters",
+        *results.cell_notes,
         markdown_table(("Dimension", "Lowest", "Highest", "Span"), results.ranges()),
     ]
     for measure, title in (("dsc", "Mean DSC of the tumor"), ("detection", "Tumors found")):

@@ -114,8 +114,31 @@ def test_the_introduction_counts_tumors_once():
     assert found.tumors == 7 + 8
     assert found.introduction == (
         "15 hand-crafted tumors in the liver of 2 scans, one at a time. The mean tumor was found in 2 of 2 tries, with "
-        "a DSC of 0.50. Without a tumor, 2.0 lesions were predicted per scan."
+        "a DSC of 0.50. Of 11 found tumors, 0 lie where tumor was predicted before. "
+        "Without a tumor, 2.0 lesions were predicted per scan."
     )
+
+
+def test_found_tumors_that_were_marked_before_are_counted_once():
+    rows = [row(level=level, record=str(level), found=level > 1, marked_before=level in (0, 2)) for level in LEVELS]
+    rows += [row(dimension="shape", record="2", marked_before=True)]
+    assert "Of 2 found tumors, 1 lie where tumor" in results([ScanResult("a", "done", tuple(rows))]).introduction
+
+
+def test_cells_with_fewer_tumors_say_so(tmp_path):
+    whole, short = range(-3, 4), range(-3, 3)
+    scans = [scan(name, {("size", level): 0.8 for level in levels}) for name, levels in (("a", whole), ("b", short))]
+    found = results(scans, dimensions=dimensions("size"))
+    assert [cell.fewer for cell in found.cells] == 6 * [False] + [True]
+    figure = heatmap(found.cells, "dsc")
+    assert "17 mm\nn = 1" in texts(figure)
+    assert figure.axes[0].get_xlabel() == "n: tumors, where some scans had no room"
+    assert "n = 1" in texts(heatmap(found.cells, "dsc", values=False))
+    assert found.table("dsc") == [["size", *6 * ["0.80"], "0.80 (n = 1)"]]
+    write_results(tmp_path, found, [])
+    for name in ("report.html", "robustness.md"):
+        assert "fewer tumors, as some scans had no room" in (tmp_path / name).read_text()
+    assert results([scans[0]]).cell_notes == []
 
 
 def test_the_widest_dimension_comes_first():
@@ -168,7 +191,7 @@ def test_heatmaps_write_numbers_and_values():
     drawn = heatmap(cells, "dsc")
     assert {"0.80*", "0.80"} <= texts(drawn)
     assert drawn.axes[0].get_xlabel() == "* held at a limit of the dimension"
-    assert plain.axes[0].get_xlabel() == ""
+    assert plain.axes[0].get_xlabel() == "n: tumors, where some scans had no room"
 
 
 def test_curves_are_drawn():

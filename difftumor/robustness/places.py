@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
-from difftumor.grids import Box, triple
+from difftumor.grids import Box
 from difftumor.synthesis.clearance import Distance, Mask, distance_mm
 from difftumor.synthesis.records import Voxel
 from difftumor.synthesis.site import Site
@@ -27,16 +27,16 @@ class Places:
         self._box = Box.around(site.mask)
         self._organ = np.ascontiguousarray(site.mask[self._box.slices])
 
-    def fitting(self, shape: Mask) -> list[Voxel]:
-        """Return the voxels on which the middle of a shape, of odd sizes, can lie so that all of it is organ."""
-        return [triple(voxel + self._box.start) for voxel in np.argwhere(self._fits(shape))]
+    def fitting(self, shape: Mask) -> NDArray[np.intp]:
+        """Return (N, 3) the voxels on which the middle of a shape, of odd sizes, can lie so that all of it is organ."""
+        return np.argwhere(self._fits(shape)) + self._box.start
 
-    def by_depth(self, shape: Mask, generator: np.random.Generator) -> list[Voxel]:
+    def by_depth(self, shape: Mask, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return the same from the least to the most deep; the order of those of one depth is random."""
         fits = np.argwhere(self._fits(shape))
         fits = fits[generator.permutation(len(fits))]
         order = np.argsort(self._depth_mm[tuple(fits.T)], kind="stable")
-        return [triple(voxel + self._box.start) for voxel in fits[order]]
+        return fits[order] + self._box.start
 
     def depth_at(self, center: Voxel) -> float:
         """Return how far an organ voxel is from the organ's surface, in mm; the end of the scan is one."""

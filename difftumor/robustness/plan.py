@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from difftumor.errors import SynthesisError
+from difftumor.grids import triple
 from difftumor.robustness.dimensions import DEFAULTS, LEVELS, Dimension, varied
 from difftumor.robustness.places import Places, joined
 from difftumor.seeding import numpy_generator
@@ -153,7 +154,7 @@ class _Repeat:
         variants = []
         for level in LEVELS:
             value, clamped = self.dimensions["location"].at(level)
-            center = by_depth[round(value * (len(by_depth) - 1))]
+            center = triple(by_depth[round(value * (len(by_depth) - 1))])
             variants.append(self._variant("location", level, value, clamped, self.base, center))
         return variants
 
@@ -168,7 +169,8 @@ class _Repeat:
             kept = [*needed, *larger[:count]]
             centers = self.places.fitting(joined([tumor_shape(record) for record in dict.fromkeys(kept)]))
             if len(centers):
-                return centers[int(generator.integers(len(centers)))], max(record.radius_mm for record in kept)
+                center = triple(centers[int(generator.integers(len(centers)))])
+                return center, max(record.radius_mm for record in kept)
         raise SynthesisError(
             f"The {self.base.organ} has no room for a tumor of {2 * self.base.radius_mm:.3g} mm in all its shapes: "
             "give --dimensions with a smaller mean of the size."

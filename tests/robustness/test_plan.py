@@ -9,7 +9,7 @@ from scipy import ndimage
 from difftumor.errors import SynthesisError
 from difftumor.organs import get_organ
 from difftumor.robustness.places import Places, joined
-from difftumor.robustness.plan import distinct, file_name, plan_scan, tumor_spec
+from difftumor.robustness.plan import distinct, file_name, plan_scan, tumor_spec, vary
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.scan import site_of
 from difftumor.synthesis.shapes import tumor_shape
@@ -134,6 +134,25 @@ def test_sizes_without_room_are_noted(tmp_path):
     assert found.notes[-1] == "No room for tumor 1 at 62.2 mm (+3σ)."
 
 
+def test_the_largest_sizes_are_dropped_and_all_others_stay(there):
+    """The radius of the largest that has room is the last that has: the next one would have had none."""
+    chosen = dimensions("size", size={"mean": 36.0, "sd": 1.2})
+    found = plan_scan(there, chosen, seed=0, repeats=1).variants
+    levels = [v.level for v in found]
+    assert levels == list(range(-3, -3 + len(levels)))
+    assert 4 <= len(levels) < 7
+    shapes = [tumor_shape(v.record) for v in found]
+    places = Places(there.site)
+    assert len(places.fitting(joined(shapes)))
+    base = next(v.record for v in found if v.level == 0)
+    following = vary(base, "size", chosen["size"].at(levels[-1] + 1)[0], there.site)
+    assert not len(places.fitting(joined([*shapes, tumor_shape(following)])))
+
+
+def test_tumors_may_not_leave_the_organ(plan):
+    assert not any(v.record.may_leave_organ for v in plan.variants)
+
+
 def test_an_organ_too_small_is_refused(tmp_path):
     chosen = dimensions(size={"mean": 60.0})
     with pytest.raises(SynthesisError, match=r"no room for a tumor of 60 mm .* --dimensions"):
@@ -146,13 +165,20 @@ def test_places_are_those_of_an_erosion():
     shape[6, 4, 8] = True  # not symmetric: a shape must not be mirrored
     places = Places(Site(organ, organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0)))
     expected = np.argwhere(ndimage.binary_erosion(organ, shape))
-    assert places.fitting(shape) == [tuple(voxel) for voxel in expected]
+    np.testing.assert_array_equal(places.fitting(shape), expected)
     depth = ndimage.distance_transform_edt(np.pad(organ, 1))[1:-1, 1:-1, 1:-1]
     ordered = places.by_depth(shape, numpy_generator(0))
-    assert sorted(ordered) == places.fitting(shape)
-    assert [places.depth_at(voxel) for voxel in ordered] == pytest.approx(sorted(depth[tuple(expected.T)]))
-    assert ordered != places.by_depth(shape, numpy_generator(1))
-    assert places.fitting(ball((41, 41, 41), 20)) == []
+    assert sorted(ordered.tolist()) == expected.tolist()
+    assert [places.depth_at(tuple(voxel)) for voxel in ordered] == pytest.approx(sorted(depth[tuple(expected.T)]))
+    assert not np.array_equal(ordered, places.by_depth(shape, numpy_generator(1)))
+    assert len(places.fitting(ball((41, 41, 41), 20))) == 0
+
+
+def test_the_end_of_the_scan_is_a_surface():
+    places = Places(Site(np.ones((9, 9, 9), bool), organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0)))
+    ordered = places.by_depth(np.ones((1, 1, 1), bool), numpy_generator(0))
+    assert tuple(ordered[-1]) == (4, 4, 4)
+    assert places.depth_at((4, 4, 4)) - places.depth_at((0, 4, 4)) == pytest.approx(4)
 
 
 def test_joined_shapes_share_their_middle():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from difftumor.cli.matching import MatchingRule, MinimumIou, read_matching
+from difftumor.cli.matching import Rule, iou_option, read_matching, rule_option
 
 if TYPE_CHECKING:
     from difftumor.evaluation.methods import Method, Rules
@@ -64,8 +64,8 @@ def evaluate(
         typer.Option(help="Folder of CTs for the pictures, where --labels names none.", show_default=False),
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalized surface distance.")] = 2.0,
-    matching: MatchingRule = "overlap",
-    minimum_iou: MinimumIou = None,
+    matching: Annotated[Rule, rule_option()] = "overlap",
+    minimum_iou: Annotated[float | None, iou_option()] = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample predictions on other grids to that of their labels.")
     ] = False,

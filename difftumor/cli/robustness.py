@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from difftumor.cli.matching import MatchingRule, MinimumIou, read_matching
+from difftumor.cli.matching import Rule, iou_option, read_matching, rule_option
 
 TUMORS, SCANS, MODEL, RESULTS = "Which tumors", "Scans and organ", "Segmenter", "Results"
 
@@ -77,10 +77,10 @@ def robustness(
     ] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same tumors.", rich_help_panel=TUMORS)] = 0,
     tolerance_mm: Annotated[
-        float, typer.Option(help="Tolerance of the normalized surface distance.", rich_help_panel=RESULTS)
+        float, typer.Option(help="Tolerance of the normalized surface distance.", min=0.0, rich_help_panel=RESULTS)
     ] = 2.0,
-    matching: MatchingRule = "overlap",
-    minimum_iou: MinimumIou = None,
+    matching: Annotated[Rule, rule_option(RESULTS)] = "overlap",
+    minimum_iou: Annotated[float | None, iou_option(RESULTS)] = None,
     overlap: Annotated[
         float, typer.Option(help="Part of a window that its neighbor shares.", rich_help_panel=MODEL)
     ] = 0.75,
@@ -136,7 +136,12 @@ def robustness(
         ),
     ] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do scans anew that are in the folder.", rich_help_panel=RESULTS)
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Do scans anew that are in the folder, and replace results of another request.",
+            rich_help_panel=RESULTS,
+        ),
     ] = False,
 ) -> None:
     """Measure a segmenter on tumors that differ in one respect at a time.

@@ -6,7 +6,7 @@ from typing import Any
 
 from difftumor.evaluation.methods import Method, ScoredCase
 from difftumor.evaluation.rows import FRACTIONS, scores_of
-from difftumor.evaluation.statistics import LEVEL, holm, paired_test
+from difftumor.evaluation.statistics import LEVEL, ends, holm, paired_test
 
 # What is tested of a case, None where it does not count: scores in cases with tumor (of the organ in all), the share of
 # its lesions that were found, and its false positives.
@@ -55,9 +55,7 @@ def _test(
     found = paired_test(first, second, patients, seed=seed, level=level)
     if found is None:
         return None
-    row = {"cases": len(counted), **asdict(found)}
-    row["interval"] = None if found.interval is None else [found.interval.low, found.interval.high]
-    return row
+    return {"cases": len(counted), **asdict(found), "interval": ends(found.interval)}
 
 
 def _value_of(measure: str) -> Callable[[ScoredCase], float | None]:
@@ -66,8 +64,7 @@ def _value_of(measure: str) -> Callable[[ScoredCase], float | None]:
         if measure == "false_positives":
             return float(len(detection.false_positives))
         if measure == "sensitivity":
-            found = sum(match.prediction is not None for match in detection.matches)
-            return None if case.healthy else found / len(detection.matches)
+            return None if case.healthy else detection.found / len(detection.matches)
         if not case.labeled or (measure.startswith("tumor_") and case.healthy):
             return None
         return scores_of(case.result)[measure]

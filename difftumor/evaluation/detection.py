@@ -101,6 +101,11 @@ class CaseDetection:
         return not self.matches
 
     @property
+    def found(self) -> int:
+        """Number of true lesions that were found."""
+        return _found(self.matches).hits
+
+    @property
     def predicted_tumor(self) -> bool:
         """Whether any tumor was predicted."""
         return bool(self.false_positives) or any(match.prediction for match in self.matches)

@@ -102,7 +102,6 @@ def case_froc(
     *,
     thresholds: Sequence[float] = THRESHOLDS,
     matching: Matching = Matching(),  # noqa: B008 (frozen)
-    within: NDArray[Any] | None = None,
 ) -> CaseFroc:
     """Count lesions of one scan at each threshold.
 
@@ -113,7 +112,6 @@ def case_froc(
         grid: Where the voxels lie.
         thresholds: In (0, 1], in any order.
         matching: When a predicted lesion finds a true one.
-        within: Where predicted lesions are looked for, such as the predicted organ, (X, Y, Z); everywhere by default.
 
     Raises:
         ConfigError: There are no thresholds, or one is out of range.
@@ -124,7 +122,7 @@ def case_froc(
         raise ConfigError(
             f"The thresholds {tuple(thresholds)} are not all above 0 and at most 1; give some such as 0.5."
         )
-    for array in (truth_tumor, probability, *([] if within is None else [within])):
+    for array in (truth_tumor, probability):
         if array.shape != grid.shape:
             raise ValueError(f"an array {array.shape} is not on the grid {grid.shape}")
     if not (probability.min() >= -_ROUNDING and probability.max() <= 1 + _ROUNDING):
@@ -132,10 +130,9 @@ def case_froc(
     # Nothing is found, nor matched, outside the box of what the lowest threshold finds and of the truth.
     box = Box.joined([Box.around(probability >= float(falling[-1])), Box.around(truth_tumor)])
     truth, likely = find_components(truth_tumor[box.slices]), probability[box.slices]
-    inside = None if within is None else within[box.slices] != 0
     found, false = [], []
     for threshold in falling.tolist():
-        predicted = find_components(likely >= threshold if inside is None else (likely >= threshold) & inside)
+        predicted = find_components(likely >= threshold)
         matched = len(assign(truth, predicted, matching).truth)
         found.append(matched)
         false.append(len(predicted.voxels) - matched)

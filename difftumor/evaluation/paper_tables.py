@@ -96,9 +96,10 @@ def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
         "Segmentation: mean ± SD, of tumors over the cases with tumor",
         header,
         rows,
-        best([[value for entry in row for value in (entry["mean"], None)] for row in entries])
-        if _alike([[entry["count"] for entry in row] for row in entries])
-        else frozenset(),
+        best(
+            [[value for entry in row for value in (entry["mean"], None)] for row in entries],
+            [[entry["count"] for entry in row for _ in range(2)] for row in entries],
+        ),
         note=_nsd_at(summaries),
     )
 
@@ -116,7 +117,10 @@ def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
         ]  # fmt: skip
         false = detection["false_positives_per_scan"]
         values.append([None, None, *(rate["value"] for rate in rates), None if false is None else -false])
-        totals.append([summary["cases"], rates[0]["total"]])
+        # Precision is over what a method predicts, so over the scans that it was given.
+        sizes = [rate["total"] for rate in rates]
+        sizes[len(bins) + 2] = summary["cases"]
+        totals.append([0, 0, *sizes, summary["cases"]])
         counted = (str(summary["cases"]), str(rates[0]["total"]))
         rows.append((method, *counted, *(percent(rate["value"]) for rate in rates), number(false)))
     header = (
@@ -127,7 +131,7 @@ def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
         "Detection, tumor by tumor and patient by patient",
         header,
         tuple(rows),
-        best(values) if _alike(totals) else frozenset(),
+        best(values, totals),
         note=str(next(iter(summaries.values()))["settings"]["matching"]),
     )
 
@@ -203,48 +207,47 @@ def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTabl
 
     def entry(method: str, organ: str, score: str) -> Mapping[str, Any]:
         summary = summaries.get((method, organ))
-        return {"mean": None, "sd": None} if summary is None else summary["scores"]["cases_with_tumor"][score]
+        return (
+            {"mean": None, "sd": None, "count": 0} if summary is None else summary["scores"]["cases_with_tumor"][score]
+        )
 
-    def early(method: str, organ: str) -> float | None:
+    def early(method: str, organ: str) -> Mapping[str, Any]:
         summary = summaries.get((method, organ))
-        return None if summary is None else summary["detection"]["early_sensitivity"]["value"]
+        return {"value": None, "total": 0} if summary is None else summary["detection"]["early_sensitivity"]
 
     entries = {method: [entry(method, organ, score) for organ, score in scores] for method in methods}
     segmentation = TextTable(
         "Tumor segmentation by organ: mean ± SD",
         ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
         tuple((method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()),
-        best([[e["mean"] for e in row] for row in entries.values()]),
+        best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
         note=_nsd_at({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
     )
-    sensitivities = [[early(method, organ) for organ in organs] for method in methods]
+    rates = [[early(method, organ) for organ in organs] for method in methods]
     detection = TextTable(
         "Early-stage tumor detection: tumor-wise sensitivity (%)",
         ("Method", *organs),
-        tuple((method, *map(percent, row)) for method, row in zip(methods, sensitivities, strict=True)),
-        best(sensitivities),
+        tuple((method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)),
+        best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
     )
     return segmentation, detection
 
 
-def best(values: Sequence[Sequence[float | None]]) -> frozenset[tuple[int, int]]:
-    """Return the cells with the highest value of their column, where there are several rows that differ.
+def best(values: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> frozenset[tuple[int, int]]:
+    """Return the cells with the highest value of their column, where several rows are over as many cases and differ.
 
     Args:
         values: Rows of values without the column of names, which stands before them in the table.
+        counts: What each value was measured on: only what was measured on as much can be called better.
     """
     found: set[tuple[int, int]] = set()
     for column in range(len(values[0]) if values else 0):
         known = {row: value for row, line in enumerate(values) if (value := line[column]) is not None}
-        if len(known) > 1 and len(set(known.values())) > 1:
+        alike = len({counts[row][column] for row in known}) == 1
+        if alike and len(set(known.values())) > 1:
             highest = max(known.values())
             found |= {(row, column + 1) for row, value in known.items() if value == highest}
     return frozenset(found)
-
-
-def _alike(counts: Sequence[Sequence[int]]) -> bool:
-    """Whether all methods were evaluated on as many cases; only then can one be called the best."""
-    return len({tuple(row) for row in counts}) == 1
 
 
 def _nsd_at(summaries: Mapping[str, Summary]) -> str:

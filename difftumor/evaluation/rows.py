@@ -45,7 +45,7 @@ def case_rows(cases: Iterable[ScoredCase], folds: Mapping[str, str] | None = Non
             "organ_empty": None if case.result.organ is None else case.result.organ.empty,
             "tumor_empty": case.result.tumor.empty,
             "tumors": len(case.result.detection.matches),
-            "tumors_found": sum(match.prediction is not None for match in case.result.detection.matches),
+            "tumors_found": case.result.detection.found,
             "false_positives": len(case.result.detection.false_positives),
             "patient": case.pair.patient,
             "fold": (folds or {}).get(case.case),

@@ -41,6 +41,11 @@ class Interval:
     high: float
 
 
+def ends(interval: Interval | None) -> list[float] | None:
+    """Return an interval for JSON."""
+    return None if interval is None else [interval.low, interval.high]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
     """Comparison of two methods on the same patients.

@@ -15,7 +15,7 @@ from difftumor.evaluation.detection import (
     summarize_detection,
 )
 from difftumor.evaluation.rows import SCORES, scores_of
-from difftumor.evaluation.statistics import LEVEL, Interval, bootstrap_mean, bootstrap_ratio, wilson_interval
+from difftumor.evaluation.statistics import LEVEL, bootstrap_mean, bootstrap_ratio, ends, wilson_interval
 
 
 def summarize(
@@ -108,7 +108,7 @@ def _statistics(
         "sd": stdev(values) if len(values) > 1 else None,
         "median": median(values) if values else None,
         "count": len(values),
-        "interval": _ends(bootstrap_mean(values, patients, seed=seed, level=level)),
+        "interval": ends(bootstrap_mean(values, patients, seed=seed, level=level)),
         "by_rule": sum(getattr(result, part).empty != "neither" for result in scored),
     }
 
@@ -119,11 +119,11 @@ def _detection(results: Sequence[CaseResult], owners: Mapping[str, str], *, seed
     patients = [owners[result.case] for result in results]
 
     def ratio(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
-        return _ends(bootstrap_ratio(parts, wholes, patients, seed=seed, level=level))
+        return ends(bootstrap_ratio(parts, wholes, patients, seed=seed, level=level))
 
     false = [len(detection.false_positives) for detection in detections]
     true = [len(detection.matches) for detection in detections]
-    found = [_hits(detection.matches) for detection in detections]
+    found = [detection.found for detection in detections]
     plain = {name: _jsonable(value, level) for name, value in vars(summary).items()}
     # Tumors of one patient are not independent, which Wilson's interval takes them for.
     plain["precision"]["patients_interval"] = ratio(found, [a + b for a, b in zip(found, false, strict=True)])
@@ -148,11 +148,7 @@ def _hits(matches: Sequence[Match]) -> int:
 def _jsonable(value: Any, level: float) -> Any:
     if isinstance(value, Rate):
         interval = wilson_interval(value.hits, value.total, level=level)
-        return {"value": value.value, "hits": value.hits, "total": value.total, "interval": _ends(interval)}
+        return {"value": value.value, "hits": value.hits, "total": value.total, "interval": ends(interval)}
     if isinstance(value, Mapping):
         return {name: _jsonable(entry, level) for name, entry in value.items()}
     return value
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]

@@ -44,16 +44,6 @@ def test_counts_by_hand(scan):
     assert (counts.case, counts.lesions) == ("a", 2)
 
 
-def test_only_what_is_within_is_looked_at(scan):
-    within = np.zeros(SHAPE, np.uint8)
-    within[:22] = 1
-    within[2:5] = 0
-    counts = case_froc("a", *scan, GRID, thresholds=(0.9, 0.5, 0.3), within=within)
-    assert counts.found.tolist() == [0, 1, 1]
-    assert counts.false_positives.tolist() == [0, 1, 1]
-    assert counts.lesions == 2
-
-
 def test_the_matching_is_used(scan):
     truth, probability = scan
     strict = case_froc("a", truth, probability, GRID, thresholds=(0.5,), matching=Matching(rule="iou", minimum_iou=0.2))
@@ -143,8 +133,6 @@ def test_bad_arguments_are_refused(scan):
             case_froc("a", truth, probability, GRID, thresholds=thresholds)
     with pytest.raises(ValueError, match="not on the grid"):
         case_froc("a", truth[1:], probability, GRID)
-    with pytest.raises(ValueError, match="not on the grid"):
-        case_froc("a", truth, probability, GRID, within=truth[1:])
     for wrong in (100 * probability, probability - 0.1, np.where(truth, np.nan, probability)):
         with pytest.raises(ValueError, match=r"not in \[0, 1\]"):
             case_froc("a", truth, wrong, GRID)

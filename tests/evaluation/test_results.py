@@ -84,11 +84,12 @@ def test_bold_cells():
 
 
 def test_the_best_is_bold_where_there_is_one():
-    assert best([[1.0, None], [2.0, 3.0]]) == {(1, 1)}
-    assert best([[2.0, 1.0], [2.0, 5.0], [1.0, 5.0]]) == {(0, 1), (1, 1), (1, 2), (2, 2)}
-    assert best([[2.0], [2.0]]) == frozenset()
-    assert best([[2.0]]) == frozenset()
-    assert best([]) == frozenset()
+    assert best([[1.0, None], [2.0, 3.0]], [[9, 9], [9, 9]]) == {(1, 1)}
+    assert best([[2.0, 1.0], [2.0, 5.0], [1.0, 5.0]], [[9, 9]] * 3) == {(0, 1), (1, 1), (1, 2), (2, 2)}
+    assert best([[2.0], [2.0]], [[9], [9]]) == frozenset()
+    assert best([[2.0]], [[9]]) == frozenset()
+    assert best([], []) == frozenset()
+    assert best([[1.0, 1.0], [2.0, 2.0]], [[9, 9], [9, 8]]) == {(1, 1)}
 
 
 def test_nothing_is_bold_where_methods_have_other_cases(evaluation):
@@ -152,6 +153,12 @@ def test_organs_stand_in_columns(evaluation):
     assert segmentation.rows[1][3:] == ("–", "–")
     assert (0, 1) in segmentation.bold
     assert early.rows == (("ours", "66.7", "66.7"), ("theirs", "33.3", "–"))
+
+
+def test_organs_with_other_cases_have_no_best(evaluation):
+    few = Evaluation(organ="liver", method=method("few", scored("b", (3,), (3,)))).summaries()["few"]
+    tables = organ_tables({("ours", "liver"): evaluation.summaries()["ours"], ("few", "liver"): few})
+    assert [table.bold for table in tables] == [frozenset(), frozenset()]
 
 
 def test_numbers_as_text(evaluation):

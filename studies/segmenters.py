@@ -100,7 +100,10 @@ def study_parser(name: str, description: str, *, data: bool = True) -> argparse.
     parser.set_defaults(stage=STAGE)
     if data:
         parser.add_argument(
-            "--test", type=Path, required=True, help="list or folder of the scans to test on, with labels"
+            "--test",
+            type=Path,
+            required=True,
+            help="scans to test on, with labels: a list, or a folder with a dataset.json",
         )
     parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
     parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")

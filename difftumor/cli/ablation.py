@@ -21,7 +21,10 @@ def ablation(
         ),
     ],
     test: Annotated[
-        Path, typer.Option(help="List or folder of the scans to test on, with labels.", show_default=False)
+        Path,
+        typer.Option(
+            help="Scans to test on, with labels: a list, or a folder with a dataset.json.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/ablation"),
     seeds: Annotated[int, typer.Option(help="Trainings of each of the five.")] = 3,

@@ -103,7 +103,7 @@ def study_parser(name: str, description: str, *, data: bool = True) -> argparse.
             "--test",
             type=Path,
             required=True,
-            help="scans to test on, with labels: a list, or a folder with a dataset.json",
+            help="scans to test on, with labels: a list or a dataset.json",
         )
     parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
     parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")

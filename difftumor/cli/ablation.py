@@ -23,7 +23,7 @@ def ablation(
     test: Annotated[
         Path,
         typer.Option(
-            help="Scans to test on, with labels: a list, or a folder with a dataset.json.", show_default=False
+            help="Scans to test on, with labels: a list or a dataset.json.", show_default=False
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/ablation"),

@@ -22,9 +22,7 @@ def ablation(
     ],
     test: Annotated[
         Path,
-        typer.Option(
-            help="Scans to test on, with labels: a list or a dataset.json.", show_default=False
-        ),
+        typer.Option(help="Scans to test on, with labels: a list or a dataset.json.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/ablation"),
     seeds: Annotated[int, typer.Option(help="Trainings of each of the five.")] = 3,

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import Adam
 from training_steps import measure_steps
 
-from difftumor.intensity import IntensityWindow
-from difftumor.networks.autoencoder import Autoencoder
+from difftumor.models.autoencoder import Autoencoder
+from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
-from stages.autoencoder_module import AutoencoderModule
-from stages.autoencoder_options import StepOptions
-from stages.critics import AXIAL, Critics
-from stages.losses import PLANES, PerceptualLoss, random_positions
+from stages.autoencoder.critics import AXIAL, Critics
+from stages.autoencoder.losses import PLANES, PerceptualLoss, random_positions
+from stages.autoencoder.module import AutoencoderModule
+from stages.autoencoder.options import StepOptions
 
 # Published weights of the losses (eq. 2) and training settings.
 WEIGHTS = {

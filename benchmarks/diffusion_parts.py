@@ -9,15 +9,14 @@ import parts as common
 import torch
 from torch import Tensor
 
-from difftumor.diffusion.latent import LatentCodec
-from difftumor.diffusion.samplers import SamplerConfig, sample
-from difftumor.diffusion.schedule import NoiseSchedule
-from difftumor.intensity import IntensityWindow
-from difftumor.networks.autoencoder import Autoencoder
-from difftumor.networks.denoiser import Denoiser
-from difftumor.organs import TUMOR
+from difftumor.models.autoencoder import Autoencoder
+from difftumor.models.denoiser import Denoiser
+from difftumor.models.latent_codec import LatentCodec
+from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.organs import TUMOR
 from difftumor.seeding import torch_generator
-from difftumor.synthesis.diffusion import DiffusionTexture
+from difftumor.synthesis.generators.diffusion import DiffusionTexture
 
 Network = TypeVar("Network", Autoencoder, Denoiser)
 # What an early tumor is made of, one after the other; "denoise" is one of the calls in "sample".
@@ -98,8 +97,8 @@ def _measure_training(options: Namespace) -> dict[str, Any]:
     # Here, so that making tumors is measured without the memory of Lightning's modules.
     from training_steps import measure_steps
 
-    from difftumor.artifacts import Parent
-    from stages.diffusion_module import DiffusionModule
+    from difftumor.models.artifact import Parent
+    from stages.diffusion.module import DiffusionModule
 
     module = DiffusionModule(
         seed=0, network={}, codec=random_codec(torch.device("cpu")), autoencoder=Parent(Path(), ""),

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from difftumor.components import find_components
-from difftumor.evaluation.case_scores import evaluate_case
-from difftumor.evaluation.detection import Matching, assign
-from difftumor.evaluation.overlap import dice
-from difftumor.grids import Grid
+from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.evaluation.metrics.detection import Matching, assign
+from difftumor.evaluation.metrics.overlap import dice
+from difftumor.scans.components import find_components
+from difftumor.scans.grid import Grid
 
 PAIRS = ("blobs", "noise 50 %", "noise 5 %")
 SCANS = ("liver", "body")

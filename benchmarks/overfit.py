@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.files import folder_written_whole, written_whole
-from difftumor.grids import Box
-from difftumor.pictures import mask_center
-from difftumor.plots import curves, save_png
-from difftumor.spaces import ModelSpace
-from difftumor.volume import read_ct, read_labels
-from stages.curves import read_curves
+from difftumor.reporting.pictures import mask_center
+from difftumor.reporting.plots import curves, save_png
+from difftumor.scans.grid import Box
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.nifti import read_ct, read_labels
+from stages.run.pictures import read_curves
 
 SARCOMA = 90
 LABEL_NAMES = {"background": 0, "spleen": 1, "kidney_right": 2, "liver": 5, "sarcoma": SARCOMA}

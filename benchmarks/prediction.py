@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from synthesis_scans import make_scan
 
-from difftumor.artifacts import save_artifact
-from difftumor.networks.segmenters import build_segmenter
+from difftumor.models.artifact import save_artifact
+from difftumor.models.segmenters import build_segmenter
 
 CHANNELS = [4, 8, 16]
 

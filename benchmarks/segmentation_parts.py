@@ -15,24 +15,23 @@ from measuring import PeakMemory, ceilings, machine_name, summary, times
 from torch import Tensor
 from training_steps import measure_steps
 
-from difftumor.artifact_config import ArtifactConfig
-from difftumor.artifacts import Artifact
-from difftumor.diffusion.samplers import SamplerConfig
-from difftumor.diffusion.schedule import NoiseSchedule
-from difftumor.grids import Grid
-from difftumor.inference import PredictionOptions, predict_volume
-from difftumor.intensity import IntensityWindow, Normalization
-from difftumor.networks.denoiser import Denoiser
-from difftumor.networks.segmenters import build_segmenter
-from difftumor.organs import get_organ
+from difftumor.models.artifact import Artifact
+from difftumor.models.artifact_config import ArtifactConfig
+from difftumor.models.denoiser import Denoiser
+from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.segmenters import build_segmenter
+from difftumor.scans.grid import Grid
+from difftumor.scans.intensity import IntensityWindow, Normalization
+from difftumor.scans.nifti import Volume
+from difftumor.scans.organs import get_organ
 from difftumor.seeding import torch_generator
-from difftumor.synthesis.diffusion import DiffusionTexture
+from difftumor.segmentation.inference import PredictionOptions, predict_volume
+from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from difftumor.volume import Volume
-from stages.segmentation_module import SegmentationModule
-from stages.stopwatch import Stopwatch
-from stages.tumors_ahead import TumorsAhead
-from stages.tumors_on_the_fly import TumorMix, TumorsOnTheFly, finished
+from stages.segmentation.module import SegmentationModule
+from stages.segmentation.stopwatch import Stopwatch
+from stages.segmentation.tumors import TumorMix, TumorsOnTheFly, finished
+from stages.segmentation.tumors_ahead import TumorsAhead
 
 ORGAN = "liver"
 # A step without tumors, with those of the published recipe, with these made ahead, and with those of Hu et al.

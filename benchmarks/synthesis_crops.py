@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from measuring import summary, times
 
-from difftumor.organs import get_organ
+from difftumor.scans.organs import get_organ
 from difftumor.synthesis.blending import add_change, blend_change, blurred_weight
-from difftumor.synthesis.drawing import draw_tumors
+from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.effects import capsule, mass_effect_map, warp_image, warp_labels
-from difftumor.synthesis.handcrafted import handcrafted_texture
-from difftumor.synthesis.parenchyma import find_vessels, measure_parenchyma
+from difftumor.synthesis.generators.handcrafted import handcrafted_texture
+from difftumor.synthesis.host import Site, find_vessels, measure_parenchyma
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.site import Site
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 

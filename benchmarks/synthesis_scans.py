@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from measuring import PeakMemory, forget_peak, summary
 
-from difftumor.organs import get_organ
-from difftumor.synthesis.scan import draw_in_scan, site_of
-from difftumor.synthesis.scan_inputs import ScanInputs
-from difftumor.synthesis.scan_report import report_tumors
-from difftumor.synthesis.scan_synthesis import apply_to_scan
+from difftumor.scans.organs import get_organ
+from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.insertion import apply_to_scan
+from difftumor.synthesis.scan.report import report_tumors
+from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
@@ -90,9 +90,9 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
         writing, and the memory that came on top of the scan.
     """
     # Here, so that drawing the preview is all that counts of it: `difftumor synthesize` has loaded it by then.
-    from difftumor.plots import save_png
-    from difftumor.synthesis.scan_files import _write_volumes
-    from difftumor.synthesis.scan_report import draw_preview
+    from difftumor.reporting.plots import save_png
+    from difftumor.synthesis.scan.files import _write_volumes
+    from difftumor.synthesis.scan.report import draw_preview
 
     clock = _Clock()
     synthesizer = _synthesizer(run, clock)

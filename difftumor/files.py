@@ -1,12 +1,13 @@
 """Writing files and folders so that a reader finds them whole or not at all, and a failure leaves nothing behind."""
 
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -166,3 +167,45 @@ def _parents_made(path: Path) -> Iterator[None]:
 def _cannot_write(place: Path | str, error: OSError) -> ConfigError:
     reason = (error.strerror or type(error).__name__).lower()
     return ConfigError(f"{place} cannot be written ({reason}): give a place where you may write.")
+
+
+# In the JSON file that describes an export, the key by which a later export knows that difftumor has made it.
+MADE_BY = "difftumor"
+
+
+def check_export(
+    out: Path, *, mark: str, holds: Collection[str], inputs: Sequence[Path] = (), overwrite: bool = False
+) -> None:
+    """Refuse a place that an export must not be written to, before hours are spent on it.
+
+    Args:
+        out: Where it is to go.
+        mark: JSON file in it, with the key ``MADE_BY``.
+        holds: Names that an export has at its top.
+        inputs: Files and folders that must stay.
+        overwrite: Whether an earlier export may be replaced.
+
+    Raises:
+        ConfigError: It cannot be written to, is not empty, holds an input, or is no earlier export alone.
+    """
+    check_folder(out, option="OUT")
+    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not present:
+        return
+    if not overwrite:
+        raise ConfigError(f"OUT {out} is not empty: give another folder, or --overwrite to replace an earlier export.")
+    if strange := present - set(holds):
+        raise ConfigError(f"OUT {out} holds {min(strange)}, so it is no earlier export alone: give another folder.")
+    if not _made_here(out / mark):
+        raise ConfigError(f"OUT {out} was not made by this command, going by its {mark}: give another folder.")
+    for file in inputs:
+        if file.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"OUT {out} holds the input {file}, which would be replaced: give another folder.")
+
+
+def _made_here(mark: Path) -> bool:
+    try:
+        content = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and MADE_BY in content

@@ -13,10 +13,10 @@ from typing import Any
 
 from difftumor.errors import ConfigError
 from difftumor.synthesis.sizes import SIZE_GROUPS
-from stages.settings import Settings
-from studies.command import run_command
-from studies.results import Picture, Row, write_results
-from studies.segmenters import (
+from stages.run.settings import Settings
+from studies.jobs.command import run_command
+from studies.jobs.results import Picture, Row, write_results
+from studies.jobs.segmenters import (
     SMALL_RADIUS_MM,
     SegmenterScores,
     mean_and_spread,

@@ -10,17 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from difftumor.appearance_figure import appearance_figure
-from difftumor.artifact_config import read_config
-from difftumor.devices import describe_device, pick_device
-from difftumor.pictures import axial_rows
-from difftumor.plots import curves
-from stages.curves import Curve, read_curves
-from studies.command import run_command
-from studies.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
-from studies.results import Picture, write_results
+from difftumor.models.artifact import describe_device, pick_device
+from difftumor.models.artifact_config import read_config
+from difftumor.reporting.pictures import axial_rows
+from difftumor.reporting.plots import appearance_figure, curves
+from stages.run.pictures import Curve, read_curves
+from studies.jobs.command import run_command
+from studies.jobs.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
+from studies.jobs.results import Picture, write_results
+from studies.jobs.training import train
 from studies.sarcoma_data import BODY, write_sarcoma
-from studies.training import train
 
 MODELS = {"all tumors": "all", "one tumor": "1"}
 # As published, at 1 mm; for a GPU.

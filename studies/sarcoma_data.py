@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from difftumor.components import largest_component
 from difftumor.datasets.cases import Case, folds
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import folder_written_whole
-from difftumor.volume import check_same_grid, read_ct, read_labels
+from difftumor.scans.components import largest_component
+from difftumor.scans.nifti import check_same_grid, read_ct, read_labels
 
 LISTING = "dataset.json"
 LABEL_NAMES = {"background": 0, "body": 1, "sarcoma": 2}

@@ -14,15 +14,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from difftumor.artifact_config import read_config
-from difftumor.datasets.cases import Case, CaseList, read_cases, split_by_ids
-from difftumor.datasets.list_writing import write_case_list
+from difftumor.datasets.cases import Case, CaseList, read_cases, split_by_ids, write_case_list
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import folder_written_whole
-from difftumor.organs import TUMOR
-from studies.command import run_command
+from difftumor.models.artifact_config import read_config
+from difftumor.scans.organs import TUMOR
+from studies.jobs.command import run_command
+from studies.jobs.segmenters import study_parser
 from studies.sarcoma_data import BODY
-from studies.segmenters import study_parser
 from studies.tumor_sources import add_sources
 from studies.tumor_sources import run_study as compare_sources
 

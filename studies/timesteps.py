@@ -15,14 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from difftumor.appearance_figure import appearance_figure
-from difftumor.devices import describe_device, pick_device
-from difftumor.pictures import axial_rows
-from difftumor.plots import CURVE_COLORS, finish_axes, new_axes
-from studies.command import run_command, whole_number
-from studies.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
-from studies.results import Picture, write_results
-from studies.training import train
+from difftumor.models.artifact import describe_device, pick_device
+from difftumor.reporting.pictures import axial_rows
+from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes
+from studies.jobs.command import run_command, whole_number
+from studies.jobs.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
+from studies.jobs.results import Picture, write_results
+from studies.jobs.training import train
 
 TIMESTEPS = (1, 2, 4, 10, 50, 200)
 DISTANCES = ("contrast", "sd", "edge")

@@ -13,12 +13,12 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from difftumor.components import find_components
-from difftumor.evaluation.case_scores import CaseResult
-from difftumor.grids import Box, Grid
-from difftumor.organs import TUMOR
-from difftumor.tables import markdown_table
-from difftumor.volume import read_labels
+from difftumor.evaluation.cohort.methods import CaseResult
+from difftumor.reporting.tables import markdown_table
+from difftumor.scans.components import find_components
+from difftumor.scans.grid import Box, Grid
+from difftumor.scans.nifti import read_labels
+from difftumor.scans.organs import TUMOR
 
 Mask = np.ndarray
 FACES = ndimage.generate_binary_structure(3, 1)

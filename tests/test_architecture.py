@@ -9,33 +9,24 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-# Longest prefix wins. A module imports from its own floor or from below, never up.
-FLOORS = {
-    "difftumor": 1,
-    "difftumor.__main__": 5,
-    "difftumor.artifact_config": 2,
-    "difftumor.artifacts": 2,
-    "difftumor.devices": 2,
-    "difftumor.diffusion": 2,
-    "difftumor.volume": 2,
-    "difftumor.organs": 2,
-    "difftumor.datasets": 3,
-    "difftumor.bridges": 4,
-    "difftumor.features": 3,
-    "difftumor.inference": 3,
-    "difftumor.tumor_filters": 3,
-    "difftumor.prediction": 4,
-    "difftumor.published": 3,
-    "difftumor.reconstruction": 3,
-    "difftumor.robustness": 4,
-    "difftumor.synthesis": 3,
-    "difftumor.evaluation": 4,
-    "difftumor.image_quality": 4,
-    "difftumor.autoencoder_card": 4,
-    "difftumor.cli": 5,
-    "stages": 5,
-    "studies": 6,
-}
+# The rooms of the library from the bottom up; rooms of one line are side by side and do not know each other. A module
+# imports from its own room or from below, never up.
+LEVELS = (
+    {"errors", "seeding", "files"},
+    {"scans"},
+    {"reporting"},
+    {"datasets", "models"},
+    {"segmentation"},
+    {"synthesis"},
+    {"evaluation"},
+    {"exchange"},
+    {"cli"},
+    {"__main__"},
+    {"stages"},
+    {"studies"},
+)
+BASE = LEVELS[0]
+MOST_FILES = 12
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -60,14 +51,39 @@ def _imports(file: Path) -> set[str]:
     return found
 
 
-def _floor(module: str) -> int:
-    return FLOORS[max((prefix for prefix in FLOORS if f"{module}.".startswith(f"{prefix}.")), key=len)]
+def _room(module: str) -> str:
+    """Return the room of a module: the first folder below ``difftumor``, or ``stages`` or ``studies``."""
+    package, *inner = module.split(".")
+    return inner[0] if package == "difftumor" and inner else package
 
 
-@pytest.mark.parametrize("module", MODULES)
+def _level(room: str) -> int:
+    return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "difftumor"])
 def test_imports_never_go_up(module):
-    upward = {name for name in _imports(MODULES[module]) & set(MODULES) if _floor(name) > _floor(module)}
-    assert not upward, f"{module} (floor {_floor(module)}) imports {upward} from above"
+    room = _room(module)
+    found = {name for name in _imports(MODULES[module]) & set(MODULES) if name != "difftumor"}
+    upward = {
+        name
+        for name in found
+        if _level(_room(name)) > _level(room)
+        or (_level(_room(name)) == _level(room) and _room(name) != room and room not in BASE)
+    }
+    assert not upward, f"{module} imports {upward} from above or beside it"
+
+
+def test_no_folder_holds_more_than_a_stranger_looks_through():
+    folders = {file.parent for file in MODULES.values()}
+    crowded = {
+        str(folder.relative_to(REPOSITORY)): len(files)
+        for folder in folders
+        if len(files := [f for f in folder.glob("*.py") if not f.name.startswith("__")]) > MOST_FILES
+    }
+    assert not crowded
+    names = {path.name for path in (REPOSITORY / "difftumor").iterdir() if not path.name.startswith(("__", "py.typed"))}
+    assert len(names) <= MOST_FILES, sorted(names)
 
 
 def test_no_circles():

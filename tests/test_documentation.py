@@ -1,4 +1,4 @@
-"""Every command in the documentation exists and is spelled right; tests/test_demo.py runs those of the README."""
+"""Every command in the documentation exists and is spelled right; tests/stages/demo/test_run.py runs the README."""
 
 import importlib
 import re
@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from difftumor.cli.app import build_app
-from stages.entry import compose_config
+from stages.run.entry import compose_config
 from tests.conftest import REPOSITORY
 from tests.documentation import commands
 

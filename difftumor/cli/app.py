@@ -8,20 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from difftumor import __version__
-from difftumor.cli.ablation import ablation
-from difftumor.cli.evaluate import evaluate
-from difftumor.cli.evaluate_autoencoder import evaluate_autoencoder
-from difftumor.cli.evaluate_synthesis import evaluate_synthesis
-from difftumor.cli.export import export
-from difftumor.cli.import_published import import_published
-from difftumor.cli.info import info
-from difftumor.cli.phantom import phantom
-from difftumor.cli.predict import predict
-from difftumor.cli.robustness import robustness
-from difftumor.cli.select_healthy import select_healthy
-from difftumor.cli.split_tumors import split_tumors
-from difftumor.cli.synthesize import synthesize
-from difftumor.cli.tables import tables
+from difftumor.cli.data.phantom import phantom
+from difftumor.cli.data.select_healthy import select_healthy
+from difftumor.cli.data.split_tumors import split_tumors
+from difftumor.cli.evaluation.evaluate import evaluate
+from difftumor.cli.evaluation.evaluate_autoencoder import evaluate_autoencoder
+from difftumor.cli.evaluation.evaluate_synthesis import evaluate_synthesis
+from difftumor.cli.evaluation.robustness import robustness
+from difftumor.cli.evaluation.tables import tables
+from difftumor.cli.models.export import export
+from difftumor.cli.models.import_published import import_published
+from difftumor.cli.models.info import info
+from difftumor.cli.models.predict import predict
+from difftumor.cli.synthesis.synthesize import synthesize
 
 # Name on the command line -> function, or an app with commands of its own, in the order of `difftumor --help`.
 # How to add one: difftumor/cli/__init__.py.
@@ -38,7 +37,6 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "select-healthy": select_healthy,
     "export": export,
     "tables": tables,
-    "ablation": ablation,
     "info": info,
 }
 

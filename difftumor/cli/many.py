@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
         CaseListError: The block ended well, and the status of some rows is "failed".
     """
     from difftumor.errors import CaseListError, first_few
-    from difftumor.tables import write_csv
+    from difftumor.reporting.tables import write_csv
 
     rows: list[Mapping[str, Any]] = []
     try:
@@ -61,3 +61,21 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
             f"{len(failed)} of {len(rows)} scans failed ({first_few(failed)}): see {out / SUMMARY_FILE}, mend them and "
             "run the same command again."
         )
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a bar while the block runs and yield a function that moves it on by one; a total of None is not known yet.
+
+    The bar ends with the block, even by an exception. `rich.progress.track` does not: its generator stays with the
+    traceback, and its thread waits for itself when the garbage collector finally closes it there.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # Into a log file even a transient bar writes an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import typer
 
 from difftumor.errors import ConfigError
 
@@ -72,7 +74,7 @@ def read_case_list(path: Path) -> CaseList:
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
     from difftumor.errors import CaseListError
-    from difftumor.volume import is_nifti
+    from difftumor.scans.nifti import is_nifti
 
     if is_nifti(path) and not path.is_dir():
         if not path.exists():
@@ -87,3 +89,43 @@ def named_folder(word: str) -> tuple[str | None, Path]:
     if not sign or Path(word).is_dir():
         return None, Path(word)
     return name, Path(folder)
+
+
+if TYPE_CHECKING:
+    from difftumor.evaluation.metrics.detection import Matching
+
+Rule = Literal["overlap", "iou", "center"]
+
+
+def rule_option(panel: str | None = None) -> Any:
+    """Return the option of the rule, in a panel of the help."""
+    return typer.Option(
+        "--matching",
+        help="When a tumor is found: any common voxel, --minimum-iou, or the prediction's center in it.",
+        rich_help_panel=panel,
+    )
+
+
+def iou_option(panel: str | None = None) -> Any:
+    """Return the option of the least intersection over union, in a panel of the help."""
+    return typer.Option(
+        "--minimum-iou",
+        help="Least intersection over union, for --matching iou (0.1).",
+        show_default=False,
+        rich_help_panel=panel,
+    )
+
+
+_DEFAULT_IOU = 0.1
+
+
+def read_matching(rule: Rule, minimum_iou: float | None) -> Matching:
+    """Return the rule that the options name.
+
+    Raises:
+        ConfigError: They do not fit together.
+    """
+    from difftumor.evaluation.metrics.detection import Matching
+
+    default = _DEFAULT_IOU if rule == "iou" else 0.0
+    return Matching(rule=rule, minimum_iou=default if minimum_iou is None else minimum_iou)

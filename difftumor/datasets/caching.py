@@ -26,8 +26,8 @@ from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError
 from difftumor.files import written_whole
-from difftumor.spaces import ModelSpace
-from difftumor.volume import is_nifti, read_grid
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.nifti import is_nifti, read_grid
 
 # Part of every key: raised when the same key would come to mean other content.
 FORMAT_VERSION = 1

@@ -14,8 +14,8 @@ from monai.transforms import RandCropByLabelClassesd, Randomizable, RandRotate90
 
 from difftumor.datasets.transforms import CENTERS, Item
 from difftumor.errors import ConfigError, OrganError
-from difftumor.grids import Box, triple
-from difftumor.organs import BACKGROUND, ORGAN
+from difftumor.scans.grid import Box, triple
+from difftumor.scans.organs import BACKGROUND, ORGAN
 
 VOLUMES = ("ct", "labels")
 CLASSES = 3

@@ -13,15 +13,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from difftumor.components import find_components
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.datasets.integrity import check_cases
-from difftumor.datasets.threads import for_each_case
+from difftumor.datasets.integrity import check_cases, for_each_case
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError, DiffTumorError, OrganError
-from difftumor.grids import Box, Grid
-from difftumor.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
-from difftumor.volume import Volume
+from difftumor.scans.components import find_components
+from difftumor.scans.grid import Box, Grid
+from difftumor.scans.nifti import Volume
+from difftumor.scans.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
 
 # From half the mean of women to twice the mean of men, rounded, in 149 adults: liver 1411 and 1710 ml, pancreas 64 and
 # 87 ml, a kidney 157 and 193 ml. Geraghty et al., Normal organ volume assessment from abdominal CT, Abdominal Imaging

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.cases import Case, CaseList, write_case_list
 from difftumor.datasets.healthy import STATUSES, HealthyRule, Verdict
-from difftumor.datasets.list_writing import write_case_list
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import CaseListError
 from difftumor.files import folder_written_whole
-from difftumor.organs import BACKGROUND, CONVENTIONS, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
-from difftumor.volume import write_labels
+from difftumor.scans.nifti import write_labels
+from difftumor.scans.organs import BACKGROUND, CONVENTIONS, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
 
 COLUMNS = ("case", "status", "volume_ml", "pieces", "main_share", "reaches", "tumor_mm3", "reason")
 

@@ -1,17 +1,19 @@
 """Check a list of cases before hours are spent on it: every problem at once, from headers."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, DiffTumorError
-from difftumor.grids import compare_grids
-from difftumor.volume import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
+from difftumor.scans.grid import compare_grids
+from difftumor.scans.nifti import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,30 @@ def _label_files(case: Case) -> list[Path]:
     if case.labels.is_dir():
         return sorted(file for file in case.labels.iterdir() if is_nifti(file))
     return [case.labels]
+
+
+T = TypeVar("T")
+
+
+def for_each_case(
+    look: Callable[[Case], T], cases: Sequence[Case], *, workers: int, done: Callable[[], None] | None = None
+) -> list[T]:
+    """Return what ``look`` makes of each case, in order; its first error stops the others.
+
+    Args:
+        look: Called from the threads.
+        cases: What to look at.
+        workers: Threads.
+        done: Called after every case.
+    """
+    results = []
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        try:
+            for result in pool.map(look, cases):
+                results.append(result)
+                if done is not None:
+                    done()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one bad case is enough; the others need not be read
+            raise
+    return results

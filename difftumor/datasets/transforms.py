@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.errors import DiffTumorError
-from difftumor.organs import OrganLabels
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.nifti import check_same_grid, read_ct
+from difftumor.scans.organs import OrganLabels
 from difftumor.seeding import derive_seed
-from difftumor.spaces import ModelSpace
-from difftumor.volume import check_same_grid, read_ct
 
 AIR_HU = -1024.0
 # As many candidate centers per case are plenty for crops, and keep a cached case small.

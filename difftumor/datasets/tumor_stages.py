@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from difftumor.components import Component, equivalent_radius_mm, find_components
 from difftumor.errors import ConfigError
-from difftumor.grids import Grid, triple
-from difftumor.organs import ORGAN, TUMOR
+from difftumor.scans.components import Component, equivalent_radius_mm, find_components
+from difftumor.scans.grid import Grid, triple
+from difftumor.scans.organs import ORGAN, TUMOR
 
 TumorStage = Literal["early", "late"]
 TUMOR_STAGES: tuple[TumorStage, ...] = get_args(TumorStage)

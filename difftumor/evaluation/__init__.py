@@ -1,1 +1,1 @@
-"""Metrics per case and per lesion, and their tables."""
+"""Evaluation of segmenters, of synthesis, and of the autoencoder."""

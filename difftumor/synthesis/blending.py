@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftumor.grids import Box
+from difftumor.scans.grid import Box
 
 # The Gaussian ends here, in standard deviations: beyond, the weight is exactly 0 and the CT stays as it is.
 TRUNCATE = 4.0

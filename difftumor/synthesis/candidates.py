@@ -6,11 +6,9 @@ from itertools import islice
 
 import numpy as np
 
-from difftumor.grids import Box, triple
-from difftumor.synthesis.clearance import Mask, ball_ends, ball_in, look_up
-from difftumor.synthesis.ground import Demand, Ground
-from difftumor.synthesis.points import Limits, common_limits, draw_voxels, limits_mm, sorted_in_world
-from difftumor.synthesis.records import Voxel
+from difftumor.scans.distances import Mask, ball_ends, ball_in, look_up
+from difftumor.scans.grid import Box, Voxel, triple
+from difftumor.synthesis.ground import Demand, Ground, Limits, common_limits, draw_voxels, limits_mm, sorted_in_world
 
 # A center is sought where the organ's surface is this share of the tumor's reach away; the first that works is taken.
 _FIT_LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)

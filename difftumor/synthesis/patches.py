@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftumor.grids import Box, triple
+from difftumor.scans.grid import Box, Voxel, triple
 from difftumor.synthesis.blending import blur_radius
-from difftumor.synthesis.records import TumorRecord, Voxel
+from difftumor.synthesis.records import TumorRecord
 
 
 @dataclass(frozen=True)

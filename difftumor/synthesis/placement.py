@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from difftumor.components import largest_component, leads_to
 from difftumor.errors import SynthesisError
-from difftumor.grids import Box
+from difftumor.scans.components import largest_component, leads_to
+from difftumor.scans.distances import Distance, Mask, box_about, cut_to, dilated
+from difftumor.scans.grid import Box, Vector, Voxel
 from difftumor.synthesis.candidates import candidates, sliced
-from difftumor.synthesis.clearance import Distance, Mask, box_about, cut_to, dilated
 from difftumor.synthesis.ground import Demand, Ground
-from difftumor.synthesis.records import Triple, Voxel
 
 
 class Room:
@@ -42,7 +41,7 @@ class Room:
     def __init__(
         self,
         organ_XYZ: np.ndarray,
-        spacing_mm: Triple = (1.0, 1.0, 1.0),
+        spacing_mm: Vector = (1.0, 1.0, 1.0),
         *,
         erosion_voxels: int = 0,
         minimum_inside: float = 0.25,

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
-from difftumor.synthesis.handcrafted import TextureRecord
+from difftumor.scans.grid import Vector, Voxel
+from difftumor.synthesis.generators.handcrafted import TextureRecord
 from difftumor.synthesis.sizes import Stage, stage_of_radius
 
 RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted"]
-Triple = tuple[float, float, float]
-Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +55,15 @@ class TumorRecord:
     organ: str
     size: str
     radius_mm: float
-    half_axes_mm: Triple
+    half_axes_mm: Vector
     deformation_sigma_mm: float
     shape_seed: int
     center_voxel: Voxel
-    center_mm: Triple
+    center_mm: Vector
     may_leave_organ: bool
     texture_seed: int
     blur_sigma_voxels: float
-    spacing_mm: Triple = (1.0, 1.0, 1.0)
+    spacing_mm: Vector = (1.0, 1.0, 1.0)
     location: str = "anywhere"
     vessel_clearance_mm: float | None = None
     contrast_hu: float | None = None

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.components import find_components, leads_to
-from difftumor.grids import Box
+from difftumor.scans.components import find_components, leads_to
+from difftumor.scans.grid import Box
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.records import TumorRecord
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from difftumor.errors import ConfigError
-from difftumor.organs import SIZE_NAMES
+from difftumor.scans.organs import SIZE_NAMES
 
 Stage = Literal["early", "late"]
 # Of a tumor whose diameter the user has chosen.

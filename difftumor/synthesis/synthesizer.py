@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from difftumor.errors import SynthesisError
-from difftumor.grids import Box, triple
-from difftumor.intensity import IntensityWindow
-from difftumor.organs import ORGAN, TUMOR, Organ
+from difftumor.scans.grid import Box, Vector, Voxel, triple
+from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import Key
 from difftumor.synthesis.blending import Blend, blend_change, blurred_weight
-from difftumor.synthesis.canvas import Canvas, apply_effects
-from difftumor.synthesis.diffusion import DiffusionTexture
-from difftumor.synthesis.drawing import draw_tumors
-from difftumor.synthesis.handcrafted import handcrafted_texture
+from difftumor.synthesis.draw import draw_tumors
+from difftumor.synthesis.effects import Canvas, apply_effects
+from difftumor.synthesis.generators.diffusion import DiffusionTexture
+from difftumor.synthesis.generators.handcrafted import handcrafted_texture
+from difftumor.synthesis.host import Site
 from difftumor.synthesis.patches import Patch, PlacedTumor, plan_patches, take_patch
 from difftumor.synthesis.placement import Room, take_all
-from difftumor.synthesis.records import Triple, TumorRecord, Voxel
+from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.site import Site
 from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.spec import TumorSpec
 
@@ -74,7 +74,7 @@ class TumorSynthesizer:
             raise SynthesisError(f"spacing_mm is {tuple(spacing_mm)}: give three positive lengths.")
         self.organ = organ
         x, y, z = (float(step) for step in spacing_mm)
-        self.spacing_mm: Triple = (x, y, z)
+        self.spacing_mm: Vector = (x, y, z)
         if isinstance(diffusion, DiffusionTexture):
             diffusion = {stage: diffusion for stage in get_args(Stage)}  # noqa: C420 keeps the type
         self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})

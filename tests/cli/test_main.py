@@ -10,7 +10,7 @@ from difftumor.cli import app as cli_app
 from difftumor.cli import main
 from difftumor.cli.options import parse_names, parse_numbers
 from difftumor.errors import ConfigError
-from difftumor.organs import CONVENTIONS
+from difftumor.scans.organs import CONVENTIONS
 
 
 def run(*words: str) -> int:

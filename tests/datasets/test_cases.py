@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from difftumor.datasets.cases import Case, folds, read_case_labels, read_cases, split_by_ids
 from difftumor.errors import CaseListError, ConfigError, GridMismatchError
-from difftumor.organs import ORGANS, resolve_labels
+from difftumor.scans.organs import ORGANS, resolve_labels
 from tests.nifti import LPS, ct_values, write_nifti
 
 MSD = {"labels": {"0": "background", "1": "liver", "2": "cancer"}}

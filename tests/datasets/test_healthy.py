@@ -22,9 +22,9 @@ from difftumor.datasets.healthy import (
 )
 from difftumor.datasets.healthy_list import counts, labels_folder, rows, write_healthy_list
 from difftumor.errors import ConfigError, OrganError
-from difftumor.grids import Grid
-from difftumor.organs import get_convention, get_organ
-from difftumor.volume import Volume, read_labels
+from difftumor.scans.grid import Grid
+from difftumor.scans.nifti import Volume, read_labels
+from difftumor.scans.organs import get_convention, get_organ
 from tests.nifti import write_nifti
 
 NAMES = {"background": 0, "liver": 1, "liver_tumor": 2, "spleen": 3, "liver_cyst": 4}

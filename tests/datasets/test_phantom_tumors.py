@@ -5,9 +5,8 @@ import pytest
 
 from difftumor.datasets.phantom import LABEL_NAMES, PhantomConfig, case, make_case
 from difftumor.datasets.phantom.canvas import Canvas
-from difftumor.datasets.phantom.growth import LATTICE_POINTS, Growth
 from difftumor.datasets.phantom.person import Person
-from difftumor.datasets.phantom.tumors import PhantomTumor, _paint, paint_tumors
+from difftumor.datasets.phantom.tumors import LATTICE_POINTS, Growth, PhantomTumor, _paint, paint_tumors
 
 LIVER, SPLEEN, TUMOR = (LABEL_NAMES[name] for name in ("liver", "spleen", "liver_tumor"))
 

@@ -18,7 +18,7 @@ from difftumor.datasets.transforms import (
     with_centers,
 )
 from difftumor.errors import GridMismatchError, OrganError
-from difftumor.organs import OrganLabels
+from difftumor.scans.organs import OrganLabels
 
 LIVER = OrganLabels(organ=(1, 4), tumor=(3,))
 

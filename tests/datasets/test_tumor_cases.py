@@ -7,7 +7,7 @@ import pytest
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import AnnotatedTumor, SortedCases, choose_tumors, sort_cases
 from difftumor.errors import CaseListError
-from difftumor.organs import get_organ
+from difftumor.scans.organs import get_organ
 
 NAMES = {"background": 0, "liver": 1, "liver_tumor": 2, "spleen": 3}
 

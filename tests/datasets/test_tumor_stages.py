@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from difftumor.datasets.tumor_stages import center_mm, keep_lesions, split_tumors
 from difftumor.errors import ConfigError
-from difftumor.grids import Grid
+from difftumor.scans.grid import Grid
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 

@@ -5,11 +5,11 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from difftumor.datasets.sampling import SeededSampler
-from difftumor.intensity import IntensityWindow
+from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
-from stages.autoencoder_module import AutoencoderModule
-from stages.autoencoder_options import StepOptions
-from stages.losses import PLANES, take_slices
+from stages.autoencoder.losses import PLANES, take_slices
+from stages.autoencoder.module import AutoencoderModule
+from stages.autoencoder.options import StepOptions
 
 WEIGHTS = {
     "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,

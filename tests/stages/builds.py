@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from stages.run import Stage
-from stages.settings import Settings, to_plain
+from stages.run.run import Stage
+from stages.run.settings import Settings, to_plain
 
 Build = Callable[[Settings], Stage]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from stages.entry import compose_config
+from stages.run.entry import compose_config
 from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, UNET, write_autoencoder, write_cohort, write_diffusion
 
 TINY = (

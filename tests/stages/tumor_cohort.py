@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from difftumor.artifacts import Parent, save_artifact
-from difftumor.networks.autoencoder import Autoencoder
-from difftumor.networks.denoiser import Denoiser
+from difftumor.models.artifact import Parent, save_artifact
+from difftumor.models.autoencoder import Autoencoder
+from difftumor.models.denoiser import Denoiser
 
 PREPROCESSING = {"spacing_mm": (3.0, 3.0, 3.0), "window_hu": (-175.0, 250.0), "crop": (16, 16, 16)}
 SMALL_DENOISER = {"width": 8, "multipliers": (1, 2), "heads": 2, "head_dim": 8, "norm_groups": 4}

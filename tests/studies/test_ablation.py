@@ -5,12 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from difftumor.artifact_config import read_config
-from difftumor.evaluation.case_scores import evaluate_case
-from difftumor.grids import Grid
-from studies import segmenters
+from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.models.artifact_config import read_config
+from difftumor.scans.grid import Grid
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows
-from studies.segmenters import SegmenterScores
+from studies.jobs import segmenters
+from studies.jobs.segmenters import SegmenterScores
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
 from tests.studies.test_tumor_sources import in_this_process  # noqa: F401

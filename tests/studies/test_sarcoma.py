@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from studies.comparison import HEALTHY, REAL
+from studies.jobs.comparison import HEALTHY, REAL
 from studies.sarcoma import main
 from tests.stages.conftest import TINY
 from tests.stages.tumor_cohort import DIFFUSION

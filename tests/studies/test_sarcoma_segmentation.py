@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from difftumor.artifact_config import read_config
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import CaseListError, ConfigError
+from difftumor.models.artifact_config import read_config
 from studies.sarcoma_data import write_sarcoma
 from studies.sarcoma_segmentation import FEW, HEALTHY, TEST, main, write_lists
 from tests.stages.tumor_cohort import UNET, write_autoencoder, write_diffusion

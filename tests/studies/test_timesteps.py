@@ -7,10 +7,10 @@ import shlex
 import numpy as np
 import pytest
 
-from difftumor.appearance import appearance_distance
-from studies.comparison import HEALTHY, REAL, Compared, Comparison
+from difftumor.scans.appearance import appearance_distance
+from studies.jobs.comparison import HEALTHY, REAL, Compared, Comparison
 from studies.timesteps import main, timesteps_figure
-from tests.studies.test_comparison import options
+from tests.studies.jobs.test_comparison import options
 
 FILES = ["appearance.png", "report.html", "timesteps.csv", "timesteps.md", "timesteps.png", "tumors.png"]
 

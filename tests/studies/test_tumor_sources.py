@@ -7,12 +7,12 @@ import shutil
 import pytest
 
 from difftumor import cli
-from difftumor.artifact_config import read_config
-from stages.entry import compose_config
-from stages.run import run_stage
-from stages.segmentation import build
-from studies import segmenters
-from studies.segmenters import SegmenterScores, StudyScores, scores_figure
+from difftumor.models.artifact_config import read_config
+from stages.run.entry import compose_config
+from stages.run.run import run_stage
+from stages.segmentation.train import build
+from studies.jobs import segmenters
+from studies.jobs.segmenters import SegmenterScores, StudyScores, scores_figure
 from studies.tumor_sources import SOURCES, main, table_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from difftumor.artifacts import Parent, save_artifact
-from difftumor.diffusion.latent import LatentCodec
-from difftumor.diffusion.schedule import NoiseSchedule
-from difftumor.networks.autoencoder import Autoencoder
-from difftumor.networks.denoiser import Denoiser
-from difftumor.organs import get_organ
-from difftumor.synthesis.diffusion import DiffusionTexture
+from difftumor.models.artifact import Parent, save_artifact
+from difftumor.models.autoencoder import Autoencoder
+from difftumor.models.denoiser import Denoiser
+from difftumor.models.latent_codec import LatentCodec
+from difftumor.models.sampling import NoiseSchedule
+from difftumor.scans.organs import get_organ
+from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from difftumor.errors import SynthesisError
-from difftumor.grids import Box
+from difftumor.scans.grid import Box
 from difftumor.synthesis import candidates
 from difftumor.synthesis.placement import Room
 from difftumor.synthesis.shapes import tumor_shape

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from difftumor.errors import SynthesisError
-from difftumor.organs import get_organ
-from difftumor.synthesis.decisions import Drawing
-from difftumor.synthesis.drawing import draw_tumors
+from difftumor.scans.organs import get_organ
+from difftumor.synthesis.draw import Drawing, draw_tumors
+from difftumor.synthesis.host import Site
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.site import Site
 from difftumor.synthesis.sizes import SIZES, nearest_size
 from tests.synthesis.makers import ball, wanted
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from difftumor.organs import get_organ
-from difftumor.synthesis.drawing import draw_tumors
+from difftumor.scans.organs import get_organ
+from difftumor.synthesis.draw import draw_tumors
+from difftumor.synthesis.host import Site
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.site import Site
 from tests.synthesis.makers import ball, wanted
 
 

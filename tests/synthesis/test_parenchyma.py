@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from difftumor.errors import SynthesisError
-from difftumor.synthesis.parenchyma import Parenchyma, find_vessels, measure_parenchyma
+from difftumor.synthesis.host import Parenchyma, find_vessels, measure_parenchyma
 
 EVEN = (1.0, 1.0, 1.0)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from difftumor.grids import Box
+from difftumor.scans.grid import Box
 from difftumor.synthesis.patches import PlacedTumor, plan_patches, take_patch
 from tests.synthesis.makers import record
 

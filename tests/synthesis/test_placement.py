@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from difftumor.errors import SynthesisError
-from difftumor.grids import Box
+from difftumor.scans.grid import Box
 from difftumor.synthesis.placement import Room
 from difftumor.synthesis.shapes import tumor_shape
 from tests.synthesis.makers import ball, distances_mm, record, rough_organ

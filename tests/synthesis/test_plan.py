@@ -3,8 +3,7 @@
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.synthesis.plan import TumorPlan, read_plan
-from difftumor.synthesis.spec import TumorSpec
+from difftumor.synthesis.spec import TumorPlan, TumorSpec, read_plan
 
 
 def plan(folder, text):

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difftumor.errors import OrganError, SynthesisError
-from difftumor.grids import Grid
-from difftumor.organs import get_organ
-from difftumor.spaces import ModelSpace
+from difftumor.scans.grid import Grid
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.nifti import Volume
+from difftumor.scans.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan import Scan, draw_in_scan, site_of
-from difftumor.synthesis.scan_synthesis import apply_to_scan
+from difftumor.synthesis.scan.insertion import apply_to_scan
+from difftumor.synthesis.scan.scan import Scan, draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from difftumor.volume import Volume
 from tests.synthesis.makers import tiny_synthesizer, wanted
 
 SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 3)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from difftumor.artifact_config import read_config
-from difftumor.diffusion.samplers import SamplerConfig
 from difftumor.errors import ArtifactError, ConfigError, SynthesisError
-from difftumor.organs import get_organ
-from difftumor.synthesis.loading import artifact_identities, load_synthesizer
+from difftumor.models.artifact_config import read_config
+from difftumor.models.sampling import SamplerConfig
+from difftumor.scans.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.loading import artifact_identities, load_synthesizer
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer, wanted
 
@@ -329,7 +329,7 @@ def test_gpu_makes_the_same_tumors(synthesizer):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     # The module's own networks stay on the CPU; moving shared ones would change other tests.
-    from difftumor.diffusion.latent import LatentCodec
+    from difftumor.models.latent_codec import LatentCodec
     from tests.synthesis.makers import tiny_autoencoder, tiny_denoiser
 
     gpu = tiny_synthesizer(codec=LatentCodec(tiny_autoencoder().to("cuda")), denoiser=tiny_denoiser().to("cuda"))

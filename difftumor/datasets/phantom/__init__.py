@@ -4,9 +4,9 @@ The tumors are grown by another process than the one in ``difftumor.synthesis``,
 scans.
 """
 
+from difftumor.datasets.phantom.canvas import LABEL_NAMES, TUMOR_ORGANS
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, make_case
 from difftumor.datasets.phantom.cohort import write_cohort
-from difftumor.datasets.phantom.labels import LABEL_NAMES, TUMOR_ORGANS
 from difftumor.datasets.phantom.tumors import PhantomTumor
 
 __all__ = [

@@ -6,14 +6,37 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.phantom.anatomy import paint_anatomy
-from difftumor.datasets.phantom.canvas import Canvas
+from difftumor.datasets.phantom.canvas import LABEL_NAMES, TUMOR_ORGANS, Canvas
 from difftumor.datasets.phantom.fields import Array, Axes, correlated_noise
-from difftumor.datasets.phantom.labels import LABEL_NAMES, TUMOR_ORGANS
+from difftumor.datasets.phantom.frame import paint_frame
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.tumors import PhantomTumor, paint_tumors
+from difftumor.datasets.phantom.vessels import paint_great_vessels, paint_liver_veins, paint_portal_system
+from difftumor.datasets.phantom.viscera import (
+    paint_bowel,
+    paint_gallbladder,
+    paint_kidneys,
+    paint_liver,
+    paint_pancreas,
+    paint_spleen,
+)
 from difftumor.errors import ConfigError
 from difftumor.seeding import numpy_generator
+
+
+def paint_anatomy(canvas: Canvas, person: Person) -> None:
+    """Paint a healthy abdomen: HU without noise, and the labels of the organs."""
+    frame = paint_frame(canvas, person)
+    paint_bowel(canvas, person, frame)
+    paint_great_vessels(canvas, person)
+    right, left = paint_kidneys(canvas, person)
+    spleen = paint_spleen(canvas, person, frame, neighbors=(left,))
+    gallbladder = paint_gallbladder(canvas, person)
+    pancreas = paint_pancreas(canvas, person, neighbors=(right, left, spleen))
+    liver = paint_liver(canvas, person, frame, neighbors=(right, spleen, gallbladder, pancreas))
+    paint_portal_system(canvas, person)
+    paint_liver_veins(canvas, person, liver)
+
 
 FIELD_OF_VIEW_MM = 320.0
 # Width of the kernel that makes neighboring voxels' noise alike, as a soft-tissue reconstruction does.

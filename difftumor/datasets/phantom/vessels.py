@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difftumor.datasets.phantom.canvas import Canvas
-from difftumor.datasets.phantom.labels import LIVER
+from difftumor.datasets.phantom.canvas import LIVER, Canvas
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.solids import Solid, Space, tube
 

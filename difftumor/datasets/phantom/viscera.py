@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from difftumor.datasets.phantom.canvas import Canvas
+from difftumor.datasets.phantom.canvas import KIDNEY_LEFT, KIDNEY_RIGHT, LIVER, PANCREAS, SPLEEN, Canvas
 from difftumor.datasets.phantom.frame import Frame
-from difftumor.datasets.phantom.labels import KIDNEY_LEFT, KIDNEY_RIGHT, LIVER, PANCREAS, SPLEEN
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.solids import Solid, ellipsoid, ellipsoid_distance, tube
 

@@ -1,0 +1,221 @@
+"""``difftumor evaluate``: scores of predicted label maps, with intervals, tests and a page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from difftumor.cli.options import Rule, iou_option, read_matching, rule_option
+
+if TYPE_CHECKING:
+    from difftumor.evaluation.cohort.methods import Method, Rules
+    from difftumor.scans.organs import Organ
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Option(help="Folder of predicted label maps: 0 background, 1 organ, 2 tumor.", show_default=False)
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(help="Folder of true label maps of the same names, or a list of cases.", show_default=False),
+    ],
+    organ: Annotated[str, typer.Option(help="Organ, such as liver.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the method in tables; the folder's by default.", show_default=False)
+    ] = None,
+    healthy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Folder of predictions on healthy scans, which need no labels: every tumor there is false. NAME=DIR "
+            "for a method of --compare.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Folder of another method's predictions on the same labels, to be tested against; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    folds: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fold of each case: nnU-Net's splits_final.json, or a CSV file (case, fold).",
+            show_default=False,
+        ),
+    ] = None,
+    froc: Annotated[
+        bool,
+        typer.Option("--froc", help="Free-response curve, from PREDICTIONS/probabilities (predict --probabilities)."),
+    ] = False,
+    ct: Annotated[
+        Path | None,
+        typer.Option(help="Folder of CTs for the pictures, where --labels names none.", show_default=False),
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalized surface distance.")] = 2.0,
+    matching: Annotated[Rule, rule_option()] = "overlap",
+    minimum_iou: Annotated[float | None, iou_option()] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample predictions on other grids to that of their labels.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Cases without a prediction are no error.")
+    ] = False,
+    worst: Annotated[int, typer.Option(min=0, help="Worst cases to picture.")] = 4,
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and permutations.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Compare predicted label maps with true ones, and methods with each other.
+
+    Writes cases.csv, lesions.csv, summary.json, summary.md, tables.tex, figures and report.html. A case that cannot be
+    evaluated is named, the others are done, and the exit status is 1.
+    """
+    from difftumor.evaluation.cohort.methods import Rules, check_whole
+    from difftumor.evaluation.cohort.page import evaluation_page
+    from difftumor.evaluation.cohort.results import Evaluation, find, write_results
+    from difftumor.evaluation.cohort.statistics import check_level
+    from difftumor.evaluation.metrics.froc import THRESHOLDS
+    from difftumor.scans.organs import get_organ
+
+    check_level(level)
+    chosen = get_organ(organ)
+    first = name or _folder_name(predictions)
+    methods = {first: predictions, **_named(compare or [], option="--compare", taken=first)}
+    scans = _named(healthy or [], option="--healthy", default=first)
+    _check(out, methods, scans, labels, folds, ct)
+    rules = Rules(
+        tolerance_mm=tolerance_mm,
+        matching=read_matching(matching, minimum_iou),
+        resample=resample,
+        thresholds=THRESHOLDS if froc else (),
+    )
+    by_case = _folds(folds, predictions, labels, chosen)
+    evaluated = _evaluated(methods, scans, labels, chosen, rules, jobs)
+    evaluation = Evaluation(
+        organ=organ,
+        method=evaluated[0],
+        others=tuple(evaluated[1:]),
+        rules=rules,
+        folds=by_case,
+        seed=seed,
+        level=level,
+        settings={"labels": str(labels), "resample": resample},
+    )
+    findings = find(evaluation, worst=worst, cts=ct)
+    text = write_results(out, evaluation, findings)
+    command = shlex.join(["difftumor", *sys.argv[1:]])
+    evaluation_page(evaluation, findings, command=command).write(out / "report.html")
+    typer.echo(text)
+    typer.echo(f"Results are in {out}; report.html has all of them.")
+    for each in evaluated:
+        check_whole(each, allow_missing=allow_missing)
+
+
+def _evaluated(
+    methods: Mapping[str, Path],
+    healthy: Mapping[str, Path],
+    labels: Path,
+    organ: Organ,
+    rules: Rules,
+    jobs: int,
+) -> list[Method]:
+    """Evaluate each method; of those but the first, only those that have probabilities get a free-response curve."""
+    from difftumor.cli.many import progress_bar
+    from difftumor.evaluation.cohort.methods import evaluate_method
+    from difftumor.segmentation.probability_file import PROBABILITIES
+
+    evaluated: list[Method] = []
+    for name, folder in methods.items():
+        own = rules if not evaluated or (folder / PROBABILITIES).is_dir() else replace(rules, thresholds=())
+        with progress_bar(f"Evaluating {name}", None) as advance:
+            scans = healthy.get(name)
+            evaluated.append(
+                evaluate_method(name, folder, labels, organ, rules=own, healthy=scans, jobs=jobs, watch=advance)
+            )
+    return evaluated
+
+
+def _folds(path: Path | None, predictions: Path, labels: Path, organ: Organ) -> Mapping[str, str]:
+    """Read the folds, if any, before anything is evaluated.
+
+    Raises:
+        CaseListError: They cannot be read, or lack a case.
+    """
+    from difftumor.evaluation.cohort.pairs import check_folds, find_pairs, read_folds
+
+    if path is None:
+        return {}
+    folds = read_folds(path)
+    pairs = find_pairs(predictions, labels, organ, resample=True).pairs  # whose grids are looked at later
+    check_folds(folds, [pair.case for pair in pairs], path)
+    return folds
+
+
+def _folder_name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _named(
+    words: Sequence[str], *, option: str, taken: str | None = None, default: str | None = None
+) -> dict[str, Path]:
+    """Read ``[NAME=]DIR``; without a name it is the default, else the folder's.
+
+    Raises:
+        ConfigError: A name comes twice, or is no name of a folder.
+    """
+    from difftumor.cli.options import named_folder
+    from difftumor.errors import ConfigError
+
+    found: dict[str, Path] = {}
+    for word in words:
+        given, folder = named_folder(word)
+        name = given or default or _folder_name(folder)
+        if name == taken or name in found:
+            raise ConfigError(f"{option} {word} has the name {name!r} of another method: give {option} NAME={folder}.")
+        if Path(name).name != name or name in (".", ".."):
+            raise ConfigError(f"{option} {word} has a name with slashes: give another one.")
+        found[name] = folder
+    return found
+
+
+def _check(
+    out: Path,
+    methods: Mapping[str, Path],
+    healthy: Mapping[str, Path],
+    labels: Path,
+    folds: Path | None,
+    ct: Path | None,
+) -> None:
+    """Refuse what can be refused before anything is evaluated.
+
+    Raises:
+        ConfigError: A healthy folder is of no method, the CTs are nowhere, or results would lie among inputs.
+        CaseListError: A folder is missing or empty.
+    """
+    from difftumor.errors import ConfigError
+    from difftumor.evaluation.cohort.pairs import label_files
+    from difftumor.evaluation.cohort.results import RESULT_FILES
+    from difftumor.files import check_results
+
+    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
+    if unknown := healthy.keys() - methods.keys():
+        raise ConfigError(f"--healthy names {unknown.pop()}, which is none of {', '.join(methods)}: correct the name.")
+    if ct is not None and not ct.is_dir():
+        raise ConfigError(f"There is no folder {ct}: give --ct a folder of CTs, or leave it out.")
+    inputs = [*methods.values(), *healthy.values()]
+    if out.resolve() in {folder.resolve() for folder in [*inputs, labels]}:
+        raise ConfigError(f"--out {out} holds what is evaluated: give another folder.")
+    for folder in inputs:
+        label_files(folder)

@@ -1,0 +1,86 @@
+"""``difftumor info``: what an artifact is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from difftumor.models.artifact_config import ArtifactConfig
+    from difftumor.scans.appearance import AppearanceRanges
+
+
+def info(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", show_default=False, help="Artifact folder, such as checkpoints/diffusion.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Describe an artifact: what it is, where it comes from, how it was trained.
+
+    Reads its [bold]config.json[/bold] only; the weights are neither loaded nor checked.
+    """
+    from difftumor.models.artifact_config import read_config
+
+    config = read_config(path)
+    if json:
+        typer.echo(config.to_json(), nl=False)
+    else:
+        _print_table(path, _rows(path, config))
+
+
+def _print_table(path: Path, rows: Iterator[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(str(path)), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        # Text, so that brackets in paths and lists are not read as markup.
+        table.add_row(name, Text(value))
+    Console().print(table)
+
+
+def _rows(path: Path, config: ArtifactConfig) -> Iterator[tuple[str, str]]:
+    architecture = dict(config.architecture)
+    yield "kind", config.kind
+    yield "complete", "yes" if config.complete else "no, its training has not finished"
+    yield "organ", config.organ or "any"
+    yield "architecture", str(architecture.pop("name"))
+    yield "parameters", _lines(architecture)
+    yield "preprocessing", _lines(config.preprocessing)
+    yield "settings", _lines(config.settings)
+    yield "parents", _lines({role: f"{it.path} ({it.identity[:12]})" for role, it in config.parents.items()})
+    yield "training", _lines(config.training)
+    yield "metrics", _lines(config.metrics)
+    if (ranges := config.appearance_ranges(path)) is not None:
+        yield "real tumors", _looks(ranges)
+    yield "identity", config.identity
+    yield "written by", f"difftumor {config.difftumor_version}, format {config.format_version}"
+
+
+def _looks(ranges: AppearanceRanges) -> str:
+    """Return how many tumors were measured, and the medians of what some of them have."""
+    from difftumor.scans.appearance import PERCENTILES
+
+    middle = PERCENTILES.index(50)
+    percentiles = {"contrast": ranges.contrast_hu, "SD": ranges.sd_hu, "edge step": ranges.edge_step_hu}
+    medians = [f"median {name} {found[middle]:.4g} HU" for name, found in percentiles.items() if found is not None]
+    return ", ".join([f"{ranges.tumors} measured", *medians])
+
+
+def _lines(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Return one ``name: value`` per line; nested names are joined by dots."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            lines.append(_lines(value, f"{prefix}{name}."))
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines.append(f"{prefix}{name}: {shown}")
+    return "\n".join(lines) or "none"

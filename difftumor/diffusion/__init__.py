@@ -1,1 +1,0 @@
-"""Noise schedule, samplers and the latent codec."""

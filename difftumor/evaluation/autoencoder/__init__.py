@@ -1,0 +1,1 @@
+"""The test card of an autoencoder."""

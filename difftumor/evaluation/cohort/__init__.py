@@ -1,0 +1,1 @@
+"""Evaluation of many cases: statistics, tables, figures, the page."""

@@ -1,0 +1,309 @@
+"""Tables of an evaluation in the shapes of the papers, from what ``summary.json`` holds.
+
+DiffTumor prints means ± standard deviations over cases (Table 2), early-stage sensitivity by organ (Tables 2 and 3),
+DSC and NSD by fold with their average (Tables 4 to 6), and DSC and NSD by organ (Table 7). Hu et al. print DSC and NSD
+by method (Table 3) and by fold (Table 5).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from difftumor.evaluation.cohort.comparison import MEASURES
+from difftumor.evaluation.cohort.rows import FRACTIONS, SCORES
+from difftumor.evaluation.cohort.summary import fold_order
+from difftumor.reporting.tables import TextTable
+
+Summary = Mapping[str, Any]
+NONE = "–"
+
+
+def scores_table(summary: Summary) -> TextTable:
+    """Return the scores of one method with their intervals: of organs over all cases, of tumors over those with tumor.
+
+    DSC and NSD of tumors stand there over all cases too, where a healthy scan scores 1 or 0.
+    """
+    rows = [
+        (
+            label,
+            words,
+            shown(name, entry["mean"]),
+            _range(name, entry["interval"]),
+            shown(name, entry["sd"]),
+            shown(name, entry["median"]),
+            str(entry["count"]),
+            str(entry["by_rule"]),
+        )
+        for group, words, names in (
+            ("all_cases", "all cases", [name for name in SCORES if name.startswith("organ_") or name in FRACTIONS]),
+            ("cases_with_tumor", "cases with tumor", [name for name in SCORES if name.startswith("tumor_")]),
+        )
+        for name in names
+        for label, entry in [(SCORES[name], summary["scores"][group][name])]
+    ]
+    header = ("Score (DSC, NSD, volume error in %)", "over", "mean", _percent_of(summary), "SD", "median", "cases",
+              "by rule")  # fmt: skip
+    return TextTable("Scores", header, tuple(rows))
+
+
+def detection_table(summary: Summary) -> TextTable:
+    """Return the detection of one method."""
+    detection = summary["detection"]
+    rates = {
+        "Tumor-wise sensitivity": detection["sensitivity"],
+        **{f"– radius {name}": rate for name, rate in detection["sensitivity_by_radius"].items()},
+        "– early stage (diameter under 20 mm)": detection["early_sensitivity"],
+        "Precision": detection["precision"],
+        "Patient-wise sensitivity": detection["patient_sensitivity"],
+        "Patient-wise specificity": detection["patient_specificity"],
+    }
+    rows = [
+        (
+            name,
+            percent(rate["value"]),
+            _percent_range(rate["interval"]),
+            _percent_range(rate.get("patients_interval")),
+            f"{rate['hits']} / {rate['total']}",
+        )
+        for name, rate in rates.items()
+    ]
+    rows.append(("F1", percent(detection["f1"]), NONE, _percent_range(detection["f1_interval"]), ""))
+    false = detection["false_positives_per_scan_interval"]
+    rows.append(
+        (
+            "False positives per scan (number)",
+            number(detection["false_positives_per_scan"]),
+            NONE,
+            NONE if false is None else f"{number(false[0])} to {number(false[1])}",
+            "",
+        )
+    )
+    header = ("Detection", "%", f"{_percent_of(summary)} (Wilson)", "the same over patients (bootstrap)", "count")
+    return TextTable("Detection", header, tuple(rows), note=str(summary["settings"]["matching"]))
+
+
+def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
+    """Return mean ± SD of DSC and NSD by method, as Table 7 of DiffTumor and Table 3 of Hu et al.; the best is bold."""
+    columns = {"tumor_dsc": "cases_with_tumor", "tumor_nsd": "cases_with_tumor", "organ_dsc": "all_cases",
+               "organ_nsd": "all_cases"}  # fmt: skip
+    entries = [[summary["scores"][group][name] for name, group in columns.items()] for summary in summaries.values()]
+    rows = tuple(
+        (method, *(cell for entry in row for cell in (mean_sd(entry["mean"], entry["sd"]), str(entry["count"]))))
+        for method, row in zip(summaries, entries, strict=True)
+    )
+    header = ("Method", *(text for name in columns for text in (f"{FRACTIONS[name]} (%)", "cases")))
+    return TextTable(
+        "Segmentation: mean ± SD, of tumors over the cases with tumor",
+        header,
+        rows,
+        best(
+            [[value for entry in row for value in (entry["mean"], None)] for row in entries],
+            [[entry["count"] for entry in row for _ in range(2)] for row in entries],
+        ),
+        note=_nsd_at(summaries),
+    )
+
+
+def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
+    """Return tumor-wise sensitivity by size and what is false, by method; the best is bold."""
+    bins = list(next(iter(summaries.values()))["detection"]["sensitivity_by_radius"])
+    values, rows, totals = [], [], []
+    for method, summary in summaries.items():
+        detection = summary["detection"]
+        rates = [
+            detection["sensitivity"], detection["early_sensitivity"],
+            *(detection["sensitivity_by_radius"][name] for name in bins), detection["precision"],
+            detection["patient_sensitivity"], detection["patient_specificity"],
+        ]  # fmt: skip
+        false = detection["false_positives_per_scan"]
+        values.append([None, None, *(rate["value"] for rate in rates), None if false is None else -false])
+        # Precision is over what a method predicts, so over the scans that it was given.
+        sizes = [rate["total"] for rate in rates]
+        sizes[len(bins) + 2] = summary["cases"]
+        totals.append([0, 0, *sizes, summary["cases"]])
+        counted = (str(summary["cases"]), str(rates[0]["total"]))
+        rows.append((method, *counted, *(percent(rate["value"]) for rate in rates), number(false)))
+    header = (
+        "Method", "scans", "tumors", "Sensitivity (%)", "early stage", *(f"radius {name}" for name in bins),
+        "Precision (%)", "Patient-wise sensitivity (%)", "Specificity (%)", "FP per scan",
+    )  # fmt: skip
+    return TextTable(
+        "Detection, tumor by tumor and patient by patient",
+        header,
+        tuple(rows),
+        best(values, totals),
+        note=str(next(iter(summaries.values()))["settings"]["matching"]),
+    )
+
+
+def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> TextTable:
+    """Return the highest sensitivity at no more than some numbers of false positives per scan, and their mean."""
+    rates = list(next((curve["sensitivity_at"] for curve in curves.values() if curve["sensitivity_at"]), {}))
+    rows = [
+        (
+            method,
+            str(curve["scans"]),
+            *(percent((curve["sensitivity_at"] or {}).get(rate)) for rate in rates),
+            percent(curve["mean_sensitivity"]),
+        )
+        for method, curve in curves.items()
+    ]
+    header = ("Method", "scans", *(f"{rate} FP" for rate in rates), "mean")
+    return TextTable("Free response: sensitivity (%) at false positives per scan", header, tuple(rows))
+
+
+def folds_table(summaries: Mapping[str, Summary]) -> TextTable | None:
+    """Return DSC and NSD of tumors by fold, as Tables 4 to 6 of DiffTumor and Table 5 of Hu et al.; None without folds.
+
+    The average is that of the folds' means, as there; beside it stands the mean over all cases pooled.
+    """
+    if not all(summary.get("folds") for summary in summaries.values()):
+        return None
+    names = sorted({name for summary in summaries.values() for name in summary["folds"]["names"]}, key=fold_order)
+    rows = []
+    for method, summary in summaries.items():
+        for score in ("tumor_dsc", "tumor_nsd"):
+            entry = summary["folds"]["scores"][score]
+            means = (percent(entry["by_fold"].get(name)) for name in names)
+            average = mean_sd(entry["average"], entry["sd"])
+            rows.append((method, f"{score[-3:].upper()} (%)", *means, average, percent(entry["pooled"])))
+    header = ("Method", "metric", *(f"fold {name}" for name in names), "average ± SD of folds", "pooled")
+    return TextTable("Tumor segmentation by fold", header, tuple(rows))
+
+
+def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level: float) -> TextTable:
+    """Return the differences of other methods from the first, with their tests."""
+    rows = [
+        (
+            name,
+            f"{MEASURES[measure]}" + (" (%)" if measure != "false_positives" else ""),
+            _shown_measure(measure, row["first"]),
+            _shown_measure(measure, row["second"]),
+            _shown_measure(measure, row["difference"], sign=True),
+            _ends(row["interval"], lambda value, measure=measure: _shown_measure(measure, value, sign=True)),
+            str(row["patients"]),
+            *(p_value(row[f"{test}_{kind}"]) for test in ("wilcoxon", "permutation") for kind in ("p", "holm")),
+        )
+        for name, measures in compared.items()
+        for measure, row in measures.items()
+    ]
+    header = (
+        "Method", "measure", first, "other", "difference", f"{100 * level:g} % interval", "patients", "Wilcoxon p",
+        "Holm (Wilcoxon)", "permutation p", "Holm (permutation)",
+    )  # fmt: skip
+    note = "Means are over the patients of the scans that both methods have."
+    return TextTable(f"Paired tests against {first}", header, tuple(rows), note=note)
+
+
+def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTable, TextTable]:
+    """Return methods by organs: DSC and NSD (Table 7 of DiffTumor), early-stage sensitivity (Tables 2 and 3).
+
+    Args:
+        summaries: By method and organ; not every pair need be there.
+    """
+    methods = list(dict.fromkeys(method for method, _ in summaries))
+    organs = list(dict.fromkeys(organ for _, organ in summaries))
+    scores = [(organ, score) for organ in organs for score in ("tumor_dsc", "tumor_nsd")]
+
+    def entry(method: str, organ: str, score: str) -> Mapping[str, Any]:
+        summary = summaries.get((method, organ))
+        return (
+            {"mean": None, "sd": None, "count": 0} if summary is None else summary["scores"]["cases_with_tumor"][score]
+        )
+
+    def early(method: str, organ: str) -> Mapping[str, Any]:
+        summary = summaries.get((method, organ))
+        return {"value": None, "total": 0} if summary is None else summary["detection"]["early_sensitivity"]
+
+    entries = {method: [entry(method, organ, score) for organ, score in scores] for method in methods}
+    segmentation = TextTable(
+        "Tumor segmentation by organ: mean ± SD",
+        ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
+        tuple((method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()),
+        best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
+        note=_nsd_at({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
+    )
+    rates = [[early(method, organ) for organ in organs] for method in methods]
+    detection = TextTable(
+        "Early-stage tumor detection: tumor-wise sensitivity (%)",
+        ("Method", *organs),
+        tuple((method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)),
+        best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
+    )
+    return segmentation, detection
+
+
+def best(values: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> frozenset[tuple[int, int]]:
+    """Return the cells with the highest value of their column, where several rows are over as many cases and differ.
+
+    Args:
+        values: Rows of values without the column of names, which stands before them in the table.
+        counts: What each value was measured on: only what was measured on as much can be called better.
+    """
+    found: set[tuple[int, int]] = set()
+    for column in range(len(values[0]) if values else 0):
+        known = {row: value for row, line in enumerate(values) if (value := line[column]) is not None}
+        alike = len({counts[row][column] for row in known}) == 1
+        if alike and len(set(known.values())) > 1:
+            highest = max(known.values())
+            found |= {(row, column + 1) for row, value in known.items() if value == highest}
+    return frozenset(found)
+
+
+def _nsd_at(summaries: Mapping[str, Summary]) -> str:
+    tolerances = {float(summary["settings"]["tolerance_mm"]) for summary in summaries.values()}
+    return f"NSD at {' and '.join(f'{tolerance:g}' for tolerance in sorted(tolerances))} mm."
+
+
+def shown(score: str, value: float | None) -> str:
+    """Return a score as text: fractions in percent, others with two digits."""
+    return percent(value) if _is_fraction(score) else number(value)
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent."""
+    return NONE if value is None or math.isnan(value) else _minus(f"{100 * value:.1f}")
+
+
+def number(value: float | None) -> str:
+    """Return a number with two digits."""
+    return NONE if value is None or math.isnan(value) else _minus(f"{value:.2f}")
+
+
+def mean_sd(mean: float | None, sd: float | None) -> str:
+    """Return mean ± SD in percent, as the papers print it."""
+    return percent(mean) if sd is None else f"{percent(mean)}±{percent(sd)}"
+
+
+def p_value(value: float) -> str:
+    """Return a p value; small ones as a bound."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _is_fraction(score: str) -> bool:
+    return not score.endswith(("_mm", "_ml"))
+
+
+def _shown_measure(measure: str, value: float, *, sign: bool = False) -> str:
+    text = number(value) if measure == "false_positives" else percent(value)
+    return f"+{text}" if sign and value > 0 else text
+
+
+def _range(score: str, interval: Sequence[float] | None) -> str:
+    return _ends(interval, lambda value: shown(score, value))
+
+
+def _percent_range(interval: Sequence[float] | None) -> str:
+    return _ends(interval, percent)
+
+
+def _ends(interval: Sequence[float] | None, text: Any) -> str:
+    return NONE if interval is None else f"{text(interval[0])} to {text(interval[1])}"
+
+
+def _percent_of(summary: Summary) -> str:
+    return f"{100 * float(summary['settings']['level']):g} % interval"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

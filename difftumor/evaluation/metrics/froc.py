@@ -1,0 +1,165 @@
+"""Free-response operating characteristic (FROC) of tumor probabilities: lesions found against false positives per scan.
+
+At each threshold the predicted lesions are the components of the voxels whose probability reaches it, matched with the
+true lesions as those of a label map are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor.errors import ConfigError
+from difftumor.evaluation.metrics.detection import Matching, assign
+from difftumor.scans.components import find_components
+from difftumor.scans.grid import Box, Grid
+
+# False positives per scan at which sensitivities are read and averaged (doi 10.1016/j.media.2017.06.015).
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+THRESHOLDS = (0.99, 0.975, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.025, 0.01)
+# Probabilities are often stored as whole numbers with a slope, so that 1 may come back a little larger.
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseFroc:
+    """Counts of one scan at each threshold.
+
+    Attributes:
+        case: Id of the scan.
+        thresholds: Falling, (T,).
+        found: True lesions found, (T,).
+        false_positives: Predicted lesions that match none, (T,).
+        lesions: True lesions.
+    """
+
+    case: str
+    thresholds: NDArray[np.float64]
+    found: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    lesions: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrocCurve:
+    """Counts over all scans at each threshold.
+
+    Attributes:
+        thresholds: Falling, (T,).
+        found: True lesions found, (T,).
+        false_positives: Predicted lesions that match none, (T,).
+        lesions: True lesions.
+        scans: Number of scans.
+    """
+
+    thresholds: NDArray[np.float64]
+    found: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    lesions: int
+    scans: int
+
+    @property
+    def sensitivity(self) -> NDArray[np.float64] | None:
+        """Fraction of the true lesions found at each threshold, (T,); None where there are none."""
+        return self.found / self.lesions if self.lesions else None
+
+    @property
+    def false_positives_per_scan(self) -> NDArray[np.float64]:
+        """False positives per scan at each threshold, (T,)."""
+        return self.false_positives / self.scans
+
+    def sensitivity_at(self, rates: Sequence[float] = RATES) -> NDArray[np.float64] | None:
+        """Return the highest sensitivity at no more than some numbers of false positives per scan.
+
+        Nothing is interpolated: each value is reached at one of the thresholds. So it never falls from one rate to a
+        higher one, although the curve itself may where lesions grow together. Below the first point of the curve it is
+        0, which predicting nothing reaches; beyond the last point it stays what the curve has reached.
+
+        Args:
+            rates: False positives per scan, (R,).
+
+        Returns:
+            (R,); None where there are no true lesions.
+        """
+        if self.sensitivity is None:
+            return None
+        reached = self.false_positives_per_scan <= np.asarray(rates, np.float64)[:, None]
+        return np.where(reached, self.sensitivity, 0.0).max(axis=1)
+
+    def mean_sensitivity(self, rates: Sequence[float] = RATES) -> float | None:
+        """Return the mean of `sensitivity_at`; None where there are no true lesions."""
+        at = self.sensitivity_at(rates)
+        return None if at is None else float(at.mean())
+
+
+def case_froc(
+    case: str,
+    truth_tumor: NDArray[Any],
+    probability: NDArray[Any],
+    grid: Grid,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    matching: Matching = Matching(),  # noqa: B008 (frozen)
+) -> CaseFroc:
+    """Count lesions of one scan at each threshold.
+
+    Args:
+        case: Id of the scan.
+        truth_tumor: Nonzero in true tumors, (X, Y, Z).
+        probability: Of tumor, in [0, 1], (X, Y, Z).
+        grid: Where the voxels lie.
+        thresholds: In (0, 1], in any order.
+        matching: When a predicted lesion finds a true one.
+
+    Raises:
+        ConfigError: There are no thresholds, or one is out of range.
+        ValueError: An array is not on the grid, or a probability is not in [0, 1].
+    """
+    falling = np.unique(np.asarray(thresholds, np.float64))[::-1]
+    if not falling.size or not (falling > 0).all() or falling[0] > 1:
+        raise ConfigError(
+            f"The thresholds {tuple(thresholds)} are not all above 0 and at most 1; give some such as 0.5."
+        )
+    for array in (truth_tumor, probability):
+        if array.shape != grid.shape:
+            raise ValueError(f"an array {array.shape} is not on the grid {grid.shape}")
+    if not (probability.min() >= -_ROUNDING and probability.max() <= 1 + _ROUNDING):
+        raise ValueError(f"probabilities from {probability.min()} to {probability.max()} are not in [0, 1]")
+    # Nothing is found, nor matched, outside the box of what the lowest threshold finds and of the truth.
+    box = Box.joined([Box.around(probability >= float(falling[-1])), Box.around(truth_tumor)])
+    truth, likely = find_components(truth_tumor[box.slices]), probability[box.slices]
+    found, false = [], []
+    for threshold in falling.tolist():
+        predicted = find_components(likely >= threshold)
+        matched = len(assign(truth, predicted, matching).truth)
+        found.append(matched)
+        false.append(len(predicted.voxels) - matched)
+    return CaseFroc(
+        case=case,
+        thresholds=falling,
+        found=np.array(found, np.int64),
+        false_positives=np.array(false, np.int64),
+        lesions=len(truth.voxels),
+    )
+
+
+def froc_curve(cases: Sequence[CaseFroc]) -> FrocCurve:
+    """Sum the counts of scans; for a bootstrap, of those that were drawn, as often as they were.
+
+    Raises:
+        ValueError: There are no scans, or their thresholds differ.
+    """
+    if not cases:
+        raise ValueError("a curve needs at least one scan")
+    thresholds = cases[0].thresholds
+    if not all(np.array_equal(case.thresholds, thresholds) for case in cases):
+        raise ValueError("the thresholds of the scans differ")
+    return FrocCurve(
+        thresholds=thresholds,
+        found=np.sum([case.found for case in cases], axis=0),
+        false_positives=np.sum([case.false_positives for case in cases], axis=0),
+        lesions=sum(case.lesions for case in cases),
+        scans=len(cases),
+    )

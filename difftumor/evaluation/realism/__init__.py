@@ -1,0 +1,1 @@
+"""Realism: how alike synthetic and real tumors are."""

@@ -1,0 +1,1 @@
+"""Feature networks for distances between sets of tumors."""

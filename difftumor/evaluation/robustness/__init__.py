@@ -1,0 +1,1 @@
+"""Robustness of a segmenter to tumors that differ in one respect."""

@@ -1,0 +1,1 @@
+"""Exchange with nnU-Net, MONAI, and the published checkpoints."""

@@ -1,0 +1,258 @@
+"""Cases as a raw data set of nnU-Net v2, with synthetic copies of healthy ones, and splits by patient."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difftumor import __version__
+from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
+from difftumor.datasets.tumor_cases import SortedCases
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.files import MADE_BY
+from difftumor.reporting.tables import write_json
+from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
+from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
+from difftumor.seeding import numpy_generator
+from difftumor.synthesis.scan.cohort import Outcome, Workshop, inputs_of, synthesize_cohort
+from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, LESIONS_FILE
+
+DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
+IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"
+HOLDS = (DATASET_FILE, SPLITS_FILE, IMAGES, LABELS, SYNTHETIC)
+FOLDS = 5  # as nnU-Net's own
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of the data set.
+
+    Attributes:
+        case: Its id and patient, and the organs with tumors; a copy has those of what was made.
+        source: Id of the healthy case that a synthetic copy is made of; None for a case of the list.
+    """
+
+    case: Case
+    source: str | None = None
+
+
+def check_dataset_name(folder: Path) -> int:
+    """Return the number in the name of a data set's folder.
+
+    Raises:
+        ConfigError: The name is not one that nnU-Net finds.
+    """
+    found = re.fullmatch(r"Dataset(\d{3})_[\w.-]+", folder.name)
+    if found is None or found[1] == "000":
+        raise ConfigError(
+            f"OUT {folder} is no name that nnU-Net finds: give its folder, such as nnUNet_raw/Dataset501_LiverTumor."
+        )
+    return int(found[1])
+
+
+def plan_entries(
+    cases: CaseList, found: SortedCases, *, copies: int, organ: Organ, seed: int
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Decide what the data set holds.
+
+    Args:
+        cases: The list.
+        found: Its cases, sorted; none may be left out.
+        copies: Number of synthetic copies. Each healthy case gets as many as the others, up to one; those of the list's
+            validation patients get none, as theirs could not be used.
+        organ: Where tumors matter.
+        seed: Of the order of the healthy cases, and of the folds.
+
+    Returns:
+        The cases of the list, and the copies.
+
+    Raises:
+        CaseListError: There is no healthy case to copy, an id cannot name a file, two would be the same, or patients do
+            not allow splits.
+    """
+    with_tumors = {case.id for case in found.tumor}
+    real = tuple(Entry(replace(case, tumor_organs=(organ.name,) * (case.id in with_tumors))) for case in cases.cases)
+    held_out = {case.patient for case in cases.cases if case.id in cases.validation_ids}
+    healthy = [case for case in found.healthy if case.patient not in held_out]
+    if copies and not healthy:
+        raise CaseListError(
+            f"{cases.source} holds no case free of {organ.name} tumors to make synthetic copies of: add some, state "
+            "them with tumor_organs, or do without --synthetic."
+        )
+    order = numpy_generator(seed, "synthetic copies").permutation(len(healthy))
+    made = tuple(_copy(healthy[order[n % len(healthy)]], n // len(healthy) + 1, organ) for n in range(copies))
+    _check_ids([*real, *made], cases.source)
+    split_entries(real, validation_ids=cases.validation_ids, seed=seed)  # fails now if ever
+    return real, made
+
+
+def write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
+    """Write a case of the list: the bytes of its CT, and its labels on the CT's grid.
+
+    Args:
+        case: With labels.
+        cases: Its list, which says what its labels mean.
+        organ: The organ and whose tumors.
+        folder: The data set.
+
+    Raises:
+        VolumeError: A file cannot be used, or the CT has a fourth axis, which nnU-Net takes for channels.
+        GridMismatchError: CT and labels differ in grid.
+        OrganError: The labels hold no such organ.
+    """
+    numbers = resolve_labels(cases.label_names, organ, source=cases.source)
+    ct = read_ct(case.image)
+    assert ct.stored is not None
+    if ct.stored.values.ndim != 3:
+        raise CaseListError(f"{case.image} has {ct.stored.values.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
+    labels = read_case_labels(case, cases.label_names, only=(*numbers.organ, *numbers.tumor))
+    check_same_grid(ct, labels)
+    standard = numbers.to_standard(labels.data, source=case.labels)
+    image, label = _places(folder, case.id)
+    image.parent.mkdir(exist_ok=True)
+    if case.image.name.lower().endswith(".gz"):
+        shutil.copyfile(case.image, image)
+    else:
+        write_ct(image, ct, ct.data, np.zeros(ct.grid.shape, bool))  # the same values, compressed
+    # With the CT's header, so that every reader finds both at the same place.
+    write_labels(label, standard, ct)
+
+
+def write_copies(
+    set_up: Callable[[], Workshop],
+    entries: Sequence[Entry],
+    cases: CaseList,
+    organ: Organ,
+    folder: Path,
+    *,
+    jobs: int = 1,
+) -> Iterator[Outcome]:
+    """Make the synthetic copies and put them among the cases; records and pictures go to a folder of their own.
+
+    Args:
+        set_up: Makes what makes tumors, once in every process.
+        entries: The copies.
+        cases: The list that their sources are of.
+        organ: Where the tumors are.
+        folder: The data set.
+        jobs: Processes.
+
+    Yields:
+        What became of each copy, as it comes.
+    """
+    by_id = {case.id: case for case in cases.cases}
+    asked = [(entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ)) for entry in entries]
+    for outcome in synthesize_cohort(set_up, asked, out=folder / SYNTHETIC, jobs=jobs):
+        if outcome.status != "failed":
+            made = folder / SYNTHETIC / outcome.id
+            image, label = _places(folder, outcome.id)
+            image.parent.mkdir(exist_ok=True)
+            label.parent.mkdir(exist_ok=True)
+            (made / CT_FILE).replace(image)
+            (made / LABELS_FILE).replace(label)
+            (made / LESIONS_FILE).unlink()
+        yield outcome
+
+
+def split_entries(
+    entries: Sequence[Entry], *, validation_ids: Collection[str], seed: int
+) -> list[dict[str, list[str]]]:
+    """Return nnU-Net's splits, by patient.
+
+    A synthetic copy never validates, and trains only where no scan of its source's patient validates.
+
+    Args:
+        entries: The data set.
+        validation_ids: Cases that the list states for validation, which makes one split; else there are five, or as
+            many as patients where those are fewer.
+        seed: Of the shuffle.
+
+    Raises:
+        CaseListError: There is only one patient, or the stated validation cases leave none for training.
+    """
+    real = [entry.case for entry in entries if entry.source is None]
+    if validation_ids:
+        parts = [split_by_ids(real, validation_ids)]
+    else:
+        count = min(FOLDS, max(2, len({case.patient for case in real})))
+        parts = [folds(real, count=count, fold=fold, seed=seed) for fold in range(count)]
+    splits = []
+    for training, validation in parts:
+        held_out = {case.patient for case in validation}
+        copies = [entry.case for entry in entries if entry.source is not None and entry.case.patient not in held_out]
+        splits.append({"train": [case.id for case in (*training, *copies)], "val": [case.id for case in validation]})
+    return splits
+
+
+def write_descriptions(
+    folder: Path, name: str, entries: Sequence[Entry], cases: CaseList, organ: Organ, *, seed: int
+) -> None:
+    """Write ``dataset.json`` and ``splits_final.json``.
+
+    Args:
+        folder: The data set.
+        name: Its name.
+        entries: What it holds.
+        cases: The list that they are of, for its validation cases.
+        organ: The organ and whose tumors.
+        seed: Of the folds.
+    """
+    write_json(folder / DATASET_FILE, describe_dataset(name, entries, organ))
+    write_json(folder / SPLITS_FILE, split_entries(entries, validation_ids=cases.validation_ids, seed=seed))
+
+
+def describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[str, Any]:
+    """Return the content of ``dataset.json``.
+
+    Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own. The
+    copies are listed apart: to the stages their tumors would be real ones.
+    """
+    training: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
+    for entry in entries:
+        case, (image, label) = entry.case, _places(Path(), entry.case.id)
+        item: dict[str, Any] = {"id": case.id, "image": image.as_posix(), "label": label.as_posix()}
+        item |= {"patient": case.patient, "tumor_organs": list(case.tumor_organs or ())}
+        if entry.source is None:
+            training.append(item)
+        else:
+            copies.append({**item, "synthetic_copy_of": entry.source})
+    return {
+        "name": name,
+        "channel_names": {"0": "CT"},
+        "labels": {"background": BACKGROUND, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR},
+        "numTraining": len(entries),
+        "file_ending": ".nii.gz",
+        "training": training,
+        "synthetic_copies": copies,
+        MADE_BY: {"version": __version__, "organ": organ.name},
+    }
+
+
+def _copy(source: Case, number: int, organ: Organ) -> Entry:
+    return Entry(replace(source, id=f"{source.id}_synthetic{number}", tumor_organs=(organ.name,)), source.id)
+
+
+def _check_ids(entries: Sequence[Entry], source: Path) -> None:
+    """Refuse ids that cannot name files, or that two cases share."""
+    seen: set[str] = set()
+    for entry in entries:
+        name = entry.case.id
+        if not re.fullmatch(r"\w[\w. -]*", name):
+            raise CaseListError(
+                f"Case id {name!r} of {source} cannot name a file: give it letters, digits, '_', '-' and '.' alone."
+            )
+        # On some systems names that differ in case alone are one.
+        if name.lower() in seen:
+            raise CaseListError(f"Two cases would be named {name!r} in the data set: rename that of {source}.")
+        seen.add(name.lower())
+
+
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / IMAGES / f"{name}_0000.nii.gz", folder / LABELS / f"{name}.nii.gz"

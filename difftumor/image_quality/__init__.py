@@ -1,1 +1,0 @@
-"""Image quality of synthesis: how alike synthetic and real tumors are."""

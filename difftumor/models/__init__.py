@@ -1,0 +1,1 @@
+"""Networks, diffusion, and the artifacts that hold them."""

@@ -1,0 +1,278 @@
+"""Artifacts: folders of ``config.json`` and ``model.safetensors``, the only thing that passes between stages.
+
+An artifact is data: no pickle, no class names to import. The network is rebuilt through a fixed table
+of constructors and its weights are checked by SHA-256 before they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from difftumor.errors import ArtifactError, ConfigError, DeviceError
+from difftumor.files import folder_written_whole, sha256_of
+from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WEIGHTS_FILE = "model.safetensors"
+# The stage that makes each kind, named in error messages.
+STAGE_OF_KIND = {
+    "autoencoder": "stages.autoencoder",
+    "diffusion": "stages.diffusion",
+    "segmenter": "stages.segmentation",
+}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An artifact as it was when a child's training loaded it.
+
+    Args:
+        path: Its folder.
+        identity: Its ``ArtifactConfig.identity`` then; the folder may hold another artifact by the time of saving.
+    """
+
+    path: Path
+    identity: str
+
+    @classmethod
+    def at(cls, path: Path | str) -> Parent:
+        """Return what is in a folder now.
+
+        Raises:
+            ArtifactError: There is no artifact.
+        """
+        return cls(Path(path), read_config(path).identity)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact.
+
+    Args:
+        path: Its folder.
+        config: Its description.
+        network: The network in eval mode, without gradients.
+    """
+
+    path: Path
+    config: ArtifactConfig
+    network: nn.Module
+
+    @property
+    def as_parent(self) -> Parent:
+        """What a child trained with this one records."""
+        return Parent(self.path, self.config.identity)
+
+    def parent(self, role: str, *, path: Path | None = None, device: torch.device | str = "cpu") -> Artifact:
+        """Load the artifact that this one was trained with.
+
+        Args:
+            role: For instance ``"autoencoder"``.
+            path: Where it is now; by default where it was then.
+            device: Where to put its weights.
+
+        Raises:
+            ArtifactError: It is missing or no longer the same.
+        """
+        reference = self.config.parents.get(role)
+        if reference is None:
+            raise ArtifactError(f"{self.path} names no {role} as its parent: make the artifact again with its stage.")
+        location = path or Path(os.path.normpath(self.path / reference.path))
+        config = read_config(location)
+        if config.identity != reference.identity:
+            raise ArtifactError(
+                f"{location} is not the {role} that {self.path} was trained with (it has changed since): "
+                f"bring back the old one or train {self.path.name} again."
+            )
+        # What a complete child was trained with is good enough to run it.
+        return load_artifact(location, device=device, allow_incomplete=True)
+
+
+def build_network(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build a network from an architecture description with the fixed table of constructors.
+
+    Raises:
+        ArtifactError: The name or an argument is unknown.
+    """
+    # Imported here, so that reading a description needs no torch.
+    from difftumor.models.autoencoder import Autoencoder
+    from difftumor.models.denoiser import Denoiser
+    from difftumor.models.segmenters import SEGMENTERS, build_segmenter
+
+    builders: dict[str, Callable[..., nn.Module]] = {"vqgan3d": Autoencoder, "factorized_unet": Denoiser}
+    builders |= {segmenter: partial(build_segmenter, segmenter) for segmenter in SEGMENTERS}
+    arguments = dict(architecture)
+    name = arguments.pop("name", None)
+    if name not in builders:
+        raise ArtifactError(f"Architecture {name!r} is unknown: use one of {', '.join(sorted(builders))}.")
+    try:
+        return builders[name](**arguments)
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(
+            f"Architecture {name!r} does not take these arguments ({error}): check its description."
+        ) from error
+
+
+def load_artifact(
+    path: Path | str,
+    *,
+    kind: Kind | None = None,
+    device: torch.device | str = "cpu",
+    allow_incomplete: bool = False,
+) -> Artifact:
+    """Load an artifact: check it, rebuild its network, and freeze it.
+
+    Args:
+        path: Folder of the artifact.
+        kind: Refuse any other kind.
+        device: Where to put the weights.
+        allow_incomplete: Also load an artifact whose training has not finished.
+
+    Raises:
+        ArtifactError: It is missing, damaged, unfinished, or of another kind.
+    """
+    import torch
+
+    folder = Path(path)
+    config = read_config(folder)
+    if kind is not None and config.kind != kind:
+        raise ArtifactError(
+            f"{folder} is an artifact of kind {config.kind!r}, not {kind!r}: "
+            f"give one made by python -m {STAGE_OF_KIND[kind]}."
+        )
+    if not config.complete and not allow_incomplete:
+        raise ArtifactError(
+            f"{folder} comes from a training that has not finished: let python -m {STAGE_OF_KIND[config.kind]} finish, "
+            "or allow incomplete artifacts (allow_incomplete=true)."
+        )
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
+        raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
+    # The first weights are drawn only to be replaced; the caller's random numbers must not notice.
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(config.architecture)
+    _load_weights(network, weights)
+    return Artifact(path=folder, config=config, network=network.to(device).eval().requires_grad_(False))
+
+
+def save_artifact(
+    path: Path | str,
+    *,
+    kind: Kind,
+    architecture: Mapping[str, Any],
+    network: nn.Module,
+    preprocessing: Mapping[str, Any],
+    organ: str | None = None,
+    parents: Mapping[str, Parent] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    real_tumors: Mapping[str, Any] | None = None,
+    complete: bool = True,
+) -> Path:
+    """Write an artifact; an older artifact at ``path`` is replaced in one step, nothing half-written stays.
+
+    Args:
+        path: Folder to make.
+        kind: What the network is for.
+        architecture: ``{"name": ..., **constructor arguments}`` from which ``network`` was built.
+        network: Its ``state_dict`` is saved.
+        preprocessing: ``spacing_mm``, ``window_hu``, ``crop``.
+        organ: Organ it was trained on.
+        parents: Artifacts it needs, by role, as they were when they were loaded.
+        settings: What the network is used with.
+        training: Provenance, JSON-able.
+        metrics: Measurements, JSON-able.
+        real_tumors: How the real tumors look that the model has learned, from ``AppearanceRanges.to_dict``.
+        complete: False while training goes on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: ``path`` holds something that is not an artifact.
+    """
+    from safetensors.torch import save
+
+    folder = Path(path)
+    if folder.exists():
+        try:
+            read_config(folder)
+        except ArtifactError as error:  # other programs write files of the same names
+            raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.") from error
+    references = {
+        role: ParentReference(Path(os.path.relpath(parent.path, folder)).as_posix(), parent.identity)
+        for role, parent in (parents or {}).items()
+    }
+    with folder_written_whole(folder) as staging:
+        # Cloned, because safetensors refuses the shared tensors of networks that list a module under two names.
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+        # Not with save_file, whose files nobody else may read.
+        (staging / WEIGHTS_FILE).write_bytes(save(weights))
+        config = ArtifactConfig(
+            kind=kind,
+            architecture=dict(architecture),
+            preprocessing=dict(preprocessing),
+            weights_sha256=sha256_of(staging / WEIGHTS_FILE),
+            organ=organ,
+            parents=references,
+            settings=dict(settings or {}),
+            training=dict(training or {}),
+            metrics=dict(metrics or {}),
+            real_tumors=dict(real_tumors or {}),
+            complete=complete,
+        )
+        # Parsed back before anything is replaced, so that what is written is what can be read.
+        ArtifactConfig.from_json(config.to_json(), folder / CONFIG_FILE)
+        (staging / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    return folder
+
+
+def _load_weights(network: nn.Module, file: Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(file), strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ArtifactError(
+            f"{file} does not fit the architecture in {CONFIG_FILE} ({first}): make it again."
+        ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        DeviceError: It is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"Device {name!r} is unknown: use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"Device {name!r} is not supported: use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"There is no device {name!r} on this machine: use cpu or auto.")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or the kind of the machine and its threads, to stand beside measured times."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.system()} {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,153 @@
+"""What an artifact says about itself: the content of its ``config.json``, read without touching weights or torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from difftumor import __version__
+from difftumor.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from difftumor.scans.appearance import AppearanceRanges
+
+Kind = Literal["autoencoder", "diffusion", "segmenter"]
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "autoencoder": ("vqgan3d",),
+    "diffusion": ("factorized_unet",),
+    "segmenter": ("unet", "nnunet", "swinunetr"),
+}
+
+
+@dataclass(frozen=True)
+class ParentReference:
+    """An artifact that another one was trained with.
+
+    Args:
+        path: Where it was, relative to the child's folder.
+        identity: Its ``ArtifactConfig.identity`` at that time.
+    """
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class ArtifactConfig:
+    """Everything about an artifact but its weights.
+
+    Args:
+        kind: What the network is for.
+        architecture: ``{"name": one of ARCHITECTURES[kind], **constructor arguments}``.
+        preprocessing: ``spacing_mm``, ``window_hu`` and ``crop`` that the network expects.
+        weights_sha256: SHA-256 of ``model.safetensors``.
+        organ: Organ it was trained on, or None.
+        parents: Artifacts it needs, by role.
+        settings: What the network is used with, for instance the number of timesteps.
+        training: Provenance: stage, steps, seed, cases, versions.
+        metrics: What was measured on held-out data.
+        real_tumors: How the real tumors look that the model has learned, see ``appearance_ranges``; empty where
+            they were not measured.
+        complete: False while training goes on.
+        format_version: Version of this layout.
+        difftumor_version: Version of the package that wrote it.
+    """
+
+    kind: Kind
+    architecture: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    weights_sha256: str
+    organ: str | None = None
+    parents: Mapping[str, ParentReference] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    real_tumors: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    format_version: int = FORMAT_VERSION
+    difftumor_version: str = __version__
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over all that decides what the network computes; provenance and measurements are left out."""
+        parts = (self.format_version, self.kind, self.architecture, self.preprocessing, self.settings)
+        return hashlib.sha256(json.dumps((*parts, self.weights_sha256), sort_keys=True).encode()).hexdigest()
+
+    def appearance_ranges(self, path: Path) -> AppearanceRanges | None:
+        """Return ``real_tumors`` as ranges, or None where an artifact has none; ``path`` is named in errors.
+
+        Raises:
+            ArtifactError: They are malformed.
+        """
+        if not self.real_tumors:
+            return None
+        from difftumor.scans.appearance import AppearanceRanges  # here, as most descriptions are read without
+
+        try:
+            return AppearanceRanges.from_dict(self.real_tumors)
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} does not say readably how real tumors look ({error}): make the artifact again."
+            ) from error
+
+    def to_json(self) -> str:
+        """Return the text of ``config.json``."""
+        return json.dumps({**asdict(self), "identity": self.identity}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> ArtifactConfig:
+        """Parse ``config.json``; ``path`` is named in errors."""
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise TypeError("it is no mapping")
+            content.pop("identity", None)
+            version = content.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{path} has format version {version}, not {FORMAT_VERSION}: install the release that wrote it."
+                )
+            unknown = set(content) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ArtifactError(f"{path} has unknown fields {sorted(unknown)}: it was not written by difftumor.")
+            content["parents"] = {role: ParentReference(**ref) for role, ref in content.get("parents", {}).items()}
+            config = cls(**content)
+            for name in ("architecture", "preprocessing", "settings", "training", "metrics", "real_tumors"):
+                if not isinstance(getattr(config, name), dict):
+                    raise TypeError(f"{name} is no mapping")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{path} is not a readable artifact description ({error}): make the artifact again."
+            ) from error
+        if config.kind not in get_args(Kind) or config.architecture.get("name") not in ARCHITECTURES[config.kind]:
+            raise ArtifactError(
+                f"{path} describes kind {config.kind!r} with architecture {config.architecture.get('name')!r}, "
+                "which this difftumor does not know: install the release that wrote it."
+            )
+        return config
+
+
+def read_config(path: Path | str) -> ArtifactConfig:
+    """Read an artifact's description without touching its weights.
+
+    Raises:
+        ArtifactError: The folder is missing or is not an artifact.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"There is no artifact folder at {folder}: check the path or train the stage that makes it."
+        )
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ArtifactError(
+            f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
+        )
+    # Bytes that are no text become marks that are no JSON.
+    return ArtifactConfig.from_json(file.read_text(encoding="utf-8", errors="replace"), file)

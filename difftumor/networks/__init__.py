@@ -1,1 +1,0 @@
-"""The networks: modules only, no losses, no files."""

@@ -1,1 +1,0 @@
-"""From files to files: label maps, lesions and pictures of many scans."""

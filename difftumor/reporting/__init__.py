@@ -1,0 +1,1 @@
+"""Tables, plots, CT pictures, and self-contained HTML reports."""

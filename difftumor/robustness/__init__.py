@@ -1,1 +1,0 @@
-"""How well a segmenter finds tumors that differ in one respect at a time."""

@@ -1,0 +1,1 @@
+"""CT scans: files, grids, model space, HU windows, organs, connected components, distances."""

@@ -1,0 +1,330 @@
+"""Reading and writing CT and label maps as NIfTI, and what the rest of the library needs of their geometry.
+
+Reading looks at the header first and refuses a file that cannot be used before its voxels are loaded. Writing keeps
+everything of the original that was not meant to change: header bytes, extensions, byte order, stored type, scaling and
+every stored value outside the change.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from difftumor.errors import VolumeError
+from difftumor.files import written_whole
+from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
+
+_SUFFIXES = (".nii", ".nii.gz")
+# Fat begins here; a CT of a body holds fat or air, in a crop of soft tissue at least its noise.
+HIGHEST_MINIMUM_HU = -100.0
+_DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """A file as it is on disk, decompressed.
+
+    Attributes:
+        preamble: All bytes before the voxels: header and extensions.
+        values: Stored values before scaling, in the file's shape, type and byte order; read-only.
+        slope: Factor from stored values to the file's unit.
+        inter: Offset from stored values to the file's unit.
+    """
+
+    preamble: bytes
+    values: Array
+    slope: float
+    inter: float
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume on its own grid.
+
+    Attributes:
+        data: (X, Y, Z) in the file's axis order: float32 HU for CT, unsigned integers for labels.
+        grid: Shape and affine.
+        path: The file it was read from.
+        header: The file's NIfTI header.
+        stored: What ``write_ct`` needs to write a file alike; None for labels.
+    """
+
+    data: Array
+    grid: Grid
+    path: Path
+    header: nib.nifti1.Nifti1Header
+    stored: StoredImage | None = None
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name ends in ``.nii`` or ``.nii.gz``."""
+    return path.name.lower().endswith(_SUFFIXES)
+
+
+def read_grid(path: Path) -> Grid:
+    """Read shape and affine from a file's header, without its voxels.
+
+    Raises:
+        VolumeError: The file is missing, not NIfTI, damaged, not 3-D, empty, or its affine is singular.
+    """
+    return _open(Path(path))[1]
+
+
+def read_ct(path: Path) -> Volume:
+    """Read a CT as float32 HU.
+
+    Raises:
+        VolumeError: As ``read_grid``, or the voxels are incomplete, not finite, or not in HU: a minimum of -100 or more
+            means a windowed, normalized or unscaled file.
+    """
+    path = Path(path)
+    image, grid = _open(path)
+    stored = _load(path, image)
+    data = _scaled(stored).reshape(grid.shape, order="F")
+    if np.issubdtype(stored.values.dtype, np.floating) and not np.isfinite(data).all():
+        raise VolumeError(f"{path} holds NaN or infinite values; replace them, for instance by -1000 HU for air.")
+    low, high = float(data.min()), float(data.max())
+    if low >= HIGHEST_MINIMUM_HU:
+        cause = "stored without its rescale intercept" if low >= 0 and high > 255 else "windowed or scaled"
+        raise VolumeError(f"{path} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
+    return Volume(data, grid, path, image.header, stored)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map as uint8, or as uint16 or uint32 where its numbers need it.
+
+    Raises:
+        VolumeError: As ``read_grid``, or the voxels are incomplete, fractional, negative or over 2**32 - 1.
+    """
+    path = Path(path)
+    image, grid = _open(path)
+    stored = _load(path, image)
+    values = stored.values
+    if stored.slope != 1 or stored.inter != 0:
+        values = values.astype(np.float64) * stored.slope + stored.inter
+    low, high = values.min(), values.max()
+    if not np.isfinite(low) or not np.isfinite(high) or low < 0 or high > np.iinfo(np.uint32).max:
+        raise VolumeError(f"{path} is no label map (values {low:g} to {high:g}); give whole numbers from 0 up.")
+    labels = values.astype(np.min_scalar_type(int(high)))
+    if not np.issubdtype(values.dtype, np.integer) and not np.array_equal(labels, values):
+        raise VolumeError(f"{path} is no label map: it holds fractions; resample labels with nearest neighbor.")
+    return Volume(labels.reshape(grid.shape, order="F"), grid, path, image.header)
+
+
+def check_same_grid(a: Volume, b: Volume) -> None:
+    """Check that two volumes share a grid: one shape, and no voxel center more than 0.01 mm apart.
+
+    Raises:
+        GridMismatchError: They don't; the message names both files and what differs.
+    """
+    compare_grids(a.grid, b.grid, a.path, b.path)
+
+
+def write_ct(
+    path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], *, box: Box | None = None
+) -> None:
+    """Write a changed CT as a file like the original.
+
+    Args:
+        path: Where to write, ``.nii`` or ``.nii.gz``; never the original itself. Replaced as a whole.
+        original: What ``read_ct`` returned.
+        hu: (X, Y, Z) in HU on the original's grid; only its values in ``changed`` are used.
+        changed: (X, Y, Z) boolean mask. Stored values outside it stay bit-identical, as do the header and extensions.
+            Inside, values are rounded to the stored type and clipped to its range.
+        box: Part of the grid that ``hu`` and ``changed`` cover; the whole by default.
+
+    Raises:
+        VolumeError: The path is the original's or no NIfTI name, or a changed value is not finite.
+        ValueError: The shapes differ, ``changed`` is not boolean, or the volume was not read by ``read_ct``.
+    """
+    path = Path(path)
+    box = _checked_box(original, hu, changed, box)
+    _check_output(path, original.path)
+    stored = original.stored
+    assert stored is not None
+    new = _stored_values(hu[changed], stored)
+    if not np.isfinite(new).all():
+        raise VolumeError(f"{path} was not written: the changed voxels hold NaN or infinite values.")
+    values = stored.values.copy(order="F")
+    values.reshape(original.grid.shape, order="F")[box.slices][changed] = new
+    with written_whole(path) as temporary, nifti_stream(temporary) as stream:
+        stream.write(stored.preamble)
+        # Transposed, Fortran order is C order: the bytes go out without another copy.
+        stream.write(values.T.view(np.uint8).data)
+
+
+def as_stored(original: Volume, hu: NDArray[Any]) -> NDArray[np.float32]:
+    """Return HU as ``read_ct`` gives them back of a file that ``write_ct`` has written: rounded to the stored type.
+
+    Args:
+        original: What ``read_ct`` returned.
+        hu: Finite, of any shape.
+    """
+    stored = original.stored
+    assert stored is not None
+    values = _stored_values(hu, stored).astype(stored.values.dtype)
+    read: NDArray[np.float32] = (values.astype(np.float64) * stored.slope + stored.inter).astype(np.float32)
+    return read
+
+
+def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, box: Box | None = None) -> bool:
+    """Whether a file that ``write_ct`` wrote equals the original bit by bit outside the change, header included.
+
+    Args:
+        original: What ``read_ct`` returned.
+        path: The file; read anew.
+        changed: (X, Y, Z) boolean mask.
+        box: Part of the grid that ``changed`` covers; the whole by default.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    box = _checked_box(original, changed, changed, box)
+    before, after = original.stored, _load(path, _open(path)[0])
+    assert before is not None
+    if before.preamble != after.preamble or before.values.dtype != after.values.dtype:
+        return False
+    bits = np.dtype(f"u{before.values.dtype.itemsize}")
+    old, new = (stored.values.reshape(original.grid.shape, order="F").view(bits) for stored in (before, after))
+    for z in range(old.shape[2]):  # slice by slice, for memory
+        differs = old[:, :, z] != new[:, :, z]
+        if box.start[2] <= z < box.stop[2]:
+            differs[box.slices[:2]] &= ~changed[:, :, z - box.start[2]]
+        if differs.any():
+            return False
+    return True
+
+
+def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
+    """Write a label map on the grid of ``like``, with its orientation codes and byte order.
+
+    Args:
+        path: Where to write, ``.nii`` or ``.nii.gz``; never the file of ``like``. Replaced as a whole.
+        labels: (X, Y, Z) booleans or non-negative integers; 64-bit ones are stored in the least type that holds them.
+        like: The volume the labels belong to.
+
+    Raises:
+        VolumeError: The path is that of ``like`` or no NIfTI name.
+        ValueError: The shape differs, or the labels are not whole numbers.
+    """
+    path = Path(path)
+    if labels.shape != like.grid.shape or labels.dtype.kind not in "bui":
+        raise ValueError(f"labels must be integers of shape {like.grid.shape}, got {labels.dtype} {labels.shape}")
+    _check_output(path, like.path)
+    if labels.dtype.kind == "b" or labels.dtype.itemsize == 8:
+        labels = labels.astype(np.min_scalar_type(int(labels.max())) if labels.size else np.uint8)
+    header = like.header.copy()
+    header.set_data_dtype(labels.dtype.newbyteorder("="))
+    header["cal_min"] = header["cal_max"] = 0  # the display range of a CT, meaningless for labels
+    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    with written_whole(path) as temporary:
+        image_class(labels, None, header).to_filename(temporary)
+
+
+def _open(path: Path) -> tuple[Any, Grid]:
+    """Read the header and refuse what cannot be used; the voxels stay on disk."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise VolumeError(f"{path} {what}; give a NIfTI file (.nii or .nii.gz).")
+    if not is_nifti(path):
+        raise VolumeError(f"{path} is not a NIfTI file; convert it to .nii or .nii.gz.")
+    try:
+        image = nib.load(path)
+        affine = image.affine
+    except _DAMAGED as error:
+        raise VolumeError(f"{path} is damaged or not NIfTI ({_reason(error)}); copy or convert it anew.") from error
+    shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
+    if len(shape) != 3:
+        raise VolumeError(f"{path} is not 3-D (shape {image.shape}); give one 3-D volume per file.")
+    if min(shape) < 1:
+        raise VolumeError(f"{path} holds no voxels (shape {image.shape}); copy or convert it anew.")
+    if image.get_data_dtype().kind not in "iuf":
+        raise VolumeError(f"{path} stores {image.get_data_dtype()} values; convert it to integers or floats.")
+    try:
+        return image, Grid(triple(shape), affine)
+    except ValueError as error:
+        raise VolumeError(f"{path} has a singular affine; convert it anew with its voxel spacing set.") from error
+
+
+def _load(path: Path, image: Any) -> StoredImage:
+    """Read the whole file, so that the checksum of a compressed one is verified."""
+    proxy = image.dataobj
+    buffer = np.empty(int(np.prod(proxy.shape)) * proxy.dtype.itemsize, np.uint8)
+    view, filled = buffer.data, 0
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            preamble = stream.read(proxy.offset)
+            while filled < buffer.size and (count := stream.readinto(view[filled:])):
+                filled += count
+            while stream.read(1 << 20):
+                pass
+    except _DAMAGED as error:
+        raise VolumeError(f"{path} is damaged ({_reason(error)}); copy it anew from its source.") from error
+    if filled < buffer.size:
+        raise VolumeError(f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it anew from its source.")
+    values = buffer.view(proxy.dtype).reshape(proxy.shape, order="F")
+    values.flags.writeable = False
+    return StoredImage(preamble, values, float(proxy.slope), float(proxy.inter))
+
+
+def _scaled(stored: StoredImage) -> NDArray[np.float32]:
+    """Apply slope and intercept, in float64 for precision but slab by slab for memory."""
+    data = np.empty(stored.values.shape, np.float32, order="F")
+    for slab in range(stored.values.shape[2]):
+        values = stored.values[:, :, slab]
+        if stored.slope != 1 or stored.inter != 0:
+            values = values.astype(np.float64) * stored.slope + stored.inter
+        data[:, :, slab] = values
+    return data
+
+
+def _stored_values(hu: NDArray[Any], stored: StoredImage) -> NDArray[np.float64]:
+    """Return what stands for HU in a file, rounded and clipped where its type has whole numbers."""
+    values: NDArray[np.float64] = (hu.astype(np.float64) - stored.inter) / stored.slope
+    if np.issubdtype(stored.values.dtype, np.integer):
+        limits = np.iinfo(stored.values.dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values
+
+
+def _checked_box(original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], box: Box | None) -> Box:
+    if original.stored is None:
+        raise ValueError(f"{original.path} was read as labels; a CT as read_ct returned it is needed")
+    box = Box.whole(original.grid.shape) if box is None else box
+    if hu.shape != box.shape or changed.shape != box.shape or changed.dtype != np.bool_:
+        raise ValueError(f"hu and the boolean mask `changed` must have the shape {box.shape} of the original or box")
+    if not Box.whole(original.grid.shape).contains(box):
+        raise ValueError(f"{box} leaves the original's grid of shape {original.grid.shape}")
+    return box
+
+
+def _check_output(path: Path, original: Path) -> None:
+    if not is_nifti(path):
+        raise VolumeError(f"{path} is no name for a NIfTI file; end it in .nii or .nii.gz.")
+    if path.resolve() == original.resolve():
+        raise VolumeError(f"{path} would overwrite its own input; give another output file.")
+
+
+@contextmanager
+def nifti_stream(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing the bytes of a NIfTI file, which are compressed where its name says so."""
+    with path.open("wb") as file:
+        if path.name.lower().endswith(".gz"):
+            # Neither name nor time in the gzip header: the same volume gives the same bytes.
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+                yield stream  # type: ignore[misc]
+        else:
+            yield file
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,1 @@
+"""Segmenting whole scans with trained segmenters."""

@@ -1,0 +1,1 @@
+"""Synthesis in whole scans, from file to file."""

@@ -1,0 +1,146 @@
+"""The files that a scan is read from, and how they are recorded so that a replay can be sure to read the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difftumor.errors import ConfigError, OrganError, SynthesisError
+from difftumor.files import provenance
+from difftumor.scans.label_maps import label_values, mask_of
+from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels
+from difftumor.scans.organs import TUMOR
+from difftumor.synthesis.scan.scan import Scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanInputs:
+    """The files of one scan.
+
+    Args:
+        ct: CT in HU.
+        organ_masks: Masks or label maps on the CT's grid; the organ is what any of them says.
+        organ_labels: The organ's numbers in them; none for masks with a single nonzero value.
+        tumor_labels: Numbers of tumors that are there already; they keep their label and host no others.
+        tumor_masks: Masks of such tumors, where they have files of their own.
+        segments: Label map of the organ's segments; None for none.
+        assumed: Whether the numbers are the usual ones, and not said by anybody: a map with others is then refused.
+    """
+
+    ct: Path
+    organ_masks: tuple[Path, ...]
+    organ_labels: tuple[int, ...] = ()
+    tumor_labels: tuple[int, ...] = ()
+    tumor_masks: tuple[Path, ...] = ()
+    segments: Path | None = None
+    assumed: bool = False
+
+    @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """All files, by what they are."""
+        segments = () if self.segments is None else (self.segments,)
+        masks = {"organ_masks": self.organ_masks, "tumor_masks": self.tumor_masks}
+        return {"ct": (self.ct,), **masks, "segments": segments}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values, with the SHA-256 of every file."""
+        files = {role: [provenance(path) for path in paths] for role, paths in self.files.items()}
+        return {**files, "organ_labels": list(self.organ_labels), "tumor_labels": list(self.tumor_labels)}
+
+    @classmethod
+    def from_record(cls, content: Mapping[str, Any]) -> ScanInputs:
+        """Read what ``to_record`` gave; a ValueError or the like where it is something else."""
+        (ct,) = _paths(content["ct"])
+        segments = _paths(content["segments"])
+        return cls(
+            ct=ct,
+            organ_masks=_paths(content["organ_masks"]),
+            organ_labels=tuple(int(value) for value in content["organ_labels"]),
+            tumor_labels=tuple(int(value) for value in content["tumor_labels"]),
+            tumor_masks=_paths(content["tumor_masks"]),
+            segments=segments[0] if segments else None,
+        )
+
+    def check_same(self, content: Mapping[str, Any]) -> None:
+        """Refuse files that are not those of a record.
+
+        Raises:
+            SynthesisError: A file has other bytes than the recorded one, or labels differ.
+        """
+        own = self.to_record()
+        for role, files in self.files.items():
+            recorded = [file["sha256"] for file in content[role]]
+            for path, now, then in zip(files, own[role], recorded, strict=False):
+                if now["sha256"] != then:
+                    raise SynthesisError(f"{path} is not the file that the record was made from: give that one.")
+            if len(files) != len(recorded):
+                raise SynthesisError(
+                    f"The record was made from {len(recorded)} files for {role}, not {len(files)}: put them where "
+                    "the record says, and give no others."
+                )
+        for name in ("organ_labels", "tumor_labels"):
+            if own[name] != content[name]:
+                raise SynthesisError(
+                    f"The record was made with {name} {content[name]}, not {own[name]}: give the same."
+                )
+
+    def read(self, *, organ: str) -> Scan:
+        """Read the scan.
+
+        Args:
+            organ: The organ's name, for messages.
+
+        Raises:
+            VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
+            GridMismatchError: The grids differ.
+            OrganError: The organ is absent, or all of it is tumor.
+            ConfigError: A file is a label map of several structures and no number is given.
+        """
+        ct = read_ct(self.ct)
+        maps = [_read_like(path, ct) for path in self.organ_masks]
+        if not maps:
+            raise OrganError(f"No mask of the {organ} is given for {self.ct}: give one.")
+        for labels in maps:
+            self._check_numbers(labels, organ)
+        # A structure that a patient does not have may have an empty file.
+        mask = mask_of(maps, self.organ_labels, organ=organ)
+        tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []
+        tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
+        there = reduce(np.logical_or, tumors) if tumors else None
+        if there is not None:
+            mask &= ~there
+            if not mask.any():
+                raise OrganError(
+                    f"The {organ} of {self.organ_masks[0]} is all tumor: give a mask with more of the organ."
+                )
+            there = there if there.any() else None
+        segments = None if self.segments is None else _read_like(self.segments, ct)
+        return Scan(ct, mask, self.organ_masks[0], there, segments)
+
+    def _check_numbers(self, labels: Volume, organ: str) -> None:
+        if self.assumed and int(labels.data.max()) > TUMOR:
+            listed = ", ".join(map(str, label_values(labels.data)))
+            raise OrganError(
+                f"{labels.path} holds labels {listed}, and nothing says which is the {organ}: give --organ-label or "
+                "--convention."
+            )
+        if not self.organ_labels and len(found := label_values(labels.data)) > 1:
+            listed = ", ".join(map(str, found))
+            raise ConfigError(
+                f"{labels.path} holds several labels ({listed}): say which is the {organ} with --organ-label."
+            )
+
+
+def _read_like(path: Path, ct: Volume) -> Volume:
+    labels = read_labels(path)
+    check_same_grid(ct, labels)
+    return labels
+
+
+def _paths(files: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
+    return tuple(Path(file["path"]) for file in files)

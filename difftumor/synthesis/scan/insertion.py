@@ -1,0 +1,292 @@
+"""Tumors in a scan on its own grid: made in model space, and only the change is carried back.
+
+Everything outside the tumors' halo stays as it was stored, whatever the scan's orientation and spacing. Tumors that are
+far apart are made one after the other, so that time and memory go with the tumors, not with the scan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difftumor.errors import ConfigError, SynthesisError
+from difftumor.scans.grid import Array, Box, Vector, Voxel, triple
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.organs import ORGAN, TUMOR
+from difftumor.synthesis.blending import blur_radius
+from difftumor.synthesis.effects import CAPSULE_REACH_MM, effect_reach_mm
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.scan import Scan, taken_in
+from difftumor.synthesis.shapes import reach_mm, tumor_shape
+from difftumor.synthesis.synthesizer import TumorSynthesizer
+
+# What is kept of model space around a group of tumors: enough for pictures and for what lies around a tumor.
+KEPT_AROUND_MM = 60.0
+_STAYS, _LEAVES_ORGAN, _JOINS_ORGAN = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class ScanPart:
+    """Some tumors that are near to each other, and what is around them, in model space.
+
+    Args:
+        numbers: Of the tumors, from 1.
+        region: Box of model space that the arrays cover.
+        before_hu: float32, the CT.
+        after_hu: float32, the CT with tumors.
+        labels: uint8: 0 background, 1 organ, 2 tumor.
+        lesions: 0, or the number of the tumor.
+        halo: bool: where the CT may have changed.
+        spacing_mm: Voxel size of model space.
+    """
+
+    numbers: tuple[int, ...]
+    region: Box
+    before_hu: NDArray[np.float32]
+    after_hu: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    lesions: NDArray[np.unsignedinteger]
+    halo: NDArray[np.bool_]
+    spacing_mm: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class ScanSynthesis:
+    """What tumors do to a scan.
+
+    Args:
+        scan: What they were made in; not modified.
+        records: How they were drawn, in voxels of the scan's model space.
+        box: Part of the scan's own grid that the following arrays cover; it holds all that changes.
+        change_hu: float32 change of the CT.
+        halo: bool: where the CT may change: no voxel of model space whose weight is over 0 takes part elsewhere.
+        lesions: 0, or the number of the tumor.
+        organ: bool: the organ, which tumors with a mass effect bulge.
+        parts: The tumors in model space.
+    """
+
+    scan: Scan
+    records: tuple[TumorRecord, ...]
+    box: Box
+    change_hu: NDArray[np.float32]
+    halo: NDArray[np.bool_]
+    lesions: NDArray[np.unsignedinteger]
+    organ: NDArray[np.bool_]
+    parts: tuple[ScanPart, ...]
+
+    def whole_lesions(self) -> NDArray[np.unsignedinteger]:
+        """Lesion map on the scan's own grid."""
+        whole = np.zeros(self.scan.ct.grid.shape, self.lesions.dtype, order="F")
+        whole[self.box.slices] = self.lesions
+        return whole
+
+    def whole_labels(self) -> NDArray[np.uint8]:
+        """Label map on the scan's own grid: 0 background, 1 organ, 2 tumor, those that were there before included."""
+        labels = np.zeros(self.scan.ct.grid.shape, np.uint8, order="F")
+        labels[self.scan.organ] = ORGAN
+        part = labels[self.box.slices]
+        part[:] = self.organ.astype(np.uint8) * np.uint8(ORGAN)
+        part[self.lesions > 0] = TUMOR
+        if self.scan.tumors is not None:
+            labels[self.scan.tumors] = TUMOR
+        return labels
+
+    def hu(self) -> NDArray[np.float32]:
+        """CT with tumors, in ``box``."""
+        hu: NDArray[np.float32] = self.scan.ct.data[self.box.slices] + self.change_hu
+        return hu
+
+
+def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[TumorRecord]) -> ScanSynthesis:
+    """Apply records to a scan; the same arguments give the same tumors.
+
+    Args:
+        synthesizer: What makes the tumors, on the device of its networks.
+        scan: Not modified.
+        records: As ``draw_in_scan`` returned them, at least one.
+
+    Raises:
+        SynthesisError: A record does not fit the scan or the synthesizer.
+    """
+    if not records:
+        raise ConfigError("There are no tumor records to apply: draw at least one.")
+    space = ModelSpace(scan.ct.grid, synthesizer.spacing_mm)
+    made = [
+        _make_group(synthesizer, scan, space, [(number, records[number - 1]) for number in numbers])
+        for numbers in _groups(records, space)
+    ]
+    box = Box.joined([native.box for native in made])
+    if box.empty:
+        raise SynthesisError(f"The tumors change nothing in {scan.ct.path}: choose larger tumors or another model.")
+    change_hu = np.zeros(box.shape, np.float32)
+    halo = np.zeros(box.shape, bool)
+    lesions = np.zeros(box.shape, np.min_scalar_type(len(records)))
+    organ = scan.organ[box.slices].copy()
+    for native in made:
+        if native.box.empty:  # between the scan's voxels
+            continue
+        inside = native.box.relative_to(box).slices
+        # Halos of different groups lie apart, but their boxes may overlap.
+        change_hu[inside] += native.change_hu
+        halo[inside] |= native.halo
+        organ[inside] = np.where(native.organ == _STAYS, organ[inside], native.organ == _JOINS_ORGAN)
+        np.maximum(lesions[inside], native.lesions, out=lesions[inside], casting="unsafe")
+    # A tumor that stays in the organ also does so on the scan's own grid.
+    stays = np.array([False, *(not record.may_leave_organ for record in records)])
+    lesions[stays[lesions] & ~organ] = 0
+    return ScanSynthesis(
+        scan=scan,
+        records=tuple(records),
+        box=box,
+        change_hu=change_hu,
+        halo=halo,
+        lesions=lesions,
+        organ=organ,
+        parts=tuple(native.part for native in made),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Native:
+    """A group of tumors on the scan's own grid."""
+
+    box: Box
+    change_hu: NDArray[np.float32]
+    halo: NDArray[np.bool_]
+    lesions: Array
+    organ: Array  # _STAYS, _LEAVES_ORGAN or _JOINS_ORGAN
+    part: ScanPart
+
+
+def _make_group(
+    synthesizer: TumorSynthesizer, scan: Scan, space: ModelSpace, tumors: Sequence[tuple[int, TumorRecord]]
+) -> _Native:
+    records = [record for _, record in tumors]
+    region = _region(records, synthesizer, space.grid.shape)
+    if region.empty:
+        raise SynthesisError(f"A tumor lies outside {scan.ct.path}: apply records to the scan they were drawn for.")
+    before = space.to_model(scan.ct.data, kind="image", box=region)
+    organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=region)
+    moved = [record.moved([-start for start in region.start]) for record in records]
+    ct_B1XYZ, organ_B1XYZ = (torch.from_numpy(array)[None, None].to(synthesizer.device) for array in (before, organ))
+    taken = taken_in(scan, space, region)
+    made = synthesizer.apply(
+        ct_B1XYZ,
+        organ_B1XYZ,
+        [moved],
+        patch_per_tumor=True,
+        taken_B1XYZ=None if taken is None else torch.from_numpy(taken)[None, None],
+    )
+
+    numbers = np.array([0, *(number for number, _ in tumors)])
+    numbers = numbers.astype(np.min_scalar_type(int(numbers.max())))
+    local, labels, halo, change = (
+        x[0, 0].cpu().numpy() for x in (made.lesions, made.labels, made.halo, made.change_hu)
+    )
+    lesions = numbers[local]
+    # Tumors are organ here, but those that leave it: what matters is how far the organ reaches.
+    leaves = np.array([False, *(record.may_leave_organ for record in records)])[local]
+    organ_now = labels > 0
+    relabeled = np.where(organ_now, np.uint8(_JOINS_ORGAN), np.uint8(_LEAVES_ORGAN))
+    relabeled[(organ_now == (organ > 0)) | leaves] = _STAYS
+
+    touched = Box.joined([Box.around(x) for x in (halo, change, lesions, relabeled)])
+    model_box = touched.shifted(region.start)
+    cut = touched.slices
+    native_change, change_box = space.change_to_native(np.ascontiguousarray(change[cut]), box=model_box)
+    native_halo, halo_box = space.change_to_native(halo[cut].astype(np.float32), box=model_box)
+    native_lesions, lesions_box = space.labels_to_native(np.ascontiguousarray(lesions[cut]), box=model_box)
+    native_organ, organ_box = space.labels_to_native(np.ascontiguousarray(relabeled[cut]), box=model_box)
+    box = Box.joined([change_box, halo_box, lesions_box, organ_box])
+    kept = _kept_box(halo, lesions, synthesizer.spacing_mm)
+    return _Native(
+        box=box,
+        change_hu=_placed(native_change, change_box, box),
+        halo=_placed(native_halo, halo_box, box) > 0,
+        lesions=_placed(native_lesions, lesions_box, box),
+        organ=_placed(native_organ, organ_box, box),
+        part=ScanPart(
+            numbers=tuple(number for number, _ in tumors),
+            region=kept.shifted(region.start),
+            before_hu=before[kept.slices].copy(),
+            after_hu=made.ct_hu[0, 0].cpu().numpy()[kept.slices].copy(),
+            labels=labels[kept.slices].copy(),
+            lesions=lesions[kept.slices].copy(),
+            halo=halo[kept.slices].copy(),
+            spacing_mm=synthesizer.spacing_mm,
+        ),
+    )
+
+
+def _reach(record: TumorRecord) -> list[int]:
+    """Return how many voxels from its center a tumor, its halo and its effects can reach along each axis."""
+    halo = 5 * record.blur_sigma_voxels + 2
+    return [
+        math.ceil(max(reach_mm(axis, record.deformation_sigma_mm), effect_reach_mm(record, axis)) / step + halo)
+        for axis, step in zip(record.half_axes_mm, record.spacing_mm, strict=True)
+    ]
+
+
+def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape: Voxel) -> Box:
+    """Return the part of model space that some tumors, the networks and what is measured around them can see."""
+    boxes = []
+    for record in records:
+        kept = [math.ceil(KEPT_AROUND_MM / step) for step in record.spacing_mm]
+        texture = synthesizer.diffusion.get(record.stage) if record.generator == "diffusion" else None
+        margin = np.add(_extent(record), kept)
+        if texture is not None:
+            # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.
+            margin = np.maximum(margin, np.maximum(np.multiply(_reach(record), 2), texture.patch))
+        boxes.append(_around_center(record, margin))
+    return Box.joined(boxes).clipped(shape)
+
+
+def _extent(record: TumorRecord) -> list[int]:
+    """Return how many voxels from its center a tumor, its halo and its effects do reach, mostly less than they can."""
+    halo = blur_radius(record.blur_sigma_voxels) + 1
+    capsule_mm = CAPSULE_REACH_MM if record.capsule_hu != 0 else 0.0
+    return [
+        math.ceil(max(size // 2 + capsule_mm / step, effect_reach_mm(record, axis) / step)) + halo
+        for size, axis, step in zip(tumor_shape(record).shape, record.half_axes_mm, record.spacing_mm, strict=True)
+    ]
+
+
+def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]]:
+    """Return the numbers, from 1, of tumors that can touch each other, group by group."""
+    # A change in model space takes part in native voxels up to one native step away.
+    gap = [math.ceil(step) + 1 for step in space.native_step]
+    boxes = [_around_center(record, np.add(_reach(record), gap)) for record in records]
+    groups: list[list[int]] = []
+    for number, box in enumerate(boxes, start=1):
+        near = [group for group in groups if any(box.overlaps(boxes[other - 1]) for other in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append(sorted([number, *(other for group in near for other in group)]))
+    return sorted(groups)
+
+
+def near(record: TumorRecord, others: Sequence[TumorRecord], space: ModelSpace) -> list[TumorRecord]:
+    """Return those of other tumors that a tumor can touch, or that can touch one that it can, in order."""
+    (group,) = (numbers for numbers in _groups([*others, record], space) if len(others) + 1 in numbers)
+    return [others[number - 1] for number in group[:-1]]
+
+
+def _around_center(record: TumorRecord, margin: Sequence[int] | Array) -> Box:
+    return Box(record.center_voxel, triple(np.add(record.center_voxel, 1))).padded(triple(margin))
+
+
+def _kept_box(halo: NDArray[np.bool_], lesions: Array, spacing_mm: Vector) -> Box:
+    margin = [math.ceil(KEPT_AROUND_MM / step) for step in spacing_mm]
+    return Box.joined([Box.around(halo), Box.around(lesions)]).padded(margin).clipped(halo.shape)
+
+
+def _placed(data: Array, own: Box, box: Box) -> Array:
+    """Return data of a box in a larger one, with zeros around it."""
+    whole = np.zeros(box.shape, data.dtype)
+    if not own.empty:
+        whole[own.relative_to(box).slices] = data
+    return whole

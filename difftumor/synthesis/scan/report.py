@@ -1,0 +1,216 @@
+"""What was asked of every tumor in a scan, what it became, and a picture of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.ndimage import find_objects
+from scipy.spatial import cKDTree
+
+from difftumor.scans.appearance import Appearance, measure_appearance
+from difftumor.scans.components import equivalent_radius_mm
+from difftumor.scans.grid import Box, Vector
+from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.organs import ORGAN
+from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.insertion import ScanPart, ScanSynthesis
+from difftumor.synthesis.scan.scan import ScanSite
+
+if TYPE_CHECKING:  # measuring needs no pictures
+    from matplotlib.figure import Figure
+
+# Below this share of its requested volume a tumor is worth a warning.
+_MOSTLY_THERE = 0.5
+# As is a contrast that is off by more than the noise of a CT.
+_CONTRAST_OFF_HU = 15.0
+_PREVIEW_MM = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorReport:
+    """One tumor in a scan.
+
+    Args:
+        record: How it was drawn.
+        voxels: Its voxels on the scan's own grid.
+        volume_mm3: Their volume.
+        diameter_mm: Diameter of the ball of that volume.
+        center_mm: Their center of mass in world coordinates (RAS); None without voxels.
+        contrast_hu: Mean of the tumor less the mean of the organ around it; None where too little of either is there.
+        sd_hu: Standard deviation inside the tumor; None for too few voxels.
+        vessel_clearance_mm: Distance from the tumor to the nearest vessel in the organ; None where vessels did not
+            matter or there are none.
+    """
+
+    record: TumorRecord
+    voxels: int
+    volume_mm3: float
+    diameter_mm: float
+    center_mm: Vector | None
+    contrast_hu: float | None
+    sd_hu: float | None
+    vessel_clearance_mm: float | None
+
+    @property
+    def requested_volume_mm3(self) -> float:
+        """Volume of the drawn ellipsoid."""
+        return float(4 / 3 * np.pi * np.prod(self.record.half_axes_mm))
+
+    @property
+    def requested_diameter_mm(self) -> float:
+        """Diameter of the ball of the requested volume."""
+        return 2 * self.record.equivalent_radius_mm
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: requested, achieved, and the record that replays the tumor."""
+        record = self.record
+        requested = {
+            "generator": record.generator,
+            "size": record.size,
+            "location": record.location,
+            "diameter_mm": self.requested_diameter_mm,
+            "volume_mm3": self.requested_volume_mm3,
+            "center_mm": record.center_mm,
+            "contrast_hu": record.contrast_hu,
+            "vessel_clearance_mm": record.vessel_clearance_mm,
+            "mass_effect": record.mass_effect,
+            "capsule_hu": record.capsule_hu,
+            "seed": record.texture_seed,
+        }
+        achieved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "record"}
+        achieved["attempts"] = record.attempts
+        return {"requested": requested, "achieved": achieved, "record": record.to_dict()}
+
+
+def report_tumors(result: ScanSynthesis, there: ScanSite, *, window: IntensityWindow) -> tuple[TumorReport, ...]:
+    """Measure every tumor, in the order of the records.
+
+    Args:
+        result: What was made.
+        there: The organ, whose vessels are looked for where a record cares for them.
+        window: HU that count for contrast.
+    """
+    vessels, boxes = _Vessels(there), find_objects(result.lesions, max_label=len(result.records))
+    reports = {
+        number: _report(result, part, number, boxes[number - 1], vessels, window)
+        for part in result.parts
+        for number in part.numbers
+    }
+    return tuple(reports[number] for number in sorted(reports))
+
+
+def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
+    """Say in sentences which tumors fell short of what was asked of them."""
+    warnings = []
+    for number, report in enumerate(reports, start=1):
+        share = report.volume_mm3 / report.requested_volume_mm3
+        if report.voxels == 0:
+            warnings.append(f"Tumor {number} has no voxel of the scan: others cover it, or it lies between its slices.")
+        elif share < _MOSTLY_THERE:
+            warnings.append(
+                f"Tumor {number} was cut to {share:.0%} of its volume by organ, neighbors or the scan's end."
+            )
+        contrast, wanted = report.contrast_hu, report.record.contrast_hu
+        if contrast is not None and wanted is not None and abs(contrast - wanted) > _CONTRAST_OFF_HU:
+            warnings.append(f"Tumor {number} has a contrast of {contrast:+.0f} HU, not of {wanted:+.0f}.")
+        clearance, least = report.vessel_clearance_mm, report.record.vessel_clearance_mm
+        if clearance is not None and least is not None and clearance < least:
+            warnings.append(f"Tumor {number} is {clearance:.1f} mm from a vessel, not {least:.1f} or more.")
+    return tuple(warnings)
+
+
+def draw_preview(result: ScanSynthesis, *, organ: str) -> Figure:
+    """Draw three planes through the largest tumor: before, after, outlines, difference."""
+    from difftumor.reporting.picture_rows import Panel
+    from difftumor.reporting.pictures import mask_center, three_planes
+
+    part = max(result.parts, key=_largest_size)
+    largest = int(np.bincount(part.lesions.ravel())[1:].argmax()) + 1
+    before, after = part.before_hu, part.after_hu
+    panels = [
+        Panel(title="Before", image=before, zoom_mm=_PREVIEW_MM),
+        Panel(title="After", image=after, zoom_mm=_PREVIEW_MM),
+        Panel(title="Labels", image=after, labels=part.labels, zoom_mm=_PREVIEW_MM),
+        Panel(title="Difference", image=after - before, kind="difference", zoom_mm=_PREVIEW_MM),
+    ]
+    return three_planes(
+        panels,
+        spacing_mm=part.spacing_mm,
+        center=mask_center(part.lesions == largest),
+        label_names={1: organ, 2: "tumor"},
+    )
+
+
+def look_at(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearance:
+    """Measure how a tumor looks in model space, against the organ around it."""
+    return measure_appearance(
+        part.after_hu,
+        part.lesions == number,
+        part.labels == ORGAN,
+        spacing_mm=part.spacing_mm,
+        window=window,
+    )
+
+
+class _Vessels:
+    """The vessels of an organ, sought when the first tumor asks for them."""
+
+    def __init__(self, there: ScanSite) -> None:
+        self._there = there
+
+    def clearance_mm(self, part: ScanPart, number: int) -> float | None:
+        """Return the distance from a tumor to the nearest vessel; None where there are none, or no tumor."""
+        box = Box.around(part.lesions == number)
+        if self._tree is None or box.empty:
+            return None
+        voxels = np.argwhere(part.lesions[box.slices] == number) + box.start + part.region.start
+        distances_mm, _ = self._tree.query(voxels * part.spacing_mm)
+        return float(np.min(distances_mm))
+
+    @cached_property
+    def _tree(self) -> cKDTree | None:
+        vessels = np.argwhere(self._there.site.vessels) + self._there.box.start
+        return cKDTree(vessels * self._there.site.spacing_mm) if len(vessels) else None
+
+
+def _report(
+    result: ScanSynthesis,
+    part: ScanPart,
+    number: int,
+    box: tuple[slice, ...] | None,
+    vessels: _Vessels,
+    window: IntensityWindow,
+) -> TumorReport:
+    grid, record = result.scan.ct.grid, result.records[number - 1]
+    voxels = np.empty((0, 3), int)
+    center_mm: Vector | None = None
+    if box is not None:
+        voxels = np.argwhere(result.lesions[box] == number) + [side.start for side in box]
+        middle = voxels.mean(axis=0) + result.box.start
+        x, y, z = (float(v) for v in grid.affine[:3, :3] @ middle + grid.affine[:3, 3])
+        center_mm = (x, y, z)
+    looks = look_at(part, number, window=window)
+    return TumorReport(
+        record=record,
+        voxels=len(voxels),
+        volume_mm3=len(voxels) * grid.voxel_mm3,
+        diameter_mm=2 * equivalent_radius_mm(len(voxels) * grid.voxel_mm3),
+        center_mm=center_mm,
+        contrast_hu=_or_none(looks.contrast_hu),
+        sd_hu=_or_none(looks.sd_hu),
+        vessel_clearance_mm=None if record.vessel_clearance_mm is None else vessels.clearance_mm(part, number),
+    )
+
+
+def _largest_size(part: ScanPart) -> int:
+    return int(np.bincount(part.lesions.ravel(), minlength=2)[1:].max())
+
+
+def _or_none(value: float) -> float | None:
+    # Last bits depend on the number of threads.
+    return round(value, 3) if math.isfinite(value) else None

@@ -1,0 +1,209 @@
+"""Data of stage 2: crops around tumors of one stage, and some around the organ; the other tumors count as organ."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.crops import with_class_centers
+from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to
+from difftumor.datasets.tumor_cases import AnnotatedTumor
+from difftumor.datasets.tumor_stages import Lesion, TumorSplit, TumorStage, center_mm, keep_lesions, split_tumors
+from difftumor.scans.grid import Box
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.nifti import Volume, read_grid
+from difftumor.scans.organs import Organ, resolve_labels
+from stages.run.data import CropData
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionRules:
+    """The group ``lesions`` of the config: which tumors the model is to learn.
+
+    Args:
+        stage: ``"early"`` or ``"late"``.
+        early_radius_mm: Largest equivalent radius of an early tumor.
+        minimum_voxels: Smaller components are no tumors.
+    """
+
+    stage: TumorStage
+    early_radius_mm: float
+    minimum_voxels: int
+
+    def split(self, labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> TumorSplit:
+        """Return the tumors of a label map, sorted by stage."""
+        x, y, z = (float(step) for step in spacing_mm)
+        return split_tumors(
+            labels_XYZ, (x, y, z), early_radius_mm=self.early_radius_mm, minimum_voxels=self.minimum_voxels
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorReader:
+    """Reads cases for stage 2.
+
+    Args:
+        cases: Where they come from; says what their labels mean.
+        organ: Where the tumors are.
+        rules: Which tumors are wanted.
+        crop: Voxels along X, Y, Z that a case has at least.
+        spacing_mm: Voxel size of model space.
+        only: By case, the ``AnnotatedTumor.index`` of the tumors that are wanted; all of the stage in other cases.
+    """
+
+    cases: CaseList
+    organ: Organ
+    rules: LesionRules
+    crop: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
+
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+        names = self.cases.label_names
+        return {
+            "crop": list(self.crop),
+            "spacing_mm": [float(step) for step in self.spacing_mm],
+            "lesions": asdict(self.rules),
+            "labels": asdict(resolve_labels(names, self.organ, source=self.cases.source)),
+            "label_names": dict(names),
+            "tumors": sorted(self.only[case.id]) if case.id in self.only else "all",
+        }
+
+    def __call__(self, case: Case) -> Item:
+        """Load a case for ``RandomCrop``, which will center crops on voxels of wanted tumors or of the organ."""
+        item, _ = self.load(case)
+        elsewhere, organ, tumor = with_class_centers(item)["centers"]
+        # An organ that is nothing but tumor still has surroundings.
+        return {**item, "foreground": tumor, "background": organ if len(organ) else elsewhere}
+
+    def whole(self, case: Case) -> Item:
+        """Load a case, padded to the crop, with all tumors that are annotated."""
+        names = self.cases.label_names
+        labels = resolve_labels(names, self.organ, source=self.cases.source)
+        return pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
+
+    def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:
+        """Load a case, padded to the crop, and the lesions that are wanted."""
+        item = self.whole(case)
+        labels_XYZ = item["labels"][0].numpy()
+        split = self.rules.split(labels_XYZ, self.spacing_mm)
+        lesions = split.of_stage(self.rules.stage)
+        if case.id in self.only:
+            lesions = tuple(lesion for lesion in lesions if lesion.index in self.only[case.id])
+        return {**item, "labels": torch.from_numpy(keep_lesions(labels_XYZ, split, lesions))[None]}, lesions
+
+    def tumors(self, case: Case, labels: Volume) -> tuple[AnnotatedTumor, ...]:
+        """Return the tumors of the stage in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
+        space = ModelSpace(read_grid(case.image), self.spacing_mm)  # as `load` has it, to the last bit
+        split = self.rules.split(space.to_model(labels.data, kind="labels"), self.spacing_mm)
+        return tuple(
+            AnnotatedTumor(
+                case=case.id, index=lesion.index, center_mm=center_mm(lesion, space.grid), radius_mm=lesion.radius_mm
+            )
+            for lesion in split.of_stage(self.rules.stage)
+        )
+
+    def around(self, item: Item, lesion: Lesion) -> Item:
+        """Cut the crop around a lesion out of a case that ``load`` returned.
+
+        Returns:
+            ``ct``, ``labels``, ``case``, and ``key``, which no other lesion has.
+        """
+        box = Box.centered(lesion.center, self.crop, within=item["ct"].shape[1:])
+        # Cloned, so that the whole scan is not kept.
+        cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
+        return {**cut, "case": item["case"], "key": crop_name(item["case"], lesion.index)}
+
+    def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
+        """Cut one crop around each wanted lesion, case after case, at most ``limit``."""
+        crops: list[Item] = []
+        for case in cases:
+            if len(crops) >= limit:
+                break
+            item, lesions = self.load(case)
+            crops += [self.around(item, lesion) for lesion in lesions[: limit - len(crops)]]
+        return crops
+
+
+def crop_name(case: str, index: int) -> str:
+    """Return the name of the crop around a lesion."""
+    return f"{case}/{index}"
+
+
+class TumorCrops(CropData):
+    """Random crops around tumors for training; for validation a fixed crop around each held-out tumor, and hosts.
+
+    Args:
+        reader: Reads the cases.
+        foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
+        validation_crops: Crops of a validation at most, over all ranks.
+        hosts: Hosts that tumors are made in, over all ranks; validation gets their numbers, see ``HostValidation``.
+        options: See ``CropData``.
+    """
+
+    def __init__(
+        self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, hosts: int = 0, **options: Any
+    ) -> None:
+        cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
+        super().__init__(load=reader, transform=cut, **options)
+        self.cut = cut
+        self.reader = reader
+        self.validation_crops = validation_crops
+        self.hosts = hosts
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fill the cache and cut the validation crops."""
+        super().setup(stage)
+        self.fixed = self.fixed_crops()
+
+    def fixed_crops(self) -> list[Item]:
+        """Cut the validation crops."""
+        return self.reader.fixed_crops(self.validation, limit=self.validation_crops)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loaders of this rank's fixed crops and of its hosts' numbers; none where there are none.
+
+        Every rank gets as many, or those with fewer batches would wait for ever. What it gets on top is no further crop
+        (``counted`` is False), and a number beyond the last host.
+        """
+        assert self.trainer is not None
+        rank, ranks, total = self.trainer.global_rank, self.trainer.world_size, len(self.fixed)
+
+        def own(count: int) -> range:
+            return range(rank, -(-count // ranks) * ranks, ranks)
+
+        crops = [{**self.fixed[index % total], "counted": index < total} for index in own(total)]
+        loaders: list[DataLoader[Any]] = []
+        if crops:
+            loaders.append(DataLoader(crops, batch_size=self.batch_size))  # type: ignore[arg-type]
+        if self.hosts:
+            loaders.append(DataLoader(own(self.hosts), batch_size=None))  # type: ignore[arg-type]
+        return loaders
+
+
+def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
+    """Say how many tumors there are, and which cases are left out for having none."""
+    without = sorted(case for case, count in counts.items() if not count)
+    total = sum(counts.values())
+    text = f"{total} {rules.stage} tumors in {len(counts) - len(without)} cases of {source}"
+    if not without:
+        return text + "."
+    shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
+    return f"{text}; left out for having none: {len(without)} ({shown})."
+
+
+def describe_choice(chosen: Sequence[AnnotatedTumor], available: int, rules: LesionRules) -> str:
+    """Say which tumors were chosen, one per line."""
+    lines = [f"Learning {len(chosen)} of {available} {rules.stage} tumors, chosen by seed:"]
+    for tumor in chosen:
+        place = ", ".join(f"{value:.0f}" for value in tumor.center_mm)
+        lines.append(f"  {tumor.case}: radius {tumor.radius_mm:.1f} mm, at ({place}) mm")
+    return "\n".join(lines)

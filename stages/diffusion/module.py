@@ -1,0 +1,238 @@
+"""What stage 2 computes: noise prediction in the latent space of a frozen autoencoder (paper, eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from difftumor.datasets.transforms import Item
+from difftumor.datasets.tumor_stages import TumorStage
+from difftumor.errors import ConfigError
+from difftumor.models.artifact import Parent, save_artifact
+from difftumor.models.denoiser import Denoiser
+from difftumor.models.ema import ExponentialMovingAverage
+from difftumor.models.latent_codec import LatentCodec, Masked
+from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.scans.appearance import AppearanceRanges
+from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.organs import TUMOR
+from difftumor.seeding import torch_generator
+from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
+from stages.run.module import StageModule, adam_betas, initial_weights, preprocessing
+
+NoiseLoss = Literal["l1", "l2"]
+MakeHosts = Callable[[Denoiser, NoiseSchedule], HostValidation]
+
+
+def network_channels(codec: LatentCodec) -> dict[str, int]:
+    """Return the arguments of ``Denoiser`` that follow from the codec."""
+    return {"latent_channels": codec.latent_channels, "condition_channels": codec.latent_channels + 1}
+
+
+class DiffusionModule(StageModule):
+    """Train a denoiser; its moving average is what the artifact holds.
+
+    Args:
+        seed: Everything random derives from it.
+        network: Constructor arguments of ``Denoiser``, without the channels, which follow from the codec.
+        codec: Around the frozen autoencoder; neither trained nor saved here.
+        autoencoder: The autoencoder's artifact, recorded as parent.
+        tumor_stage: Which tumors the model learns.
+        timesteps: T of the noise schedule.
+        sampler: How the model is to be sampled.
+        masked: Where the tumor is taken out of the condition.
+        loss: Distance between noise and prediction.
+        ema: ``decay``, ``start`` and ``every`` of the moving average.
+        lr: Learning rate of Adam.
+        betas: Its momentum coefficients.
+        organ: Recorded in the artifact.
+        window: HU that the networks see.
+        spacing_mm: Voxel size, recorded in the artifact.
+        crop: Voxels along X, Y, Z, recorded in the artifact.
+        cases: What is trained on, recorded in the artifact.
+        hosts: Makes, measures and draws tumors, given the average of the denoiser; None for a validation without.
+        compiled: Compile the denoiser for training.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        network: Mapping[str, Any],
+        codec: LatentCodec,
+        autoencoder: Parent,
+        tumor_stage: TumorStage,
+        timesteps: int,
+        sampler: SamplerConfig,
+        masked: Masked,
+        loss: NoiseLoss,
+        ema: Mapping[str, Any],
+        lr: float,
+        betas: Sequence[float],
+        organ: str,
+        window: IntensityWindow,
+        spacing_mm: Sequence[float],
+        crop: Sequence[int],
+        cases: Mapping[str, Any] | None = None,
+        hosts: MakeHosts | None = None,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(seed=seed)
+        if loss not in get_args(NoiseLoss):
+            raise ConfigError(f"loss is {loss!r}: choose l1, as published, or l2, as in the paper's eq. 6.")
+        if masked not in get_args(Masked):
+            raise ConfigError(f"masked is {masked!r}: choose image, as published, or latent, as in the paper.")
+        arguments = {**network_channels(codec), **network}
+        self.architecture = {"name": "factorized_unet", **arguments}
+        with initial_weights(seed, "denoiser"):
+            self.denoiser = Denoiser(**arguments)
+        # Neither is a submodule: the average has an entry of its own in checkpoints, the autoencoder none.
+        self.ema = ExponentialMovingAverage(self.denoiser, **ema)
+        self.codec = codec
+        self.schedule = NoiseSchedule(timesteps)
+        self.sampler = sampler
+        sampler.time_steps(timesteps)  # refuses steps that do not fit
+        self.parents = {"autoencoder": autoencoder}
+        self.tumor_stage = tumor_stage
+        self.masked, self.loss = masked, loss
+        self.lr, self.betas = lr, adam_betas(betas)
+        self.organ = organ
+        self.window = window
+        self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
+        self.cases = dict(cases or {})
+        self.compiled = compiled
+        self.losses_by_time = TimestepLosses(visited_times(timesteps))
+        self.hosts = None if hosts is None else hosts(self.ema.module, self.schedule)
+
+    @property
+    def network(self) -> nn.Module:
+        """The average of the denoiser's weights."""
+        return self.ema.module
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam on the denoiser alone."""
+        return Adam(self.denoiser.parameters(), lr=self.lr, betas=self.betas)
+
+    def on_fit_start(self) -> None:
+        """Bring along what is no submodule, and compile what is trained."""
+        self.codec.autoencoder.to(self.device)
+        self.ema.to(self.device)
+        if self.compiled:
+            self.denoiser.compile()
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Predict the noise in the latents of a batch of crops."""
+        latent_BCZXY, condition_BCZXY = self.encoded(batch)
+        time_B, noise_BCZXY = self._drawn(latent_BCZXY)
+        loss_B = self.losses(self.denoiser, latent_BCZXY, condition_BCZXY, time_B, noise_BCZXY)
+        loss = loss_B.mean()
+        self.check_finite({"loss": loss})
+        self.log("training/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the average follow."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.ema.update(self.denoiser)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        self.losses_by_time.reset()
+        if self.hosts is not None:
+            self.hosts.start()
+
+    def validation_step(self, batch: Item | int, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Judge the average on held-out tumors, or let it make the tumor of the host of this number."""
+        if isinstance(batch, int):
+            assert self.hosts is not None
+            self.hosts.take(batch, self)
+            return
+        latent_BCZXY, condition_BCZXY = self.encoded(batch)
+        losses = []
+        for time in self.losses_by_time.times:
+            # Noise belongs to tumor and timestep.
+            generators = [torch_generator(self.seed, "validation", key, "time", time) for key in batch["key"]]
+            noise = torch.stack([torch.randn(latent_BCZXY.shape[1:], generator=each) for each in generators])
+            time_B = torch.full((len(noise),), time, device=latent_BCZXY.device)
+            noise = noise.to(latent_BCZXY.device)
+            losses.append(self.losses(self.ema.module, latent_BCZXY, condition_BCZXY, time_B, noise))
+        self.losses_by_time.update(torch.stack(losses), batch["counted"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all crops and hosts of all ranks have shown."""
+        found = self.losses_by_time.compute() if self.losses_by_time.update_called else {}  # on all ranks or on none
+        if self.hosts is not None:
+            found |= self.hosts.finish(self)
+        for name, value in found.items():
+            self.log(name, value, prog_bar=name == MONITOR, sync_dist=True)
+
+    @torch.no_grad()
+    def encoded(self, batch: Item) -> tuple[Tensor, Tensor]:
+        """Return z₀ and the condition of a batch with ``ct`` in HU and ``labels``, (B, 1, X, Y, Z), or with both."""
+        if "latent" in batch:
+            return batch["latent"], batch["condition"]
+        with torch.autocast(batch["ct"].device.type, enabled=False):
+            signed_B1XYZ = self.window.to_signed(batch["ct"].float())
+            tumor_B1XYZ = batch["labels"] == TUMOR
+            return self.codec.encode_both(signed_B1XYZ, tumor_B1XYZ, masked=self.masked)
+
+    def losses(self, denoiser: nn.Module, latent: Tensor, condition: Tensor, time_B: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of every element, (B,)."""
+        # eq. 6: ‖ε - ε_θ(z_t, z_healthy, m, t)‖₂², or its published variant with L1.
+        predicted = denoiser(self.schedule.add_noise(latent, noise, time_B), time_B, condition).float()
+        distance = F.l1_loss if self.loss == "l1" else F.mse_loss
+        return distance(predicted, noise, reduction="none").flatten(1).mean(1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the average."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the average."""
+        super().on_load_checkpoint(checkpoint)
+        self.ema.load_state_dict(checkpoint["ema"])
+
+    def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write the artifact of the average, and how the real tumors look that it has learned."""
+        # Only the rank that exports measures them, once: `learned` is kept.
+        real_tumors = {} if self.hosts is None else AppearanceRanges.of(self.hosts.held_out.learned).to_dict()
+        return save_artifact(
+            path,
+            kind="diffusion",
+            architecture=self.architecture,
+            network=self.network,
+            preprocessing=self.preprocessing,
+            organ=self.organ,
+            parents=self.parents,
+            settings={
+                "timesteps": self.schedule.timesteps,
+                "sampler": asdict(self.sampler),
+                "masked": self.masked,
+                "tumor_stage": self.tumor_stage,
+            },
+            training={**training, "cases": self.cases},
+            metrics=metrics,
+            real_tumors=real_tumors,
+            complete=complete,
+        )
+
+    def _drawn(self, latent_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw t and ε of every element from (seed, step, rank, element)."""
+        times, noises = [], []
+        for element in range(len(latent_BCZXY)):
+            generator = self.step_generator("rank", self.global_rank, "element", element)
+            times.append(torch.randint(self.schedule.timesteps, (), generator=generator))
+            noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))
+        device = latent_BCZXY.device
+        return torch.stack(times).to(device), torch.stack(noises).to(device)

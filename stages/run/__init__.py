@@ -1,0 +1,1 @@
+"""What all stages share: command line, settings, run folder, trainer, data."""

@@ -1,0 +1,164 @@
+"""Checkpoint, best artifact so far, and a line per epoch for logs."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
+
+from stages.run.module import StageModule
+
+LAST = "last.ckpt"
+
+
+class KeepLastAndBest(Checkpoint):
+    """At the end of epochs, write ``last.ckpt`` whole or not at all, and export the best network so far.
+
+    A Lightning ``ModelCheckpoint`` replaces its file in two steps when temporary files lie on another file system;
+    here the new file is a sibling that takes the old one's place.
+
+    Args:
+        folder: The run's folder.
+        every_n_epochs: How often ``last.ckpt`` is written; the last epoch always is.
+        best: Folder of the best artifact.
+        monitor: Validation metric that decides, or None.
+        mode: Whether less or more is better.
+        training: Provenance recorded in the best artifact.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_n_epochs: int,
+        best: Path,
+        monitor: str | None,
+        mode: Literal["min", "max"],
+        training: Mapping[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.every_n_epochs = every_n_epochs
+        self.best = best
+        self.monitor = monitor
+        self.mode = mode
+        self.training = dict(training)
+        self.best_score: float | None = None
+        self.metrics: dict[str, float] = {}  # of the latest validation, which may have been in an earlier process
+        self.metrics_epoch: int | None = None
+        self._just_validated = False
+
+    @property
+    def validated(self) -> dict[str, int]:
+        """When the metrics were measured, for the provenance of artifacts."""
+        return {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the last epoch be validated, even if it is no multiple of ``trainer.validate_every_n_epochs``."""
+        self._just_validated = False
+        if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
+            trainer.check_val_every_n_epoch = 1
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the metrics of the validation before: not every one measures all, and none shall pass for another."""
+        for name in validation_metrics(trainer):
+            del trainer.callback_metrics[name]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch's metrics are its own."""
+        self._just_validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep what this epoch has reached; validation has run before."""
+        assert isinstance(pl_module, StageModule)
+        if self._just_validated:
+            self.metrics, self.metrics_epoch = validation_metrics(trainer), trainer.current_epoch + 1
+            self._keep_best(trainer, pl_module)
+        epoch = pl_module.epochs_done = trainer.current_epoch + 1
+        over = epoch == trainer.max_epochs or trainer.should_stop or trainer.received_sigterm
+        if epoch % self.every_n_epochs == 0 or over:
+            temporary = self.folder / f".{LAST}.new"
+            trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
+            if trainer.is_global_zero:
+                os.replace(temporary, self.folder / LAST)
+            trainer.strategy.barrier("last.ckpt")
+
+    def _keep_best(self, trainer: pl.Trainer, module: StageModule) -> None:
+        if self.monitor is None or self.monitor not in self.metrics:
+            return
+        score = self.metrics[self.monitor]
+        if math.isnan(score):  # nothing would ever be better
+            return
+        better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        if not better:
+            return
+        self.best_score = score
+        if trainer.is_global_zero:
+            training = {**self.training, **progress(trainer, module), **self.validated}
+            module.export(self.best, complete=False, training=training, metrics=self.metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score and the latest metrics, so that a resumed run knows them."""
+        return {"best_score": self.best_score, "metrics": self.metrics, "metrics_epoch": self.metrics_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self.best_score = state_dict["best_score"]
+        self.metrics = dict(state_dict.get("metrics", {}))
+        self.metrics_epoch = state_dict.get("metrics_epoch")
+
+
+class StopWhenNoBetter(EarlyStopping):
+    """Lightning's, which would train a run further that had ended, when it goes on from its checkpoint."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run before its first step, if it had ended before."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class EpochLine(Callback):
+    """Print one line per epoch, for logs in which a progress bar is unreadable."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch and the metrics of the progress bar."""
+        assert isinstance(pl_module, StageModule)
+        shown = {k: v for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if trainer.is_global_zero:
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {pl_module.steps_done}  {metrics}")
+
+
+class TrainingBar(RichProgressBar):
+    """The progress bar without Lightning's version number, which a run of ours has not."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the metrics to show."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def progress_display(wanted: bool) -> list[Callback]:
+    """Return a rich progress bar on a terminal and one line per epoch elsewhere; nothing when not wanted."""
+    if not wanted:
+        return []
+    bar: ProgressBar = TrainingBar(leave=True)
+    return [bar] if sys.stdout.isatty() else [EpochLine()]
+
+
+def progress(trainer: pl.Trainer, module: StageModule) -> dict[str, int]:
+    """How far the run is, for the provenance of artifacts."""
+    return {"steps": module.steps_done, "world_size": trainer.world_size}
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Return the metrics of the latest validation."""
+    return {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}

@@ -1,0 +1,296 @@
+"""Data modules' shared parts: checks of their options, loaders in a seeded order, and random crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from difftumor.datasets.caching import CachedOnDisk, cache_rate
+from difftumor.datasets.cases import Case
+from difftumor.datasets.sampling import RatioSampler, SeededSampler
+from difftumor.datasets.transforms import Item, SeededDataset
+from difftumor.errors import ConfigError
+from difftumor.files import check_folder
+from difftumor.models.artifact_config import read_config
+from difftumor.scans.intensity import IntensityWindow
+from difftumor.seeding import derive_seed, torch_generator
+from stages.run.module import StageModule
+from stages.run.settings import check_positive, check_whole
+
+
+def check_sizes(data: Any, *, multiple: int) -> None:
+    """Check the options that all stages have under ``data``.
+
+    Args:
+        data: Settings with ``crop``, ``spacing_mm`` and ``num_workers``.
+        multiple: Crops must be multiples of this, or the networks' down- and up-sampling would not meet.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    if len(data.crop) != 3 or any(not isinstance(n, int) or n < multiple or n % multiple for n in data.crop):
+        raise ConfigError(f"data.crop is {list(data.crop)}: give three multiples of {multiple}.")
+    if len(data.spacing_mm) != 3 or any(not n > 0 for n in data.spacing_mm):
+        raise ConfigError(f"data.spacing_mm is {list(data.spacing_mm)}: give three numbers of millimeters above 0.")
+    if not isinstance(data.num_workers, int) or data.num_workers < 0:
+        raise ConfigError(f"data.num_workers is {data.num_workers!r}: give 0 or more.")
+
+
+def check_steps(settings: Any) -> int:
+    """Check the options of stages whose epochs are counted in steps.
+
+    Args:
+        settings: Settings with ``training.steps``, ``training.steps_per_epoch``, ``data.batch_size``,
+            ``data.foreground_ratio`` and ``optimizer.lr``.
+
+    Returns:
+        Number of epochs.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    data, training = settings.data, settings.training
+    check_whole(
+        1,
+        training__steps=training.steps,
+        training__steps_per_epoch=training.steps_per_epoch,
+        data__batch_size=data.batch_size,
+    )
+    check_positive(data__foreground_ratio=data.foreground_ratio, optimizer__lr=settings.optimizer.lr)
+    if training.steps % training.steps_per_epoch:
+        raise ConfigError(
+            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
+            f"which is {training.steps_per_epoch}."
+        )
+    return int(training.steps // training.steps_per_epoch)
+
+
+def window_of(data: Any) -> IntensityWindow:
+    """Return the window of ``data.window_hu``.
+
+    Raises:
+        ConfigError: It is not two numbers in rising order.
+    """
+    try:
+        low_hu, high_hu = data.window_hu
+        return IntensityWindow(float(low_hu), float(high_hu))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data.window_hu is {data.window_hu!r}: give two HU values, the lower one first.") from error
+
+
+def check_same_preprocessing(data: Any, artifact: Path, *, names: Sequence[str] = ("spacing_mm", "window_hu")) -> None:
+    """Check that an earlier stage saw CT at the same spacing and window.
+
+    Args:
+        data: Settings with ``spacing_mm`` and ``window_hu``.
+        artifact: Folder of the earlier stage's artifact.
+        names: Which of the two have to be the same.
+
+    Raises:
+        ConfigError: Names the option that differs.
+        ArtifactError: There is no artifact.
+    """
+    preprocessing = read_config(artifact).preprocessing
+    for name in names:
+        trained, wanted = ([float(value) for value in values[name]] for values in (preprocessing, data))
+        if trained != wanted:
+            raise ConfigError(f"data.{name} is {wanted}, but {artifact} was trained with {trained}: set them alike.")
+
+
+def seeded_loader(
+    dataset: SeededDataset,
+    *,
+    trainer: pl.Trainer,
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    samples_per_epoch: int | None = None,
+    training: bool = True,
+    fixed: bool = False,
+    ratio: tuple[Sequence[int], Sequence[int], float] | None = None,
+) -> DataLoader[Item]:
+    """Make a loader whose order depends on seed and epoch alone.
+
+    Args:
+        dataset: What to draw from.
+        trainer: Knows rank, world size and, when resuming, the epoch to start with.
+        seed: The order derives from it.
+        batch_size: Samples per batch on this rank.
+        num_workers: Processes that load; 0 loads in this one.
+        samples_per_epoch: Over all ranks; None means every case once.
+        training: Shuffles, and drops an incomplete batch.
+        fixed: Repeats the first epoch for ever.
+        ratio: Indices of two groups of cases, and the share of the samples that come from the second; None takes every
+            case equally often.
+    """
+    options: dict[str, Any] = {
+        "samples_per_epoch": samples_per_epoch,
+        "seed": seed,
+        "rank": trainer.global_rank,
+        "world_size": trainer.world_size,
+        "shuffle": training,
+        "fixed": fixed or not training,
+    }
+    if ratio is None:
+        sampler = SeededSampler(len(dataset), **options)
+    else:
+        sampler = RatioSampler(ratio[:2], second_share=ratio[2], **options)
+    # Workers fetch their first batches before Lightning sets the epoch of a resumed run.
+    if isinstance(module := trainer.lightning_module, StageModule):
+        sampler.set_epoch(module.epochs_done)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=training,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        # Otherwise the loader would take its workers' seeds from the global generator.
+        generator=torch_generator(seed, "loader"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """What is kept of cases that were read, so that they are resampled once: options of the group ``data``.
+
+    Args:
+        rate: Share of the cases kept in memory; ``"auto"`` for as many as half of the free memory holds.
+        folder: Where all are kept on disk, for this job and others; None for nowhere.
+        spacing_mm: Voxel size that they are kept at.
+
+    Raises:
+        ConfigError: The rate is out of range, or the folder cannot be one.
+    """
+
+    rate: float | Literal["auto"] = 0.0
+    folder: Path | None = None
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.rate, int | float) and not isinstance(self.rate, bool)
+        if self.rate != "auto" and not (is_number and 0 <= self.rate <= 1):
+            raise ConfigError(f"data.cache_rate is {self.rate!r}: give auto, or a share from 0 to 1.")
+        if self.folder is not None and not self.folder.is_dir():  # one that is there may be full, and only be read
+            check_folder(self.folder, option="data.cache_dir")
+
+    @classmethod
+    def of(cls, data: Any) -> Caching:
+        """Return what settings with ``cache_rate``, ``cache_dir`` and ``spacing_mm`` say."""
+        folder = None if data.cache_dir is None else Path(str(data.cache_dir))
+        return cls(rate=data.cache_rate, folder=folder, spacing_mm=tuple(data.spacing_mm))
+
+    def rate_of(self, cases: Sequence[Case], *, processes: int) -> float:
+        """Return the share of the cases that each of so many processes on this machine keeps in memory."""
+        if self.rate != "auto":
+            return self.rate
+        # What is on disk is mapped into memory, and the system decides what stays there.
+        return 0.0 if self.folder is not None else cache_rate(cases, spacing_mm=self.spacing_mm, processes=processes)
+
+    def on_disk(self, load: Callable[[Case], Item], part: str) -> Callable[[Case], Item]:
+        """Return a reader that keeps what ``load``, or the object that it is a method of, reads and describes."""
+        about = getattr(getattr(load, "__self__", load), "about", None)
+        if self.folder is None or about is None:
+            return load
+        return CachedOnDisk(load, partial(_described, about=about, part=part), self.folder)
+
+
+def _described(case: Case, *, about: Callable[[Case], dict[str, Any]], part: str) -> dict[str, Any]:
+    return {**about(case), "part": part}
+
+
+class CropData(pl.LightningDataModule):
+    """Random crops to train on. What is done with the cases held out is the stages' own business.
+
+    Args:
+        train: Cases to train on.
+        validation: Cases to validate on; may be empty.
+        load: Reads a case; see ``SeededDataset``.
+        transform: Random transforms; see ``SeededDataset``.
+        seed: Everything random derives from it.
+        batch_size: Crops per step on each rank.
+        steps_per_epoch: Length of an epoch.
+        num_workers: Loading processes per rank.
+        caching: What is kept of cases that were read.
+        overfit: Repeats the crops of the first epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Sequence[Case],
+        validation: Sequence[Case],
+        load: Callable[[Case], Item],
+        transform: Callable[[Item], Item],
+        seed: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        num_workers: int = 0,
+        caching: Caching | None = None,
+        overfit: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train = tuple(train)
+        self.validation = tuple(validation)
+        self.load = load
+        self.transform = transform
+        self.seed = seed
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = num_workers
+        self.caching = caching or Caching()
+        self.overfit = overfit
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fill the cache."""
+        processes = getattr(self.trainer, "num_devices", 1)  # no trainer yet where data are looked at alone
+        self._cache_rate = self.caching.rate_of((*self.train, *self.validation), processes=processes)
+        self.train_set = self._dataset(self.train, "training", load=self.load, transform=self.transform)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Return the loader of random crops."""
+        assert self.trainer is not None
+        return seeded_loader(
+            self.train_set,
+            trainer=self.trainer,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            samples_per_epoch=self.steps_per_epoch * self.batch_size * self.trainer.world_size,
+            fixed=self.overfit,
+            ratio=self.ratio,
+        )
+
+    @property
+    def ratio(self) -> tuple[Sequence[int], Sequence[int], float] | None:
+        """See ``seeded_loader``; None in most stages."""
+        return None
+
+    def _whole(self, cases: Sequence[Case], load: Callable[[Case], Item]) -> SeededDataset:
+        """Cases as ``load`` reads them."""
+        return self._dataset(cases, "validation", load=load, transform=unchanged)
+
+    def _dataset(
+        self, cases: Sequence[Case], part: str, *, load: Callable[[Case], Item], transform: Callable[[Item], Item]
+    ) -> SeededDataset:
+        return SeededDataset(
+            cases,
+            load=self.caching.on_disk(load, part),
+            transform=transform,
+            seed=derive_seed(self.seed, part),
+            cache_rate=self._cache_rate,
+            cache_workers=self.num_workers,
+        )
+
+
+def unchanged(item: Item) -> Item:
+    """Return the item."""
+    return item

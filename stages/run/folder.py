@@ -1,0 +1,269 @@
+"""A run's folder: resolved config, checkpoint, logs; what may be resumed and what may be removed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difftumor.errors import ArtifactError, ConfigError
+from difftumor.files import written_whole
+from difftumor.models.artifact import Parent
+from difftumor.models.artifact_config import CONFIG_FILE, read_config
+from stages.run.callbacks import LAST
+
+CONFIG = "config.yaml"
+FINISHED = "finished.json"
+START = "start.json"
+HEADER = "# Resolved config of a run of stages."
+# Options that change where or how fast a run goes, and not what it computes.
+NEUTRAL = (
+    "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
+    "data.cache_dir",
+    "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
+    "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
+    "trainer.profiler", "trainer.progress_bar",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run was started with, besides its config.
+
+    Args:
+        parents: Artifacts that it loaded, by role.
+        world_size: On how many devices it runs.
+    """
+
+    parents: Mapping[str, Parent]
+    world_size: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/<stage>/<name>/``.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, *, runs_dir: str, stage: str, name: str) -> RunFolder:
+        """Return the folder of a run.
+
+        Raises:
+            ConfigError: The name would not be a single folder.
+        """
+        if not re.fullmatch(r"[\w][\w.+=-]*", str(name)):
+            raise ConfigError(f"name is {name!r}: use letters, digits, '_', '-', '.', '+' and '=' only.")
+        return cls(Path(runs_dir) / stage / str(name))
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a rerun resumes from."""
+        return self.path / LAST
+
+    def is_ours(self) -> bool:
+        """Whether a stage made this folder."""
+        config = self.path / CONFIG
+        if self.path.is_symlink() or not config.is_file():
+            return False
+        with config.open(encoding="utf-8", errors="replace") as file:
+            return file.read(len(HEADER)) == HEADER
+
+    def check_usable(self) -> None:
+        """Refuse a folder with somebody else's files.
+
+        Raises:
+            ConfigError: Names the folder.
+        """
+        if self.path.exists() and not self.is_ours() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(f"{self.path} exists and is not a run: choose another name=… or runs_dir=….")
+
+    def remove(self) -> None:
+        """Remove the run's folder, after making sure that it is one.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        self.check_usable()
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write the resolved config."""
+        with written_whole(self.path / CONFIG) as temporary:
+            text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+            temporary.write_text(f"{HEADER}\n{text}", encoding="utf-8")
+
+    def changed(
+        self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
+    ) -> list[tuple[str, Any, Any]]:
+        """Options that differ from those the run was started with and that change its results.
+
+        Args:
+            values: The resolved config of this call.
+            neutral: Options of the stage that change no result, besides the common ones.
+            only_whether: Options of the stage of which all values but null give the same results.
+
+        Returns:
+            (name, value of the run, value of this call) of each.
+        """
+        stored = flatten(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")) or {})
+        # Through YAML once, so that both sides went the same way.
+        given = flatten(yaml.safe_load(yaml.safe_dump(dict(values))))
+        names = [name for name in {**stored, **given} if name not in (*NEUTRAL, *neutral)]
+        pairs = [(name, stored.get(name), given.get(name)) for name in names]
+        alike = {name for name, one, other in pairs if name in only_whether and None not in (one, other)}
+        return [(name, one, other) for name, one, other in pairs if one != other and name not in alike]
+
+    def check_resumable(
+        self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
+    ) -> None:
+        """Refuse to go on with a run under other options.
+
+        Raises:
+            ConfigError: Names the first option that differs.
+        """
+        if changes := self.changed(values, neutral, only_whether):
+            name, stored, given = changes[0]
+            raise ConfigError(
+                f"{self.path} was started with {name}={stored}, not {given}: give the run another name=…, "
+                "or fresh=true to start over."
+            )
+
+    def write_start(self, start: Start) -> None:
+        """Record what the run was started with."""
+        parents = {role: {"path": str(it.path), "identity": it.identity} for role, it in start.parents.items()}
+        with written_whole(self.path / START) as temporary:
+            temporary.write_text(json.dumps({"parents": parents, "world_size": start.world_size}), encoding="utf-8")
+
+    def check_start(self, start: Start) -> None:
+        """Refuse to go on with other parents, or on another number of devices.
+
+        Raises:
+            ConfigError: Names what has changed.
+        """
+        if (before := self._start()) is None:
+            return
+        for role, parent in before.parents.items():
+            if role not in start.parents or start.parents[role].identity != parent.identity:
+                raise self._parent_changed(role, parent)
+        if before.world_size != start.world_size:
+            raise ConfigError(
+                f"{self.path} was started on {before.world_size} devices in all, not {start.world_size}: give it as "
+                "many with trainer.devices=… and trainer.num_nodes=…, or fresh=true to start over."
+            )
+
+    def check_parents(self) -> None:
+        """Refuse to leave a finished run as it is when a parent is another one by now; one that is gone is no matter.
+
+        Raises:
+            ConfigError: Names the parent.
+        """
+        before = self._start()
+        for role, parent in (before.parents if before else {}).items():
+            if parent.path.is_dir() and Parent.at(parent.path).identity != parent.identity:
+                raise self._parent_changed(role, parent)
+
+    def _parent_changed(self, role: str, parent: Parent) -> ConfigError:
+        return ConfigError(
+            f"{parent.path} is not the {role} that {self.path} was started with (it has changed since): "
+            "bring back the old one, or set fresh=true to train with the new one."
+        )
+
+    def _start(self) -> Start | None:
+        stored = _read_json(self.path / START)
+        if stored is None:
+            return None
+        parents = {role: Parent(Path(it["path"]), it["identity"]) for role, it in stored["parents"].items()}
+        return Start(parents, stored["world_size"])
+
+    def mark_finished(self, artifact: Path, *, max_epochs: int | None) -> None:
+        """Record which artifact the run ended with, and whether it was cut short by ``trainer.max_epochs``."""
+        with written_whole(self.path / FINISHED) as temporary:
+            record = {"artifact": str(artifact), "identity": read_config(artifact).identity, "max_epochs": max_epochs}
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+
+    def is_finished(self, artifact: Path, *, max_epochs: int | None) -> bool:
+        """Whether the run has ended, as long as is asked for, and ``artifact`` still is what it ended with."""
+        record = _read_json(self.path / FINISHED) if self.is_ours() else None
+        if record is None or record.get("max_epochs") != max_epochs:
+            return False
+        try:
+            config = read_config(artifact)
+        except ArtifactError:
+            return False
+        return config.complete and record["identity"] == config.identity
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return what a file of the run holds, or None where another rank is just removing it or never was one."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownership:
+    """A run as its artifacts name it in their provenance.
+
+    Args:
+        stage: Name of the stage.
+        run: Name of the run.
+    """
+
+    stage: str
+    run: str
+
+    def has(self, artifact: Path) -> bool:
+        """Whether there is an artifact at a path and this run made it."""
+        if not (artifact / CONFIG_FILE).is_file():
+            return False
+        try:
+            training = read_config(artifact).training
+        except ArtifactError:
+            return False
+        return (training.get("stage"), training.get("run")) == (self.stage, self.run)
+
+    def check(self, artifact: Path) -> None:
+        """Refuse a place where something lies that this run has not made.
+
+        Raises:
+            ArtifactError: It is no artifact.
+            ConfigError: It is the artifact of another run.
+        """
+        if not artifact.exists() or self.has(artifact):
+            return
+        training = read_config(artifact).training
+        other = f"run '{training['run']}'" if "run" in training else "something else"
+        raise ConfigError(
+            f"{artifact} was made by {other}, not by run '{self.run}' of this stage: give artifact=PATH for another "
+            "place, or fresh=true to replace it."
+        )
+
+    def remove(self, artifact: Path) -> None:
+        """Remove an artifact if this run made it."""
+        if self.has(artifact):
+            shutil.rmtree(artifact)

@@ -1,0 +1,224 @@
+"""Running a stage: resuming, refusing, finishing. What a stage computes is its module's business."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from difftumor.errors import ConfigError, DiffTumorError, TrainingError
+from difftumor.models.artifact import load_artifact
+from difftumor.models.artifact_config import read_config
+from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
+from stages.run.folder import Ownership, RunFolder, Start
+from stages.run.module import StageModule
+from stages.run.settings import Settings, construct, to_plain
+from stages.run.trainer import TrainerOptions, make_trainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's ``build`` returns.
+
+    Args:
+        module: The LightningModule.
+        data: Its data.
+        epochs: How many epochs the run has.
+        monitor: Validation metric by which the best network is kept, or None.
+        mode: Whether less or more of it is better.
+        neutral: Options, besides the common ones, that a resumed run may change.
+        only_whether: Options of which all values but null give the same results.
+        accumulate: Batches per step of the optimizer, where the module leaves that to Lightning.
+        patience: Validations without a better ``monitor`` after which the run ends early; None for never.
+    """
+
+    module: StageModule
+    data: pl.LightningDataModule
+    epochs: int
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    neutral: tuple[str, ...] = ()
+    only_whether: tuple[str, ...] = ()
+    accumulate: int = 1
+    patience: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One call: where things go and what was asked for."""
+
+    stage: str
+    values: Mapping[str, Any]
+    folder: RunFolder
+    artifact: Path
+    fresh: bool
+    seed: int
+    trainer: TrainerOptions
+
+    @property
+    def best(self) -> Path:
+        return self.artifact.with_name(f"{self.artifact.name}_best")
+
+    @property
+    def ownership(self) -> Ownership:
+        return Ownership(stage=self.stage, run=self.folder.path.name)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"stage": self.stage, "run": self.folder.path.name, "seed": self.seed, "config": dict(self.values)}
+
+
+def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Stage]) -> Path:
+    """Train a stage, or go on with it, and write its artifact.
+
+    The run lives in ``runs/<stage>/<name>/``: the resolved config, TensorBoard logs, ``last.ckpt``. Calling again with
+    the same config resumes from there; a finished run is left as it is.
+
+    Args:
+        stage: Name of the stage.
+        config: Composed config.
+        build: Makes module and data from the settings; it checks what can be checked before data are loaded.
+
+    Returns:
+        Folder of the artifact.
+
+    Raises:
+        DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
+    """
+    values = to_plain(config)
+    settings = Settings(values)
+    run = _prepare(stage, values, settings)
+    if not run.fresh and run.folder.is_finished(run.artifact, max_epochs=run.trainer.max_epochs):
+        run.folder.check_parents()
+        if not run.folder.changed(values):
+            say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
+            return run.artifact
+    built = build(settings)
+    settings.check_all_read()
+    trainer, keep = _trainer(run, built)
+    resuming = not run.fresh and run.folder.last.is_file()
+    if _is_rank_zero():  # srun and torchrun start all ranks at once; one of them minds the folder
+        _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
+    say(f"{'Going on with' if resuming else 'Starting'} {run.folder.path}")
+    _fit(run, built, trainer, run.folder.last if resuming else None)
+    if trainer.is_global_zero:
+        _export(run, built, trainer, keep)
+    trainer.strategy.barrier("artifact")
+    return run.artifact
+
+
+def _prepare(stage: str, values: Mapping[str, Any], settings: Settings) -> _Run:
+    if not isinstance(settings.seed, int) or not isinstance(settings.fresh, bool):
+        raise ConfigError("seed must be an integer and fresh must be true or false: correct that option.")
+    if settings.stage != stage:
+        raise ConfigError(f"stage is {settings.stage!r}: leave it at {stage!r}, or call python -m stages.<stage>.")
+    _ = settings.checkpoints_dir  # read by interpolation, in `artifact` and in the paths of parent artifacts
+    return _Run(
+        stage=stage,
+        values=values,
+        folder=RunFolder.of(runs_dir=settings.runs_dir, stage=stage, name=settings.name),
+        artifact=Path(settings.artifact),
+        fresh=settings.fresh,
+        seed=settings.seed,
+        trainer=construct(TrainerOptions, settings.trainer),
+    )
+
+
+def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
+    keep = KeepLastAndBest(
+        run.folder.path,
+        every_n_epochs=run.trainer.checkpoint_every_n_epochs,
+        best=run.best,
+        monitor=built.monitor,
+        mode=built.mode,
+        training=run.provenance,
+    )
+    epochs = run.trainer.max_epochs or built.epochs
+    callbacks: list[Callback] = [keep, *progress_display(run.trainer.progress_bar)]
+    if built.patience is not None and built.monitor is not None:
+        callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience, strict=False))
+    trainer = make_trainer(
+        run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
+    )
+    return trainer, keep
+
+
+def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
+    """Check that the run may go on, or make its folder anew; nothing is touched before all checks have passed."""
+    run.folder.check_usable()
+    if not run.fresh:
+        for artifact in (run.artifact, run.best):
+            run.ownership.check(artifact)
+    if resuming:
+        run.folder.check_resumable(run.values, built.neutral, built.only_whether)
+        run.folder.check_start(start)
+    else:
+        run.folder.remove()
+        run.ownership.remove(run.best)
+    run.folder.write_config(run.values)
+    run.folder.write_start(start)
+
+
+def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(built.module, built.data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        # Lightning ends with 0 on SIGTERM, which a scheduler would take for success.
+        last = run.folder.last
+        kept = f"rerun the same command to go on from {last}" if last.is_file() else "no checkpoint was written yet"
+        say(f"Interrupted at step {built.module.steps_done}: {kept}.")
+        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+    except DiffTumorError as error:
+        if (original := _of_loading_process(error)) is None:
+            raise
+        raise original from error
+    except MisconfigurationException as error:
+        reason = str(error).splitlines()[0].strip().rstrip(".")
+        raise ConfigError(
+            f"{run.folder.path} cannot be trained so ({reason}): correct that or set fresh=true."
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        if checkpoint is not None and built.module.steps_done == 0:
+            raise TrainingError(
+                f"{checkpoint} cannot be resumed ({str(error).splitlines()[0]}): set fresh=true to start over."
+            ) from error
+        raise
+
+
+def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
+    """The error as a loading process raised it: torch writes that process's traceback into the message."""
+    text = str(error)
+    if not re.match(r"Caught \w+ in DataLoader worker process", text):
+        return None
+    _, _, message = text.rpartition(f".{type(error).__name__}: ")
+    return type(error)(message.strip())
+
+
+def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
+    module = built.module
+    training = {**run.provenance, **progress(trainer, module), **keep.validated}
+    module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)
+    if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
+        module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
+        module.export(run.best, complete=True, training=config.training, metrics=config.metrics)
+    run.folder.mark_finished(run.artifact, max_epochs=run.trainer.max_epochs)
+    say(f"Finished: {run.artifact}")
+
+
+@rank_zero_only
+def say(sentence: str) -> None:
+    """Print a sentence, once for all ranks."""
+    print(sentence, flush=True)
+
+
+def _is_rank_zero() -> bool:
+    # Lightning sets the rank on the function from the launcher's environment, before any process group exists.
+    return getattr(rank_zero_only, "rank", 0) == 0

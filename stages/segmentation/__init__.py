@@ -1,0 +1,1 @@
+"""Stage 3: the segmenter, with tumors made on the fly."""

@@ -1,0 +1,165 @@
+"""Which cases stage 3 trains on: real tumors, healthy scans to make tumors in, or scans with tumors made before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.tumor_cases import LeftOut, SortedCases
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.scans.organs import ORGAN, TUMOR, Organ
+from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE
+from difftumor.synthesis.scan.record import RECORD_FILE, read_record
+from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
+from stages.run.run import say
+from stages.run.settings import Settings
+from stages.segmentation.data import Origin
+
+# Which tumors are trained on: annotated ones, ones made in healthy scans by one generator, or annotated and made ones.
+Tumors = Literal["real", "diffusion", "handcrafted", "mixed"]
+
+
+@dataclass(frozen=True)
+class ChosenCases:
+    """The cases of a run.
+
+    Args:
+        origins: Where each comes from.
+        real: To train on, with annotated tumors.
+        made: To train on, healthy for tumors to be made in, or with tumors made before.
+        validation: Held out, with annotated tumors.
+    """
+
+    origins: Mapping[Case, Origin]
+    real: tuple[Case, ...]
+    made: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+    @property
+    def train(self) -> tuple[Case, ...]:
+        """All to train on."""
+        return *self.real, *self.made
+
+
+def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
+    """Read the lists of a run, and choose what it trains and validates on.
+
+    Raises:
+        ConfigError: ``tumors`` is unknown, or an option about the data does not work.
+        CaseListError: A list is malformed, or there is nothing to train on.
+    """
+    tumors = settings.tumors
+    if tumors not in get_args(Tumors):
+        raise ConfigError(f"tumors is {tumors!r}: choose {', '.join(get_args(Tumors))}.")
+    data = settings.data
+    if data.root is None and data.labels is None and data.healthy_root is not None and tumors not in ("real", "mixed"):
+        # No annotated tumor is trained on, and none need be there.
+        listed, found = CaseList((), {}, Path(str(data.healthy_root))), SortedCases((), (), ())
+    else:
+        listed = read_root(data.root, data.labels)
+        found = sort_and_say(listed, organ, workers=data.num_workers)
+    stated = stated_validation(listed, fold=settings.fold)
+    origins = {case: Origin(listed, healthy=False, made=False) for case in found.tumor}
+    origins |= {case: Origin(listed, healthy=True, made=True) for case in found.healthy}
+    found, elsewhere, set_apart = _with_more_healthy(settings, organ, found)
+    origins |= elsewhere
+    fold, unseen = settings.fold, stated
+    if tumors in ("diffusion", "handcrafted") and not stated and fold is not None:
+        # No annotated tumor is trained on: too few for folds are all there to validate on, and none are no error.
+        patients = {case.patient for case in found.tumor}
+        if len(patients) < settings.folds.count:
+            fold, unseen = None, found.tumor
+    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=unseen)
+    real = train.tumor if tumors in ("real", "mixed") else ()
+    offline = settings.synthesis.offline
+    if tumors == "real":
+        made: tuple[Case, ...] = ()
+    elif offline is None:
+        made = train.healthy
+    else:
+        held_out = {case.patient for case in (*validation, *stated, *set_apart)}
+        known = {case.image.resolve(): case for case in (*listed.cases, *elsewhere, *set_apart)}
+        ready = _made_before(Path(str(offline)), organ, known, held_out)
+        origins |= ready
+        made = tuple(ready)
+    _check_any(tumors, real, made, listed, organ)
+    kind = "healthy ones" if offline is None or tumors == "real" else "with tumors made before"
+    say(f"Training on {len(real)} cases with real tumors and {len(made)} {kind}, validating on {len(validation)}.")
+    return ChosenCases(origins, real, made, validation)
+
+
+def _check_any(tumors: Tumors, real: tuple[Case, ...], made: tuple[Case, ...], listed: CaseList, organ: Organ) -> None:
+    if tumors in ("real", "mixed") and not real:
+        raise CaseListError(f"{listed.source} has no case with a {organ.name} tumor: give other data or organ.")
+    if tumors != "real" and not made:
+        raise CaseListError(
+            f"There is no scan with a healthy {organ.name} to make tumors in: give data.healthy_root=PATH, "
+            "or tumors=real."
+        )
+
+
+def _with_more_healthy(
+    settings: Settings, organ: Organ, found: SortedCases
+) -> tuple[SortedCases, dict[Case, Origin], tuple[Case, ...]]:
+    """Add the scans of ``data.healthy_root``; its stated validation cases, which come last, are of no use here."""
+    labels = settings.data.healthy_labels  # read in any case, as every key must be
+    if settings.data.healthy_root is None:
+        return found, {}, ()
+    healthy = read_root(settings.data.healthy_root, labels, option="data.healthy_labels")
+    held_out = stated_validation(healthy)
+    more = sort_and_say(healthy, organ, assume_healthy=True, workers=settings.data.num_workers)
+    say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
+    fit = tuple(case for case in more.healthy if case not in held_out)
+    # A scan in both lists counts once, with the labels of the list that is about healthy scans.
+    twice = {case.image.resolve() for case in fit}
+    once = tuple(case for case in found.healthy if case.image.resolve() not in twice)
+    origins = {case: Origin(healthy, healthy=True, made=True) for case in fit}
+    return replace(found, healthy=once + fit), origins, held_out
+
+
+def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]) -> dict[Case, Origin]:
+    """Return the scans that ``difftumor synthesize --cases`` has written, but for those of held-out patients.
+
+    Args:
+        folder: ``synthesis.offline``; holds one folder per scan.
+        organ: Where the tumors have to be.
+        known: Cases of the run's lists by the files of their CT, which say whose scans these are.
+        held_out: Patients.
+
+    Raises:
+        CaseListError: There is none, or a scan has its tumors elsewhere.
+    """
+    names = {"background": 0, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
+    cases: list[Case] = []
+    seen: list[Case] = []
+    strangers = 0
+    for file in sorted(folder.glob(f"*/{RECORD_FILE}")):
+        record = read_record(file)
+        if record.organ != organ.name:
+            raise CaseListError(
+                f"{file} has tumors in the {record.organ}, not in the {organ.name}: give synthesis.offline a folder "
+                f"made with --organ {organ.name}, or organ={record.organ}."
+            )
+        original = known.get(record.host)
+        strangers += original is None
+        patient = "" if original is None else original.patient
+        case = Case(
+            file.parent.name, file.parent / CT_FILE, file.parent / LABELS_FILE, patient, tumor_organs=(organ.name,)
+        )
+        (seen if case.patient in held_out else cases).append(case)
+    if not cases:
+        raise CaseListError(
+            f"synthesis.offline={folder} holds no scan with tumors made before of patients to train on: fill it with "
+            f"difftumor synthesize --cases … --organ {organ.name} --out {folder}, or leave the option out."
+        )
+    say_left_out([LeftOut(case, "was made from a scan that is held out") for case in seen])
+    if strangers:
+        say(
+            f"Note: {strangers} scans of {folder} were made from CTs that are in neither list, so that nobody can tell "
+            "whether their patients are held out."
+        )
+    source = CaseList(tuple(cases), names, folder)
+    return {case: Origin(source, healthy=False, made=True) for case in cases}

@@ -1,0 +1,206 @@
+"""What stage 3 computes: a segmenter of organ and tumor, on real tumors and on tumors made on the fly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
+
+from difftumor.datasets.transforms import Item
+from difftumor.evaluation.metrics.overlap import dice
+from difftumor.models.artifact import Parent, save_artifact
+from difftumor.models.segmenters import build_segmenter
+from difftumor.scans.intensity import Normalization, Scale
+from difftumor.scans.organs import BACKGROUND, TUMOR
+from difftumor.segmentation.inference import predict_probabilities
+from stages.run.module import StageModule, initial_weights, preprocessing
+from stages.segmentation.stopwatch import Stopwatch
+from stages.segmentation.tumors import TumorsOnTheFly, finished
+
+
+class SegmentationModule(StageModule):
+    """Train a segmenter with Dice and cross-entropy.
+
+    Args:
+        seed: Everything random derives from it.
+        backbone: ``name`` and options of ``build_segmenter``.
+        tumors: Makes tumors in healthy crops; None trains on real tumors alone. Neither trained nor saved here.
+        lr: Learning rate of AdamW after the warm-up.
+        weight_decay: Its weight decay.
+        warmup_epochs: The learning rate rises linearly for so many epochs, then falls along a cosine.
+        epochs: Length of the run.
+        overlap: Of the windows in validation, in [0, 1).
+        windows_per_batch: Windows that go through the network together in validation.
+        organ: Recorded in the artifact.
+        normalization: How the network wants its scans, recorded in the artifact.
+        spacing_mm: Voxel size, recorded in the artifact.
+        crop: Voxels along X, Y, Z; the size of the windows.
+        waited: Where a loader that makes tumors ahead adds up how long training waits for them; None has the training
+            step make them.
+        parents: Diffusion artifacts by role, recorded in the artifact.
+        cases: What is trained on, recorded in the artifact.
+
+    Raises:
+        ConfigError: The backbone or one of its options is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        backbone: Mapping[str, Any],
+        tumors: TumorsOnTheFly | None,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        epochs: int,
+        overlap: float,
+        windows_per_batch: int,
+        organ: str,
+        normalization: Normalization,
+        spacing_mm: Sequence[float],
+        crop: Sequence[int],
+        waited: Stopwatch | None = None,
+        parents: Mapping[str, Parent] | None = None,
+        cases: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.architecture = dict(backbone)
+        with initial_weights(seed, "segmenter"):
+            self.segmenter = build_segmenter(**self.architecture)
+        # Its networks are no submodules: frozen, and not in checkpoints.
+        self.tumors = tumors
+        # Means over all ranks; Lightning's own would round where ranks differ in their number of scans.
+        self.tumor_dsc, self.organ_dsc = MeanMetric(), MeanMetric()
+        self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.overlap = overlap
+        self.windows_per_batch = windows_per_batch
+        self.organ = organ
+        self.normalization = normalization
+        self.preprocessing = {
+            **preprocessing(window=normalization.window, spacing_mm=spacing_mm, crop=crop),
+            "normalization": normalization.kind,
+        }
+        self.crop = tuple(crop)
+        self.parents = dict(parents or {})
+        self.cases = {"training": (), "validation": (), **(cases or {})}
+        self._for_tumors = waited or Stopwatch()
+        self._for_steps = Stopwatch()
+        self._ahead = waited is not None
+
+    @property
+    def network(self) -> nn.Module:
+        """The segmenter."""
+        return self.segmenter
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW on the segmenter alone."""
+        return AdamW(self.segmenter.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def on_fit_start(self) -> None:
+        """Bring along what is no submodule."""
+        if self.tumors is not None:
+            self.tumors.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rate, from the epoch alone."""
+        lr = self.lr * learning_rate_factor(self.current_epoch, warmup=self.warmup_epochs, total=self.epochs)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.log("training/lr", lr, sync_dist=True)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Start the step's clock."""
+        self._for_steps.start(self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop the step's clock, and count the step."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self._for_steps.stop()
+
+    def on_train_epoch_end(self) -> None:
+        """Log which share of the epoch's steps went into tumors."""
+        tumors, steps = self._for_tumors.take(), self._for_steps.take()
+        if self.tumors is not None and steps:
+            self.log("training/synthesis_share", tumors / (steps + tumors * self._ahead), sync_dist=True)
+
+    def training_step(self, batch: Item, batch_idx: int) -> Tensor:
+        """Make tumors in healthy crops, unless that was done ahead, then segment the batch."""
+        if not self._ahead:
+            with self._for_tumors.running(self.device):
+                batch = finished(batch, self.tumors)
+        logits = self.segmenter(self.scaled(batch))
+        loss = self.criterion(logits.float(), batch["labels"].long())
+        self.check_finite({"loss": loss})
+        self.log("training/loss", loss.detach(), prog_bar=True)
+        counts = {"training/synthetic_crops": batch["synthetic"], "training/rejected_crops": batch["rejected"]}
+        self.log_dict(
+            {k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
+        )
+        return loss
+
+    def scaled(self, batch: Item) -> Tensor:
+        """Return the CT of a batch as the network wants it, shifted by what each crop has drawn."""
+        ct_hu = batch["ct"].float()
+        window = self.normalization.window
+
+        def per_crop(values_B: Tensor) -> Tensor:
+            return values_B.to(ct_hu)[:, None, None, None, None]
+
+        shifted_hu = ct_hu.clip(window.low_hu, window.high_hu) + per_crop(batch["shift"]) * window.width_hu
+        return (shifted_hu - per_crop(batch["offset_hu"])) / per_crop(batch["scale_hu"])
+
+    def validation_step(self, batch: Item, batch_idx: int) -> None:
+        """Segment one held-out scan with overlapping windows."""
+        scale = Scale(self.normalization.window, float(batch["offset_hu"]), float(batch["scale_hu"]))
+        probabilities = predict_probabilities(
+            self.segmenter,
+            scale(batch["ct"]),
+            roi=self.crop,
+            overlap=self.overlap,
+            windows_per_batch=self.windows_per_batch,
+            padding=scale.lowest,
+        )
+        predicted = probabilities.argmax(1, keepdim=True).cpu().numpy()
+        truth = batch["labels"].cpu().numpy()
+        # A rank with fewer scans than the others gets one again, which does not count.
+        ranks = self.trainer.world_size if self._trainer is not None else 1
+        counts = batch_idx * ranks + self.global_rank < len(self.cases["validation"])
+        self.tumor_dsc.update(dice(predicted == TUMOR, truth == TUMOR), weight=float(counts))
+        self.organ_dsc.update(dice(predicted != BACKGROUND, truth != BACKGROUND), weight=float(counts))
+        metrics = {"validation/tumor_dsc": self.tumor_dsc, "validation/organ_dsc": self.organ_dsc}
+        self.log_dict(metrics, on_epoch=True, prog_bar=True)
+
+    def export(self, path: Path, *, complete: bool, training: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write the segmenter's artifact."""
+        return save_artifact(
+            path,
+            kind="segmenter",
+            architecture=self.architecture,
+            network=self.segmenter,
+            preprocessing=self.preprocessing,
+            organ=self.organ,
+            parents=self.parents,
+            training={**training, "cases": self.cases},
+            metrics=metrics,
+            complete=complete,
+        )
+
+
+def learning_rate_factor(epoch: int, *, warmup: int, total: int) -> float:
+    """Return the learning rate's factor: rising linearly to 1 in ``warmup`` epochs, then half a cosine to 0."""
+    if epoch < warmup:
+        return (epoch + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, total - warmup)))

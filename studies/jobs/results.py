@@ -1,0 +1,82 @@
+"""What a study leaves behind: its numbers as CSV and Markdown, its figures, and one page with all of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from difftumor.files import written_whole
+from difftumor.reporting.plots import save_png
+from difftumor.reporting.report import Cell, Report, format_cell
+from difftumor.reporting.tables import markdown_table, write_csv
+
+Row = Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure and what it shows.
+
+    Args:
+        figure: The figure.
+        caption: A sentence below it.
+    """
+
+    figure: Figure
+    caption: str
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    *,
+    title: str,
+    introduction: Sequence[str],
+    rows: Sequence[Row],
+    pictures: Mapping[str, Picture],
+    details: Mapping[str, Cell],
+) -> Path:
+    """Write ``<name>.csv``, ``<name>.md``, the pictures as PNG, and ``report.html``.
+
+    Args:
+        folder: Where to; made if needed, other files in it stay.
+        name: Of the table's files.
+        title: Of the page.
+        introduction: Paragraphs above the table that say how to read it.
+        rows: Of the table, all with the same columns.
+        pictures: By file name without suffix.
+        details: What was run on what.
+
+    Returns:
+        The page.
+    """
+    columns = list(rows[0])
+    cells = [[row[column] for column in columns] for row in rows]
+    heads = [spoken(column) for column in columns]
+    write_csv(folder / f"{name}.csv", columns, [dict(row) for row in rows])
+    with written_whole(folder / f"{name}.md") as temporary:
+        temporary.write_text(markdown_table(heads, [[format_cell(cell) for cell in row] for row in cells]) + "\n")
+    report = Report(title, subtitle=f"difftumor, {date.today().isoformat()}")
+    for paragraph in introduction:
+        report.paragraph(paragraph)
+    report.heading("Numbers")
+    report.table(heads, cells)
+    report.heading("Pictures")
+    for file, picture in pictures.items():
+        save_png(picture.figure, folder / f"{file}.png")
+        report.figure(picture.figure, caption=picture.caption)
+    report.heading("What was run")
+    report.key_values(details)
+    return report.write(folder / "report.html")
+
+
+def spoken(column: str) -> str:
+    """Return a column's name as a head of a table: ``sd_distance_hu`` is "SD distance (HU)"."""
+    words = column.split("_")
+    unit = f" ({words.pop().upper()})" if words[-1] == "hu" else ""
+    if words[0] == "seconds":
+        words, unit = ["time", *words[1:]], " (s)"
+    text = " ".join("SD" if word == "sd" else word for word in words)
+    return text[0].upper() + text[1:] + unit

@@ -1,0 +1,239 @@
+"""Segmenters that differ in what they are trained on, each with several seeds, and tested on the same scans.
+
+What the studies of stage 3 share: their options, training with as many steps, prediction, test, and how many trainings
+are summed up.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from difftumor.datasets.cases import read_cases
+from difftumor.errors import CaseListError, first_few
+from difftumor.evaluation.cohort.methods import CaseResult, Rules, check_whole, evaluate_method
+from difftumor.evaluation.cohort.summary import summarize
+from difftumor.models.artifact import describe_device, pick_device
+from difftumor.models.artifact_config import read_config
+from difftumor.reporting.plots import CURVE_COLORS, new_axes
+from difftumor.reporting.report import Cell
+from difftumor.scans.organs import Organ, resolve_labels
+from stages.run.entry import compose_config
+from stages.run.settings import Settings, construct, to_plain
+from stages.segmentation.cases import choose_cases
+from studies.jobs.command import whole_number
+from studies.jobs.training import command, train
+
+STAGE = "segmentation"
+# Share of a training that its warm-up takes, as published: 100 of 2000 epochs.
+WARM_UP = 0.05
+# Small tumors of Hu et al. 2023, Table 4, have a radius below this.
+SMALL_RADIUS_MM = 5.0
+
+
+@dataclass(frozen=True)
+class SegmenterScores:
+    """What one segmenter reaches on the test scans; None where there is nothing to measure it on.
+
+    Args:
+        tumor_dsc: Mean over the scans with tumors.
+        organ_dsc: Mean over all scans, tumors included.
+        sensitivity: Share of the tumors that were found, one voxel being enough.
+        small_sensitivity: The same of tumors below ``SMALL_RADIUS_MM``.
+        false_positives: Per scan.
+    """
+
+    tumor_dsc: float | None
+    organ_dsc: float | None
+    sensitivity: float | None
+    small_sensitivity: float | None
+    false_positives: float | None
+
+    @classmethod
+    def of(cls, results: Sequence[CaseResult]) -> "SegmenterScores":
+        """Sum up the test scans."""
+        summary: dict[str, Any] = summarize(results)
+        found = [match.prediction is not None for match in small_tumors(results)]
+        return cls(
+            tumor_dsc=summary["scores"]["cases_with_tumor"]["tumor_dsc"]["mean"],
+            organ_dsc=summary["scores"]["all_cases"]["organ_dsc"]["mean"],
+            sensitivity=summary["detection"]["sensitivity"]["value"],
+            small_sensitivity=fmean(found) if found else None,
+            false_positives=summary["detection"]["false_positives_per_scan"],
+        )
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """The segmenters of a study.
+
+    Args:
+        scores: Of each training, by what it was trained on.
+        details: What was run on what, for the page.
+    """
+
+    scores: Mapping[str, Sequence[SegmenterScores]]
+    details: Mapping[str, Cell]
+
+
+def small_tumors(results: Sequence[CaseResult]) -> list[Any]:
+    """Return the matches of all tumors with a radius below ``SMALL_RADIUS_MM``."""
+    matches = (match for result in results for match in result.detection.matches)
+    return [match for match in matches if match.truth.radius_mm < SMALL_RADIUS_MM]
+
+
+def study_parser(name: str, description: str, *, data: bool = True) -> argparse.ArgumentParser:
+    """Return what parses the command line of a study of segmenters.
+
+    Args:
+        name: Of its module.
+        description: A sentence.
+        data: Whether the user says what to train and test on.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
+    parser.set_defaults(stage=STAGE)
+    if data:
+        parser.add_argument(
+            "--test",
+            type=Path,
+            required=True,
+            help="scans to test on, with labels: a list or a dataset.json",
+        )
+    parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")
+    parser.add_argument("--steps", type=whole_number, default=2000, help="steps of each training, about (2000)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of the windows in prediction (0.5)")
+    parser.add_argument("--device", default="auto", help="where tumors are predicted: auto, cpu, cuda")
+    example = "organ=liver data.root=PATH" if data else "training.accumulate=2"
+    parser.add_argument("options", nargs="+" if data else "*", help=f"options of stage 3, such as {example}")
+    return parser
+
+
+def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace) -> StudyScores:
+    """Train what is not trained yet, on all scans and without validation, and test it.
+
+    Args:
+        kinds: What is trained on, and all options of stage 3 that say so.
+        words: What ``study_parser`` has parsed, and the whole line as ``command``.
+
+    Raises:
+        DiffTumorError: An option is wrong, or a training has failed.
+    """
+    device = pick_device(words.device)
+    options = {name: [*own, "fold=null"] for name, own in kinds.items()}
+    # All options and the test scans are checked before anything is trained.
+    organs = {name: construct(Organ, settings_of(own).organ) for name, own in options.items()}
+    _check_test(words.test, organs.values())
+    epochs = {name: _epochs(own, steps=words.steps) for name, own in options.items()}
+    scores: dict[str, list[SegmenterScores]] = {name: [] for name in kinds}
+    details: dict[str, Cell] = {"command": words.command, "predicted on": describe_device(device)}
+    for seed in range(words.seeds):
+        for name, own in options.items():
+            run = f"{name.replace(' ', '_')}_{seed}"
+            artifact, predictions = words.out / "checkpoints" / run, words.out / "predictions" / run
+            train(
+                STAGE,
+                [
+                    *own, f"seed={seed}", f"name={run}", f"artifact={artifact}", f"runs_dir={words.out}/runs",
+                    f"training.epochs={epochs[name]}", f"training.warmup_epochs={round(WARM_UP * epochs[name])}",
+                ],
+            )  # fmt: skip
+            _predict(artifact, predictions, words)
+            results = _test(predictions, words.test, organs[name])
+            scores[name].append(SegmenterScores.of(results))
+            details[f"steps, {name}"] = int(read_config(artifact).training["steps"])
+    ill = [result for result in results if not result.detection.healthy]
+    details["test scans"] = f"{len(results)}, {len(ill)} of them with tumors"
+    details["test tumors"] = (
+        f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius below "
+        f"{SMALL_RADIUS_MM:g} mm"
+    )
+    return StudyScores(scores, details)
+
+
+def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: float = 1, digits: int = 2) -> str | None:
+    """Return the mean over the trainings ± the standard deviation, as text; None where there is nothing to measure."""
+    values = [factor * value for run in runs if (value := getattr(run, field)) is not None]
+    if not values:
+        return None
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+def scores_figure(tested: StudyScores, fields: Mapping[str, str]) -> Figure:
+    """Draw scores from 0 to 1 of every training, kind below kind.
+
+    Args:
+        tested: The segmenters.
+        fields: Fields of ``SegmenterScores``, and what they are called.
+    """
+    figure, axes = new_axes(len(fields), (9.0, 0.6 + 0.6 * max(4, len(tested.scores))), None)
+    figure.set_layout_engine("constrained", wspace=0.06)  # or the ends of both scales would touch
+    names = list(tested.scores)
+    for place, (axis, (field, label)) in enumerate(zip(axes, fields.items(), strict=True)):
+        for row, name in enumerate(names):
+            values = [value for run in tested.scores[name] if (value := getattr(run, field)) is not None]
+            if values:
+                axis.barh(row, fmean(values), color=CURVE_COLORS[0], alpha=0.35, height=0.6)
+                axis.plot(values, [row] * len(values), "o", color=CURVE_COLORS[0], markersize=5)
+        axis.set(xlim=(0, 1), xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axis.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def settings_of(options: Sequence[str]) -> Settings:
+    """Compose the settings of a training.
+
+    Raises:
+        ConfigError: An option is unknown.
+    """
+    return Settings(to_plain(compose_config(STAGE, options)))
+
+
+def _epochs(options: Sequence[str], *, steps: int) -> int:
+    """Return how many epochs make so many steps, on the cases that the options choose."""
+    settings = settings_of(options)
+    chosen = choose_cases(settings, construct(Organ, settings.organ))
+    return max(1, round(steps / math.ceil(len(chosen.train) / settings.data.batch_size)))
+
+
+def _check_test(source: Path, organs: Iterable[Organ]) -> None:
+    """Refuse scans that cannot be tested on.
+
+    Raises:
+        CaseListError: There are none, a file is missing, or a scan has no labels.
+        OrganError: An organ is not among the label names.
+    """
+    listed = read_cases(source)
+    # The test takes a folder without a list for one of label maps.
+    listless = source.is_dir() and not (source / "dataset.json").is_file()
+    unlabeled = [case.id for case in listed.cases if case.labels is None or listless]
+    if unlabeled:
+        raise CaseListError(
+            f"--test {source} names no label map of {first_few(unlabeled)}: give a list with labels, such as a "
+            "dataset.json."
+        )
+    for organ in organs:
+        resolve_labels(listed.label_names, organ, source=source)
+
+
+def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:
+    command(
+        "predict",
+        [
+            "--ct", str(words.test), "--model", str(artifact), "--out", str(out), "--overlap", str(words.overlap),
+            "--device", words.device, "--organ-filter", "predicted",
+        ],
+    )  # fmt: skip
+
+
+def _test(predictions: Path, labels: Path, organ: Organ) -> list[CaseResult]:
+    method = evaluate_method(predictions.name, predictions, labels, organ, rules=Rules())
+    check_whole(method)
+    return [case.result for case in method.cases]

@@ -1,0 +1,281 @@
+"""The command evaluate, from files to files."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from difftumor.cli import main
+
+SHAPE = (24, 20, 16)
+AFFINE = np.array([[-1.0, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return int(exit_info.value.code or 0)
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(data, affine), path)
+    return path
+
+
+def labels(*, tumor: bool) -> np.ndarray:
+    data = np.zeros(SHAPE, np.uint8)
+    data[4:20, 4:16, 4:12] = 1
+    if tumor:
+        data[8:12, 8:12, 6:9] = 2
+    return data
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Predictions and labels of one case with tumor, found exactly, and a healthy one."""
+    for case, tumor in (("a", True), ("b", False)):
+        save(tmp_path / "predictions" / f"{case}.nii.gz", labels(tumor=tumor))
+        save(tmp_path / "labels" / f"{case}.nii.gz", labels(tumor=tumor))
+    return tmp_path
+
+
+def evaluate(folder: Path, *more: object) -> int:
+    words = ("--predictions", folder / "predictions", "--labels", folder / "labels", "--organ", "liver")
+    return run("evaluate", *words, "--out", folder / "out", *more)
+
+
+def rows(cohort: Path, folder: str = "out") -> list[dict[str, str]]:
+    with (cohort / folder / "cases.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_evaluate_writes_tables_figures_and_a_page(cohort, capsys):
+    assert evaluate(cohort) == 0
+    assert [(row["case"], row["organ_dsc"], row["tumor_dsc"], row["tumor_hd95_mm"]) for row in rows(cohort)] == [
+        ("a", "1.0", "1.0", "0.0"), ("b", "1.0", "1.0", "0.0"),
+    ]  # fmt: skip
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert summary["detection"]["sensitivity"]["hits"] == summary["detection"]["sensitivity"]["total"] == 1
+    assert summary["detection"]["patient_specificity"]["value"] == 1.0
+    assert "Tumor-wise sensitivity" in capsys.readouterr().out
+    page = (cohort / "out" / "report.html").read_text()
+    assert "http" not in page.replace("Content-Security-Policy", "").replace("http-equiv", "")
+    assert "difftumor" in page
+
+
+def test_evaluate_reads_the_numbers_of_a_data_set(cohort, capsys):
+    """A truth that numbers spleen, liver and its tumor 1, 5, 6 in a dataset.json beside the folder."""
+    for case in ("a", "b"):
+        truth = np.asarray(nibabel.load(cohort / "labels" / f"{case}.nii.gz").dataobj)
+        numbered = np.array([0, 5, 6], np.uint8)[truth]
+        numbered[0, 0, 0] = 1
+        save(cohort / "labels" / f"{case}.nii.gz", numbered)
+    assert evaluate(cohort) == 1
+    assert "holds label 6" in capsys.readouterr().err
+    names = {"background": 0, "spleen": 1, "liver": 5, "liver_tumor": 6}
+    entries = [{"image": f"labels/{case}.nii.gz", "label": f"labels/{case}.nii.gz"} for case in ("a", "b")]
+    (cohort / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
+    assert evaluate(cohort) == 0
+    assert (cohort / "out" / "cases.csv").read_text().splitlines()[1].startswith("a,1.0,1.0,1.0,1.0,")
+
+
+def test_evaluate_names_missing_partners(cohort, capsys):
+    (cohort / "predictions" / "b.nii.gz").unlink()
+    assert evaluate(cohort) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no prediction of b (1 of 2 cases)" in error
+    assert [row["case"] for row in rows(cohort)] == ["a"]  # the others are done
+    assert evaluate(cohort, "--allow-missing") == 0
+    assert "b: there is no prediction" in capsys.readouterr().out
+    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True))
+    assert evaluate(cohort, "--allow-missing") == 1
+    assert "holds no labels of c.nii.gz" in capsys.readouterr().err
+
+
+def test_evaluate_goes_on_beside_bad_cases(cohort, capsys):
+    """Another grid, a label that nothing names, and fractions: each is named, and the last case is done."""
+    for case in ("c", "d", "e"):
+        save(cohort / "predictions" / f"{case}.nii.gz", labels(tumor=True))
+        save(cohort / "labels" / f"{case}.nii.gz", labels(tumor=True))
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 5
+    save(cohort / "predictions" / "a.nii.gz", labels(tumor=True), shifted)
+    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True) * 2)
+    save(cohort / "labels" / "d.nii.gz", labels(tumor=True) * np.float32(0.7))
+    assert evaluate(cohort) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "3 of 5 cases of predictions could not be evaluated (a, c, d)" in error
+    assert "predictions/a.nii.gz" in error
+    assert [row["case"] for row in rows(cohort)] == ["b", "e"]
+    assert set(json.loads((cohort / "out" / "summary.json").read_text())["problems"]) == {"a", "c", "d"}
+    assert evaluate(cohort, "--resample") == 1
+    assert [(row["case"], row["note"]) for row in rows(cohort)] == [
+        ("a", "prediction resampled to the grid of the labels"), ("b", ""), ("e", ""),
+    ]  # fmt: skip
+
+
+def test_evaluate_compares_methods_with_healthy_scans_and_folds(cohort, capsys):
+    save(cohort / "theirs" / "a.nii.gz", labels(tumor=False))
+    save(cohort / "theirs" / "b.nii.gz", labels(tumor=False))
+    for folder, tumor in (("healthy", False), ("healthy_theirs", True)):
+        save(cohort / folder / "h.nii.gz", labels(tumor=tumor))
+    (cohort / "folds.csv").write_text("case,fold\na,0\nb,1\n")
+    more = ("--compare", f"old={cohort / 'theirs'}", "--name", "new", "--healthy", cohort / "healthy",
+            "--healthy", f"old={cohort / 'healthy_theirs'}", "--folds", cohort / "folds.csv")  # fmt: skip
+    assert evaluate(cohort, *more) == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert summary["method"] == "new"
+    assert summary["detection"]["patient_specificity"]["total"] == 2
+    assert summary["compared"]["old"]["detection"]["patient_specificity"]["hits"] == 1
+    assert summary["compared"]["old"]["tests"]["tumor_dsc"]["difference"] == -1
+    assert [row["fold"] for row in rows(cohort)] == ["0", "1", ""]
+    assert [row["case"] for row in rows(cohort, "out/compared/old")] == ["a", "b", "h"]
+    capsys.readouterr()
+    assert run("tables", cohort / "out", f"again={cohort / 'out'}", "--out", cohort / "tables") == 1
+    assert "another evaluation of old" in capsys.readouterr().err
+    assert run("tables", cohort / "out", "--out", cohort / "tables") == 0
+    assert "| new | **100.0** |" in (cohort / "tables" / "tables.md").read_text()
+    assert r"\begin{table}" in (cohort / "tables" / "tables.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--compare", "predictions"), "the name 'predictions' of another method"),
+        (("--compare", "a/b=labels"), "a name with slashes"),
+        (("--compare", "no"), "no folder no"),
+        (("--ct", "no"), "There is no folder no"),
+        (("--out", "labels"), "holds what is evaluated"),
+        (("--healthy", "other=labels"), "names other, which is none of predictions"),
+        (("--folds", "no.csv"), "no.csv cannot be read"),
+        (("--level", "95"), "confidence level is 95"),
+        (("--minimum-iou", "0.5"), "minimum_iou does not go with"),
+        (("--matching", "iou", "--minimum-iou", "0"), "minimum_iou 0"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(cohort, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(cohort)
+    assert evaluate(cohort, *words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (cohort / "out").exists()
+
+
+def test_evaluate_takes_patients_from_a_list(cohort):
+    listed = cohort / "cases.csv"
+    listed.write_text("image,labels,patient\nlabels/a.nii.gz,labels/a.nii.gz,p\nlabels/b.nii.gz,labels/b.nii.gz,p\n")
+    assert evaluate(cohort, "--labels", listed) == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert summary["patients"] == 1
+    assert summary["detection"]["patient_sensitivity"]["total"] == 1
+    assert summary["detection"]["patient_specificity"]["total"] == 0
+
+
+def test_evaluate_takes_folders_with_signs_of_equality(cohort):
+    for case in ("a", "b"):
+        save(cohort / "lr=0.1" / f"{case}.nii.gz", labels(tumor=False))
+    assert evaluate(cohort, "--compare", cohort / "lr=0.1", "--level", "0.5", "--seed", "1") == 0
+    summary = json.loads((cohort / "out" / "summary.json").read_text())
+    assert list(summary["compared"]) == ["lr=0.1"]
+    assert summary["compared"]["lr=0.1"]["settings"]["predictions"].endswith("lr=0.1")
+    assert (summary["settings"]["level"], summary["settings"]["seed"]) == (0.5, 1)
+
+
+def test_tables_of_other_rules_are_not_joined(cohort, capsys):
+    assert evaluate(cohort) == 0
+    assert evaluate(cohort, "--out", cohort / "strict", "--tolerance-mm", "1") == 0
+    capsys.readouterr()
+    assert run("tables", cohort / "out", f"strict={cohort / 'strict'}", "--out", cohort / "tables") == 1
+    assert "another tolerance_mm" in capsys.readouterr().err
+
+
+def test_evaluate_draws_the_free_response_curve(cohort, capsys):
+    for case in ("a", "b"):
+        stored = np.zeros((*SHAPE, 3), np.float32)
+        stored[..., 2] = 0.6 * (labels(tumor=True) == 2)  # b has no such tumor
+        save(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", stored)
+    assert evaluate(cohort, "--froc") == 0
+    curve = json.loads((cohort / "out" / "summary.json").read_text())["froc"]
+    columns = ("thresholds", "sensitivity", "false_positives_per_scan")
+    points = list(zip(*(curve[column] for column in columns), strict=True))
+    assert (0.7, 0, 0) in points
+    assert (0.5, 1, 0.5) in points
+    assert (cohort / "out" / "froc.png").is_file()
+    assert evaluate(cohort) == 0
+    assert not (cohort / "out" / "froc.png").exists()
+    stored[..., 2] = 7
+    save(cohort / "predictions" / "probabilities" / "b.nii.gz", stored)
+    assert evaluate(cohort, "--froc") == 1
+    assert "holds no probabilities of 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--tolerance-mm", "--minimum-iou", "--level"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_evaluate_refuses_numbers_out_of_range(cohort, capsys, option, value):
+    assert evaluate(cohort, "--matching", "iou", option, value) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (cohort / "out").exists()
+
+
+@pytest.mark.parametrize(("out", "words"), [("file", "is a file"), ("file/a/b", "lies inside the file")])
+def test_evaluate_refuses_an_output_in_a_file_before_it_reads_anything(cohort, capsys, monkeypatch, out, words):
+    (cohort / "file").write_text("mine")
+    monkeypatch.setattr("difftumor.evaluation.cohort.pairs.read_labels", lambda path: pytest.fail(f"{path} was read"))
+    assert evaluate(cohort, "--out", cohort / out) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert (cohort / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("beside", "status"),
+    [
+        ({"difftumor_version": "0.1.0", "organ": "kidney"}, 1),
+        ({"difftumor_version": "0.1.0", "organ": "liver"}, 0),
+        ({"difftumor_version": "0.1.0", "organ": None}, 0),  # a model that does not say it
+        ({"organ": "kidney"}, 0),  # another program's
+        (["kidney"], 0),
+    ],
+)
+def test_evaluate_refuses_predictions_of_another_organ(cohort, capsys, beside, status):
+    (cohort / "predictions" / "b.json").write_text(json.dumps(beside))
+    assert evaluate(cohort) == status
+    if status:
+        assert "b.nii.gz is a prediction of kidney" in capsys.readouterr().err
+        assert [row["case"] for row in rows(cohort)] == ["a"]
+
+
+def test_evaluate_does_not_replace_the_list_of_labels(cohort, capsys):
+    listed = cohort / "cases.csv"
+    listed.write_text("image,labels\nlabels/a.nii.gz,labels/a.nii.gz\nlabels/b.nii.gz,labels/b.nii.gz\n")
+    before = listed.read_bytes()
+    assert evaluate(cohort, "--labels", listed, "--out", cohort) == 1
+    assert "would replace the input cases.csv" in capsys.readouterr().err
+    assert listed.read_bytes() == before
+    assert evaluate(cohort, "--labels", listed) == 0
+    assert evaluate(cohort, "--labels", listed) == 0  # earlier results are replaced
+
+
+def test_evaluate_needs_no_ct(cohort):
+    """The dataset.json beside the labels names CTs that were never copied."""
+    entry = {"image": "imagesTr/a.nii.gz", "label": "labels/a.nii.gz"}
+    names = {"background": 0, "liver": 1, "liver_tumor": 2}
+    (cohort / "dataset.json").write_text(json.dumps({"labels": names, "training": [entry]}))
+    assert evaluate(cohort) == 0
+
+
+def test_evaluate_refuses_missing_folders_and_unknown_organs(cohort, capsys):
+    assert run("evaluate", "--predictions", cohort / "no", "--labels", cohort / "labels", "--organ", "liver",
+               "--out", cohort / "out") == 1  # fmt: skip
+    assert "no folder" in capsys.readouterr().err
+    assert run("evaluate", "--predictions", cohort / "predictions", "--labels", cohort / "labels", "--organ", "toe",
+               "--out", cohort / "out") == 1  # fmt: skip
+    assert "toe" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""``difftumor info`` on a hand-written artifact folder."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from difftumor.cli import main
+from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, ParentReference
+from difftumor.scans.appearance import AppearanceRanges
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    config = ArtifactConfig(
+        kind="diffusion",
+        architecture={"name": "factorized_unet", "width": 24},
+        preprocessing={"spacing_mm": [1.0, 1.0, 1.0]},
+        weights_sha256="0" * 64,
+        organ="liver",
+        parents={"autoencoder": ParentReference("../autoencoder", "a" * 64)},
+        settings={"sampler": {"kind": "ddim"}},
+        training={"steps": 123},
+        metrics={"loss": 0.123456},
+        complete=False,
+    )
+    folder = tmp_path / "diffusion"
+    folder.mkdir()
+    (folder / CONFIG_FILE).write_text(config.to_json())
+    return folder, config
+
+
+def run(*words) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return int(exit_info.value.code or 0)
+
+
+def test_table_tells_what_it_is(artifact, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, config = artifact
+    assert run("info", folder) == 0
+    text = capsys.readouterr().out
+    for fact in ("diffusion", "factorized_unet", "width: 24", "liver", "[1.0, 1.0, 1.0]", "sampler.kind: ddim"):
+        assert fact in text
+    for fact in ("../autoencoder (aaaaaaaaaaaa)", "steps: 123", "loss: 0.1235", "has not finished", config.identity):
+        assert fact in text
+
+
+def test_table_says_in_one_line_how_real_tumors_look(artifact, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, config = artifact
+    assert run("info", folder) == 0
+    assert "real tumors" not in capsys.readouterr().out
+    rising = (1.0, 2.0, 3.0, 4.25, 5.0, 6.0, 7.0)
+    ranges = AppearanceRanges(
+        tumors=12, contrast_hu=tuple(value - 50 for value in rising), sd_hu=rising, edge_step_hu=None
+    )
+    for measured, text in (
+        (ranges, "12 measured, median contrast -45.75 HU, median SD 4.25 HU"),
+        (replace(ranges, edge_step_hu=(30.0,) * 7), "median SD 4.25 HU, median edge step 30 HU"),
+        (AppearanceRanges.of([]), "0 measured"),
+    ):
+        (folder / CONFIG_FILE).write_text(replace(config, real_tumors=measured.to_dict()).to_json())
+        assert run("info", folder) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "real tumors" in line]
+        assert line.strip(" │").endswith(text)
+        assert run("info", folder, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["real_tumors"]["tumors"] == measured.tumors
+    (folder / CONFIG_FILE).write_text(replace(config, real_tumors={"tumors": 3}).to_json())
+    assert run("info", folder) == 1
+    assert "does not say readably how real tumors look" in capsys.readouterr().err
+
+
+def test_json_is_the_config(artifact, capsys):
+    folder, config = artifact
+    assert run("info", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(config.to_json())
+
+
+def test_missing_artifact_is_one_sentence(tmp_path, capsys):
+    assert run("info", tmp_path / "none") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1

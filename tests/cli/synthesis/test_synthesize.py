@@ -1,0 +1,337 @@
+"""``difftumor synthesize`` as a user meets it; what it makes is tested in tests/synthesis."""
+
+import csv
+import json
+import shutil
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import yaml
+
+from difftumor.cli import main
+from difftumor.synthesis.scan.files import FILES
+from difftumor.synthesis.spec import Satellites, TumorSpec
+from tests.conftest import REPOSITORY
+from tests.nifti import write_nifti
+from tests.synthesis.makers import ball, save_tiny_artifacts
+
+SHAPE = (36, 34, 32)
+MADE = ("ct.nii.gz", "labels.nii.gz", "lesions.nii.gz", "preview.png")
+
+
+def run(*words) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return int(exit_info.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    values = np.random.default_rng(0).normal(60, 15, SHAPE)
+    values[:2] = -1000
+    write_nifti(folder / "ct.nii.gz", values.astype(np.int16))
+    write_nifti(folder / "liver.nii.gz", ball(SHAPE, 13).astype(np.uint8))
+    write_nifti(folder / "organs.nii.gz", (ball(SHAPE, 13) * 5 + ball(SHAPE, 2)).astype(np.uint8))
+    save_tiny_artifacts(folder / "checkpoints")
+    return folder
+
+
+def words(case, folder, **changes):
+    options = {
+        "--ct": case / "ct.nii.gz",
+        "--organ-mask": case / "liver.nii.gz",
+        "--organ": "liver",
+        "--size": "tiny",
+        "--model": case / "checkpoints" / "diffusion_liver_early",
+        "--device": "cpu",
+        "--out": folder,
+        **{f"--{name.replace('_', '-')}": value for name, value in changes.items()},
+    }
+    return ["synthesize", *(word for pair in options.items() if pair[1] is not None for word in pair)]
+
+
+def record_of(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_mask_label_map_and_convention_give_the_same_tumors(case, tmp_path, capsys):
+    assert run(*words(case, tmp_path / "mask", count=2)) == 0
+    printed = capsys.readouterr().out
+    assert "diffusion tiny" in printed
+    assert "diameter" in printed
+    assert f"Results are in {tmp_path / 'mask'}." in printed
+    assert {path.name for path in (tmp_path / "mask").iterdir()} == set(FILES)
+    write_nifti(tmp_path / "labels.nii.gz", (ball(SHAPE, 13) * 5).astype(np.uint8))
+    labels = {"organ_mask": None, "labels": tmp_path / "labels.nii.gz", "count": 2}
+    assert run(*words(case, tmp_path / "labels", **labels, organ_label=5)) == 0
+    assert run(*words(case, tmp_path / "named", **labels, convention="totalsegmentator")) == 0
+    for name in MADE:
+        first = (tmp_path / "mask" / name).read_bytes()
+        assert first == (tmp_path / "labels" / name).read_bytes() == (tmp_path / "named" / name).read_bytes()
+
+
+def test_several_labels_are_one_organ(case, tmp_path):
+    halves = ball(SHAPE, 13).astype(np.uint8) * 2
+    halves[18:] += (halves[18:] > 0).astype(np.uint8)
+    write_nifti(tmp_path / "halves.nii.gz", halves)
+    labels = {"organ_mask": None, "labels": tmp_path / "halves.nii.gz", "organ_label": "2,3"}
+    assert run(*words(case, tmp_path / "one")) == 0
+    assert run(*words(case, tmp_path / "two", **labels)) == 0
+    for name in MADE:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_usual_model_is_found(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(case)
+    assert run(*words(case, tmp_path / "out", model=None)) == 0
+    assert set(record_of(tmp_path / "out")["models"]) == {"early"}
+
+
+def test_hand_crafted_tumors_need_no_model(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"model": None, "generator": "handcrafted", "preset": "reader", "size": None, "radius_mm": 6}
+    assert run(*words(case, tmp_path / "out", **options)) == 0
+    record = record_of(tmp_path / "out")
+    (tumor,) = record["tumors"]
+    assert record["models"] == {}
+    assert tumor["requested"]["diameter_mm"] == pytest.approx(12)
+    assert (tumor["record"]["mass_effect"], tumor["record"]["capsule_hu"]) == (30, 120)
+    assert tumor["record"]["texture"]["kind"] == "gaussian"
+
+
+def test_sampler_and_precision_are_chosen_and_recorded(case, tmp_path):
+    def sampling(name, **options):
+        assert run(*words(case, tmp_path / name, **options)) == 0
+        return record_of(tmp_path / name)["models"]["early"]["sampling"]
+
+    usual = {"kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": "fp32"}
+    assert sampling("usual") == usual
+    chosen = {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
+    options = {"sampler": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
+    assert sampling("chosen", **options) == chosen
+    names = ("ct.nii.gz", "lesions.nii.gz")
+    same = [(tmp_path / "usual" / name).read_bytes() == (tmp_path / "chosen" / name).read_bytes() for name in names]
+    assert same == [False, True]
+
+
+def test_replay_gives_the_same_files_from_the_record_alone(case, tmp_path, monkeypatch, capsys):
+    assert run(*words(case, tmp_path / "a", count=2, precision="bf16", sampler="ddim", steps=2)) == 0
+    record = tmp_path / "a" / "record.json"
+    assert run("synthesize", "--replay", record, "--device", "cpu", "--out", tmp_path / "b") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    shutil.copy(case / "ct.nii.gz", tmp_path / "copy.nii.gz")
+    again = ["synthesize", "--replay", record, "--device", "cpu", "--ct", tmp_path / "copy.nii.gz"]
+    again += ["--organ-mask", case / "liver.nii.gz", "--model", case / "checkpoints" / "diffusion_liver_early"]
+    assert run(*again, "--out", tmp_path / "c") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")
+    capsys.readouterr()
+    for option in (("--size", "tiny"), ("--seed", 1), ("--cases", case), ("--sampler", "ddim"), ("--organ", "liver")):
+        assert run("synthesize", "--replay", record, *option, "--out", tmp_path / "d") == 1
+        assert f"{option[0]} has no meaning beside --replay" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_file_says_which_tumors(case, tmp_path, capsys):
+    plan = tmp_path / "tumors.yaml"
+    plan.write_text(
+        "seed: 5\ntumors:\n- {generator: diffusion, size: tiny}\n- {generator: handcrafted, diameter_mm: 7, count: 2}\n"
+    )
+    asked = {"size": None, "tumors": plan}
+    assert run(*words(case, tmp_path / "stated", **asked)) == 0
+    assert record_of(tmp_path / "stated")["request"]["seed"] == 5
+    kinds = [tumor["requested"]["generator"] for tumor in record_of(tmp_path / "stated")["tumors"]]
+    assert kinds == ["diffusion", "handcrafted", "handcrafted"]
+    assert run(*words(case, tmp_path / "other", **asked, seed=6)) == 0
+    assert record_of(tmp_path / "other")["request"]["seed"] == 6
+    capsys.readouterr()
+    assert run(*words(case, tmp_path / "both", tumors=plan)) == 1
+    assert "--size has no meaning beside --tumors" in capsys.readouterr().err
+
+
+def test_the_file_of_the_documentation_uses_every_field(tmp_path, monkeypatch, capsys):
+    plan = REPOSITORY / "docs" / "tumors.yaml"
+    entries = yaml.safe_load(plan.read_text())["tumors"]
+    assert {name for entry in entries for name in entry} == {f.name for f in fields(TumorSpec)} | {"preset"}
+    assert set(entries[0]["satellites"]) | {"diameter_mm"} == {f.name for f in fields(Satellites)}
+
+    shape, affine = (48, 48, 48), np.diag([2.5, 2.5, 2.5, 1.0])
+    affine[:3, 3] = np.array([105, 150, 130]) - 24 * 2.5
+    values = np.random.default_rng(0).normal(100, 10, shape)
+    values[:2] = -1000
+    for name, data in (("ct", values.astype(np.int16)), ("liver", ball(shape, 21).astype(np.uint8))):
+        write_nifti(tmp_path / f"{name}.nii.gz", data, affine)
+    options = {"size": None, "model": None, "tumors": plan, "segments": tmp_path / "liver.nii.gz"}
+    assert run(*words(tmp_path, tmp_path / "out", **options)) == 0
+    tumors = record_of(tmp_path / "out")["tumors"]
+    assert "handcrafted medium, central" in capsys.readouterr().out
+    assert {tumor["requested"]["location"] for tumor in tumors} == {
+        "central", "around tumor 1", "peripheral", "segment 1", "point (105, 150, 130) mm",
+    }  # fmt: skip
+    np.testing.assert_allclose(tumors[-1]["achieved"]["center_mm"], (105, 150, 130), atol=3)
+
+
+def test_what_cannot_be_had_is_told_or_refused(case, tmp_path, capsys):
+    assert run(*words(case, tmp_path / "out", count=40)) == 0
+    assert "Warning: The liver had room for" in capsys.readouterr().err
+    assert run(*words(case, tmp_path / "strict", count=40), "--strict") == 1
+    assert "do without --strict" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+
+
+def test_the_gate_says_what_it_cannot_test_and_what_it_rejected(case, tmp_path, capsys):
+    code = run(*words(case, tmp_path / "out", gate_attempts=2), "--quality-gate")
+    printed = capsys.readouterr()
+    assert "does not say how real tumors look" in printed.err
+    if code == 0:
+        assert "The quality gate let 1 tumor through" in printed.out
+    else:
+        assert "None of 2 tumors passed the quality gate (failed:" in printed.err
+
+
+def test_overwrite(case, tmp_path, capsys):
+    assert run(*words(case, tmp_path / "out")) == 0
+    assert run(*words(case, tmp_path / "out")) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*words(case, tmp_path / "out"), "--overwrite") == 0
+
+
+def cohort(case, folder, names=("one", "two")):
+    """Write a list of scans; the last is broken."""
+    rows = ["id,image,labels"]
+    for name in (*names, "broken"):
+        shutil.copy(case / "ct.nii.gz", folder / f"{name}.nii.gz")
+        shutil.copy(case / "liver.nii.gz", folder / f"{name}_organ.nii.gz")
+        rows.append(f"{name},{name}.nii.gz,{name}_organ.nii.gz")
+    (folder / "broken.nii.gz").write_bytes(b"no gzip")
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n")
+    return folder / "cases.csv"
+
+
+def test_many_scans_and_one_that_is_broken(case, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    listed = cohort(case, tmp_path / "in")
+    many = {"ct": None, "organ_mask": None, "model": None, "generator": "handcrafted", "cases": listed}
+    assert run(*words(case, tmp_path / "out", **many)) == 1
+    printed = capsys.readouterr()
+    assert "one: 1 tumor" in printed.out
+    assert "1 of 3 scans failed (broken)" in printed.err
+    with (tmp_path / "out" / "summary.csv").open() as stream:
+        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    assert [row["status"] for row in rows.values()] == ["made", "made", "failed"]
+    assert "broken.nii.gz is damaged" in rows["broken"]["error"]
+    first = {name: contents(tmp_path / "out" / name) for name in ("one", "two")}
+    assert not (tmp_path / "out" / "broken").exists()
+    # Each scan has tumors of its own.
+    assert first["one"]["lesions.nii.gz"] != first["two"]["lesions.nii.gz"]
+
+    # Run again, what is made stays, and what was mended is made.
+    shutil.copy(case / "ct.nii.gz", tmp_path / "in" / "broken.nii.gz")
+    assert run(*words(case, tmp_path / "out", **many)) == 0
+    assert "one: done before" in capsys.readouterr().out
+    # Something else asked for is not taken for it.
+    assert run(*words(case, tmp_path / "out", **many, seed=1)) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*words(case, tmp_path / "out", **many, seed=1), "--overwrite") == 0
+    assert contents(tmp_path / "out" / "one")["lesions.nii.gz"] != first["one"]["lesions.nii.gz"]
+
+
+def test_a_list_is_not_replaced_by_the_summary(case, tmp_path, capsys):
+    listed = cohort(case, tmp_path).rename(tmp_path / "summary.csv")
+    before = contents(tmp_path)
+    many = {"ct": None, "organ_mask": None, "model": None, "generator": "handcrafted", "cases": listed}
+    assert run(*words(case, tmp_path, **many)) == 1
+    assert "summary.csv: give another folder" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["organ_mask", "labels"])
+def test_a_folder_of_scans_and_one_of_masks_or_label_maps(case, tmp_path, capsys, option):
+    for folder in ("ct", "labels"):
+        (tmp_path / folder).mkdir()
+    for name in ("one", "two"):
+        shutil.copy(case / "ct.nii.gz", tmp_path / "ct" / f"{name}.nii.gz")
+        value = 255 if option == "organ_mask" else 5
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", ball(SHAPE, 13).astype(np.uint8) * value)
+    many = {"ct": None, "organ_mask": None, "model": None, "generator": "handcrafted", "cases": tmp_path / "ct"}
+    many |= {option: tmp_path / "labels", "convention": None if option == "organ_mask" else "totalsegmentator"}
+    assert run(*words(case, tmp_path / "out", **many)) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two", "summary.csv"}
+    (tmp_path / "labels" / "two.nii.gz").unlink()
+    assert run(*words(case, tmp_path / "again", **many)) == 1
+    assert "two.nii.gz: name the files like their CTs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_make_what_one_makes(case, tmp_path):
+    (tmp_path / "in").mkdir()
+    listed = cohort(case, tmp_path / "in")
+    shutil.copy(case / "ct.nii.gz", tmp_path / "in" / "broken.nii.gz")
+    many = {"ct": None, "organ_mask": None, "cases": listed}
+    assert run(*words(case, tmp_path / "one", **many)) == 0
+    assert run(*words(case, tmp_path / "three", **many, jobs=3)) == 0
+    for name in ("one", "two", "broken"):
+        assert contents(tmp_path / "one" / name) == contents(tmp_path / "three" / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"ct": "missing.nii.gz"}, ("missing.nii.gz",)),
+        ({"ct": None}, ("--ct", "--cases")),
+        ({"organ": "spleen"}, ("spleen", "liver")),
+        ({"organ": None}, ("--organ is missing", "liver")),
+        ({"organ_mask": None}, ("--organ-mask", "--labels")),
+        ({"labels": "both.nii.gz"}, ("--organ-mask", "--labels")),
+        ({"organ_mask": None, "labels": "organs.nii.gz"}, ("--organ-label", "--convention")),
+        ({"organ_mask": "organs.nii.gz"}, ("5, 6", "--organ-label")),
+        ({"organ_label": 9}, ("label 9", "labels found: 1")),
+        ({"organ_label": "five"}, ("--organ-label", "five")),
+        ({"organ_label": 0}, ("--organ-label", "from 1 up")),
+        ({"organ_label": 5, "convention": "lits"}, ("--organ-label", "--convention")),
+        ({"convention": "mine"}, ("mine", "totalsegmentator")),
+        ({"cases": "."}, ("--cases", "--ct")),
+        ({"size": "giant"}, ("giant", "early")),
+        ({"size": "large"}, ("no room",)),
+        ({"radius_mm": 5}, ("--size", "--radius-mm")),
+        ({"size": None, "radius_mm": -5}, ("--radius-mm", "above 0")),
+        ({"generator": "magic"}, ("magic", "handcrafted")),
+        ({"preset": "best"}, ("best", "reader")),
+        ({"size": None, "tumors": "nowhere.yaml"}, ("nowhere.yaml", "YAML")),
+        ({"segments": "missing.nii.gz"}, ("missing.nii.gz",)),
+        ({"model": "checkpoints/autoencoder"}, ("autoencoder", "stages.diffusion")),
+        ({"model": "nowhere"}, ("nowhere",)),
+        ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model", "--generator handcrafted")),
+        ({"out": "liver.nii.gz/deep/out"}, ("lies inside the file liver.nii.gz", "give a folder")),
+        ({"model": None, "organ": "kidney"}, ("diffusion_kidney_early", "stages.diffusion", "--model")),
+        ({"precision": "fp16"}, ("fp16", "bf16")),
+        ({"sampler": "euler"}, ("euler", "ddim")),
+        ({"steps": 2}, ("steps must be all 4", "'ddpm'")),
+        ({"sampler": "ddim", "steps": 5}, ("at most 4", "5")),
+        ({"sampler": "ddim", "eta": 2}, ("eta", "[0, 1]")),
+        ({"eta": 0.5}, ("eta 0.5", "ddim")),
+        ({"sampler": "ddim", "spacing": "even"}, ("even", "trailing")),
+        ({"device": "cuda:99"}, ("cuda:99", "cpu")),
+        ({"out": "liver.nii.gz"}, ("liver.nii.gz", "folder")),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(case, tmp_path, monkeypatch, capsys, changes, expected):
+    monkeypatch.chdir(case)
+    before = sorted(case.rglob("*"))
+    assert run(*words(case, tmp_path / "out", **changes)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert all(word in error for word in expected), error
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(case.rglob("*")) == before
+
+
+def test_count_below_one_is_wrong_usage(case, tmp_path):
+    assert run(*words(case, tmp_path / "out", count=0)) == 2

@@ -1,0 +1,53 @@
+"""Folds as nnU-Net and tables write them."""
+
+import json
+
+import pytest
+
+from difftumor.errors import CaseListError
+from difftumor.evaluation.cohort.pairs import check_folds, read_folds
+
+
+def test_splits_of_nnunet(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]))
+    assert read_folds(path) == {"a": "0", "b": "1"}
+
+
+def test_a_table(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("case,fold,more\na, 1,x\nb,two,y\n")
+    assert read_folds(path) == {"a": "1", "b": "two"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("f.json", "[{}]", "cannot be read"),
+        ("f.json", "{", "cannot be read"),
+        ("f.csv", "id,fold\na,1\n", "no columns case and fold"),
+        ("f.csv", "case,fold\na,1\nb\n", "line 3 has no case or no fold"),
+        ("f.csv", "case,fold\n", "names no case"),
+        ("f.csv", "case,fold\na,1\na,2\n", "puts a into the folds 1 and 2"),
+    ],
+)
+def test_what_is_none_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CaseListError, match=words):
+        read_folds(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CaseListError, match=r"no\.csv cannot be read"):
+        read_folds(tmp_path / "no.csv")
+
+
+def test_a_mark_of_a_spreadsheet_is_no_name(tmp_path):
+    (tmp_path / "f.csv").write_text("\ufeffcase,fold\na,²\n", encoding="utf-8")
+    assert read_folds(tmp_path / "f.csv") == {"a": "²"}
+
+
+def test_a_case_without_fold_is_named(tmp_path):
+    check_folds({"a": "0"}, ["a"], tmp_path / "f.csv")
+    with pytest.raises(CaseListError, match="does not name the case b"):
+        check_folds({"a": "0"}, ["a", "b"], tmp_path / "f.csv")

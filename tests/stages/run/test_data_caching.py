@@ -1,0 +1,57 @@
+"""Cases kept on disk or in memory change no weight of any stage, and are read once."""
+
+import pytest
+
+from difftumor.datasets import transforms
+from difftumor.errors import ConfigError
+from stages.autoencoder import train as autoencoder
+from stages.diffusion import train as diffusion
+from stages.run.run import run_stage
+from stages.segmentation import train as segmentation
+
+BUILDS = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
+FIXTURES = {"autoencoder": "tiny_config", "diffusion": "tiny_diffusion", "segmentation": "tiny_segmentation"}
+
+
+@pytest.mark.parametrize("stage", BUILDS)
+def test_cases_kept_on_disk_give_the_same_weights(request, tmp_path, monkeypatch, stage):
+    compose = request.getfixturevalue(FIXTURES[stage])
+    reads = []
+    read_ct = transforms.read_ct
+    monkeypatch.setattr(transforms, "read_ct", lambda path: (reads.append(path), read_ct(path))[1])
+
+    def weights(name, *options):
+        reads.clear()
+        config = compose(f"name={name}", f"artifact={tmp_path}/{name}", *options)
+        artifact = run_stage(stage=stage, config=config, build=BUILDS[stage])
+        return (artifact / "model.safetensors").read_bytes(), len(reads)
+
+    on_disk = f"data.cache_dir={tmp_path}/cache"
+    plain, _ = weights("plain", "data.cache_rate=0")
+    cold, cold_reads = weights("cold", on_disk, "data.cache_rate=auto")
+    warm, warm_reads = weights("warm", on_disk, "data.cache_rate=0.5")
+    assert plain == cold == warm
+    assert cold_reads > warm_reads
+    if stage != "diffusion":  # its hosts and held-out tumors are cut once per run, and not kept
+        assert warm_reads == 0
+
+
+def test_training_and_validation_share_no_file(tiny_segmentation, tmp_path):
+    run_stage(
+        stage="segmentation", config=tiny_segmentation(f"data.cache_dir={tmp_path}/cache"), build=segmentation.build
+    )
+    assert len(list((tmp_path / "cache").iterdir())) == 5 + 2
+
+
+@pytest.mark.parametrize("value", ["-0.5", "2", "most", "true"])
+def test_a_wrong_share_is_named(tiny_segmentation, value):
+    with pytest.raises(ConfigError, match=r"data\.cache_rate is .*: give auto, or a share"):
+        run_stage(stage="segmentation", config=tiny_segmentation(f"data.cache_rate={value}"), build=segmentation.build)
+
+
+def test_a_cache_in_the_place_of_a_file_is_named(tiny_segmentation, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data\.cache_dir .*is a file"):
+        run_stage(
+            stage="segmentation", config=tiny_segmentation(f"data.cache_dir={tmp_path}/file"), build=segmentation.build
+        )

@@ -1,0 +1,179 @@
+"""Tumors made during training: who gets which, and that nothing but a crop's own seed decides."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from difftumor.errors import ConfigError, SynthesisError
+from difftumor.synthesis.scan.loading import load_synthesizer
+from stages.segmentation.tumors import TumorMix, TumorsOnTheFly
+
+PUBLISHED = {"early": 0.8, "medium": 0.1, "large": 0.1}
+
+
+def mix(**changes) -> TumorMix:
+    diffusion = {"diffusion": 1.0, "handcrafted": 0.0}
+    return TumorMix(**{"probability": 0.5, "generators": diffusion, "sizes": PUBLISHED, "most_early": 3, **changes})
+
+
+@pytest.fixture(scope="module")
+def synthesizer(untrained):
+    return load_synthesizer(
+        {stage: untrained / f"diffusion_liver_{stage}" for stage in ("early", "late")}, organ="liver"
+    )
+
+
+@pytest.fixture(params=[{"diffusion": 1.0}, {"diffusion": 1.0, "handcrafted": 1.0}], ids=["diffusion", "both"])
+def always(synthesizer, request) -> TumorsOnTheFly:
+    sizes = {"tiny": 0.6, "medium": 0.4}
+    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix(probability=1.0, sizes=sizes, generators=request.param))
+
+
+def crops(size):
+    ct = 60 + 10 * torch.randn(size, 1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(ct.shape, dtype=torch.uint8)
+    labels[:, :, 2:14, 2:14, 2:14] = 1
+    return ct, labels
+
+
+def test_the_published_mix_is_met():
+    draws = [mix().draw(seed) for seed in range(8000)]
+    made = [draw for draw in draws if draw is not None]
+    assert len(made) / 8000 == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 8000))
+    share = {size: count / len(made) for size, count in Counter(map(size_of, made)).items()}
+    assert share == pytest.approx(PUBLISHED, abs=0.03)
+    assert {count_of(spec) for spec in made if size_of(spec) != "early"} == {1}
+    early = Counter(count_of(spec) for spec in made if size_of(spec) == "early")
+    assert set(early) == {1, 2, 3}
+    assert max(early.values()) / min(early.values()) < 1.2
+    assert {(spec.generator, spec.placement) for spec in made} == {("diffusion", "slice")}
+
+
+def test_generators_come_by_their_weights_and_crafted_tumors_in_the_papers_numbers():
+    both = mix(probability=1.0, generators={"diffusion": 1.0, "handcrafted": 3.0}, placement="uniform")
+    made = [both.draw(seed) for seed in range(4000)]
+    crafted = [spec for spec in made if spec.generator == "handcrafted"]
+    assert len(crafted) / 4000 == pytest.approx(0.75, abs=4 * math.sqrt(0.1875 / 4000))
+    assert {spec.count for spec in crafted} == {"paper"}
+    assert "paper" not in {spec.count for spec in made if spec.generator == "diffusion"}
+    assert {spec.placement for spec in made} == {"uniform"}
+
+
+def test_sizes_without_their_model_are_left_out_of_diffusion_alone_and_named():
+    only_early = mix(models=frozenset({"early"}))
+    assert only_early.left_out == ["medium", "large"]
+    assert only_early.stages == {"early", "late"}
+    assert {size_of(spec) for seed in range(200) if (spec := only_early.draw(seed))} == {"early"}
+    assert mix().left_out == []
+    with pytest.raises(ConfigError, match="no weight above 0"):
+        mix(sizes={"early": 1.0}, models=frozenset({"late"}))
+    crafted = mix(generators={"handcrafted": 1.0}, models=frozenset())
+    assert (crafted.left_out, crafted.stages) == ([], frozenset())
+    assert {size_of(spec) for seed in range(200) if (spec := crafted.draw(seed))} == set(PUBLISHED)
+
+
+def size_of(spec):
+    return next(iter(spec.weights))
+
+
+def count_of(spec):
+    return spec.count.limits[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probability": 1.5}, r"synthesis\.probability"),
+        ({"sizes": {"huge": 1.0}}, r"'huge' is unknown"),
+        ({"sizes": {"early": -1.0}}, r"synthesis\.sizes\.early"),
+        ({"sizes": {"early": 0.0}}, r"no weight above 0"),
+        ({"most_early": 0}, r"synthesis\.most_early"),
+        ({"generators": {"brush": 1.0}}, r"synthesis\.generators has 'brush'"),
+        ({"generators": {"diffusion": 0.0}}, r"synthesis\.generators has no weight"),
+        ({"placement": "left"}, r"synthesis\.placement is 'left'"),
+        ({"irregularity": -1}, r"synthesis\.irregularity is -1"),
+        ({"blur_mm": "soft"}, r"synthesis\.blur_mm is 'soft'"),
+    ],
+)
+def test_a_wrong_mix_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        mix(**change)
+
+
+def test_a_missing_model_is_refused(untrained):
+    early = load_synthesizer({"early": untrained / "diffusion_liver_early"}, organ="liver")
+    with pytest.raises(ConfigError, match="late model"):
+        TumorsOnTheFly(synthesizer=early, mix=mix())
+
+
+def test_healthy_crops_get_tumors_in_the_organ_and_others_stay_as_they_are(always):
+    ct, labels = crops(4)
+    labels[1, 0, 5:7, 5:7, 5:7] = 2  # a real tumor
+    before = ct.clone(), labels.clone()
+    made = always(ct, labels, seeds=[11, 12, 13, 14], healthy=[True, False, True, True])
+    assert torch.equal(ct, before[0])
+    assert torch.equal(labels, before[1])
+    assert torch.equal(made.ct_hu[1], ct[1])
+    assert torch.equal(made.labels[1], labels[1])
+    assert made.records[1] == ()
+    assert (made.wanted, made.rejected) == (3, 0)
+    for element in (0, 2, 3):
+        tumor = made.labels[element] == 2
+        assert tumor.any()
+        assert (labels[element][tumor] == 1).all()
+        assert torch.equal(made.labels[element] > 0, labels[element] > 0)
+        assert not torch.equal(made.ct_hu[element], ct[element])
+    assert made.labels.dtype == torch.uint8
+    assert not made.ct_hu.requires_grad
+
+
+def test_without_a_draw_the_crop_is_bit_identical(synthesizer):
+    ct, labels = crops(3)
+    never = TumorsOnTheFly(synthesizer=synthesizer, mix=mix(probability=0.0))
+    made = never(ct, labels, seeds=[1, 2, 3], healthy=[True] * 3)
+    assert torch.equal(made.ct_hu, ct)
+    assert torch.equal(made.labels, labels)
+    assert (made.wanted, made.rejected) == (0, 0)
+
+
+def test_a_batch_equals_its_elements_in_any_order(always):
+    ct, labels = crops(5)
+    seeds = [21, 22, 23, 24, 25]
+    together = always(ct, labels, seeds=seeds, healthy=[True] * 5)
+    assert {record.size for records in together.records for record in records} == {"tiny", "medium"}
+    for element in (4, 0, 3, 1, 2):
+        alone = always(ct[[element]], labels[[element]], seeds=[seeds[element]], healthy=[True])
+        assert alone.records[0] == together.records[element]
+        assert torch.equal(alone.labels[0], together.labels[element])
+        assert torch.allclose(alone.ct_hu[0], together.ct_hu[element], atol=1e-2)
+        assert torch.equal(alone.ct_hu[0] == ct[element], together.ct_hu[element] == ct[element])
+
+
+def test_the_same_seeds_repeat_and_others_differ(always):
+    ct, labels = crops(2)
+    first, again = (always(ct, labels, seeds=[31, 32], healthy=[True] * 2) for _ in range(2))
+    assert torch.equal(first.ct_hu, again.ct_hu)
+    assert torch.equal(first.labels, again.labels)
+    other = always(ct, labels, seeds=[33, 34], healthy=[True] * 2)
+    assert not torch.equal(first.labels, other.labels)
+
+
+def test_rejected_draws_leave_the_crop_healthy_and_are_counted(always):
+    ct, labels = crops(3)
+    labels[0] = 0  # no organ at all
+    made = always(ct, labels, seeds=[41, 42, 43], healthy=[True] * 3)
+    assert (made.wanted, made.rejected) == (3, 1)
+    assert torch.equal(made.ct_hu[0], ct[0])
+    assert torch.equal(made.labels[0], labels[0])
+    assert (made.labels[1] == 2).any()
+
+
+def test_a_broken_model_is_not_taken_for_lack_of_room(always, monkeypatch):
+    def broken(*_, **__):
+        raise SynthesisError("not finite")
+
+    monkeypatch.setattr(always.synthesizer, "apply", broken)
+    with pytest.raises(SynthesisError, match="not finite"):
+        always(*crops(1), seeds=[1], healthy=[True])

@@ -1,13 +1,33 @@
 """Lesions of a label map: 26-connected components of tumor voxels, with their size and place."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.scans.components import Components, equivalent_radius_mm, find_components
 from difftumor.scans.grid import Grid
+
+SizeGroup = Literal["early", "late"]
+SIZE_GROUPS: tuple[SizeGroup, ...] = get_args(SizeGroup)
+
+# Early-stage tumors are smaller than 2 cm.
+EARLY_DIAMETER_MM = 20.0
+
+
+def size_group(
+    diameter_mm: float, *, early_diameter_mm: float = EARLY_DIAMETER_MM, includes_limit: bool = False
+) -> SizeGroup:
+    """Return the size group of a tumor: early if it is smaller than 2 cm, late otherwise.
+
+    Args:
+        diameter_mm: Diameter of the ball of the same volume.
+        early_diameter_mm: Limit between the groups.
+        includes_limit: Whether a tumor of exactly the limit is early, as in the published models.
+    """
+    early = diameter_mm <= early_diameter_mm if includes_limit else diameter_mm < early_diameter_mm
+    return "early" if early else "late"
 
 
 @dataclass(frozen=True, kw_only=True)

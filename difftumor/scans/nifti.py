@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
@@ -90,12 +90,7 @@ def read_ct(path: Path) -> Volume:
     image, grid = _open(path)
     stored = _load(path, image)
     data = _scaled(stored).reshape(grid.shape, order="F")
-    if np.issubdtype(stored.values.dtype, np.floating) and not np.isfinite(data).all():
-        raise VolumeError(f"{path} holds NaN or infinite values; replace them, for instance by -1000 HU for air.")
-    low, high = float(data.min()), float(data.max())
-    if low >= HIGHEST_MINIMUM_HU:
-        cause = "stored without its rescale intercept" if low >= 0 and high > 255 else "windowed or scaled"
-        raise VolumeError(f"{path} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
+    _check_hu(data, path)
     return Volume(data, grid, path, image.header, stored)
 
 
@@ -118,6 +113,38 @@ def read_labels(path: Path) -> Volume:
     if not np.issubdtype(values.dtype, np.integer) and not np.array_equal(labels, values):
         raise VolumeError(f"{path} is no label map: it holds fractions; resample labels with nearest neighbor.")
     return Volume(labels.reshape(grid.shape, order="F"), grid, path, image.header)
+
+
+def volume_of(ct_hu: ArrayLike, affine: ArrayLike, *, name: str = "the CT") -> Volume:
+    """Return a CT in an array as a volume that ``write_ct`` stores in the array's own type.
+
+    Args:
+        ct_hu: (X, Y, Z) in HU, integers or floats.
+        affine: (4, 4) from voxels to RAS millimeters.
+        name: What errors call it; stands for the path of a file.
+
+    Raises:
+        VolumeError: The array is not 3-D, is empty, holds other values than finite HU, or the affine is not usable.
+    """
+    values, matrix = np.asarray(ct_hu), np.asarray(affine, np.float64)
+    if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "iuf":
+        raise VolumeError(f"{name} is {values.dtype} of shape {values.shape}: give numbers of shape (X, Y, Z).")
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise VolumeError(f"The affine of {name} is not a 4 × 4 matrix of finite numbers: give one from voxels to mm.")
+    try:
+        grid = Grid(triple(values.shape), matrix)
+    except ValueError as error:
+        raise VolumeError(f"The affine of {name} is singular: give one from voxels to millimeters.") from error
+    data = values.astype(np.float32)
+    _check_hu(data, name)
+    header = nib.Nifti1Image(np.broadcast_to(np.zeros((), values.dtype), values.shape), matrix).header
+    header.set_xyzt_units("mm")
+    # Where the voxels of a single file begin: after the header and four bytes that announce no extensions.
+    header["vox_offset"] = 352
+    stored = StoredImage(header.binaryblock + bytes(4), np.asfortranarray(values), 1.0, 0.0)
+    return Volume(data, grid, Path(name), header, stored)
 
 
 def check_same_grid(a: Volume, b: Volume) -> None:
@@ -228,6 +255,16 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with written_whole(path) as temporary:
         image_class(labels, None, header).to_filename(temporary)
+
+
+def _check_hu(data: NDArray[np.float32], name: Path | str) -> None:
+    low, high = float(data.min()), float(data.max())
+    # A NaN makes both ends NaN.
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise VolumeError(f"{name} holds NaN or infinite values; replace them, for instance by -1000 HU for air.")
+    if low >= HIGHEST_MINIMUM_HU:
+        cause = "stored without its rescale intercept" if low >= 0 and high > 255 else "windowed or scaled"
+        raise VolumeError(f"{name} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
 
 
 def _open(path: Path) -> tuple[Any, Grid]:

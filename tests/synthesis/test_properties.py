@@ -14,8 +14,9 @@ from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import apply_to_scan
-from difftumor.synthesis.scan.scan import Scan, draw_in_scan, site_of
+from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.synthesis.makers import tiny_synthesizer, wanted
 
@@ -70,7 +71,7 @@ def scans(draw):
     # Vessels, gas and metal.
     hu[generator.random(shape) < 0.01] = draw(st.sampled_from([250, -1000, 3071]))
     volume = Volume(hu.astype(np.float32), grid, Path("ct.nii.gz"), nib.Nifti1Header())
-    return Scan(volume, organ, Path("organ.nii.gz"), tumors)
+    return Scan(volume, None, organ, organ="liver", tumor_mask=tumors)
 
 
 FIELDS = st.fixed_dictionaries(
@@ -99,7 +100,7 @@ def applied(synthesizer, scan, specs, seed):
 
 
 def check(synthesizer, scan, specs, seed):
-    before, organ = scan.ct.data.copy(), scan.organ.copy()
+    before, organ = scan.ct.data.copy(), scan.organ_mask.copy()
     try:
         result = applied(synthesizer, scan, specs, seed)
     except (SynthesisError, OrganError) as error:
@@ -108,7 +109,7 @@ def check(synthesizer, scan, specs, seed):
         assert "\n" not in message
         return
     assert (bits(scan.ct.data) == bits(before)).all()
-    assert (scan.organ == organ).all()
+    assert (scan.organ_mask == organ).all()
     if result is None:
         return
     inside = result.box.slices
@@ -117,7 +118,7 @@ def check(synthesizer, scan, specs, seed):
     assert (bits(result.hu())[same] == bits(before[inside])[same]).all()
 
     labels, lesions = result.whole_labels(), result.whole_lesions()
-    there = np.zeros(organ.shape, bool) if scan.tumors is None else scan.tumors
+    there = np.zeros(organ.shape, bool) if scan.tumor_mask is None else scan.tumor_mask
     np.testing.assert_array_equal(labels == 2, (lesions > 0) | there)
     assert lesions.max() <= len(result.records)
     if not any(record.mass_effect for record in result.records):

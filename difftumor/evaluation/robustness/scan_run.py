@@ -27,11 +27,11 @@ from difftumor.scans.nifti import Volume, as_stored
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.scan.files import ScanRequest, describe_request
-from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.record import FORMAT_VERSION
 from difftumor.synthesis.scan.report import TumorReport, report_tumors
-from difftumor.synthesis.scan.scan import Scan, ScanSite, has_native_voxels, site_of
+from difftumor.synthesis.scan.scan import ScanSite, has_native_voxels, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -218,7 +218,7 @@ class Benchmark:
         if (folder / RESULT_FILE).exists() and not overwrite:
             return _done_before(folder, case_id, request)
         scan = inputs.read(organ=self.synthesizer.organ.name)
-        if scan.tumors is not None:
+        if scan.tumor_mask is not None:
             reason = f"It has {self.synthesizer.organ.name} tumors of its own: only healthy scans are used."
             return ScanResult(case_id, "skipped", notes=(reason,))
         there = site_of(
@@ -281,7 +281,7 @@ class Studio:
 
     def __init__(self, benchmark: Benchmark, scan: Scan, there: ScanSite) -> None:
         self._benchmark, self._scan, self._there = benchmark, scan, there
-        self.region = box_around(scan.organ, scan.ct.grid.spacing_mm, benchmark.margin_mm)
+        self.region = box_around(scan.organ_mask, scan.ct.grid.spacing_mm, benchmark.margin_mm)
         self._healthy = part_of(scan.ct, self.region)
         self._before = benchmark.predict(self._healthy)
         self.healthy_lesions = len(find_lesions(self._before == TUMOR, self._healthy.grid).lesions)

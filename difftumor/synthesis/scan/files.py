@@ -15,11 +15,11 @@ from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import same_outside, write_ct, write_labels
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.scan.gate import QualityGate, Trials
-from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.record import FORMAT_VERSION, RECORD_FILE, ModelRecord, ScanRecord
 from difftumor.synthesis.scan.report import TumorReport, draw_preview, find_warnings, report_tumors
-from difftumor.synthesis.scan.scan import Scan, ScanSite, draw_in_scan, site_of
+from difftumor.synthesis.scan.scan import ScanSite, draw_in_scan, site_of
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer, no_room
 

@@ -24,9 +24,10 @@ from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import ScanPart, apply_to_scan, near
 from difftumor.synthesis.scan.report import look_at
-from difftumor.synthesis.scan.scan import Scan, has_native_voxels
+from difftumor.synthesis.scan.scan import has_native_voxels
 from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 

@@ -1,4 +1,4 @@
-"""The files that a scan is read from, and how they are recorded so that a replay can be sure to read the same."""
+"""A CT with an organ: from arrays, or from files, which are recorded so that a replay can be sure to read the same."""
 
 from __future__ import annotations
 
@@ -9,13 +9,90 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from difftumor.errors import ConfigError, OrganError, SynthesisError
+from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files import provenance
 from difftumor.scans.label_maps import label_values, mask_of
-from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels
-from difftumor.scans.organs import TUMOR
-from difftumor.synthesis.scan.scan import Scan
+from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
+from difftumor.scans.organs import TUMOR, get_organ
+
+
+class Scan:
+    """A CT and an organ in it, on the CT's own grid; nothing modifies it.
+
+    Args:
+        ct_hu: (X, Y, Z) CT in HU; or a volume as ``read_ct`` returns it, of which results keep type and header.
+        affine: (4, 4) from voxels to RAS millimeters; None for a volume, which has its own.
+        organ_mask: (X, Y, Z), nonzero in the organ.
+        organ: Its name: liver, pancreas or kidney.
+        tumor_mask: (X, Y, Z), nonzero in tumors that are there already; they keep their label and host no others.
+        segments: (X, Y, Z) label map of the organ's segments.
+        inputs: Files that it was read from; None for arrays.
+
+    Attributes:
+        ct: The CT as a volume.
+        organ: Name of the organ.
+        organ_mask: Boolean, without ``tumor_mask``; not empty.
+        tumor_mask: Boolean and not empty, or None.
+        segments: Unsigned integers, or None.
+        inputs: As given.
+
+    Raises:
+        VolumeError: The CT or the affine cannot be used.
+        GridMismatchError: A mask or the segments have another shape than the CT.
+        OrganError: The organ is unknown, absent, or all of it is tumor.
+    """
+
+    def __init__(
+        self,
+        ct_hu: ArrayLike | Volume,
+        affine: ArrayLike | None,
+        organ_mask: ArrayLike,
+        *,
+        organ: str,
+        tumor_mask: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        inputs: ScanInputs | None = None,
+    ) -> None:
+        self.ct = ct_hu if isinstance(ct_hu, Volume) else volume_of(ct_hu, np.eye(3) if affine is None else affine)
+        self.organ = get_organ(organ).name
+        self.inputs = inputs
+        self.organ_mask = self._mask(organ_mask, "organ_mask")
+        if not self.organ_mask.any():
+            raise OrganError(f"{self.organ_source} holds no voxel of the {self.organ}: give a mask of it.")
+        tumors = None if tumor_mask is None else self._mask(tumor_mask, "tumor_mask")
+        self.tumor_mask = tumors if tumors is not None and tumors.any() else None
+        if self.tumor_mask is not None:
+            self.organ_mask = self.organ_mask & ~self.tumor_mask
+            if not self.organ_mask.any():
+                raise OrganError(
+                    f"The {self.organ} of {self.organ_source} is all tumor: give a mask with more of the organ."
+                )
+        self.segments = None if segments is None else self._label_map(segments)
+
+    @property
+    def organ_source(self) -> str:
+        """What errors call the organ mask: its file, or the name of the argument."""
+        return "organ_mask" if self.inputs is None else str(self.inputs.organ_masks[0])
+
+    def _mask(self, values: ArrayLike, name: str) -> NDArray[np.bool_]:
+        mask = np.asarray(values)
+        self._check_shape(mask, name)
+        return mask if mask.dtype == np.bool_ else mask != 0
+
+    def _label_map(self, values: ArrayLike) -> NDArray[np.unsignedinteger]:
+        labels = np.asarray(values)
+        self._check_shape(labels, "segments")
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise VolumeError(f"segments is {labels.dtype} or below 0: give whole numbers from 0 up.")
+        return labels if labels.dtype.kind == "u" else labels.astype(np.min_scalar_type(int(labels.max())))
+
+    def _check_shape(self, array: NDArray[Any], name: str) -> None:
+        if array.shape != self.ct.grid.shape:
+            raise GridMismatchError(
+                f"{name} has the shape {array.shape}, the CT {self.ct.grid.shape}: give it on the CT's grid."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +170,7 @@ class ScanInputs:
         """Read the scan.
 
         Args:
-            organ: The organ's name, for messages.
+            organ: The organ's name.
 
         Raises:
             VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
@@ -112,15 +189,8 @@ class ScanInputs:
         tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None
-        if there is not None:
-            mask &= ~there
-            if not mask.any():
-                raise OrganError(
-                    f"The {organ} of {self.organ_masks[0]} is all tumor: give a mask with more of the organ."
-                )
-            there = there if there.any() else None
-        segments = None if self.segments is None else _read_like(self.segments, ct)
-        return Scan(ct, mask, self.organ_masks[0], there, segments)
+        segments = None if self.segments is None else _read_like(self.segments, ct).data
+        return Scan(ct, None, mask, organ=organ, tumor_mask=there, segments=segments, inputs=self)
 
     def _check_numbers(self, labels: Volume, organ: str) -> None:
         if self.assumed and int(labels.data.max()) > TUMOR:

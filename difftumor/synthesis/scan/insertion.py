@@ -21,7 +21,8 @@ from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.synthesis.blending import blur_radius
 from difftumor.synthesis.effects import CAPSULE_REACH_MM, effect_reach_mm
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan.scan import Scan, taken_in
+from difftumor.synthesis.scan.inputs import Scan
+from difftumor.synthesis.scan.scan import taken_in
 from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
@@ -88,12 +89,12 @@ class ScanSynthesis:
     def whole_labels(self) -> NDArray[np.uint8]:
         """Label map on the scan's own grid: 0 background, 1 organ, 2 tumor, those that were there before included."""
         labels = np.zeros(self.scan.ct.grid.shape, np.uint8, order="F")
-        labels[self.scan.organ] = ORGAN
+        labels[self.scan.organ_mask] = ORGAN
         part = labels[self.box.slices]
         part[:] = self.organ.astype(np.uint8) * np.uint8(ORGAN)
         part[self.lesions > 0] = TUMOR
-        if self.scan.tumors is not None:
-            labels[self.scan.tumors] = TUMOR
+        if self.scan.tumor_mask is not None:
+            labels[self.scan.tumor_mask] = TUMOR
         return labels
 
     def hu(self) -> NDArray[np.float32]:
@@ -126,7 +127,7 @@ def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[T
     change_hu = np.zeros(box.shape, np.float32)
     halo = np.zeros(box.shape, bool)
     lesions = np.zeros(box.shape, np.min_scalar_type(len(records)))
-    organ = scan.organ[box.slices].copy()
+    organ = scan.organ_mask[box.slices].copy()
     for native in made:
         if native.box.empty:  # between the scan's voxels
             continue
@@ -171,7 +172,7 @@ def _make_group(
     if region.empty:
         raise SynthesisError(f"A tumor lies outside {scan.ct.path}: apply records to the scan they were drawn for.")
     before = space.to_model(scan.ct.data, kind="image", box=region)
-    organ = space.to_model(scan.organ.view(np.uint8), kind="labels", box=region)
+    organ = space.to_model(scan.organ_mask.view(np.uint8), kind="labels", box=region)
     moved = [record.moved([-start for start in region.start]) for record in records]
     ct_B1XYZ, organ_B1XYZ = (torch.from_numpy(array)[None, None].to(synthesizer.device) for array in (before, organ))
     taken = taken_in(scan, space, region)

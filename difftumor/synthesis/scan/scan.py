@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,36 +12,17 @@ from numpy.typing import NDArray
 from difftumor.errors import OrganError
 from difftumor.scans.grid import Box, Vector, Voxel, triple
 from difftumor.scans.model_space import ModelSpace
-from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.draw import Choose, Drawn, draw_tumors
 from difftumor.synthesis.host import Site
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.sizes import SIZES
 from difftumor.synthesis.spec import TumorSpec
 
 # Vessels are sought in the smoothed CT, whose Gaussian looks this far beyond the organ.
 _SMOOTHING_MM = 6.0
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A CT and an organ in it.
-
-    Args:
-        ct: The CT in HU, on its own grid.
-        organ: Boolean mask on the same grid, not empty; without the tumors that are there already.
-        organ_path: File that the mask was read from.
-        tumors: Boolean mask of tumors that are there already; None for none.
-        segments: Label map of the organ's segments on the same grid; None for none.
-    """
-
-    ct: Volume
-    organ: NDArray[np.bool_]
-    organ_path: Path
-    tumors: NDArray[np.bool_] | None = None
-    segments: Volume | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,23 +53,24 @@ def site_of(scan: Scan, specs: Sequence[TumorSpec], *, organ: Organ, spacing_mm:
     space = ModelSpace(scan.ct.grid, spacing_mm)
     # Tumors that may leave the organ need all the room they can reach: one cut here but not when it is applied would
     # leave other room to those drawn after it. The others see the organ's surface, and no more.
-    box = space.model_box(Box.around(scan.organ)).padded(_margin(specs, organ, spacing_mm)).clipped(space.grid.shape)
-    mask = space.to_model(scan.organ.view(np.uint8), kind="labels", box=box)
+    box = (
+        space.model_box(Box.around(scan.organ_mask)).padded(_margin(specs, organ, spacing_mm)).clipped(space.grid.shape)
+    )
+    mask = space.to_model(scan.organ_mask.view(np.uint8), kind="labels", box=box)
     if not mask.any():
         raise OrganError(
-            f"The {organ.name} of {scan.organ_path} is too small to be seen at {spacing_mm} mm: "
+            f"The {organ.name} of {scan.organ_source} is too small to be seen at {spacing_mm} mm: "
             "give a mask with more of the organ."
         )
     affine = space.grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ box.start
     needs_hu = any(spec.needs_hu for spec in specs)
-    segments = None if scan.segments is None else scan.segments.data
     site = Site(
         mask,
         organ=organ,
         spacing_mm=spacing_mm,
         ct_hu_XYZ=space.to_model(scan.ct.data, kind="image", box=box) if needs_hu else None,
-        segments_XYZ=None if segments is None else space.to_model(segments, kind="labels", box=box),
+        segments_XYZ=None if scan.segments is None else space.to_model(scan.segments, kind="labels", box=box),
         taken_XYZ=taken_in(scan, space, box),
         affine=affine,
         open_border=False,
@@ -99,9 +80,9 @@ def site_of(scan: Scan, specs: Sequence[TumorSpec], *, organ: Organ, spacing_mm:
 
 def taken_in(scan: Scan, space: ModelSpace, box: Box) -> NDArray[np.uint8] | None:
     """Return the tumors that are there already in a box of model space; None where there are none."""
-    if scan.tumors is None:
+    if scan.tumor_mask is None:
         return None
-    taken: NDArray[np.uint8] = space.to_model(scan.tumors.view(np.uint8), kind="labels", box=box)
+    taken: NDArray[np.uint8] = space.to_model(scan.tumor_mask.view(np.uint8), kind="labels", box=box)
     return taken
 
 
@@ -114,7 +95,7 @@ def has_native_voxels(record: TumorRecord, scan: Scan, space: ModelSpace) -> boo
     native, native_box = space.labels_to_native(part, box=box)
     inside = native > 0
     if not record.may_leave_organ:
-        inside &= scan.organ[native_box.slices]
+        inside &= scan.organ_mask[native_box.slices]
     return bool(inside.any())
 
 

@@ -100,11 +100,11 @@ def test_a_folder_with_one_file_per_structure(folder):
     assert [path.name for path in one.tumor_masks] == ["kidney_lesion.nii.gz"]
     assert (one.organ_labels, one.tumor_labels) == ((), ())
     scan = one.read(organ="kidney")
-    np.testing.assert_array_equal(scan.organ, ball(SHAPE, 11) & ~ball(SHAPE, 3))
-    np.testing.assert_array_equal(scan.tumors, ball(SHAPE, 3))
+    np.testing.assert_array_equal(scan.organ_mask, ball(SHAPE, 11) & ~ball(SHAPE, 3))
+    np.testing.assert_array_equal(scan.tumor_mask, ball(SHAPE, 3))
     two = inputs_of(found["two"], cases, get_organ("kidney"))
     assert two.tumor_masks == ()
-    assert two.read(organ="kidney").organ.any()
+    assert two.read(organ="kidney").organ_mask.any()
     with pytest.raises(CaseListError, match=r"segmentations has no file of the kidney: leave the case out"):
         inputs_of(found["none"], cases, get_organ("kidney"))
 
@@ -252,7 +252,10 @@ def test_a_map_of_many_structures_without_names_is_not_guessed_at(tmp_path):
     cases = CaseList((Case("a", ct, maps),), {}, tmp_path)
     with pytest.raises(OrganError, match="nothing says which is the liver: give --organ-label or --convention"):
         inputs_of(cases.cases[0], cases, get_organ("liver")).read(organ="liver")
-    assert inputs_of(cases.cases[0], cases, get_organ("liver"), organ_labels=(5,)).read(organ="liver").organ.sum() == 1
+    assert (
+        inputs_of(cases.cases[0], cases, get_organ("liver"), organ_labels=(5,)).read(organ="liver").organ_mask.sum()
+        == 1
+    )
 
 
 WISH = wanted("tiny", generator="handcrafted")

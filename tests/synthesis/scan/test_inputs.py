@@ -38,22 +38,22 @@ def inputs(folder, *masks, **options):
 def test_a_mask_is_the_organ_whatever_its_number(folder):
     for number in (1, 7, 255):
         scan = inputs(folder, LEFT * np.uint8(number)).read(organ="kidney")
-        np.testing.assert_array_equal(scan.organ, LEFT > 0)
-        assert scan.organ.dtype == bool
-        assert scan.tumors is None
+        np.testing.assert_array_equal(scan.organ_mask, LEFT > 0)
+        assert scan.organ_mask.dtype == bool
+        assert scan.tumor_mask is None
 
 
 def test_several_masks_are_one_organ(folder):
     scan = inputs(folder, LEFT, RIGHT).read(organ="kidney")
-    np.testing.assert_array_equal(scan.organ, (LEFT + RIGHT) > 0)
-    assert scan.organ_path == folder / "mask_0.nii.gz"
+    np.testing.assert_array_equal(scan.organ_mask, (LEFT + RIGHT) > 0)
+    assert scan.organ_source == str(folder / "mask_0.nii.gz")
 
 
 def test_a_structure_that_a_patient_does_not_have_is_no_reason_to_refuse_the_others(folder):
     """Segmenters that write one file per structure write empty ones for what they have not found."""
     nothing = np.zeros(SHAPE, np.uint8)
     for masks in ((LEFT, nothing), (nothing, LEFT)):
-        np.testing.assert_array_equal(inputs(folder, *masks).read(organ="kidney").organ, LEFT > 0)
+        np.testing.assert_array_equal(inputs(folder, *masks).read(organ="kidney").organ_mask, LEFT > 0)
     with pytest.raises(OrganError, match=r"mask_0\.nii\.gz holds no nonzero voxel for the kidney .*labels found: none"):
         inputs(folder, nothing, nothing).read(organ="kidney")
 
@@ -62,7 +62,7 @@ def test_numbers_choose_from_a_label_map(folder):
     labels = LEFT * np.uint8(2) + RIGHT * np.uint8(3) + box(0) * np.uint8(9)
     for numbers, organ in (((2,), LEFT), ((3,), RIGHT), ((2, 3), LEFT + RIGHT), ((2, 3, 8), LEFT + RIGHT)):
         scan = inputs(folder, labels, organ_labels=numbers).read(organ="kidney")
-        np.testing.assert_array_equal(scan.organ, organ > 0)
+        np.testing.assert_array_equal(scan.organ_mask, organ > 0)
     with pytest.raises(OrganError, match=r"no voxel with label 5 for the kidney \(labels found: 2, 3, 9\)"):
         inputs(folder, labels, organ_labels=(5,)).read(organ="kidney")
     with pytest.raises(ConfigError, match=r"several labels \(2, 3, 9\): say which is the kidney with --organ-label"):
@@ -73,19 +73,19 @@ def test_tumors_that_are_there_are_no_organ(folder):
     tumor = box(slice(2, 3), slice(3, 5), slice(3, 5))
     labels = np.where(tumor > 0, 2, LEFT).astype(np.uint8)
     scan = inputs(folder, labels, organ_labels=(1,), tumor_labels=(2,)).read(organ="liver")
-    np.testing.assert_array_equal(scan.tumors, tumor > 0)
-    np.testing.assert_array_equal(scan.organ, (LEFT > 0) & (tumor == 0))
+    np.testing.assert_array_equal(scan.tumor_mask, tumor > 0)
+    np.testing.assert_array_equal(scan.organ_mask, (LEFT > 0) & (tumor == 0))
     # A file of their own says the same.
     path = write_nifti(folder / "tumor.nii.gz", tumor * np.uint8(4))
     apart = inputs(folder, LEFT, tumor_masks=(path,)).read(organ="liver")
-    np.testing.assert_array_equal(apart.tumors, scan.tumors)
-    np.testing.assert_array_equal(apart.organ, scan.organ)
+    np.testing.assert_array_equal(apart.tumor_mask, scan.tumor_mask)
+    np.testing.assert_array_equal(apart.organ_mask, scan.organ_mask)
 
 
 def test_no_tumors_are_none(folder):
     empty = write_nifti(folder / "tumor.nii.gz", np.zeros(SHAPE, np.uint8))
-    assert inputs(folder, LEFT, tumor_masks=(empty,)).read(organ="liver").tumors is None
-    assert inputs(folder, LEFT, organ_labels=(1,), tumor_labels=(2,)).read(organ="liver").tumors is None
+    assert inputs(folder, LEFT, tumor_masks=(empty,)).read(organ="liver").tumor_mask is None
+    assert inputs(folder, LEFT, organ_labels=(1,), tumor_labels=(2,)).read(organ="liver").tumor_mask is None
 
 
 def test_an_organ_that_is_all_tumor_is_said_to_be_so(folder):
@@ -97,7 +97,7 @@ def test_an_organ_that_is_all_tumor_is_said_to_be_so(folder):
 def test_segments_come_with_their_numbers(folder):
     path = write_nifti(folder / "segments.nii.gz", LEFT * np.uint8(4) + RIGHT * np.uint8(8))
     scan = inputs(folder, LEFT + RIGHT, segments=path).read(organ="liver")
-    assert set(np.unique(scan.segments.data)) == {0, 4, 8}
+    assert set(np.unique(scan.segments)) == {0, 4, 8}
 
 
 def test_every_file_lies_on_the_grid_of_the_ct(folder):

@@ -14,9 +14,10 @@ from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.generators.handcrafted import TextureRecord
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.report import find_warnings, report_tumors
-from difftumor.synthesis.scan.scan import Scan, draw_in_scan, site_of
+from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.synthesis.makers import record, tiny_synthesizer, wanted
 
@@ -32,7 +33,7 @@ def scan(organ, affine=None, *, tumors=None, seed=0, inside_hu=100.0):
     hu = np.random.default_rng(seed).normal(-80, 10, organ.shape).astype(np.float32)
     hu[organ] += inside_hu + 80
     grid = Grid(organ.shape, np.eye(4) if affine is None else affine)
-    return Scan(Volume(hu, grid, Path("ct.nii.gz"), nib.Nifti1Header()), organ, Path("organ.nii.gz"), tumors)
+    return Scan(Volume(hu, grid, Path("ct.nii.gz"), nib.Nifti1Header()), None, organ, organ="liver", tumor_mask=tumors)
 
 
 def crafted(center, **changes):
@@ -288,8 +289,9 @@ def test_a_turned_copy_gets_the_same_tumors_in_the_patient(alone, turn):
     grid = Grid(ct.shape, ct.affine)
     other = Scan(
         Volume(np.asarray(ct.dataobj), grid, Path("turned.nii.gz"), nib.Nifti1Header()),
+        None,
         np.asarray(turned(organ).dataobj) > 0,
-        Path("organ.nii.gz"),
+        organ="liver",
     )
     records = [draw(alone, case, [spec()]) for case in (one, other)]
     for mine, theirs in zip(*records, strict=True):

@@ -429,8 +429,8 @@ def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesi
     scan = write_case(tmp_path, FINE).read(organ="liver")
     filling = record(center_voxel=(9, 8, 7), half_axes_mm=(9.0, 9.0, 9.0))
     inside = apply_to_scan(synthesizer, scan, [filling]).whole_lesions() > 0
-    assert inside.sum() > 0.9 * scan.organ.sum()
-    assert not (inside & ~scan.organ).any()
+    assert inside.sum() > 0.9 * scan.organ_mask.sum()
+    assert not (inside & ~scan.organ_mask).any()
 
 
 @pytest.mark.usefixtures("no_picture")

@@ -18,11 +18,11 @@ from difftumor.scans.organs import get_organ
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.scan.files import ScanRequest, synthesize_scan
 from difftumor.synthesis.scan.gate import CONTRAST_SAMPLES, QualityGate, Rejection, Trials
-from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.scan.report import look_at
-from difftumor.synthesis.scan.scan import Scan, draw_in_scan, site_of
+from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, tiny_synthesizer, wanted
@@ -36,7 +36,7 @@ SEEDS = range(4)
 def scan():
     organ = ball(SHAPE, 19)
     hu = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
-    return Scan(Volume(hu, Grid(SHAPE, np.eye(4)), Path("ct.nii.gz"), nib.Nifti1Header()), organ, Path("organ.nii.gz"))
+    return Scan(Volume(hu, Grid(SHAPE, np.eye(4)), Path("ct.nii.gz"), nib.Nifti1Header()), None, organ, organ="liver")
 
 
 class Flat:
@@ -206,9 +206,9 @@ def test_a_kept_tumor_is_made_again_as_it_was_looked_at(flat, scan):
 def files(tmp_path, scan, monkeypatch):
     monkeypatch.setattr("difftumor.synthesis.scan.files.draw_preview", lambda *_, **__: Figure(figsize=(1, 1)))
     hu = scan.ct.data.copy()
-    hu[~scan.organ] = -200
+    hu[~scan.organ_mask] = -200
     ct = write_nifti(tmp_path / "ct.nii.gz", hu)
-    return ScanInputs(ct=ct, organ_masks=(write_nifti(tmp_path / "organ.nii.gz", scan.organ.astype(np.uint8)),))
+    return ScanInputs(ct=ct, organ_masks=(write_nifti(tmp_path / "organ.nii.gz", scan.organ_mask.astype(np.uint8)),))
 
 
 def test_what_the_gate_rejected_is_in_the_record(flat, files, tmp_path):

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from difftumor.errors import ConfigError
+from difftumor.reporting.tables import Row
 from difftumor.synthesis.sizes import SIZE_GROUPS
 from stages.run.settings import Settings
 from studies.jobs.command import run_command
-from studies.jobs.results import Picture, Row, write_results
+from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import (
     SMALL_RADIUS_MM,
     SegmenterScores,

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from difftumor.reporting.tables import Row
 from studies.jobs.command import run_command
-from studies.jobs.results import Picture, Row, write_results
+from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
 
 # What is trained on, as ``--sources`` and ``tumors`` have it; how that is called, and more options that it needs.

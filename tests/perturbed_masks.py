@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from difftumor.evaluation.cohort.methods import CaseResult
-from difftumor.reporting.tables import markdown_table
+from difftumor.reporting.tables import Table
 from difftumor.scans.components import find_components
 from difftumor.scans.grid import Box, Grid
 from difftumor.scans.nifti import read_labels
@@ -269,7 +269,8 @@ def write_perturbed_pairs(folder: Path, sarcoma: Path) -> int:
 def effects_table() -> str:
     """Return the expected effects as a Markdown table."""
     header = ["prediction", *next(iter(EFFECTS.values()))]
-    return markdown_table(header, [[damage, *(e.words for e in row.values())] for damage, row in EFFECTS.items()])
+    rows = [[damage, *(e.words for e in row.values())] for damage, row in EFFECTS.items()]
+    return Table(header, rows).markdown()
 
 
 if __name__ == "__main__":

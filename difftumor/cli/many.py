@@ -45,7 +45,7 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
         CaseListError: The block ended well, and the status of some rows is "failed".
     """
     from difftumor.errors import CaseListError, first_few
-    from difftumor.reporting.tables import write_csv
+    from difftumor.reporting.tables import Table, write_csv
 
     rows: list[Mapping[str, Any]] = []
     try:
@@ -54,7 +54,7 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
         places = {case_id: place for place, case_id in enumerate(order)}
         rows.sort(key=lambda row: places[str(row["case"])])
         if rows:
-            write_csv(out / SUMMARY_FILE, columns, rows)
+            write_csv(out / SUMMARY_FILE, Table.of_records(columns, rows))
     failed = [str(row["case"]) for row in rows if row["status"] == "failed"]
     if failed:
         raise CaseListError(

@@ -4,18 +4,15 @@ import base64
 import html
 import re
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from difftumor.files import written_whole
 from difftumor.reporting.plots import to_png
-
-Cell = str | int | float | np.number[Any] | None
+from difftumor.reporting.tables import Cell, Table, format_cell
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -104,43 +101,26 @@ class Report:
         entries = (f"<dt>{_escape(name)}</dt><dd>{_escape(format_cell(value))}</dd>" for name, value in pairs.items())
         self._parts.append("<dl>" + "".join(entries) + "</dl>")
 
-    def table(
-        self,
-        header: Sequence[str],
-        rows: Iterable[Sequence[Cell]],
-        *,
-        caption: str | None = None,
-        bold: Collection[tuple[int, int]] = (),
-    ) -> None:
-        """Add a table; columns that hold only numbers, such as 5.2±1.0 too, are aligned at the right.
-
-        Args:
-            header: Names of the columns.
-            rows: Their cells.
-            caption: Text above.
-            bold: Cells that stand out, as row and column from 0.
-
-        Raises:
-            ValueError: A row has not as many cells as the header.
-        """
-        body = [list(row) for row in rows]
-        for row in body:
-            if len(row) != len(header):
-                raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
-        numeric = [_is_numeric([row[column] for row in body]) for column in range(len(header))]
-        classes = [' class="number"' if is_number else "" for is_number in numeric]
-        heads = "".join(f'<th scope="col"{c}>{_escape(name)}</th>' for name, c in zip(header, classes, strict=True))
+    def table(self, table: Table) -> None:
+        """Add a table, with its title above and its note below; columns of numbers alone are aligned at the right."""
+        columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
+        classes = [' class="number"' if _is_numeric(cells) else "" for cells in columns]
+        heads = "".join(
+            f'<th scope="col"{c}>{_escape(name)}</th>' for name, c in zip(table.header, classes, strict=True)
+        )
         lines = [
             "".join(
-                f"<td{kind}>{_cell(cell, bold=(number, column) in bold)}</td>"
+                f"<td{kind}>{_cell(cell, bold=(number, column) in table.bold)}</td>"
                 for column, (cell, kind) in enumerate(zip(row, classes, strict=True))
             )
-            for number, row in enumerate(body)
+            for number, row in enumerate(table.rows)
         ]
-        top = f"<caption>{_escape(caption)}</caption>" if caption else ""
-        table_body = "".join(f"<tr>{line}</tr>" for line in lines)
-        table = f"<table>{top}<thead><tr>{heads}</tr></thead><tbody>{table_body}</tbody></table>"
-        self._parts.append(f'<div class="scroll" tabindex="0">{table}</div>')
+        top = f"<caption>{_escape(table.title)}</caption>" if table.title else ""
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        content = f"<table>{top}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        self._parts.append(f'<div class="scroll" tabindex="0">{content}</div>')
+        if table.note:
+            self.paragraph(table.note)
 
     def figure(self, picture: Figure | bytes, *, caption: str, alt: str | None = None, dpi: int = 130) -> None:
         """Add a matplotlib figure or the bytes of a PNG file.
@@ -191,17 +171,6 @@ class Report:
             return ""
         links = (f'<li><a href="#section-{n}">{_escape(text)}</a></li>' for n, text in enumerate(self._sections, 1))
         return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
-
-
-def format_cell(value: Cell) -> str:
-    """Return a value as text: floats with four significant digits, None and NaN as a dash."""
-    # NumPy's numbers are registered as Real and Integral too.
-    if value is None or (isinstance(value, Real) and value != value):
-        return "–"
-    if not isinstance(value, Real) or isinstance(value, Integral):
-        text = str(value)
-        return text.replace("-", "−") if isinstance(value, Integral) else text
-    return f"{float(value):.4g}".replace("-", "−")
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:

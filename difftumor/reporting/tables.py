@@ -1,16 +1,19 @@
-"""Tables and records as files: CSV, JSON, Markdown, LaTeX."""
+"""Tables, written as CSV, Markdown or LaTeX (`difftumor.reporting.report` writes them as HTML), and records as JSON."""
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from difftumor.files import written_whole
 
-Value = str | int | float | None
-Row = Mapping[str, Value]
+Cell = str | int | float | np.number[Any] | None
+Row = Mapping[str, Cell]
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "%&_#${}"},
@@ -23,26 +26,49 @@ _LATEX = {
 
 
 @dataclass(frozen=True)
-class TextTable:
-    """A table as it is to be read.
+class Table:
+    """A table, whatever it is written as.
 
     Args:
-        title: What it shows.
         header: Names of the columns.
-        rows: Their cells.
-        bold: Cells that stand out, as row and column from 0.
+        rows: Their cells; a CSV file keeps numbers as they are, readers see four digits.
+        title: What it shows.
         note: What belongs below it.
+        bold: Cells that stand out, as row and column from 0.
+
+    Raises:
+        ValueError: A row does not have as many cells as the header.
     """
 
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    bold: frozenset[tuple[int, int]] = frozenset()
-    note: str = ""
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = field(default="", kw_only=True)
+    note: str = field(default="", kw_only=True)
+    bold: Collection[tuple[int, int]] = field(default=frozenset(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"a row has {len(row)} cells, the header {len(self.header)}")
+
+    @classmethod
+    def of_records(cls, columns: Sequence[str], records: Iterable[Row]) -> "Table":
+        """Return a table of one row per record; a record without a column has an empty cell there.
+
+        Raises:
+            ValueError: A record has a key that is not a column.
+        """
+        rows = []
+        for record in records:
+            if unknown := record.keys() - set(columns):
+                raise ValueError(f"{unknown.pop()!r} is not one of the columns {', '.join(columns)}")
+            rows.append([record.get(column) for column in columns])
+        return cls(columns, rows)
 
     def markdown(self) -> str:
-        """Return it as Markdown, without its title."""
-        return markdown_table(self.header, self._marked("**{}**"))
+        """Return it as Markdown, without title and note; bars are escaped, line ends become blanks."""
+        lines = [self.header, ["---"] * len(self.header), *self._marked("**{}**", str)]
+        return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
 
     def latex(self) -> str:
         """Return it as a LaTeX ``table``, for the package booktabs; title and note are its caption."""
@@ -61,25 +87,27 @@ class TextTable:
         ]
         return "\n".join(lines) + "\n"
 
-    def _marked(self, mark: str, text: Callable[[str], str] = str) -> list[list[str]]:
-        return [
-            [
-                mark.format(text(cell)) if (number, column) in self.bold else text(cell)
-                for column, cell in enumerate(row)
-            ]
-            for number, row in enumerate(self.rows)
-        ]
+    def _marked(self, mark: str, text: Callable[[str], str]) -> list[list[str]]:
+        rows = [[text(format_cell(cell)) for cell in row] for row in self.rows]
+        for row, column in self.bold:
+            rows[row][column] = mark.format(rows[row][column])
+        return rows
+
+
+def format_cell(value: Cell) -> str:
+    """Return a value as text: floats with four significant digits, None and NaN as a dash."""
+    # NumPy's numbers are registered as Real and Integral too.
+    if value is None or (isinstance(value, Real) and value != value):
+        return "–"
+    if not isinstance(value, Real) or isinstance(value, Integral):
+        text = str(value)
+        return text.replace("-", "−") if isinstance(value, Integral) else text
+    return f"{float(value):.4g}".replace("-", "−")
 
 
 def latex_text(text: str) -> str:
-    """Return a text for LaTeX: its special characters as such, signs of the tables as commands of every font."""
+    """Return a text for LaTeX: special characters escaped, mathematical signs as commands that every font has."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; bars inside cells are escaped, ends of lines become blanks."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
 
 
 def _markdown_cell(text: str) -> str:
@@ -90,12 +118,12 @@ def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Path:
-    """Write rows as CSV; None becomes an empty cell. The file is whole or absent."""
+def write_csv(path: Path, table: Table) -> Path:
+    """Write header and rows as CSV; None becomes an empty cell. The file is whole or absent."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(table.header)
+        writer.writerows(table.rows)
     return path
 
 

@@ -26,6 +26,7 @@ from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import mask_center, reconstruction_planes, three_planes
 from difftumor.reporting.plots import curves
 from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Table
 from difftumor.scans.grid import Box
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.model_space import ModelSpace
@@ -187,17 +188,17 @@ def _synthesis(report: Report, title: str, folder: Path) -> None:
             ]
         )  # fmt: skip
     header = ["tumor", "size", "diameter asked, mm", "diameter made, mm", "contrast, HU", "center (RAS), mm"]
-    report.table(header, rows)
+    report.table(Table(header, rows))
 
 
 def _evaluation(report: Report, folder: DemoFolder, reader: _Reader) -> None:
     report.heading("Prediction and evaluation")
     summary = json.loads((folder.evaluation / "summary.json").read_text())
     for table in (scores_table(summary), detection_table(summary)):
-        report.table(table.header, table.rows, caption=table.title)
+        report.table(table)
     with (folder.evaluation / "cases.csv").open(newline="") as file:
         rows = [(row["case"], *(float(row[score]) for score in FRACTIONS)) for row in csv.DictReader(file)]
-    report.table(["case", *FRACTIONS.values()], rows, caption="Each test scan; scores are fractions.")
+    report.table(Table(["case", *FRACTIONS.values()], rows, title="Each test scan; scores are fractions."))
     case = reader.tumor_case()
     ct, truth = reader.load(case)
     _, predicted = reader.load(case, folder.predictions / f"{case.id}.nii.gz")
@@ -213,7 +214,7 @@ def _costs(report: Report, costs: Mapping[str, StepCost]) -> None:
     report.heading("What it took")
     rows: list[tuple[str, float, float]] = [(name, cost.wall_s, cost.peak_memory_gib) for name, cost in costs.items()]
     rows.append(("all", sum(wall for _, wall, _ in rows), max(memory for _, _, memory in rows)))
-    report.table(["step", "wall time, s", "peak memory, GiB"], rows)
+    report.table(Table(["step", "wall time, s", "peak memory, GiB"], rows))
     report.heading("Commands", level=3)
     report.code("\n".join(cost.command for cost in costs.values()))
     report.heading("Versions", level=3)

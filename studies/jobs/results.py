@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 
 from difftumor.files import written_whole
 from difftumor.reporting.plots import save_png
-from difftumor.reporting.report import Cell, Report, format_cell
-from difftumor.reporting.tables import markdown_table, write_csv
-
-Row = Mapping[str, str | int | float | None]
+from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Cell, Row, Table, write_csv
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +50,16 @@ def write_results(
     Returns:
         The page.
     """
-    columns = list(rows[0])
-    cells = [[row[column] for column in columns] for row in rows]
-    heads = [spoken(column) for column in columns]
-    write_csv(folder / f"{name}.csv", columns, [dict(row) for row in rows])
+    plain = Table.of_records(list(rows[0]), rows)
+    write_csv(folder / f"{name}.csv", plain)
+    table = Table([spoken(column) for column in plain.header], plain.rows)
     with written_whole(folder / f"{name}.md") as temporary:
-        temporary.write_text(markdown_table(heads, [[format_cell(cell) for cell in row] for row in cells]) + "\n")
+        temporary.write_text(table.markdown() + "\n")
     report = Report(title, subtitle=f"difftumor, {date.today().isoformat()}")
     for paragraph in introduction:
         report.paragraph(paragraph)
     report.heading("Numbers")
-    report.table(heads, cells)
+    report.table(table)
     report.heading("Pictures")
     for file, picture in pictures.items():
         save_png(picture.figure, folder / f"{file}.png")

@@ -21,7 +21,7 @@ from difftumor.evaluation.cohort.summary import summarize
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.reporting.plots import CURVE_COLORS, new_axes
-from difftumor.reporting.report import Cell
+from difftumor.reporting.tables import Cell
 from difftumor.scans.organs import Organ, resolve_labels
 from stages.run.entry import compose_config
 from stages.run.settings import Settings, construct, to_plain

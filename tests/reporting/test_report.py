@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from difftumor.reporting.plots import curves, to_png
-from difftumor.reporting.report import Report, format_cell
+from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Table, format_cell
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "img", "br"}
@@ -50,7 +51,7 @@ def full_report(text: str) -> Report:
     report.paragraph(text)
     report.code(text)
     report.key_values({text: text, "n": 3})
-    report.table([text, "value"], [[text, 1.5]], caption=text)
+    report.table(Table([text, "value"], [[text, 1.5]], title=text))
     report.figure(curves({"a": ([0, 1], [1, 2])}), caption=text)
     return report
 
@@ -99,11 +100,11 @@ def test_contents_list_the_sections_of_long_reports():
 
 def test_columns_of_numbers_are_aligned_right():
     report = Report("r")
-    report.table(["case", "dsc", "mixed"], [["a", 0.5, 1], ["b", None, "x"]])
+    report.table(Table(["case", "dsc", "mixed"], [["a", 0.5, 1], ["b", None, "x"]]))
     cells = [attributes.get("class") for tag, attributes in checked(report).tags if tag == "td"]
     assert cells == [None, "number", None] * 2
     with pytest.raises(ValueError, match="1 cells"):
-        report.table(["a", "b"], [["c"]])
+        report.table(Table(["a", "b"], [["c"]]))
 
 
 @pytest.mark.parametrize(

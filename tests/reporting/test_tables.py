@@ -2,11 +2,11 @@
 
 import pytest
 
-from difftumor.reporting.tables import markdown_table, write_json
+from difftumor.reporting.tables import Table, write_json
 
 
 def test_bars_in_cells_are_escaped():
-    assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
+    assert Table(["a"], [["x|y"]]).markdown().splitlines()[-1] == "| x\\|y |"
 
 
 def test_json_refuses_what_is_not_json(tmp_path):

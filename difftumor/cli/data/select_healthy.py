@@ -110,12 +110,12 @@ def _write(
     """
     from difftumor.datasets.healthy_list import COLUMNS, counts, rows, write_healthy_list
     from difftumor.errors import CaseListError, first_few
-    from difftumor.reporting.tables import write_csv
+    from difftumor.reporting.tables import Table, write_csv
 
     found, report = counts(verdicts, organ), out.with_suffix(".csv")
     failed = [verdict.case.id for verdict in verdicts if verdict.status == "failed"]
     healthy = found.get("healthy", 0)
-    write_csv(report, COLUMNS, rows(verdicts, rule))
+    write_csv(report, Table.of_records(COLUMNS, rows(verdicts, rule)))
     for verdict in [verdict for verdict in verdicts if verdict.status == "failed"][:5]:
         typer.echo(f"Left out: {verdict.case.id} {verdict.reasons[0]}", err=True)
     if not healthy:

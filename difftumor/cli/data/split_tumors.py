@@ -59,7 +59,7 @@ def split_tumors(
     from difftumor.datasets.tumor_cases import StagedTumor, write_stage_lists
     from difftumor.errors import CaseListError, ConfigError
     from difftumor.files import folder_written_whole
-    from difftumor.reporting.tables import write_csv
+    from difftumor.reporting.tables import Table, write_csv
 
     if not early_radius_mm > 0:
         raise ConfigError(f"--early-radius-mm is {early_radius_mm}: give a number above 0.")
@@ -76,7 +76,8 @@ def split_tumors(
                 "--organ, or say with --labels what the numbers mean."
             )
         columns = [field.name for field in fields(StagedTumor)]
-        write_csv(staging / LESIONS_FILE, columns, [asdict(tumor) for each in written for tumor in each.tumors])
+        rows = [asdict(tumor) for each in written for tumor in each.tumors]
+        write_csv(staging / LESIONS_FILE, Table.of_records(columns, rows))
         if with_ct:
             validation_ids = cases.validation_ids
             write_stage_lists(staging, [each.case for each in written], chosen, validation_ids=validation_ids)

@@ -20,7 +20,7 @@ from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, 
 from difftumor.evaluation.autoencoder.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
 from difftumor.evaluation.autoencoder.verdict import UNNAMED, Thresholds, Verdict, judge
 from difftumor.models.artifact import Artifact
-from difftumor.reporting.tables import Row, Value, write_csv, write_json
+from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
 from difftumor.scans.nifti import check_same_grid, read_ct
 from difftumor.scans.organs import BACKGROUND
 
@@ -185,7 +185,7 @@ def case_rows(card: Card) -> list[Row]:
     columns = case_columns(card)
     rows: list[Row] = []
     for scan in card.scans:
-        row: dict[str, Value] = dict.fromkeys(columns)
+        row: dict[str, Cell] = dict.fromkeys(columns)
         row["case"] = scan.case
         row |= {name: _plain(getattr(scan.fidelity, name)) for name in MEASURES}
         for structure, inside in scan.fidelity.structures.items():
@@ -245,7 +245,7 @@ def card_record(card: Card, artifact: Artifact, case_list: CaseList, settings: M
 def write_card(folder: Path, card: Card, record: Mapping[str, Any]) -> None:
     """Write ``card.json`` and ``cases.csv``."""
     write_json(folder / CARD_FILE, record)
-    write_csv(folder / CASES_FILE, case_columns(card), case_rows(card))
+    write_csv(folder / CASES_FILE, Table.of_records(case_columns(card), case_rows(card)))
 
 
 def _combined_structure(inside: Sequence[StructureError]) -> StructureError:

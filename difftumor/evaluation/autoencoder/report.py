@@ -14,7 +14,8 @@ from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, 
 from difftumor.evaluation.autoencoder.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
 from difftumor.reporting.pictures import mask_center, reconstruction_planes
 from difftumor.reporting.plots import CURVE_COLORS, to_png
-from difftumor.reporting.report import Cell, Report, format_cell
+from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Cell, Table, format_cell
 from difftumor.scans.grid import Box, triple
 
 REPORT_FILE = "report.html"
@@ -61,8 +62,8 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
     report.heading("What was measured")
     report.key_values(_MEANINGS)
     report.heading("Thresholds and what they rest on")
-    reasons = ((f"{_named(limit)} {_bound(limit, card.thresholds)}", limit.reason) for limit in LIMITS)
-    report.table(("Threshold", "Why, by default"), reasons)
+    reasons = [(f"{_named(limit)} {_bound(limit, card.thresholds)}", limit.reason) for limit in LIMITS]
+    report.table(Table(("Threshold", "Why, by default"), reasons))
     report.heading("How it was run")
     report.key_values(_origin(record))
     return report
@@ -106,8 +107,9 @@ def _write_verdict(report: Report, card: Card) -> None:
         report.paragraph(f"Not judged: {'; '.join(verdict.unmeasured)}.")
     for case, reason in card.failed.items():
         report.paragraph(f"Left out: {case}. {reason}")
-    caption = f"Means over {scans}; of structures, the one farthest from 0."
-    report.table(("What", "Measured", "Threshold"), (_limit_row(limit, card) for limit in LIMITS), caption=caption)
+    title = f"Means over {scans}; of structures, the one farthest from 0."
+    rows = [_limit_row(limit, card) for limit in LIMITS]
+    report.table(Table(("What", "Measured", "Threshold"), rows, title=title))
 
 
 def _limit_row(limit: Limit, card: Card) -> tuple[Cell, ...]:
@@ -134,7 +136,7 @@ def _write_scans(report: Report, card: Card) -> None:
     rows: list[tuple[Cell, ...]] = [(scan.case, *_measures(scan.fidelity)) for scan in card.scans]
     if len(card.scans) > 1:
         rows.append(("all scans", *_measures(card.overall)))
-    report.table(("Scan", *_MEASURES.values()), rows)
+    report.table(Table(("Scan", *_MEASURES.values()), rows))
     figure = _sharpness_figure(card)
     if figure is not None:
         caption = "Sharpness and noise, one dot per scan. Inside the box lies what the thresholds allow."
@@ -161,7 +163,7 @@ def _write_structures(report: Report, card: Card) -> None:
         "Means over the scans that hold it. Not judged (–) is what has no name, where others have one, and what has "
         f"fewer than {card.thresholds.structure_voxels:g} voxels over all scans."
     )
-    report.table(header, rows)
+    report.table(Table(header, rows))
 
 
 def _structure_row(name: str, card: Card) -> tuple[Cell, ...]:
@@ -181,7 +183,7 @@ def _write_pictures(report: Report, card: Card, pictures: Mapping[str, bytes]) -
         if scan.case in pictures:
             report.heading(scan.case, level=3)
             if scan.fidelity.structures and len(card.scans) > 1:
-                report.table(("Structure", "Voxels", "Error (HU)", "Bias (HU)"), _inside_rows(scan))
+                report.table(Table(("Structure", "Voxels", "Error (HU)", "Bias (HU)"), list(_inside_rows(scan))))
             caption = f"{scan.case}: CT, reconstruction, and reconstruction less CT."
             report.figure(pictures[scan.case], caption=caption, dpi=110)
 

@@ -6,7 +6,7 @@ from difftumor.evaluation.cohort.paper_tables import detection_table, scores_tab
 from difftumor.evaluation.cohort.results import Evaluation, Findings, counts, troubles_of
 from difftumor.evaluation.cohort.rows import FRACTIONS, case_rows
 from difftumor.reporting.report import Report
-from difftumor.reporting.tables import TextTable
+from difftumor.reporting.tables import Table
 
 _CAPTIONS = {
     "scores": "DSC and NSD of each case: median, quartiles, and whiskers to the last case within 1.5 times their "
@@ -36,7 +36,7 @@ def evaluation_page(evaluation: Evaluation, findings: Findings, *, command: str)
     _troubles(report, findings)
     report.heading("Results")
     for table in findings.tables:
-        _table(report, table)
+        report.table(table)
     report.heading("Figures")
     for name in ("scores", "sensitivity", "froc"):
         if name in findings.figures:
@@ -45,17 +45,11 @@ def evaluation_page(evaluation: Evaluation, findings: Findings, *, command: str)
         report.heading("Worst cases")
         report.figure(findings.figures["worst_cases"], caption=_CAPTIONS["worst_cases"])
     report.heading("All numbers")
-    _table(report, scores_table(summary))
-    _table(report, detection_table(summary))
+    report.table(scores_table(summary))
+    report.table(detection_table(summary))
     _cases(report, evaluation)
     _how(report, evaluation, command)
     return report
-
-
-def _table(report: Report, table: TextTable) -> None:
-    report.table(table.header, table.rows, caption=table.title, bold=table.bold)
-    if table.note:
-        report.paragraph(table.note)
 
 
 def _caption(name: str, level: float) -> str:
@@ -65,10 +59,10 @@ def _caption(name: str, level: float) -> str:
 def _troubles(report: Report, findings: Findings) -> None:
     lines = [(name, *line.split(": ", 1)) for name, each in findings.summaries.items() for line in troubles_of(each)]
     if lines:
-        report.table(("method", "case", "not evaluated, because"), lines, caption="Cases that do not count")
+        report.table(Table(("method", "case", "not evaluated, because"), lines, title="Cases that do not count"))
     notes = [(name, *note) for name, each in findings.summaries.items() for note in each["notes"].items()]
     if notes:
-        report.table(("method", "case", "note"), notes)
+        report.table(Table(("method", "case", "note"), notes))
 
 
 def _cases(report: Report, evaluation: Evaluation) -> None:
@@ -78,11 +72,8 @@ def _cases(report: Report, evaluation: Evaluation) -> None:
     report.heading("Case by case", level=3)
     if len(rows) > _MOST_ROWS:
         report.paragraph(f"The first {_MOST_ROWS} of {len(rows)}; all are in cases.csv.")
-    report.table(
-        list(columns.values()),
-        [[row[column] for column in columns] for row in rows[:_MOST_ROWS]],
-        caption="DSC and NSD are fractions.",
-    )
+    cells = [[row[column] for column in columns] for row in rows[:_MOST_ROWS]]
+    report.table(Table(list(columns.values()), cells, title="DSC and NSD are fractions."))
 
 
 def _how(report: Report, evaluation: Evaluation, command: str) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from difftumor.evaluation.cohort.comparison import MEASURES
 from difftumor.evaluation.cohort.rows import FRACTIONS, SCORES
 from difftumor.evaluation.cohort.summary import fold_order
-from difftumor.reporting.tables import TextTable
+from difftumor.reporting.tables import Table
 
 Summary = Mapping[str, Any]
 NONE = "–"
 
 
-def scores_table(summary: Summary) -> TextTable:
+def scores_table(summary: Summary) -> Table:
     """Return the scores of one method with their intervals: of organs over all cases, of tumors over those with tumor.
 
     DSC and NSD of tumors stand there over all cases too, where a healthy scan scores 1 or 0.
@@ -43,10 +43,10 @@ def scores_table(summary: Summary) -> TextTable:
     ]
     header = ("Score (DSC, NSD, volume error in %)", "over", "mean", _percent_of(summary), "SD", "median", "cases",
               "by rule")  # fmt: skip
-    return TextTable("Scores", header, tuple(rows))
+    return Table(header, rows, title="Scores")
 
 
-def detection_table(summary: Summary) -> TextTable:
+def detection_table(summary: Summary) -> Table:
     """Return the detection of one method."""
     detection = summary["detection"]
     rates = {
@@ -79,10 +79,10 @@ def detection_table(summary: Summary) -> TextTable:
         )
     )
     header = ("Detection", "%", f"{_percent_of(summary)} (Wilson)", "the same over patients (bootstrap)", "count")
-    return TextTable("Detection", header, tuple(rows), note=str(summary["settings"]["matching"]))
+    return Table(header, rows, title="Detection", note=str(summary["settings"]["matching"]))
 
 
-def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
+def methods_table(summaries: Mapping[str, Summary]) -> Table:
     """Return mean ± SD of DSC and NSD by method, as Table 7 of DiffTumor and Table 3 of Hu et al.; the best is bold."""
     columns = {"tumor_dsc": "cases_with_tumor", "tumor_nsd": "cases_with_tumor", "organ_dsc": "all_cases",
                "organ_nsd": "all_cases"}  # fmt: skip
@@ -92,19 +92,19 @@ def methods_table(summaries: Mapping[str, Summary]) -> TextTable:
         for method, row in zip(summaries, entries, strict=True)
     )
     header = ("Method", *(text for name in columns for text in (f"{FRACTIONS[name]} (%)", "cases")))
-    return TextTable(
-        "Segmentation: mean ± SD, of tumors over the cases with tumor",
+    return Table(
         header,
         rows,
-        best(
+        title="Segmentation: mean ± SD, of tumors over the cases with tumor",
+        note=_nsd_at(summaries),
+        bold=best(
             [[value for entry in row for value in (entry["mean"], None)] for row in entries],
             [[entry["count"] for entry in row for _ in range(2)] for row in entries],
         ),
-        note=_nsd_at(summaries),
     )
 
 
-def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
+def sensitivity_table(summaries: Mapping[str, Summary]) -> Table:
     """Return tumor-wise sensitivity by size and what is false, by method; the best is bold."""
     bins = list(next(iter(summaries.values()))["detection"]["sensitivity_by_radius"])
     values, rows, totals = [], [], []
@@ -127,16 +127,16 @@ def sensitivity_table(summaries: Mapping[str, Summary]) -> TextTable:
         "Method", "scans", "tumors", "Sensitivity (%)", "early stage", *(f"radius {name}" for name in bins),
         "Precision (%)", "Patient-wise sensitivity (%)", "Specificity (%)", "FP per scan",
     )  # fmt: skip
-    return TextTable(
-        "Detection, tumor by tumor and patient by patient",
+    return Table(
         header,
-        tuple(rows),
-        best(values, totals),
+        rows,
+        title="Detection, tumor by tumor and patient by patient",
         note=str(next(iter(summaries.values()))["settings"]["matching"]),
+        bold=best(values, totals),
     )
 
 
-def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> TextTable:
+def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return the highest sensitivity at no more than some numbers of false positives per scan, and their mean."""
     rates = list(next((curve["sensitivity_at"] for curve in curves.values() if curve["sensitivity_at"]), {}))
     rows = [
@@ -149,10 +149,10 @@ def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> TextTable:
         for method, curve in curves.items()
     ]
     header = ("Method", "scans", *(f"{rate} FP" for rate in rates), "mean")
-    return TextTable("Free response: sensitivity (%) at false positives per scan", header, tuple(rows))
+    return Table(header, rows, title="Free response: sensitivity (%) at false positives per scan")
 
 
-def folds_table(summaries: Mapping[str, Summary]) -> TextTable | None:
+def folds_table(summaries: Mapping[str, Summary]) -> Table | None:
     """Return DSC and NSD of tumors by fold, as Tables 4 to 6 of DiffTumor and Table 5 of Hu et al.; None without folds.
 
     The average is that of the folds' means, as there; beside it stands the mean over all cases pooled.
@@ -168,10 +168,10 @@ def folds_table(summaries: Mapping[str, Summary]) -> TextTable | None:
             average = mean_sd(entry["average"], entry["sd"])
             rows.append((method, f"{score[-3:].upper()} (%)", *means, average, percent(entry["pooled"])))
     header = ("Method", "metric", *(f"fold {name}" for name in names), "average ± SD of folds", "pooled")
-    return TextTable("Tumor segmentation by fold", header, tuple(rows))
+    return Table(header, rows, title="Tumor segmentation by fold")
 
 
-def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level: float) -> TextTable:
+def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level: float) -> Table:
     """Return the differences of other methods from the first, with their tests."""
     rows = [
         (
@@ -192,10 +192,10 @@ def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level:
         "Holm (Wilcoxon)", "permutation p", "Holm (permutation)",
     )  # fmt: skip
     note = "Means are over the patients of the scans that both methods have."
-    return TextTable(f"Paired tests against {first}", header, tuple(rows), note=note)
+    return Table(header, rows, title=f"Paired tests against {first}", note=note)
 
 
-def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTable, TextTable]:
+def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[Table, Table]:
     """Return methods by organs: DSC and NSD (Table 7 of DiffTumor), early-stage sensitivity (Tables 2 and 3).
 
     Args:
@@ -216,19 +216,19 @@ def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[TextTabl
         return {"value": None, "total": 0} if summary is None else summary["detection"]["early_sensitivity"]
 
     entries = {method: [entry(method, organ, score) for organ, score in scores] for method in methods}
-    segmentation = TextTable(
-        "Tumor segmentation by organ: mean ± SD",
+    segmentation = Table(
         ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
-        tuple((method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()),
-        best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
+        [(method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()],
+        title="Tumor segmentation by organ: mean ± SD",
+        bold=best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
         note=_nsd_at({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
     )
     rates = [[early(method, organ) for organ in organs] for method in methods]
-    detection = TextTable(
-        "Early-stage tumor detection: tumor-wise sensitivity (%)",
+    detection = Table(
         ("Method", *organs),
-        tuple((method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)),
-        best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
+        [(method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)],
+        title="Early-stage tumor detection: tumor-wise sensitivity (%)",
+        bold=best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
     )
     return segmentation, detection
 

@@ -28,7 +28,7 @@ from difftumor.evaluation.cohort.worst_cases import cts_of, worst_cases, worst_c
 from difftumor.evaluation.metrics.froc import RATES, CaseFroc, FrocCurve, froc_curve
 from difftumor.files import written_whole
 from difftumor.reporting.plots import save_png
-from difftumor.reporting.tables import TextTable, write_csv, write_json
+from difftumor.reporting.tables import Table, write_csv, write_json
 
 RESULT_FILES = (
     "cases.csv", "lesions.csv", "summary.json", "summary.md", "tables.tex", "report.html", "sensitivity.png",
@@ -122,7 +122,7 @@ class Findings:
 
     summaries: Mapping[str, Mapping[str, Any]]
     tests: Mapping[str, Mapping[str, Any]]
-    tables: Sequence[TextTable]
+    tables: Sequence[Table]
     remarks: Sequence[str]
     figures: Mapping[str, Figure]
 
@@ -239,8 +239,9 @@ def _remove_others(folder: Path, names: Collection[str]) -> None:
 
 
 def _write_rows(folder: Path, method: Method, folds: Mapping[str, str]) -> None:
-    write_csv(folder / "cases.csv", CASE_COLUMNS, case_rows(method.cases, folds))
-    write_csv(folder / "lesions.csv", LESION_COLUMNS, lesion_rows(case.result for case in method.cases))
+    write_csv(folder / "cases.csv", Table.of_records(CASE_COLUMNS, case_rows(method.cases, folds)))
+    lesions = lesion_rows(case.result for case in method.cases)
+    write_csv(folder / "lesions.csv", Table.of_records(LESION_COLUMNS, lesions))
 
 
 def _parts(method: Method) -> list[CaseFroc]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from difftumor.evaluation.cohort.methods import CaseResult, ScoredCase
-from difftumor.reporting.tables import Row, Value
+from difftumor.reporting.tables import Cell, Row
 from difftumor.scans.lesions import Lesion
 
 # Fractions are shown in percent, others as they are.
@@ -84,7 +84,7 @@ def scores_of(result: CaseResult) -> dict[str, float | None]:
     return found
 
 
-def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Value]:
+def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Cell]:
     right, anterior, superior = lesion.center_mm
     return {
         "case": case,

@@ -12,7 +12,7 @@ from difftumor import __version__
 from difftumor.evaluation.realism.distances import Sample
 from difftumor.evaluation.realism.quality import Measurement, Quality, Scale, Spread
 from difftumor.files import written_whole
-from difftumor.reporting.tables import Row, Value, markdown_table, write_csv, write_json
+from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"
 HEADER = ("Distance", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther")
@@ -76,9 +76,9 @@ def write_quality(
         sets: The tumors, by the name of their set.
     """
     write_json(folder / RECORD_FILE, record)
-    write_csv(folder / TABLE_FILE, _COLUMNS, [_row(measurement) for measurement in quality.measurements])
+    write_csv(folder / TABLE_FILE, Table.of_records(_COLUMNS, map(_row, quality.measurements)))
     tumors = [_tumor_row(name, sample) for name, samples in sets.items() for sample in samples]
-    write_csv(folder / TUMORS_FILE, list(tumors[0]), tumors)
+    write_csv(folder / TUMORS_FILE, Table.of_records(list(tumors[0]), tumors))
     with written_whole(folder / SUMMARY_FILE) as temporary:
         temporary.write_text(quality_markdown(quality, record), encoding="utf-8")
 
@@ -91,7 +91,7 @@ def quality_markdown(quality: Quality, record: Mapping[str, Any]) -> str:
         for side in ("real", "synthetic")
     ]
     warnings = "\n".join(f"- ⚠ {text}" for text in quality.all_warnings)
-    table = markdown_table(HEADER, [table_row(measurement) for measurement in quality.measurements])
+    table = Table(HEADER, list(map(table_row, quality.measurements))).markdown()
     parts = [f"# Image quality of synthesis: {record['organ']}", " ".join(counts), warnings, table, EXPLANATION]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -156,7 +156,7 @@ def _row(measurement: Measurement) -> Row:
     }
 
 
-def _spread_cells(scale: Scale) -> dict[str, Value]:
+def _spread_cells(scale: Scale) -> dict[str, Cell]:
     return {f"{name}_{part}": value for name in _SPREADS for part, value in asdict(getattr(scale, name)).items()}
 
 
@@ -165,7 +165,7 @@ def _tumor_row(name: str, sample: Sample) -> Row:
     looks = {key: getattr(tumor.appearance, key) for key in ("contrast_hu", "sd_hu", "edge_step_hu")}
     texture = {f"texture_{key}": value for key, value in asdict(tumor.texture).items()}
     numbers = {"diameter_mm": tumor.diameter_mm, **looks, **texture}
-    where: dict[str, Value] = {"set": name, "case": tumor.case, "patient": tumor.patient, "number": tumor.number}
+    where: dict[str, Cell] = {"set": name, "case": tumor.case, "patient": tumor.patient, "number": tumor.number}
     return {**where, **{key: _known(value) for key, value in numbers.items()}}
 
 

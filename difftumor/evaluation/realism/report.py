@@ -15,7 +15,8 @@ from difftumor.evaluation.realism.tumor_samples import HIGH_HU, LOW_HU, SHAPE_BI
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import three_planes
 from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes, to_png
-from difftumor.reporting.report import Cell, Report
+from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Cell, Table
 
 REPORT_FILE = "report.html"
 HISTOGRAM_FILE, LOOKS_FILE = "histograms.png", "looks.png"
@@ -60,7 +61,8 @@ def quality_report(quality: Quality, record: Mapping[str, Any], pictures: Mappin
     for network in dict.fromkeys(measurement.name.network for measurement in quality.measurements):
         rows = [table_row(m) for m in quality.measurements if m.name.network == network]
         rows = [(label.replace(f", {network}", ""), *cells) for label, *cells in rows] if network else rows
-        report.table(HEADER, rows, caption=f"Features of {network}" if network else "Measured inside and around tumors")
+        title = f"Features of {network}" if network else "Measured inside and around tumors"
+        report.table(Table(HEADER, rows, title=title))
     if not record["networks"]:
         report.paragraph(_NO_NETWORK)
     report.heading("How the tumors look")

@@ -11,8 +11,9 @@ from difftumor.evaluation.robustness.dimensions import level_name
 from difftumor.evaluation.robustness.figures import detectability_figure, heatmap
 from difftumor.evaluation.robustness.results import WORST_HEADER, Results, worst_row
 from difftumor.evaluation.robustness.worst import WorstCase
-from difftumor.reporting.report import Cell as Entry
 from difftumor.reporting.report import Report
+from difftumor.reporting.tables import Cell as Entry
+from difftumor.reporting.tables import Table
 
 _READING = (
     "Every row varies one property of hand-crafted tumors and leaves everything else as it is: shape, texture and "
@@ -37,7 +38,7 @@ def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = 
     report.heading("Which dimension matters")
     for note in results.cell_notes:
         report.paragraph(note)
-    report.table(("Dimension", "Lowest mean DSC", "Highest mean DSC", "Span"), results.ranges())
+    report.table(Table(("Dimension", "Lowest mean DSC", "Highest mean DSC", "Span"), results.ranges()))
     report.heading("Heatmaps")
     report.paragraph(_READING)
     report.figure(
@@ -55,20 +56,17 @@ def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = 
     _add_worst(report, worst)
     report.heading("All cells")
     report.paragraph(_SCORES)
-    report.table(
-        ("Dimension", "Level", "Value", "Tumors", "Found", "DSC", "NSD", "Diameter (mm)"), map(_cells, results.cells)
-    )
+    header = ("Dimension", "Level", "Value", "Tumors", "Found", "DSC", "NSD", "Diameter (mm)")
+    report.table(Table(header, list(map(_cells, results.cells))))
     report.heading("Scans")
-    scans = ((s.case, s.status, len(s.rows) or None, s.healthy_lesions, " ".join(s.notes)) for s in results.scans)
-    report.table(("Scan", "Status", "Tumors in cells", "Lesions without a tumor", "Notes"), scans)
+    scans = [(s.case, s.status, len(s.rows) or None, s.healthy_lesions, " ".join(s.notes)) for s in results.scans]
+    report.table(Table(("Scan", "Status", "Tumors in cells", "Lesions without a tumor", "Notes"), scans))
     report.heading("How it was done")
-    report.table(
-        ("Dimension", "μ", "σ", "From", "To"),
-        (
-            (name, one.mean, f"factor {one.sd:.3g}" if one.log else one.sd, one.low, one.high)
-            for name, one in results.dimensions.items()
-        ),
-    )
+    distributions = [
+        (name, one.mean, f"factor {one.sd:.3g}" if one.log else one.sd, one.low, one.high)
+        for name, one in results.dimensions.items()
+    ]
+    report.table(Table(("Dimension", "μ", "σ", "From", "To"), distributions))
     report.key_values({name.replace("_", " "): _said(value) for name, value in results.settings.items()})
     return report
 
@@ -81,7 +79,7 @@ def _add_worst(report: Report, worst: Sequence[WorstCase]) -> None:
         "Lowest DSC first; of those that were missed, usual ones before extreme ones. Their scans are in the folder "
         "worst: stage 3 trains on them with synthesis.offline. Scans that are trained on are no test scans any more."
     )
-    report.table(WORST_HEADER, map(worst_row, worst))
+    report.table(Table(WORST_HEADER, list(map(worst_row, worst))))
     for case in worst:
         report.figure(case.picture, caption=f"{case.name}: CT, truth and prediction in three planes through the tumor.")
 

@@ -21,7 +21,7 @@ from difftumor.evaluation.robustness.scan_run import TumorRow
 from difftumor.evaluation.robustness.worst import WorstCase
 from difftumor.files import folder_written_whole
 from difftumor.reporting.plots import save_png
-from difftumor.reporting.tables import markdown_table, write_csv, write_json
+from difftumor.reporting.tables import Table, write_csv, write_json
 
 # The models are compared by what they are.
 _NOT_ASKED = ("model", "cases", "device")
@@ -128,11 +128,11 @@ def write_results(out: Path, results: Results, worst: Sequence[WorstCase], *, va
         values: Whether heatmaps say what levels are in HU, mm or the like.
     """
     with folder_written_whole(out, keep_others=True, last=JSON_FILE) as staging:
-        write_csv(staging / CELLS_FILE, CELL_COLUMNS, map(cell_row, results.cells))
+        write_csv(staging / CELLS_FILE, Table.of_records(CELL_COLUMNS, map(cell_row, results.cells)))
         columns = [field.name for field in fields(TumorRow)]
         rows = [{**asdict(row), "record": f"{SCANS}/{row.case}/{row.record}"} for row in results.rows]
         plain = [{name: int(v) if isinstance(v, bool) else v for name, v in row.items()} for row in rows]
-        write_csv(staging / TUMORS_FILE, columns, plain)
+        write_csv(staging / TUMORS_FILE, Table.of_records(columns, plain))
         for name, measure in FIGURES.items():
             save_png(heatmap(results.cells, measure, values=values), staging / name)
         if results.curves:
@@ -172,17 +172,14 @@ def _markdown(results: Results, worst: Sequence[WorstCase]) -> str:
     parts += [
         "## Which dimension matters",
         *results.cell_notes,
-        markdown_table(("Dimension", "Lowest", "Highest", "Span"), results.ranges()),
+        Table(("Dimension", "Lowest", "Highest", "Span"), results.ranges()).markdown(),
     ]
     for measure, title in (("dsc", "Mean DSC of the tumor"), ("detection", "Tumors found")):
-        parts += [f"## {title}", markdown_table(header, results.table(measure))]  # type: ignore[arg-type]
+        parts += [f"## {title}", Table(header, results.table(measure)).markdown()]  # type: ignore[arg-type]
     if results.curves:
         parts += ["## Detectability", *(curve.sentence for curve in results.curves)]
     if worst:
-        parts += [
-            "## Worst tumors",
-            markdown_table(WORST_HEADER, [[str(cell) for cell in row] for row in map(worst_row, worst)]),
-        ]
+        parts += ["## Worst tumors", Table(WORST_HEADER, list(map(worst_row, worst))).markdown()]
     notes = [f"- {scan.case}: {note}" for scan in results.scans for note in scan.notes]
     if notes:
         parts += ["## Notes", "\n".join(notes)]

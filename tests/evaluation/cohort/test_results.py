@@ -8,7 +8,7 @@ from difftumor.evaluation.cohort.page import evaluation_page
 from difftumor.evaluation.cohort.paper_tables import best, folds_table, mean_sd, methods_table, organ_tables, p_value
 from difftumor.evaluation.cohort.results import COMPARED, RESULT_FILES, Evaluation, find, write_results
 from difftumor.reporting.plots import to_png
-from difftumor.reporting.tables import TextTable, latex_text
+from difftumor.reporting.tables import Table, latex_text
 from tests.evaluation.cohort.methods import method, scored
 
 
@@ -78,7 +78,7 @@ def test_latex_keeps_special_characters():
 
 
 def test_bold_cells():
-    table = TextTable("t", ("a", "b"), (("x|y", "1"), ("z", "2")), frozenset({(1, 1)}))
+    table = Table(("a", "b"), (("x|y", "1"), ("z", "2")), title="t", bold={(1, 1)})
     assert table.markdown().splitlines()[2:] == ["| x\\|y | 1 |", "| z | **2** |"]
     assert r"z & \textbf{2} \\" in table.latex()
 
@@ -152,7 +152,7 @@ def test_organs_stand_in_columns(evaluation):
     assert segmentation.header == ("Method", "liver DSC (%)", "liver NSD (%)", "kidney DSC (%)", "kidney NSD (%)")
     assert segmentation.rows[1][3:] == ("–", "–")
     assert (0, 1) in segmentation.bold
-    assert early.rows == (("ours", "66.7", "66.7"), ("theirs", "33.3", "–"))
+    assert early.rows == [("ours", "66.7", "66.7"), ("theirs", "33.3", "–")]
 
 
 def test_organs_with_other_cases_have_no_best(evaluation):

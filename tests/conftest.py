@@ -1,10 +1,13 @@
-"""Fixtures shared by all tests."""
+"""What many tests use: fixtures, and functions to run the command line and read what it wrote."""
 
+import csv
 import os
 from pathlib import Path
 
 import pytest
 import torch
+
+from difftumor.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -17,8 +20,31 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with the real CT volumes; skips where it is missing."""
+    """Folder with the real CT volumes; skips if it is missing."""
     folder = Path(os.environ.get("DIFFTUMOR_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "abdomen" / "ct.nii.gz").is_file():
         pytest.skip(f"no real CT in {folder}; set DIFFTUMOR_TEST_DATA to a folder that holds abdomen/ and sarcoma/")
     return folder
+
+
+def run(*words: object) -> int:
+    """Run ``difftumor WORDS`` in this process and return its exit code."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return int(exit_info.value.code or 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by relative path."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return standard normal values that depend on the seed alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -30,3 +30,8 @@ def ct_values(shape=(5, 6, 4), dtype=np.int16, seed=0):
     values = np.random.default_rng(seed).integers(-1000, 1000, shape).astype(dtype)
     values.flat[0] = -1000
     return values
+
+
+def voxels(path):
+    """Return the values that a file holds."""
+    return np.asarray(nib.load(path).dataobj)

@@ -11,13 +11,7 @@ from difftumor.cli import main
 from difftumor.cli.options import parse_names, parse_numbers
 from difftumor.errors import ConfigError
 from difftumor.scans.organs import CONVENTIONS
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main(words)
-    code = exit_info.value.code
-    return 0 if code is None else int(code)
+from tests.conftest import run
 
 
 def with_command(monkeypatch, error: BaseException) -> None:

@@ -19,6 +19,7 @@ from difftumor.datasets.transforms import (
 )
 from difftumor.errors import GridMismatchError, OrganError
 from difftumor.scans.organs import OrganLabels
+from tests.nifti import voxels
 
 LIVER = OrganLabels(organ=(1, 4), tumor=(3,))
 
@@ -38,29 +39,25 @@ def case(tmp_path) -> Case:
     return Case("a", _save(tmp_path / "ct.nii.gz", ct), _save(tmp_path / "labels.nii.gz", labels))
 
 
-def _voxels(path):
-    return np.asarray(nib.load(path).dataobj)
-
-
-def test_a_case_in_model_space_already_keeps_its_voxels(case):
+def test_a_case_in_model_space_already_keeps_itsvoxels(case):
     item = load_case(case, LIVER, spacing_mm=(2, 2, 2))
-    labels = _voxels(case.labels)
+    labels = voxels(case.labels)
     assert item["case"] == "a"
     assert item["ct"].dtype == torch.float32
-    assert np.array_equal(item["ct"][0].numpy(), _voxels(case.image))
+    assert np.array_equal(item["ct"][0].numpy(), voxels(case.image))
     assert np.array_equal(item["labels"][0].numpy(), np.select([labels == 3, np.isin(labels, (1, 4))], [2, 1], 0))
 
 
 def test_without_organ_labels_everything_labelled_is_foreground(case):
-    assert np.array_equal(load_case(case, None, spacing_mm=(2, 2, 2))["labels"][0].numpy(), _voxels(case.labels) > 0)
+    assert np.array_equal(load_case(case, None, spacing_mm=(2, 2, 2))["labels"][0].numpy(), voxels(case.labels) > 0)
     bare = load_case(Case("b", case.image), None, spacing_mm=(2, 2, 2))
     assert bare["labels"].shape == bare["ct"].shape
     assert not bare["labels"].any()
 
 
 def test_orientation_becomes_ras_and_spacing_as_asked(tmp_path, case):
-    flipped = _save(tmp_path / "lps.nii.gz", _voxels(case.image)[::-1, ::-1], np.diag([-2.0, -2.0, 2.0, 1.0]))
-    assert np.array_equal(load_case(Case("l", flipped), None, spacing_mm=(2, 2, 2))["ct"][0], _voxels(case.image))
+    flipped = _save(tmp_path / "lps.nii.gz", voxels(case.image)[::-1, ::-1], np.diag([-2.0, -2.0, 2.0, 1.0]))
+    assert np.array_equal(load_case(Case("l", flipped), None, spacing_mm=(2, 2, 2))["ct"][0], voxels(case.image))
     finer = load_case(case, LIVER, spacing_mm=(1, 1, 4))
     assert finer["labels"].shape == finer["ct"].shape
     assert all(abs(found - exact) <= 1 for found, exact in zip(finer["ct"].shape, (1, 24, 20, 4), strict=True))
@@ -85,7 +82,7 @@ def test_padding_adds_air_evenly_and_only_where_missing(case):
     assert pad_to(item, (4, 4, 4))["ct"] is item["ct"]
 
 
-def test_centers_are_labelled_and_unlabelled_voxels():
+def test_centers_are_labelled_and_unlabelledvoxels():
     labels = torch.zeros(1, 10, 10, 10, dtype=torch.uint8)
     labels[:, 2:8, 2:8, 2:8] = 1
     item = with_centers({"labels": labels}, limit=50)

@@ -14,13 +14,12 @@ import torch
 from monai.bundle import ConfigParser
 from scipy import ndimage
 
-from difftumor.cli import main
 from difftumor.exchange.bundle import INFERENCE_FILE, METADATA_FILE, MODEL_FILE, README_FILE, write_bundle
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.nifti import read_ct
 from difftumor.segmentation.inference import predict_volume
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, contents, run
 from tests.nifti import write_nifti
 from tests.synthesis.makers import save_tiny_artifacts
 
@@ -37,12 +36,6 @@ TILTED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, -0.1, 0.15), [5,
 FILES = sorted((METADATA_FILE, INFERENCE_FILE, MODEL_FILE, README_FILE))
 
 
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
-
-
 def save_segmenter(folder, name="unet", **changes):
     torch.manual_seed(0)
     preprocessing = {"spacing_mm": [1.5, 1.5, 2.0], "window_hu": list(WINDOW_HU), "crop": CROPS[name]}
@@ -54,15 +47,11 @@ def save_segmenter(folder, name="unet", **changes):
     )
 
 
-def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_monai_rebuilds_the_network_from_the_bundle_alone(tmp_path, name):
     artifact = load_artifact(save_segmenter(tmp_path / "segmenter", name))
     assert write_bundle(artifact, tmp_path / "bundle") == tmp_path / "bundle"
-    assert files(tmp_path / "bundle") == FILES
+    assert sorted(contents(tmp_path / "bundle")) == FILES
     parser = ConfigParser()
     parser.read_config(tmp_path / "bundle" / INFERENCE_FILE)
     parser.read_meta(tmp_path / "bundle" / METADATA_FILE)

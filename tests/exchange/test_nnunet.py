@@ -1,7 +1,6 @@
 """Data sets for nnU-Net: what is in them, on which grid, and who validates."""
 
 import gzip
-import hashlib
 import json
 import os
 import subprocess
@@ -14,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difftumor.cli import main
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.exchange.nnunet import Entry, check_dataset_name, plan_entries, split_entries
 from difftumor.scans.organs import get_organ
-from tests.nifti import write_nifti
+from tests.conftest import contents, run
+from tests.nifti import voxels, write_nifti
 from tests.synthesis.makers import ball
 
 SHAPE = (36, 34, 32)
@@ -28,12 +27,6 @@ LPS = np.array([[-1.0, 0, 0, 40], [0, -1.0, 0, 30], [0, 0, 1.2, -10], [0, 0, 0, 
 TILTED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, -0.1, 0.15), [5, -7, 11]) @ LPS
 NAME = "Dataset501_LiverTumor"
 SYNTHETIC = ("--generator", "handcrafted", "--size", "tiny", "--device", "cpu")
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def save_scan(folder: Path, name: str, seed: int, *, tumor: bool, affine=LPS, suffix=".nii.gz") -> None:
@@ -95,18 +88,10 @@ def cohort(tmp_path_factory):
 def exported(cohort, tmp_path_factory):
     """The data set of the cohort with four copies, and what the command did to its inputs."""
     out = tmp_path_factory.mktemp("raw") / NAME
-    before = digests(cohort.parent)
+    before = contents(cohort.parent)
     assert run("export", "nnunet", out, "--cases", cohort, "--synthetic", 4, *SYNTHETIC) == 0
-    assert digests(cohort.parent) == before
+    assert contents(cohort.parent) == before
     return out
-
-
-def digests(folder):
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def voxels(path):
-    return np.asarray(nib.load(path).dataobj)
 
 
 def content(out, name="dataset.json"):
@@ -318,13 +303,13 @@ def test_only_an_earlier_export_is_replaced(cohort, tmp_path, capsys):
     out = tmp_path / NAME
     words = ("export", "nnunet", out, "--cases", cohort)
     assert run(*words) == 0
-    before = digests(out)
+    before = contents(out)
     assert run(*words) == 1
     assert "--overwrite" in capsys.readouterr().err
     # A data set must not be replaced by what is read from it.
     assert run("export", "nnunet", out, "--cases", out, "--overwrite") == 1
     assert "holds the input" in capsys.readouterr().err
-    assert digests(out) == before
+    assert contents(out) == before
     assert run(*words, "--seed", 1, "--overwrite") == 0
     (out / "mine.txt").write_text("mine")
     assert run(*words, "--overwrite") == 1

@@ -13,13 +13,10 @@ from difftumor.models.attention import (
     linear_slice_attention,
     slice_attention,
 )
+from tests.conftest import randn
 from tests.reference import relative_error
 
 BLOCKS = [depth_attention, slice_attention, linear_slice_attention]
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def shuffled(module, seed=0):

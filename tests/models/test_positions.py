@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from difftumor.models.attention import RelativePositionBias, RotaryEmbedding
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.conftest import randn
 
 
 # Worked out by hand: 8 exact distances, then 8 + ⌊8 · log(d/8) / log 4⌋, at most 15; 16 more for keys after the query.

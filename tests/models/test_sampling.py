@@ -11,11 +11,8 @@ from difftumor.errors import ConfigError, ShapeError
 from difftumor.models.denoiser import Denoiser
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
 from difftumor.seeding import torch_generator
+from tests.conftest import randn
 from tests.reference import load_reference, reference_state, relative_error
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Oracle:

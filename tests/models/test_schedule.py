@@ -5,13 +5,10 @@ import torch
 
 from difftumor.errors import ConfigError
 from difftumor.models.sampling import NoiseSchedule
+from tests.conftest import randn
 from tests.reference import load_reference, relative_error
 
 TABLES = ("betas", "alphas_cumprod", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2")
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("timesteps", [4, 200])

@@ -1,7 +1,5 @@
 """The ablation study: from the command line to the page, and again without training anew."""
 
-import csv
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ from difftumor.scans.grid import Grid
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows
 from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores
+from tests.conftest import read_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
 from tests.studies.test_tumor_sources import in_this_process  # noqa: F401
@@ -30,8 +29,7 @@ def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, 
     out = tmp_path / "study"
     assert main(words(folder, out)) == 0
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
-    with (out / "ablation.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(out / "ablation.csv")
     assert [tuple(row[name] == "✓" for name in COMPONENTS) for row in rows] == list(ABLATIONS.values())
     assert all(0 <= float(row[DSC]) <= 100 for row in rows)
     assert {row[SENSITIVITY] for row in rows} == {""}  # all tumors of the cohort have a radius over 5 mm

@@ -1,6 +1,5 @@
 """The study on sarcomas: from a folder of patients to the page, and again without training anew."""
 
-import csv
 import html
 import shlex
 
@@ -10,6 +9,7 @@ import pytest
 
 from studies.jobs.comparison import HEALTHY, REAL
 from studies.sarcoma import main
+from tests.conftest import read_rows
 from tests.stages.conftest import TINY
 from tests.stages.tumor_cohort import DIFFUSION
 
@@ -55,8 +55,7 @@ def test_it_trains_each_once_and_leaves_table_pictures_and_page(words, tmp_path,
     out = tmp_path / "out"
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == FILES
-    with (out / "sarcoma.csv").open() as stream:
-        rows = {row["tumors of"]: row for row in csv.DictReader(stream)}
+    rows = {row["tumors of"]: row for row in read_rows(out / "sarcoma.csv")}
     assert list(rows) == [REAL, HEALTHY, "all tumors", "one tumor"]
     assert {row["tumors"] for row in rows.values()} == {"2"}
     assert float(rows[HEALTHY]["contrast_distance_hu"]) == pytest.approx(40, abs=5)

@@ -1,6 +1,5 @@
 """Segmenters of sarcomas: lists made of the patients of a study, and trainings on them."""
 
-import csv
 import shutil
 
 import nibabel as nib
@@ -12,6 +11,7 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact_config import read_config
 from studies.sarcoma_data import write_sarcoma
 from studies.sarcoma_segmentation import FEW, HEALTHY, TEST, main, write_lists
+from tests.conftest import read_rows
 from tests.stages.tumor_cohort import UNET, write_autoencoder, write_diffusion
 from tests.studies.test_sarcoma import write_patients
 from tests.studies.test_tumor_sources import in_this_process  # noqa: F401
@@ -81,8 +81,10 @@ def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, t
     words = ["--study", str(study), "--out", str(out), "--seeds", "1", "--steps", "2", "--device", "cpu", *UNET,
              "trainer.progress_bar=false"]  # fmt: skip
     assert main(words) == 0
-    with (out / "tumor_sources.csv").open() as stream:
-        assert [row["trained on"] for row in csv.DictReader(stream)] == ["few real tumors", "few real and diffusion"]
+    assert [row["trained on"] for row in read_rows(out / "tumor_sources.csv")] == [
+        "few real tumors",
+        "few real and diffusion",
+    ]
     few = {case.id for case in read_cases(out / "data" / FEW).cases}
     configs = {path.name: read_config(path) for path in (out / "checkpoints").iterdir()}
     cases = {name: set(config.training["cases"]["training"]) for name, config in configs.items()}

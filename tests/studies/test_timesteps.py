@@ -1,6 +1,5 @@
 """The study of timesteps: from the command line to the page, and again without training anew."""
 
-import csv
 import html
 import shlex
 
@@ -10,6 +9,7 @@ import pytest
 from difftumor.scans.appearance import appearance_distance
 from studies.jobs.comparison import HEALTHY, REAL, Compared, Comparison
 from studies.timesteps import main, timesteps_figure
+from tests.conftest import read_rows
 from tests.studies.jobs.test_comparison import options
 
 FILES = ["appearance.png", "report.html", "timesteps.csv", "timesteps.md", "timesteps.png", "tumors.png"]
@@ -29,8 +29,7 @@ def test_it_trains_each_once_and_leaves_table_pictures_and_page(folder, tmp_path
     assert main(words) == 0
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == FILES
-    with (out / "timesteps.csv").open() as stream:
-        rows = {row["tumors of"]: row for row in csv.DictReader(stream)}
+    rows = {row["tumors of"]: row for row in read_rows(out / "timesteps.csv")}
     assert list(rows) == [REAL, HEALTHY, "T = 1", "T = 2"]
     assert {row["tumors"] for name, row in rows.items() if name != REAL} == {"3"}
     for name in ("T = 1", "T = 2"):

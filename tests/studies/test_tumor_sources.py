@@ -1,6 +1,5 @@
 """The study of tumor sources: from the command line to the page, and again without training anew."""
 
-import csv
 import json
 import shutil
 
@@ -14,6 +13,7 @@ from stages.segmentation.train import build
 from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores, StudyScores, scores_figure
 from studies.tumor_sources import SOURCES, main, table_rows
+from tests.conftest import read_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
 
@@ -47,8 +47,7 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     out = tmp_path / "study"
     assert main(words(folder, out)) == 0
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
-    with (out / "tumor_sources.csv").open() as stream:
-        rows = {row["trained on"]: row for row in csv.DictReader(stream)}
+    rows = {row["trained on"]: row for row in read_rows(out / "tumor_sources.csv")}
     assert list(rows) == [name for name, *_ in SOURCES.values()]
     assert {row["trainings"] for row in rows.values()} == {"2"}
     trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}

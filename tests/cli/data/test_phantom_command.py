@@ -4,13 +4,7 @@ import json
 
 import pytest
 
-from difftumor.cli import main
-
-
-def run(*words) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
+from tests.conftest import run
 
 
 def test_options_reach_the_cohort(tmp_path, capsys):
@@ -50,13 +44,10 @@ def test_wrong_values_are_one_sentence_and_leave_nothing(tmp_path, capsys, words
 
 def test_a_failure_leaves_not_even_parents_and_stdout_is_for_the_result(tmp_path, capsys):
     arguments = ["--cases", "1", "--shape", "32"]
-    with pytest.raises(SystemExit) as exit_info:
-        main(["phantom", str(tmp_path / "a" / "b"), *arguments, "--spacing", "1"])
-    assert exit_info.value.code == 1
+    assert run("phantom", tmp_path / "a" / "b", *arguments, "--spacing", "1") == 1
     assert "field of view" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(SystemExit):
-        main(["phantom", str(tmp_path / "a" / "b"), *arguments])
+    assert run("phantom", tmp_path / "a" / "b", *arguments) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [f"Wrote 1 case: {tmp_path / 'a' / 'b' / 'dataset.json'}"]
     assert printed.err == ""

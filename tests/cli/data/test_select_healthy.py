@@ -1,7 +1,5 @@
 """The command select-healthy: from predicted label maps to a list that stage 3 reads."""
 
-import csv
-import hashlib
 import inspect
 import json
 import shutil
@@ -11,25 +9,19 @@ import pytest
 import torch
 import yaml
 
-from difftumor.cli import main
 from difftumor.cli.data.select_healthy import select_healthy
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.healthy import HealthyRule, usual_rule
 from difftumor.models.artifact import save_artifact
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.organs import get_organ
+from tests.conftest import contents, read_rows, run
 from tests.nifti import write_nifti
 
 AFFINE = np.diag([-10.0, -10.0, 10.0, 1.0])  # voxels of 1 ml
 SHAPE = (30, 28, 26)
 ORGAN = ((3, 3, 3), (10, 9, 8))
 TUMOR = ((5, 5, 5), (2, 2, 2))
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def boxes(*parts, dtype=np.uint8):
@@ -61,19 +53,14 @@ def words(folder, *more):
 
 
 def table(file):
-    with file.open(encoding="utf-8", newline="") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
-
-
-def digests(folder):
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {row["case"]: row for row in read_rows(file)}
 
 
 def test_a_list_and_a_table(scans, capsys):
-    before = digests(scans)
+    before = contents(scans)
     assert run(*words(scans)) == 0
-    after = digests(scans)
-    assert set(after) - set(before) == {str(scans / name) for name in ("list.json", "list.csv")}
+    after = contents(scans)
+    assert set(after) - set(before) == {"list.json", "list.csv"}
     assert before.items() <= after.items()
     said = capsys.readouterr().out
     assert "1 is taken for liver, 2 for its tumors" in said
@@ -244,7 +231,7 @@ def test_a_list_of_cts_keeps_its_patients_and_validation_cases(scans):
 
 def test_inputs_are_never_replaced(scans, capsys):
     assert run(*words(scans)) == 0
-    before = digests(scans)
+    before = contents(scans)
     assert run(*words(scans)) == 1
     assert "already holds list.json" in capsys.readouterr().err
     lists = ("select-healthy", scans / "list.json", "--organ", "liver", "--overwrite", "--out")
@@ -261,7 +248,7 @@ def test_inputs_are_never_replaced(scans, capsys):
     (scans / "mine.csv").write_text("image,label\ncts/a_0000.nii.gz,list_labels/a.nii.gz\n")
     assert run("select-healthy", scans / "mine.csv", *lists[2:], scans / "list.json") == 1
     assert "would replace the input list_labels" in capsys.readouterr().err
-    assert before.items() <= digests(scans).items()
+    assert before.items() <= contents(scans).items()
 
 
 @pytest.mark.parametrize(
@@ -275,12 +262,12 @@ def test_inputs_are_never_replaced(scans, capsys):
     ],
 )
 def test_wrong_options_are_one_sentence(scans, capsys, options, message):
-    before = digests(scans)
+    before = contents(scans)
     assert run(*words(scans, *options)) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert digests(scans) == before
+    assert contents(scans) == before
 
 
 def test_cts_that_are_missing_or_elsewhere(scans, capsys):

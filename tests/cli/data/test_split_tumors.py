@@ -1,33 +1,25 @@
 """The command split-tumors: early and late label maps that stage 2 can be trained from."""
 
-import csv
 import hashlib
 import inspect
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from difftumor.cli import main
 from difftumor.cli.data.split_tumors import split_tumors
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.datasets.tumor_stages import EARLY_RADIUS_MM, MINIMUM_VOXELS
 from difftumor.scans.organs import get_organ
 from stages.run.entry import compose_config
-from tests.nifti import write_nifti
+from tests.conftest import contents, read_rows, run
+from tests.nifti import voxels, write_nifti
 
 # Axes to the left, up and to the front, voxels of 2 x 3 x 1.5 mm: 9 mm³.
 AFFINE = np.array([[-2.0, 0, 0, 100], [0, 0, 1.5, -40], [0, 3.0, 0, 7], [0, 0, 0, 1]])
 SHAPE = (30, 24, 28)
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def organ_with(*boxes, number=2):
@@ -40,6 +32,7 @@ def organ_with(*boxes, number=2):
 
 
 # 27 voxels, 243 mm³: 3.9 mm. 1000 voxels, 9000 mm³: 12.9 mm. 7 voxels: no tumor.
+FILES = ["early/a.nii.gz", "early/b.nii.gz", "late/a.nii.gz", "late/b.nii.gz", "lesions.csv"]
 EARLY, LATE, STRAY = ((3, 3, 3), (3, 3, 3)), ((10, 10, 10), (10, 10, 10)), ((25, 3, 3), (1, 1, 7))
 
 
@@ -52,28 +45,21 @@ def maps(tmp_path):
     return tmp_path / "maps"
 
 
-def voxels(path):
-    return np.asarray(nib.load(path).dataobj)
-
-
 def rows(out):
-    with (out / "lesions.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def digests(folder):
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return read_rows(out / "lesions.csv")
 
 
 def test_maps_and_table_of_hand_made_tumors(maps, tmp_path, capsys):
-    out, before = tmp_path / "out", digests(maps)
+    out, before = tmp_path / "out", contents(maps)
     assert run("split-tumors", maps, out, "--organ", "liver", "--labels", "msd_liver") == 0
-    assert digests(maps) == before
-    assert files(out) == ["early/a.nii.gz", "early/b.nii.gz", "late/a.nii.gz", "late/b.nii.gz", "lesions.csv"]
+    assert contents(maps) == before
+    assert sorted(contents(out)) == [
+        "early/a.nii.gz",
+        "early/b.nii.gz",
+        "late/a.nii.gz",
+        "late/b.nii.gz",
+        "lesions.csv",
+    ]
     for stage, case, boxes in (
         ("early", "a", [EARLY]), ("late", "a", [LATE]), ("early", "b", []), ("late", "b", [LATE]),
     ):  # fmt: skip
@@ -178,7 +164,13 @@ def test_a_bad_file_is_named_and_does_not_stop_the_others(maps, tmp_path, capsys
     assert "Left out aa: " in error
     assert "Left out ab: " in error
     assert f"2 of 5 cases could not be split (aa, ab): mend or remove them; {out} holds the others." in error
-    assert files(out) == ["early/a.nii.gz", "early/b.nii.gz", "late/a.nii.gz", "late/b.nii.gz", "lesions.csv"]
+    assert sorted(contents(out)) == [
+        "early/a.nii.gz",
+        "early/b.nii.gz",
+        "late/a.nii.gz",
+        "late/b.nii.gz",
+        "lesions.csv",
+    ]
     assert {row["case"] for row in rows(out)} == {"a", "b"}
 
 
@@ -258,13 +250,13 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
     words = ("split-tumors", maps / "a.nii.gz", out, "--organ", "liver")
     out.mkdir()
     assert run(*words) == 0
-    before = digests(out)
+    before = contents(out)
     assert run(*words) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert digests(out) == before
+    assert contents(out) == before
     assert run("split-tumors", maps / "b.nii.gz", out, "--organ", "liver", "--overwrite") == 0
-    assert files(out) == ["early/b.nii.gz", "late/b.nii.gz", "lesions.csv"]
-    before = digests(out)
+    assert sorted(contents(out)) == ["early/b.nii.gz", "late/b.nii.gz", "lesions.csv"]
+    before = contents(out)
     assert run("split-tumors", out / "late", out, "--organ", "liver", "--overwrite") == 1
     assert "which would be replaced" in capsys.readouterr().err
     for mine in ("mine.txt", "early/mine.txt"):
@@ -272,7 +264,7 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
         assert run(*words, "--overwrite") == 1
         assert f"holds {mine}, so it is no earlier result alone" in capsys.readouterr().err
         (out / mine).unlink()
-    assert digests(out) == before
+    assert contents(out) == before
     (out / "lesions.csv").unlink()
     assert run(*words, "--overwrite") == 1
     assert "holds no lesions.csv" in capsys.readouterr().err
@@ -316,6 +308,4 @@ def test_the_same_label_maps_give_the_same_bytes_at_any_time(maps, tmp_path, mon
     for name, time in (("x", 1e9), ("y", 1.5e9)):
         monkeypatch.setattr("time.time", lambda time=time: time)
         assert run("split-tumors", maps, tmp_path / name, "--organ", "liver") == 0
-    assert [Path(p).read_bytes() for p in digests(tmp_path / "x")] == [
-        Path(p).read_bytes() for p in digests(tmp_path / "y")
-    ]
+    assert contents(tmp_path / "x") == contents(tmp_path / "y")

@@ -1,6 +1,5 @@
 """The command evaluate-autoencoder, from scans to a card."""
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -10,30 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from difftumor.cli import main
 from difftumor.evaluation.autoencoder.fidelity import measure_fidelity
 from difftumor.evaluation.autoencoder.reconstruction import reconstruct
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.intensity import IntensityWindow
+from tests.conftest import contents, read_rows, run
+from tests.nifti import write_nifti
 
 SHAPE = (30, 26, 20)
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 PREPROCESSING = {"spacing_mm": [2.0, 2.0, 2.0], "window_hu": [-175.0, 250.0], "crop": [16, 16, 16]}
 FILES = {"card.json", "cases.csv", "report.html"}
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
-
-
-def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(data, affine), path)
-    return path
 
 
 def structures(*, tumor: bool = True) -> np.ndarray:
@@ -51,7 +39,7 @@ def scan(path: Path, *, seed: int = 0) -> Path:
     ct[1:29, 1:25, :] = -100 + noise[1:29, 1:25, :]
     inside = structures() > 0
     ct[inside] = 60 + noise[inside]
-    return save(path, ct.astype(np.int16))
+    return write_nifti(path, ct.astype(np.int16), AFFINE)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +65,7 @@ def data(tmp_path) -> Path:
     """An MSD data set of two scans, of which one is labelled; label 9 has no name."""
     for number, case in enumerate(("a", "b")):
         scan(tmp_path / "data" / "imagesTr" / f"{case}.nii.gz", seed=number)
-    save(tmp_path / "data" / "labelsTr" / "a.nii.gz", structures())
+    write_nifti(tmp_path / "data" / "labelsTr" / "a.nii.gz", structures(), AFFINE)
     content = {
         "labels": {"background": 0, "liver": 5, "kidney_right": 2},
         "training": [
@@ -91,10 +79,6 @@ def data(tmp_path) -> Path:
 
 def evaluate(artifact: Path, data: Path, out: Path, *more: object) -> int:
     return run("evaluate-autoencoder", artifact, data, "--out", out, "--device", "cpu", "--pictures", 0, *more)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def test_a_card_of_two_scans(artifact, data, tmp_path, capsys):
@@ -122,8 +106,7 @@ def test_a_card_of_two_scans(artifact, data, tmp_path, capsys):
     assert card["artifact"]["identity"] == config["identity"]
     assert card["thresholds"]["psnr_db"] == 28
     assert card["settings"] == {"labels": None, "overlap": 0.25, "windows_per_batch": 8, "device": "cpu"}
-    with (out / "cases.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(out / "cases.csv")
     assert [row["case"] for row in rows] == ["a", "b"]
     assert float(rows[0]["liver mae_hu"]) == a["structures"]["liver"]["mae_hu"]
     assert rows[1]["liver mae_hu"] == ""
@@ -173,8 +156,8 @@ def test_numbers_get_names_from_a_convention(artifact, data, tmp_path):
 def test_numbers_never_mix_on_the_way_to_another_voxel_size(artifact, data, tmp_path):
     finer = np.diag([-1.3, -1.3, 1.7, 1.0])
     ct = np.asarray(nibabel.load(data / "imagesTr" / "a.nii.gz").dataobj)
-    save(data / "imagesTr" / "a.nii.gz", ct, finer)
-    save(data / "labelsTr" / "a.nii.gz", structures(), finer)
+    write_nifti(data / "imagesTr" / "a.nii.gz", ct, finer)
+    write_nifti(data / "labelsTr" / "a.nii.gz", structures(), finer)
     assert evaluate(artifact, data, tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "card.json").read_text())["scans"][0]
     assert set(found["structures"]) == {"kidney_right", "liver", "label 9"}
@@ -184,7 +167,8 @@ def test_numbers_never_mix_on_the_way_to_another_voxel_size(artifact, data, tmp_
 def test_structures_with_files_of_their_own(artifact, tmp_path):
     scan(tmp_path / "data" / "x" / "ct.nii.gz")
     for name, number in (("liver", 5), ("liver_tumor", 9)):
-        save(tmp_path / "data" / "x" / "segmentations" / f"{name}.nii.gz", (structures() == number).astype(np.uint8))
+        part = (structures() == number).astype(np.uint8)
+        write_nifti(tmp_path / "data" / "x" / "segmentations" / f"{name}.nii.gz", part, AFFINE)
     assert evaluate(artifact, tmp_path / "data", tmp_path / "out") == 0
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["overall"]["structures"]["liver_tumor"]["voxels"] == 6**3
@@ -210,7 +194,7 @@ def test_thresholds_and_strict_decide_the_exit(artifact, data, tmp_path, capsys)
 def test_one_bad_scan_is_named_and_the_others_are_measured(artifact, data, tmp_path, capsys):
     shifted = AFFINE.copy()
     shifted[0, 3] += 5
-    save(data / "labelsTr" / "a.nii.gz", structures(), shifted)
+    write_nifti(data / "labelsTr" / "a.nii.gz", structures(), shifted)
     assert evaluate(artifact, data, tmp_path / "out") == 1
     captured = capsys.readouterr()
     assert "Left out a:" in captured.err
@@ -233,7 +217,7 @@ def test_nothing_is_written_where_no_scan_can_be_measured(artifact, data, tmp_pa
 def test_a_scan_smaller_than_the_window(artifact, tmp_path):
     ct = np.full((9, 7, 1), 50, np.int16)
     ct[0, 0, 0] = -1000
-    assert evaluate(artifact, save(tmp_path / "ct.nii.gz", ct), tmp_path / "out") == 0
+    assert evaluate(artifact, write_nifti(tmp_path / "ct.nii.gz", ct, AFFINE), tmp_path / "out") == 0
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["scans"][0]["shape"] == [9, 7, 1]
     # 63 voxels say nothing about noise.

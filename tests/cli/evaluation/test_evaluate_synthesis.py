@@ -1,6 +1,5 @@
 """The command evaluate-synthesis, from two lists to a page."""
 
-import csv
 import json
 import re
 import shutil
@@ -11,8 +10,8 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from difftumor.cli import main
 from difftumor.files import sha256_of
+from tests.conftest import read_rows, run
 from tests.evaluation.realism.tumors import write_record
 from tests.nifti import LPS, write_nifti
 
@@ -22,12 +21,6 @@ FILES = {
     "synthetic.png", "report.html",
 }  # fmt: skip
 QUICK = ("--device", "cpu", "--crop", 16, "--repeats", 3, "--resamples", 20, "--pictures", 2)
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def scan(seed: int, *, tumor_hu: float = 50.0, shape: tuple[int, int, int] = (34, 30, 16)) -> tuple:
@@ -87,8 +80,7 @@ def test_two_lists_become_a_page(real, synthetic, tmp_path, capsys):
     assert found["contrast"]["value"] == pytest.approx(30, abs=4)
     assert found["hu_wasserstein"]["scale"]["farther"] == 1
     assert not [key for key in found if "fid" in key]
-    with (out / "quality.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(out / "quality.csv")
     assert [row["distance"] for row in rows] == list(found)
     assert float(rows[0]["value"]) == found["hu_wasserstein"]["value"]
     page = (out / "report.html").read_text()
@@ -114,8 +106,7 @@ def test_patients_of_hosts_are_those_of_the_real_list(tmp_path, synthetic):
     assert evaluate(real, made, tmp_path / "out") == 0
     record = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert record["real"]["patients"] == record["synthetic"]["patients"] == 4
-    with (tmp_path / "out" / "tumors.csv").open() as stream:
-        named = {(row["set"], row["case"]): row["patient"] for row in csv.DictReader(stream)}
+    named = {(row["set"], row["case"]): row["patient"] for row in read_rows(tmp_path / "out" / "tumors.csv")}
     assert all(named["synthetic", f"case{number}"] == named["real", str(number)] for number in range(5))
 
 

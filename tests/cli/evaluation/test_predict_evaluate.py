@@ -1,6 +1,5 @@
 """The command evaluate, from files to files."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,22 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from difftumor.cli import main
+from tests.conftest import read_rows, run
+from tests.nifti import write_nifti
 
 SHAPE = (24, 20, 16)
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
-
-
-def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(data, affine), path)
-    return path
 
 
 def labels(*, tumor: bool) -> np.ndarray:
@@ -38,8 +26,8 @@ def labels(*, tumor: bool) -> np.ndarray:
 def cohort(tmp_path):
     """Predictions and labels of one case with tumor, found exactly, and a healthy one."""
     for case, tumor in (("a", True), ("b", False)):
-        save(tmp_path / "predictions" / f"{case}.nii.gz", labels(tumor=tumor))
-        save(tmp_path / "labels" / f"{case}.nii.gz", labels(tumor=tumor))
+        write_nifti(tmp_path / "predictions" / f"{case}.nii.gz", labels(tumor=tumor), AFFINE)
+        write_nifti(tmp_path / "labels" / f"{case}.nii.gz", labels(tumor=tumor), AFFINE)
     return tmp_path
 
 
@@ -49,8 +37,7 @@ def evaluate(folder: Path, *more: object) -> int:
 
 
 def rows(cohort: Path, folder: str = "out") -> list[dict[str, str]]:
-    with (cohort / folder / "cases.csv").open() as stream:
-        return list(csv.DictReader(stream))
+    return read_rows(cohort / folder / "cases.csv")
 
 
 def test_evaluate_writes_tables_figures_and_a_page(cohort, capsys):
@@ -73,7 +60,7 @@ def test_evaluate_reads_the_numbers_of_a_data_set(cohort, capsys):
         truth = np.asarray(nibabel.load(cohort / "labels" / f"{case}.nii.gz").dataobj)
         numbered = np.array([0, 5, 6], np.uint8)[truth]
         numbered[0, 0, 0] = 1
-        save(cohort / "labels" / f"{case}.nii.gz", numbered)
+        write_nifti(cohort / "labels" / f"{case}.nii.gz", numbered, AFFINE)
     assert evaluate(cohort) == 1
     assert "holds label 6" in capsys.readouterr().err
     names = {"background": 0, "spleen": 1, "liver": 5, "liver_tumor": 6}
@@ -92,7 +79,7 @@ def test_evaluate_names_missing_partners(cohort, capsys):
     assert [row["case"] for row in rows(cohort)] == ["a"]  # the others are done
     assert evaluate(cohort, "--allow-missing") == 0
     assert "b: there is no prediction" in capsys.readouterr().out
-    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True))
+    write_nifti(cohort / "predictions" / "c.nii.gz", labels(tumor=True), AFFINE)
     assert evaluate(cohort, "--allow-missing") == 1
     assert "holds no labels of c.nii.gz" in capsys.readouterr().err
 
@@ -100,13 +87,13 @@ def test_evaluate_names_missing_partners(cohort, capsys):
 def test_evaluate_goes_on_beside_bad_cases(cohort, capsys):
     """Another grid, a label that nothing names, and fractions: each is named, and the last case is done."""
     for case in ("c", "d", "e"):
-        save(cohort / "predictions" / f"{case}.nii.gz", labels(tumor=True))
-        save(cohort / "labels" / f"{case}.nii.gz", labels(tumor=True))
+        write_nifti(cohort / "predictions" / f"{case}.nii.gz", labels(tumor=True), AFFINE)
+        write_nifti(cohort / "labels" / f"{case}.nii.gz", labels(tumor=True), AFFINE)
     shifted = AFFINE.copy()
     shifted[0, 3] += 5
-    save(cohort / "predictions" / "a.nii.gz", labels(tumor=True), shifted)
-    save(cohort / "predictions" / "c.nii.gz", labels(tumor=True) * 2)
-    save(cohort / "labels" / "d.nii.gz", labels(tumor=True) * np.float32(0.7))
+    write_nifti(cohort / "predictions" / "a.nii.gz", labels(tumor=True), shifted)
+    write_nifti(cohort / "predictions" / "c.nii.gz", labels(tumor=True) * 2, AFFINE)
+    write_nifti(cohort / "labels" / "d.nii.gz", labels(tumor=True) * np.float32(0.7), AFFINE)
     assert evaluate(cohort) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -121,10 +108,10 @@ def test_evaluate_goes_on_beside_bad_cases(cohort, capsys):
 
 
 def test_evaluate_compares_methods_with_healthy_scans_and_folds(cohort, capsys):
-    save(cohort / "theirs" / "a.nii.gz", labels(tumor=False))
-    save(cohort / "theirs" / "b.nii.gz", labels(tumor=False))
+    write_nifti(cohort / "theirs" / "a.nii.gz", labels(tumor=False), AFFINE)
+    write_nifti(cohort / "theirs" / "b.nii.gz", labels(tumor=False), AFFINE)
     for folder, tumor in (("healthy", False), ("healthy_theirs", True)):
-        save(cohort / folder / "h.nii.gz", labels(tumor=tumor))
+        write_nifti(cohort / folder / "h.nii.gz", labels(tumor=tumor), AFFINE)
     (cohort / "folds.csv").write_text("case,fold\na,0\nb,1\n")
     more = ("--compare", f"old={cohort / 'theirs'}", "--name", "new", "--healthy", cohort / "healthy",
             "--healthy", f"old={cohort / 'healthy_theirs'}", "--folds", cohort / "folds.csv")  # fmt: skip
@@ -180,7 +167,7 @@ def test_evaluate_takes_patients_from_a_list(cohort):
 
 def test_evaluate_takes_folders_with_signs_of_equality(cohort):
     for case in ("a", "b"):
-        save(cohort / "lr=0.1" / f"{case}.nii.gz", labels(tumor=False))
+        write_nifti(cohort / "lr=0.1" / f"{case}.nii.gz", labels(tumor=False), AFFINE)
     assert evaluate(cohort, "--compare", cohort / "lr=0.1", "--level", "0.5", "--seed", "1") == 0
     summary = json.loads((cohort / "out" / "summary.json").read_text())
     assert list(summary["compared"]) == ["lr=0.1"]
@@ -200,7 +187,7 @@ def test_evaluate_draws_the_free_response_curve(cohort, capsys):
     for case in ("a", "b"):
         stored = np.zeros((*SHAPE, 3), np.float32)
         stored[..., 2] = 0.6 * (labels(tumor=True) == 2)  # b has no such tumor
-        save(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", stored)
+        write_nifti(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", stored, AFFINE)
     assert evaluate(cohort, "--froc") == 0
     curve = json.loads((cohort / "out" / "summary.json").read_text())["froc"]
     columns = ("thresholds", "sensitivity", "false_positives_per_scan")
@@ -211,7 +198,7 @@ def test_evaluate_draws_the_free_response_curve(cohort, capsys):
     assert evaluate(cohort) == 0
     assert not (cohort / "out" / "froc.png").exists()
     stored[..., 2] = 7
-    save(cohort / "predictions" / "probabilities" / "b.nii.gz", stored)
+    write_nifti(cohort / "predictions" / "probabilities" / "b.nii.gz", stored, AFFINE)
     assert evaluate(cohort, "--froc") == 1
     assert "holds no probabilities of 0 to 1" in capsys.readouterr().err
 

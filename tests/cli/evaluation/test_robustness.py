@@ -1,6 +1,5 @@
 """The command robustness, from files to files."""
 
-import csv
 import json
 import shutil
 
@@ -14,6 +13,7 @@ from difftumor.evaluation.robustness.writing import RESULT_FILES
 from difftumor.scans.organs import get_organ
 from stages.segmentation.cases import _made_before
 from tests.cli.models.test_predict import make_segmenter, run
+from tests.conftest import contents, read_rows
 from tests.evaluation.robustness.makers import write_scan
 
 DIMENSIONS = "size: {mean: 10, factor: 1.2}\nintensity: {mean: -60, sd: 30, max: 0}\n"
@@ -55,11 +55,6 @@ def robustness(folder, *more, out="out"):
     return run("robustness", *words, *fast, *more)
 
 
-def read(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_from_scans_to_the_worst_of_them(folder, capsys):
     before = {path: path.read_bytes() for path in (folder / "in").rglob("*") if path.is_file()}
     assert robustness(folder, "--worst", 3) == 1  # one scan is broken
@@ -67,16 +62,16 @@ def test_from_scans_to_the_worst_of_them(folder, capsys):
     assert "1 of 4 scans failed (broken)" in said.err
     out = folder / "out"
     assert {p.name for p in out.iterdir()} == {*RESULT_FILES, "scans", "worst", "pictures", "summary.csv"}
-    summary = {row["case"]: row for row in read(out / "summary.csv")}
+    summary = {row["case"]: row for row in read_rows(out / "summary.csv")}
     assert [summary[name]["status"] for name in ("a", "b", "ill", "broken")] == ["done", "done", "skipped", "failed"]
     assert summary["a"]["tumors"] == "12"  # two levels of intensity are at the limit of 0
     assert "liver tumors of its own" in summary["ill"]["notes"]
     assert "broken.nii.gz" in summary["broken"]["error"]
-    rows = read(out / "tumors.csv")
+    rows = read_rows(out / "tumors.csv")
     assert len(rows) == 2 * 14
     assert {row["patient"] for row in rows} == {"patient a", "patient b"}
     assert all((out / row["record"]).is_file() for row in rows)
-    cells = {(row["dimension"], row["level"]): row for row in read(out / "cells.csv")}
+    cells = {(row["dimension"], row["level"]): row for row in read_rows(out / "cells.csv")}
     assert [cells["intensity", str(level)]["clamped"] for level in (1, 2, 3)] == ["0", "0", "1"]
     check_worst(folder, out)
     assert {path: path.read_bytes() for path in (folder / "in").rglob("*") if path.is_file()} == before
@@ -92,7 +87,7 @@ def test_from_scans_to_the_worst_of_them(folder, capsys):
     # With the broken scan mended, the others stay.
     shutil.copy(folder / "in" / "ct" / "a.nii.gz", folder / "in" / "ct" / "broken.nii.gz")
     assert robustness(folder, "--worst", 0) == 0
-    summary = {row["case"]: row["status"] for row in read(out / "summary.csv")}
+    summary = {row["case"]: row["status"] for row in read_rows(out / "summary.csv")}
     assert summary == {"a": "done before", "b": "done before", "ill": "skipped", "broken": "done"}
     assert not (out / "worst").exists()
 
@@ -184,15 +179,11 @@ def test_tables_are_of_the_scans_and_the_request_of_the_command(folder, capsys):
     listing["training"] = listing["training"][:1]
     (folder / "in" / "dataset.json").write_text(json.dumps(listing))
     assert robustness(folder, "--worst", 1) == 0
-    assert {row["case"] for row in read(out / "tumors.csv")} == {"a"}
+    assert {row["case"] for row in read_rows(out / "tumors.csv")} == {"a"}
     (worst,) = json.loads((out / "robustness.json").read_text())["worst"]
     assert {p.name for p in (out / "pictures").iterdir()} == {f"{worst['folder'].split('/')[1]}.png", "mine.png"}
     assert contents(out / "scans") == kept
     assert robustness(folder, "--seed", 1, "--overwrite") == 0
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("place", ["scans/a", "worst/deeper"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from difftumor.cli import main
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.models.latent_codec import LatentCodec
@@ -18,6 +17,7 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.blending import blend_change, blurred_weight
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from stages.run.entry import compose_config
+from tests.conftest import run
 from tests.exchange.published.files import (
     autoencoder_entries,
     diffusion_checkpoint,
@@ -28,12 +28,6 @@ from tests.exchange.published.files import (
 from tests.nifti import write_nifti
 from tests.reference import load_reference, relative_error
 from tests.synthesis.makers import ball
-
-
-def run(*words) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def imported(*words, expect: int = 0) -> None:

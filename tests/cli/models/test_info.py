@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from difftumor.cli import main
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, ParentReference
 from difftumor.scans.appearance import AppearanceRanges
+from tests.conftest import run
 
 
 @pytest.fixture
@@ -28,12 +28,6 @@ def artifact(tmp_path):
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(config.to_json())
     return folder, config
-
-
-def run(*words) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def test_table_tells_what_it_is(artifact, capsys, monkeypatch):

@@ -1,6 +1,5 @@
 """The command predict, from files to files."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,22 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from difftumor.cli import main
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.nifti import read_ct
 from difftumor.segmentation.inference import PredictionOptions, predict_volume
-from tests.nifti import write_nifti
+from tests.conftest import contents, read_rows, run
+from tests.nifti import voxels, write_nifti
 
 SHAPE = (24, 20, 16)
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 def predict(ct: Path, model: Path, out: Path, *more: object) -> int:
@@ -46,14 +39,6 @@ def scan(path: Path, seed: int = 0, **options) -> Path:
 
 def mask(path: Path, data: np.ndarray | None = None) -> Path:
     return write_nifti(path, organ() if data is None else data, AFFINE)
-
-
-def voxels(path: Path) -> np.ndarray:
-    return np.asarray(nibabel.load(path).dataobj)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def make_segmenter(path: Path, seed: int = 0, *, organ: str = "liver", spacing_mm: float = 2.0, crop: int = 16) -> Path:
@@ -84,8 +69,7 @@ def folder(tmp_path):
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "summary.csv").open(newline="") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
+    return {row["case"]: row for row in read_rows(out / "summary.csv")}
 
 
 def test_the_header_is_kept_and_lesions_are_described(tmp_path, segmenter):

@@ -1,6 +1,5 @@
 """``difftumor synthesize`` as a user meets it; what it makes is tested in tests/synthesis."""
 
-import csv
 import json
 import shutil
 from dataclasses import fields
@@ -9,21 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from difftumor.cli import main
 from difftumor.synthesis.scan.files import FILES
 from difftumor.synthesis.spec import Satellites, TumorSpec
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, contents, read_rows, run
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, save_tiny_artifacts
 
 SHAPE = (36, 34, 32)
 MADE = ("ct.nii.gz", "labels.nii.gz", "lesions.nii.gz", "preview.png")
-
-
-def run(*words) -> int:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return int(exit_info.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +46,6 @@ def words(case, folder, **changes):
 
 def record_of(folder):
     return json.loads((folder / "record.json").read_text())
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_mask_label_map_and_convention_give_the_same_tumors(case, tmp_path, capsys):
@@ -221,8 +209,7 @@ def test_many_scans_and_one_that_is_broken(case, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "one: 1 tumor" in printed.out
     assert "1 of 3 scans failed (broken)" in printed.err
-    with (tmp_path / "out" / "summary.csv").open() as stream:
-        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    rows = {row["case"]: row for row in read_rows(tmp_path / "out" / "summary.csv")}
     assert [row["status"] for row in rows.values()] == ["made", "made", "failed"]
     assert "broken.nii.gz is damaged" in rows["broken"]["error"]
     first = {name: contents(tmp_path / "out" / name) for name in ("one", "two")}

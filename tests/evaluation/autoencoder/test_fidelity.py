@@ -12,12 +12,9 @@ from difftumor.evaluation.autoencoder import fidelity as module
 from difftumor.evaluation.autoencoder.fidelity import body_mask, measure_fidelity
 from difftumor.evaluation.autoencoder.filters import gradient_magnitude, grown, smoothed, structural_similarity
 from difftumor.scans.intensity import IntensityWindow
+from tests.conftest import randn
 
 WINDOW = IntensityWindow()
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,7 @@ def ct() -> torch.Tensor:
     hu[x**2 + y**2 + z**2 < 22**2] = -100
     hu[x**2 + y**2 + z**2 < 18**2] = 60
     hu[(x - 8) ** 2 + y**2 < 3**2] = 180
-    return hu + 12 * normal(48, 48, 48) * (hu > -900)
+    return hu + 12 * randn(48, 48, 48) * (hu > -900)
 
 
 def clipped(ct: torch.Tensor) -> torch.Tensor:
@@ -59,7 +56,7 @@ def test_what_lies_beyond_the_window_is_no_error(ct):
 
 
 def test_a_shift_is_all_bias():
-    ct = normal(16, 16, 16) * 10
+    ct = randn(16, 16, 16) * 10
     result = measure(ct, ct + 10)
     assert result.bias_hu == pytest.approx(10, abs=1e-4)
     assert result.mae_hu == pytest.approx(10, abs=1e-4)
@@ -94,7 +91,7 @@ def test_errors_by_hand():
 
 
 def test_noise_is_not_looked_for_in_bright_tissue_nor_in_too_little_of_any():
-    bright, liver = (level + 5 * normal(30, 24, 24) for level in (225, 60))
+    bright, liver = (level + 5 * randn(30, 24, 24) for level in (225, 60))
     assert math.isnan(measure(bright, bright).noise_ratio)
     assert measure(liver, liver).noise_ratio == 1
     assert math.isnan(measure(liver[:4, :4, :6], liver[:4, :4, :6]).noise_ratio)  # 96 voxels
@@ -102,7 +99,7 @@ def test_noise_is_not_looked_for_in_bright_tissue_nor_in_too_little_of_any():
 
 def test_a_ct_without_noise_has_none_to_keep():
     ct = torch.full((20, 20, 20), 60.0)
-    assert math.isnan(measure(ct, ct + 10 * normal(20, 20, 20)).noise_ratio)
+    assert math.isnan(measure(ct, ct + 10 * randn(20, 20, 20)).noise_ratio)
 
 
 def test_a_step_that_becomes_a_ramp_by_hand():
@@ -130,7 +127,7 @@ def test_the_body_is_the_largest_part_without_its_gas():
 
 
 def test_a_scan_without_air_is_all_body():
-    assert body_mask(normal(9, 8, 7) * 10 + 50, WINDOW).all()
+    assert body_mask(randn(9, 8, 7) * 10 + 50, WINDOW).all()
 
 
 def test_a_chest_that_fills_the_scan_is_body_but_for_its_lungs():
@@ -155,10 +152,10 @@ def test_blur_softens_edges_and_takes_noise(ct):
 
 def test_a_noise_ratio_is_a_ratio_of_powers(ct):
     """Noise of 12 HU with as much again, in power, and noise of half the amplitude."""
-    more = measure(ct, clipped(ct) + 12 * normal(48, 48, 48, seed=1))
+    more = measure(ct, clipped(ct) + 12 * randn(48, 48, 48, seed=1))
     assert more.noise_ratio == pytest.approx(2, rel=0.05)
     assert more.edge_ratio > 1.01
-    smooth = clipped(ct) - 6 * normal(48, 48, 48)  # the very noise that the CT is made of
+    smooth = clipped(ct) - 6 * randn(48, 48, 48)  # the very noise that the CT is made of
     assert measure(ct, smooth).noise_ratio == pytest.approx(0.25, rel=0.05)
 
 
@@ -170,15 +167,15 @@ def test_ringing_sharpens_edges(ct):
 def test_noise_is_not_looked_for_at_edges_nor_in_fat():
     ct = torch.full((40, 30, 30), -100.0)
     ct[20:] = 60
-    ct += 5 * normal(40, 30, 30)
+    ct += 5 * randn(40, 30, 30)
     reconstruction = ct.clone()
-    reconstruction[:23] += 50 * normal(23, 30, 30)  # fat, and the liver next to it
+    reconstruction[:23] += 50 * randn(23, 30, 30)  # fat, and the liver next to it
     assert measure(ct, reconstruction).noise_ratio == pytest.approx(1, abs=0.02)
 
 
 def test_similarity_and_psnr_agree_with_other_implementations(ct):
     part = clipped(ct)[10:36, 8:30, 12:40]
-    noisy = 0.8 * part + 20 + 10 * normal(*part.shape, seed=2)
+    noisy = 0.8 * part + 20 + 10 * randn(*part.shape, seed=2)
     a, b = ((values[None, None] + 175) / 425 for values in (part, noisy))
     theirs, _ = compute_ssim_and_cs(b, a, 3, [11] * 3, [1.5] * 3, data_range=1.0)
     ours = structural_similarity(a[0, 0], b[0, 0])
@@ -191,7 +188,7 @@ def test_similarity_and_psnr_agree_with_other_implementations(ct):
 
 
 def test_slabs_give_what_the_whole_gives(ct, monkeypatch):
-    reconstruction = blurred(clipped(ct), 0.7) + 3 * normal(48, 48, 48, seed=3)
+    reconstruction = blurred(clipped(ct), 0.7) + 3 * randn(48, 48, 48, seed=3)
     monkeypatch.setattr(module, "_SLAB", 48)
     whole = measure(ct, reconstruction)
     for slab in (7, 24, 47):
@@ -203,7 +200,7 @@ def test_slabs_give_what_the_whole_gives(ct, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(48, 40, 3), (1, 30, 30), (12, 1, 1)])
 def test_scans_thinner_than_the_filters_are_measured(shape):
-    ct = normal(*shape) * 10 + 50
+    ct = randn(*shape) * 10 + 50
     result = measure(ct, ct)
     assert result.ssim == pytest.approx(1, abs=1e-5)
     assert result.mae_hu == 0
@@ -225,7 +222,7 @@ def test_inputs_stay_as_they_are_and_must_fit(ct):
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
 def test_smoothing_agrees_with_scipy(sigma):
-    volume = normal(9, 20, 14)
+    volume = randn(9, 20, 14)
     expected = gaussian_filter(volume.numpy(), sigma, mode="nearest", truncate=4)
     torch.testing.assert_close(smoothed(volume, sigma), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,5 @@
 """Cells, tables, figures and pages of tumors whose scores are known, and which tumors are the worst."""
 
-import csv
 import json
 
 import pytest
@@ -14,6 +13,7 @@ from difftumor.evaluation.robustness.results import Results
 from difftumor.evaluation.robustness.scan_run import ScanResult
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst
 from difftumor.evaluation.robustness.writing import RESULT_FILES, write_results
+from tests.conftest import read_rows
 from tests.evaluation.robustness.makers import dimensions, row
 
 
@@ -208,13 +208,11 @@ def test_all_files_are_written(tmp_path):
     for _ in range(2):  # results are replaced
         write_results(tmp_path, found, worst)
     assert {p.name for p in tmp_path.iterdir()} == {*RESULT_FILES, "pictures", "mine.txt"}
-    with (tmp_path / "tumors.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(tmp_path / "tumors.csv")
     assert len(rows) == 16
     assert rows[0]["record"] == "scans/a/records/size-3_0.json"
     assert (rows[0]["found"], rows[0]["clamped"]) == ("0", "0")
-    with (tmp_path / "cells.csv").open() as stream:
-        assert len(list(csv.DictReader(stream))) == 14
+    assert len(read_rows(tmp_path / "cells.csv")) == 14
     content = json.loads((tmp_path / "robustness.json").read_text())
     assert content["tumors"] == 15
     assert content["worst"][0]["folder"] == "worst/b_intensity-1_0"

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from difftumor.cli import main
 from difftumor.errors import ConfigError
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.robustness import scan_run
@@ -14,6 +13,7 @@ from difftumor.evaluation.robustness.detectability import contrast_curve, diamet
 from difftumor.evaluation.robustness.scan_run import RESULT_FILE, Studio
 from difftumor.scans.nifti import read_ct, read_labels
 from difftumor.synthesis.scan.record import read_record
+from tests.conftest import run
 from tests.evaluation.robustness.makers import Oracle, benchmark, dimensions, write_scan
 
 
@@ -73,9 +73,7 @@ def test_what_is_predicted_is_what_the_files_hold(tmp_path, scan, monkeypatch):
     by_level = dict(zip([row.level for row in rows], given, strict=True))
     row = rows[1]
     record = tmp_path / "out" / "a" / row.record
-    with pytest.raises(SystemExit) as end:
-        main(["synthesize", "--replay", str(record), "--out", str(tmp_path / "again"), "--device", "cpu"])
-    assert not end.value.code
+    assert run("synthesize", "--replay", record, "--out", tmp_path / "again", "--device", "cpu") == 0
     ct_hu, truth = by_level[row.level]
     np.testing.assert_array_equal(read_ct(tmp_path / "again" / "ct.nii.gz").data, ct_hu)
     np.testing.assert_array_equal(read_labels(tmp_path / "again" / "labels.nii.gz").data == 2, truth)

@@ -1,6 +1,5 @@
 """The three entry points in sequence, through their artifacts, on the phantom: the demo with a few steps each."""
 
-import csv
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from difftumor.errors import ConfigError, TrainingError
 from difftumor.models.artifact_config import read_config
 from stages.demo.folder import DemoFolder
 from stages.demo.run import OWN_SCAN, Step, main, own_scan, run_demo
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, read_rows
 from tests.documentation import commands
 from tests.exchange.published.files import autoencoder_entries, diffusion_checkpoint, lightning, saved
 
@@ -70,8 +69,7 @@ def test_synthesis_changes_the_scan_only_near_its_tumors(finished):
 
 @pytest.mark.slow
 def test_every_test_case_is_scored(finished):
-    with (finished.evaluation / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(finished.evaluation / "cases.csv")
     assert len(rows) == 4
     assert all(0 <= float(row["organ_dsc"]) <= 1 for row in rows)
 

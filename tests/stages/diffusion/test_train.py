@@ -10,7 +10,6 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from difftumor.cli import main
 from difftumor.datasets.cases import read_case_labels
 from difftumor.datasets.transforms import RandomCrop
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
@@ -27,6 +26,7 @@ from stages.run.entry import compose_config
 from stages.run.folder import flatten
 from stages.run.run import run_stage
 from stages.run.settings import to_plain
+from tests.conftest import run as run_command
 from tests.stages.builds import Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder, with_validation
 
@@ -352,9 +352,7 @@ def test_one_tumor_trains_and_resumes(tiny_diffusion, pairs, tmp_path):
 
 def test_split_tumors_makes_lists_that_the_stage_reads(tiny_diffusion, tumor_cohort, tmp_path):
     """Each list has the tumors of its stage and no others, whatever the stage's own limit."""
-    with pytest.raises(SystemExit) as exit_info:
-        main(["split-tumors", str(tumor_cohort), str(tmp_path / "split")])
-    assert not exit_info.value.code
+    assert run_command("split-tumors", tumor_cohort, tmp_path / "split") == 0
     options = ("fold=0", "folds.count=2", "validation.crops=99")
     whole = built_from(tiny_diffusion(*options), build).data
     early = built_from(

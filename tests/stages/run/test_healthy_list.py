@@ -2,11 +2,11 @@
 
 import pytest
 
-from difftumor.cli import main
 from difftumor.scans.organs import ORGANS
 from stages.run.case_lists import read_root, sort_and_say
 from stages.run.settings import Settings, to_plain
 from stages.segmentation import train as segmentation
+from tests.conftest import run
 
 
 @pytest.fixture
@@ -16,9 +16,7 @@ def healthy_list(tumor_cohort, tmp_path):
     def select(*more: str):
         given = ("--cts", tumor_cohort / "imagesTr", "--organ", "liver", "--out", tmp_path / "list.json")
         options = ("--min-volume-ml", "80", *more)
-        with pytest.raises(SystemExit) as exit_info:
-            main([str(word) for word in ("select-healthy", tumor_cohort / "labelsTr", *given, *options)])
-        assert not exit_info.value.code
+        assert run("select-healthy", tumor_cohort / "labelsTr", *given, *options) == 0
         return tmp_path / "list.json"
 
     return select

@@ -12,13 +12,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 
-from difftumor.cli import main
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.organs import ORGANS
 from stages.segmentation.train import build
 from stages.segmentation.tumors import finished
+from tests.conftest import run as run_command
 from tests.stages.builds import Crash, built_from
 from tests.stages.ranks import trainer_of
 from tests.stages.segmentation.test_train import built, first_batch, run
@@ -283,9 +283,7 @@ def synthesized(cohort, tmp_path, *parts):
     (tmp_path / "healthy.json").write_text(json.dumps({**listing, "training": entries}))
     out = tmp_path / "made"
     words = ["--cases", tmp_path / "healthy.json", "--organ", "liver", "--generator", "handcrafted", "--size", "small"]
-    with pytest.raises(SystemExit) as ended:
-        main(["synthesize", *map(str, words), "--device", "cpu", "--out", str(out)])
-    assert ended.value.code == 0
+    assert run_command("synthesize", *words, "--device", "cpu", "--out", out) == 0
     return out
 
 

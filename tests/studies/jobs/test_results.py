@@ -1,11 +1,10 @@
 """A study leaves its numbers as CSV, Markdown and a page, and its figures as PNG."""
 
-import csv
-
 import pytest
 
 from difftumor.reporting.plots import curves
 from studies.jobs.results import Picture, spoken, write_results
+from tests.conftest import read_rows
 
 
 def test_everything_is_written(tmp_path):
@@ -18,11 +17,10 @@ def test_everything_is_written(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "curve.png", "numbers.csv", "numbers.md", "report.html",
     ]  # fmt: skip
-    with (tmp_path / "out" / "numbers.csv").open() as stream:
-        assert list(csv.DictReader(stream)) == [
-            {"model": "T = 4", "sd_distance_hu": "1.5"},
-            {"model": "none", "sd_distance_hu": ""},
-        ]
+    assert read_rows(tmp_path / "out" / "numbers.csv") == [
+        {"model": "T = 4", "sd_distance_hu": "1.5"},
+        {"model": "none", "sd_distance_hu": ""},
+    ]
     assert (tmp_path / "out" / "numbers.md").read_text().splitlines() == [
         "| Model | SD distance (HU) |", "| --- | --- |", "| T = 4 | 1.5 |", "| none | – |",
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from difftumor.synthesis.scan.gate import QualityGate
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from tests.conftest import contents
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, wanted
 
@@ -134,10 +135,6 @@ def make(set_up, cases, out, **options):
     return {outcome.id: outcome for outcome in synthesize_cohort(set_up, cases, out=out, **options)}
 
 
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_seeds_depend_on_the_id_alone(tmp_path):
     cases = scans(tmp_path / "in", ["a", "b", "c"])
     made = make(workshop(), cases, tmp_path / "all")
@@ -145,10 +142,10 @@ def test_seeds_depend_on_the_id_alone(tmp_path):
     make(workshop(), cases[::-1], tmp_path / "reversed")
     make(workshop(), cases[1:2], tmp_path / "alone")
     for name in ("a", "b", "c"):
-        assert files_of(tmp_path / "all" / name) == files_of(tmp_path / "reversed" / name)
-    assert files_of(tmp_path / "all" / "b") == files_of(tmp_path / "alone" / "b")
+        assert contents(tmp_path / "all" / name) == contents(tmp_path / "reversed" / name)
+    assert contents(tmp_path / "all" / "b") == contents(tmp_path / "alone" / "b")
     # The same scan under another name has other tumors.
-    lesions = {name: files_of(tmp_path / "all" / name)["lesions.nii.gz"] for name in ("a", "b", "c")}
+    lesions = {name: contents(tmp_path / "all" / name)["lesions.nii.gz"] for name in ("a", "b", "c")}
     assert len(set(lesions.values())) == 3
     content = read_record(tmp_path / "all" / "b" / "record.json").content
     assert content["request"]["seed"] == derive_seed(0, "case", "b")
@@ -183,7 +180,7 @@ def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     (case,) = cases = scans(tmp_path / "in", ["a"])
     out = tmp_path / "out"
     make(workshop(), cases, out)
-    before = files_of(out / "a")
+    before = contents(out / "a")
 
     def status(set_up, **options):
         (outcome,) = make(set_up, cases, out, **options).values()
@@ -201,7 +198,7 @@ def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
         what, error = status(other)
         assert what == "failed"
         assert "--overwrite" in error
-    assert files_of(out / "a") == before
+    assert contents(out / "a") == before
     record = out / "a" / "record.json"
     content = json.loads(record.read_text())
     sampling = {"kind": "ddpm", "steps": None, "eta": 0.0, "spacing": "leading", "precision": "fp32"}
@@ -212,12 +209,12 @@ def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     record.write_text("{")
     assert status(workshop())[0] == "failed"
     assert status(workshop(), overwrite=True)[0] == "made"
-    assert files_of(out / "a") == before
+    assert contents(out / "a") == before
     # Neither is what was made from other files.
     write_nifti(case[1].organ_masks[0], ball(SHAPE, 10).astype(np.uint8))
     assert status(workshop())[0] == "failed"
     assert status(workshop(), overwrite=True)[0] == "made"
-    assert files_of(out / "a") != before
+    assert contents(out / "a") != before
 
 
 def test_overwriting_makes_what_is_done_anew(tmp_path):

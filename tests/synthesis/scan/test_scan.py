@@ -24,6 +24,7 @@ from difftumor.synthesis.scan.report import find_warnings, report_tumors
 from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
+from tests.conftest import contents
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer, wanted
 
@@ -66,10 +67,6 @@ def draw(synthesizer, scan, size, count=1, seed=0):
     return draw_in_scan(there, specs, seed=seed).records
 
 
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def allowed_to_change(voxels, records, affine, organ):
     """Say which voxels (N, 3) of a scan the tumors may change: the halo ends a blur radius and a voxel from the tumor.
 
@@ -102,9 +99,9 @@ def test_files_and_what_they_promise(synthesizer, tmp_path, affine):
     # Floats show the faint end of the halo, which integers round away.
     case = write_case(tmp_path, affine, dtype=np.int16 if affine is FINE else np.float32)
     out, count = tmp_path / "out", 1 if affine is FINE else 2
-    before = files_of(tmp_path / "in")
+    before = contents(tmp_path / "in")
     report = synthesize_scan(synthesizer, case, asked("tiny", count, seed=1), out=out)
-    assert files_of(tmp_path / "in") == before
+    assert contents(tmp_path / "in") == before
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -163,8 +160,8 @@ def test_the_record_says_how_to_sample_again(tmp_path, precision):
     again, usual = load_recorded(record), load_synthesizer(model, organ="liver")
     for name, synthesizer in (("again", again), ("usual", usual)):
         replay_scan(synthesizer, record, record.inputs, out=tmp_path / name)
-    assert files_of(tmp_path / "again") == files_of(tmp_path / "a")
-    assert files_of(tmp_path / "usual")["ct.nii.gz"] != files_of(tmp_path / "a")["ct.nii.gz"]
+    assert contents(tmp_path / "again") == contents(tmp_path / "a")
+    assert contents(tmp_path / "usual")["ct.nii.gz"] != contents(tmp_path / "a")["ct.nii.gz"]
 
 
 def test_another_model_is_not_taken_for_that_of_the_record(tmp_path):
@@ -182,17 +179,17 @@ def test_same_seed_and_replay_give_the_same_files(synthesizer, tmp_path):
     case = write_case(tmp_path, THICK)
     synthesize_scan(synthesizer, case, asked("tiny", 2, seed=3), out=tmp_path / "a")
     synthesize_scan(synthesizer, case, asked("tiny", 2, seed=3), out=tmp_path / "b")
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     record = read_record(tmp_path / "a" / "record.json")
     replay_scan(synthesizer, record, record.inputs, out=tmp_path / "c")
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")
     # The same files elsewhere are the same scan; another file is not.
     shutil.copytree(tmp_path / "in", tmp_path / "moved")
     moved = ScanInputs(
         ct=tmp_path / "moved" / "scan.nii.gz", organ_masks=(tmp_path / "moved" / "organs.nii.gz",), organ_labels=(5,)
     )
     replay_scan(synthesizer, record, moved, out=tmp_path / "d")
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "d")
+    assert contents(tmp_path / "a") == contents(tmp_path / "d")
     write_nifti(moved.ct, np.zeros(SHAPE, np.int16) - 500, THICK)
     with pytest.raises(SynthesisError, match=r"moved.scan\.nii\.gz is not the file that the record was made from"):
         replay_scan(synthesizer, record, moved, out=tmp_path / "e")
@@ -200,7 +197,7 @@ def test_same_seed_and_replay_give_the_same_files(synthesizer, tmp_path):
         replay_scan(synthesizer, record, dataclasses.replace(case, organ_labels=(1,)), out=tmp_path / "e")
     assert not (tmp_path / "e").exists()
     synthesize_scan(synthesizer, case, asked("tiny", 2, seed=4), out=tmp_path / "f")
-    assert files_of(tmp_path / "a")["lesions.nii.gz"] != files_of(tmp_path / "f")["lesions.nii.gz"]
+    assert contents(tmp_path / "a")["lesions.nii.gz"] != contents(tmp_path / "f")["lesions.nii.gz"]
 
 
 def test_orientation_does_not_matter(synthesizer, tmp_path):
@@ -333,12 +330,12 @@ def test_earlier_results_are_kept_unless_told_otherwise(synthesizer, tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     synthesize_scan(synthesizer, case, asked("tiny"), out=out)
-    first = files_of(out)
+    first = contents(out)
     with pytest.raises(ConfigError, match=r"already holds.*--overwrite"):
         synthesize_scan(synthesizer, case, asked("tiny", seed=1), out=out)
-    assert files_of(out) == first
+    assert contents(out) == first
     synthesize_scan(synthesizer, case, asked("tiny", seed=1), out=out, overwrite=True)
-    assert files_of(out)["lesions.nii.gz"] != first["lesions.nii.gz"]
+    assert contents(out)["lesions.nii.gz"] != first["lesions.nii.gz"]
     assert (out / "notes.txt").read_text() == "mine"
 
 
@@ -422,7 +419,7 @@ def test_real_liver(real_data, synthesizer, tmp_path, turned):
     np.testing.assert_allclose(report.tumors[0].record.center_mm, (58.0437, 170.3190, 164.3018), atol=0.01)
     record = read_record(tmp_path / "out" / "record.json")
     replay_scan(synthesizer, record, record.inputs, out=tmp_path / "again")
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesizer, tmp_path):
@@ -472,7 +469,7 @@ def test_threads_do_not_matter_to_hand_crafted_tumors(tmp_path):
             synthesize_scan(tiny_synthesizer(), case, request, out=tmp_path / str(threads))
     finally:
         torch.set_num_threads(before)
-    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_tumors_that_leave_the_organ_keep_off_those_that_are_there(tmp_path):

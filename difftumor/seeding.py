@@ -4,10 +4,15 @@ The same seed and keys give the same stream on every machine; different keys giv
 here reads or writes global random state.
 """
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Key = int | str
 
@@ -24,6 +29,8 @@ def torch_generator(seed: int, *keys: Key) -> torch.Generator:
 
     Draw on the CPU and move the result: CPU and CUDA runs then see the same numbers.
     """
+    import torch  # here, because it takes seconds to load, and names and NumPy generators need none of it
+
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, *keys))
 
 

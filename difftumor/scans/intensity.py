@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Values = TypeVar("Values", NDArray[np.floating[Any]], torch.Tensor)
+if TYPE_CHECKING:
+    import torch
+
+Values = TypeVar("Values", NDArray[np.floating[Any]], "torch.Tensor")
 NormalizationKind = Literal["unit", "zscore"]
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from difftumor.errors import VolumeError
 from difftumor.scans.grid import Array, Box, Grid, Voxel, triple
@@ -315,6 +314,8 @@ def carried(data: Array, grid: Grid, path: Path, like: Volume, *, order: Literal
     seen = to_data[:3, :3] @ corners + to_data[:3, 3:]
     if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(grid.shape) - 0.5).any():
         raise VolumeError(f"{path} and {like.path} do not overlap in space: give the prediction of this scan.")
+    from scipy import ndimage  # here, as reading a scan's grid needs none of it
+
     return ndimage.affine_transform(
         data,
         to_data[:3, :3],

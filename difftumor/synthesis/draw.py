@@ -11,9 +11,8 @@ import numpy as np
 from difftumor.scans.grid import Box, Vector, Voxel, triple
 from difftumor.seeding import Key, derive_seed, numpy_generator
 from difftumor.synthesis.distributions import Distribution, fixed, uniform
-from difftumor.synthesis.generators.handcrafted import TextureRecord
 from difftumor.synthesis.host import Mask, Site
-from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.sizes import CUSTOM, SIZES, SizeClass, nearest_size, sizes_of
 from difftumor.synthesis.spec import Location, TumorSpec

@@ -14,11 +14,43 @@ from typing import Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.grid import Vector, Voxel
-from difftumor.synthesis.generators.handcrafted import TextureRecord
 from difftumor.synthesis.sizes import Stage, stage_of_radius
 
 RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted"]
+TextureKind = Literal["gaussian", "salt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextureRecord:
+    """All that is random about a hand-crafted texture, but its seed.
+
+    Args:
+        kind: "gaussian" (Hu et al. 2023) or "salt" (the workshop paper).
+        mean_hu: μt, mean of the texture.
+        sd_hu: σp. Gaussian: standard deviation of the noise before scaling and blur; salt: of the texture.
+        grain: η, 1 or more: how many mm lie between independent values.
+        blur_sigma_mm: σb of the blur; Table 1: 0.6.
+
+    Raises:
+        SynthesisError: A value is out of range.
+    """
+
+    kind: TextureKind
+    mean_hu: float
+    sd_hu: float
+    grain: float
+    blur_sigma_mm: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TextureKind):
+            raise SynthesisError(f"The texture's kind must be gaussian or salt, not {self.kind!r}: correct the record.")
+        if not math.isfinite(self.mean_hu):
+            raise SynthesisError(f"mean_hu must be a finite number, not {self.mean_hu}: correct the record.")
+        for name, least in (("sd_hu", 0), ("grain", 1), ("blur_sigma_mm", 0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise SynthesisError(f"{name} must be a number of at least {least}, not {value}: correct the record.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ import yaml
 from difftumor.errors import ConfigError
 from difftumor.scans.grid import Vector
 from difftumor.synthesis.distributions import Distribution, fixed, uniform
-from difftumor.synthesis.generators.handcrafted import TextureKind
-from difftumor.synthesis.records import GeneratorName
+from difftumor.synthesis.records import GeneratorName, TextureKind
 from difftumor.synthesis.sizes import EARLY_RADIUS_MM, Stage, sizes_of, stages_of_size
 
 Placement = Literal["uniform", "slice"]

@@ -10,8 +10,7 @@ from scipy import ndimage
 from difftumor.errors import SynthesisError
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.effects import effect_reach_mm
-from difftumor.synthesis.generators.handcrafted import TextureRecord
-from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.synthesis.makers import ball, record, tiny_synthesizer, tiny_texture, wanted
 

@@ -6,19 +6,15 @@ al., NeurIPS 2022 workshop, section 2) starts from salt noise instead.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from difftumor.errors import SynthesisError
 from difftumor.seeding import torch_generator
 from difftumor.synthesis.blending import along_axes, blur_radius, gaussian_matrix
-
-TextureKind = Literal["gaussian", "salt"]
+from difftumor.synthesis.records import TextureRecord
 
 # The paper scales voxels up, and its voxels are about 1 mm: a grain of 1 is noise on a lattice with this step.
 _GRAIN_MM = 1.0
@@ -29,38 +25,6 @@ _MARGIN = 6
 _SALT_SHARE = 0.2
 _SALT_LIMIT = 2.0
 _ROUNDED_HU = 2.0**-10
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextureRecord:
-    """All that is random about a hand-crafted texture, but its seed.
-
-    Args:
-        kind: "gaussian" (Hu et al. 2023) or "salt" (the workshop paper).
-        mean_hu: μt, mean of the texture.
-        sd_hu: σp. Gaussian: standard deviation of the noise before scaling and blur; salt: of the texture.
-        grain: η, 1 or more: how many mm lie between independent values.
-        blur_sigma_mm: σb of the blur; Table 1: 0.6.
-
-    Raises:
-        SynthesisError: A value is out of range.
-    """
-
-    kind: TextureKind
-    mean_hu: float
-    sd_hu: float
-    grain: float
-    blur_sigma_mm: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(TextureKind):
-            raise SynthesisError(f"The texture's kind must be gaussian or salt, not {self.kind!r}: correct the record.")
-        if not math.isfinite(self.mean_hu):
-            raise SynthesisError(f"mean_hu must be a finite number, not {self.mean_hu}: correct the record.")
-        for name, least in (("sd_hu", 0), ("grain", 1), ("blur_sigma_mm", 0)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
-                raise SynthesisError(f"{name} must be a number of at least {least}, not {value}: correct the record.")
 
 
 def handcrafted_texture(

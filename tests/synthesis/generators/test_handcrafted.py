@@ -10,7 +10,8 @@ from scipy.stats import skew
 
 from difftumor.errors import SynthesisError
 from difftumor.seeding import torch_generator
-from difftumor.synthesis.generators.handcrafted import TextureRecord, handcrafted_texture
+from difftumor.synthesis.generators.handcrafted import handcrafted_texture
+from difftumor.synthesis.records import TextureRecord
 
 EVEN = (1.0, 1.0, 1.0)
 

@@ -12,8 +12,8 @@ from difftumor.scans.grid import Box
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.draw import Drawing
-from difftumor.synthesis.generators.handcrafted import TextureRecord
 from difftumor.synthesis.host import Site
+from difftumor.synthesis.records import TextureRecord
 from difftumor.synthesis.scan.gate import (
     FLATTEST,
     LEAST_SOLID,

@@ -12,8 +12,7 @@ from difftumor.errors import ConfigError, SynthesisError
 from difftumor.scans.grid import Grid
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
-from difftumor.synthesis.generators.handcrafted import TextureRecord
-from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.report import find_warnings, report_tumors

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from difftumor.evaluation.cohort.statistics import LEAST_PATIENTS, LEVEL
 from difftumor.evaluation.robustness.dimensions import Dimension
-from difftumor.evaluation.robustness.scan_run import TumorRow
+from difftumor.evaluation.robustness.scoring import TumorRow
 from difftumor.seeding import numpy_generator
 
 RESAMPLES = 1000

@@ -1,4 +1,4 @@
-"""One scan: its tumors planned, each made alone, predicted and scored; and what is kept of it on disk."""
+"""One scan: its tumors planned, inserted one at a time, predicted and scored, with a record of each on disk."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError, sentence_of
-from difftumor.evaluation.metrics.detection import Matching, match_lesions
-from difftumor.evaluation.metrics.overlap import TOLERANCE_MM, overlap_scores
+from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions
 from difftumor.evaluation.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
+from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorScore, score_tumor
 from difftumor.files import folder_written_whole
 from difftumor.reporting.tables import write_json
-from difftumor.scans.grid import Box, Grid, triple
+from difftumor.scans.grid import Box, triple
 from difftumor.scans.label_maps import box_around, part_of
 from difftumor.scans.lesions import find_lesions
 from difftumor.scans.model_space import ModelSpace
@@ -34,143 +34,39 @@ from difftumor.synthesis.scan.report import TumorReport, report_tumors
 from difftumor.synthesis.scan.scan import ScanSite, has_native_voxels, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
-
-@dataclass(frozen=True, kw_only=True)
-class TumorScore:
-    """What a segmenter says of one tumor.
-
-    Attributes:
-        found: Whether a predicted lesion matches it.
-        dsc: Dice similarity coefficient of the predicted lesions that touch it.
-        nsd: Their normalized surface distance.
-        false_positives: Predicted lesions that do not touch it.
-        marked_before: Whether tumor was predicted in its place before it was there.
-    """
-
-    found: bool
-    dsc: float
-    nsd: float
-    false_positives: int
-    marked_before: bool
-
-
-def score_tumor(
-    prediction: NDArray[Any],
-    truth: NDArray[np.bool_],
-    before: NDArray[Any],
-    grid: Grid,
-    *,
-    tolerance_mm: float = TOLERANCE_MM,
-    matching: Matching = Matching(),  # noqa: B008 (frozen)
-) -> TumorScore:
-    """Score the only tumor of a scan.
-
-    What is predicted elsewhere has nothing to do with this tumor: it is counted, and does not lower its DSC.
-
-    Args:
-        prediction: (X, Y, Z) labels: 0 background, 1 organ, 2 tumor.
-        truth: The tumor; not empty.
-        before: Prediction of the same scan without it.
-        grid: Where the voxels lie.
-        tolerance_mm: Tolerance of the normalized surface distance.
-        matching: When a predicted lesion finds the tumor.
-    """
-    predicted, true = find_lesions(prediction == TUMOR, grid), find_lesions(truth, grid)
-    matches = match_lesions("", true, predicted, matching=matching).matches
-    touching = np.unique(predicted.indices[truth])
-    touching = touching[touching > 0]
-    overlap = overlap_scores(
-        np.isin(predicted.indices, touching), truth, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm
-    )
-    return TumorScore(
-        found=any(match.prediction is not None for match in matches),
-        dsc=overlap.dsc,
-        nsd=overlap.nsd,
-        false_positives=len(predicted.lesions) - len(touching),
-        marked_before=bool((before[truth] == TUMOR).any()),
-    )
-
-
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
 Predict = Callable[[Volume], NDArray[np.uint8]]
 RECORDS, RESULT_FILE = "records", "result.json"
-Status = Literal["done", "done before", "skipped", "failed"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TumorRow:
-    """One tumor in one cell of the benchmark; what could not be measured is None.
+class HealthyScan(NamedTuple):
+    """A scan to insert tumors into.
 
     Attributes:
-        case: The scan.
+        case: Its id; with the seed, decides its tumors.
         patient: Who was scanned.
-        repeat: Which tumor of the scan, from 0.
-        dimension: In which it is varied.
-        level: So many σ from the mean.
-        value: Of the dimension, as asked.
-        clamped: Whether a limit has held it back.
-        diameter_mm: Of the ball of its volume on the scan's grid.
-        contrast_hu: Its mean less that of the organ around it.
-        depth_mm: Distance of its center from the organ's surface.
-        found: See `TumorScore`, as for the four that follow.
-        dsc: See there.
-        nsd: See there.
-        false_positives: See there.
-        marked_before: See there.
-        record: The file that makes it again, in the scan's folder.
+        inputs: Its files; only read.
     """
 
     case: str
     patient: str
-    repeat: int
-    dimension: str
-    level: int
-    value: float
-    clamped: bool
-    diameter_mm: float
-    contrast_hu: float | None
-    depth_mm: float
-    found: bool
-    dsc: float
-    nsd: float
-    false_positives: int
-    marked_before: bool
-    record: str
-
-
-@dataclass(frozen=True)
-class ScanResult:
-    """What became of a scan.
-
-    Args:
-        case: Its id.
-        status: Whether it was done, now or before, left out, or failed.
-        rows: Its tumors.
-        notes: What could not be had, or why it was left out or failed, in sentences.
-        healthy_lesions: Lesions that are predicted in it without a tumor; None where nothing was.
-    """
-
-    case: str
-    status: Status
-    rows: tuple[TumorRow, ...] = ()
-    notes: tuple[str, ...] = ()
-    healthy_lesions: int | None = None
+    inputs: ScanInputs
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Benchmark:
-    """What is done with every scan.
+    """How every scan is run.
 
     Args:
         synthesizer: Makes hand-crafted tumors.
         predict: The segmenter.
         dimensions: As ``read_dimensions`` returns them.
-        seed: Of all scans; each has its own, which its id decides.
-        repeats: Tumors of a scan that are varied.
-        margin_mm: How much around the organ is predicted; None for the whole scan.
+        seed: Seed of all scans; each scan derives its own from this and its id.
+        repeats: Tumors per scan that are varied.
+        margin_mm: Margin around the organ that is predicted too; None predicts the whole scan.
         tolerance_mm: Tolerance of the normalized surface distance.
-        matching: When a tumor is found.
-        about: What else decides the results, such as the segmenter; plain values.
+        matching: When a tumor counts as found.
+        about: Whatever else decides the results, such as the segmenter; plain values.
     """
 
     synthesizer: TumorSynthesizer
@@ -183,52 +79,50 @@ class Benchmark:
     matching: Matching
     about: Mapping[str, Any]
 
-    def run_all(
-        self, cases: Iterable[tuple[str, str, ScanInputs]], out: Path, *, overwrite: bool = False
-    ) -> Iterator[ScanResult]:
-        """Run scans; one that fails does not stop the others, and nothing is written of it.
+    def run_all(self, scans: Iterable[HealthyScan], out: Path, *, overwrite: bool = False) -> Iterator[ScanResult]:
+        """Run scans; one that fails leaves no files and does not stop the others.
 
         Args:
-            cases: Ids, patients and files.
+            scans: The scans.
             out: Every scan gets a folder in here.
-            overwrite: Run scans anew that were done before.
+            overwrite: Rerun scans that were done before.
         """
-        for case_id, patient, inputs in cases:
+        for scan in scans:
             try:
-                yield self.run(case_id, patient, inputs, out, overwrite=overwrite)
+                yield self.run(*scan, out, overwrite=overwrite)
             except Exception as error:
-                # One scan must not take hours of others with it, whatever is wrong with it.
-                yield ScanResult(case_id, "failed", notes=(sentence_of(error),))
+                # Whatever is wrong with one scan must not cost hours of work on the others.
+                yield ScanResult(scan[0], "failed", notes=(sentence_of(error),))
 
-    def run(self, case_id: str, patient: str, inputs: ScanInputs, out: Path, *, overwrite: bool = False) -> ScanResult:
-        """Make, predict and score all tumors of a scan, or return what was found before.
+    def run(self, case: str, patient: str, inputs: ScanInputs, out: Path, *, overwrite: bool = False) -> ScanResult:
+        """Make, predict and score all tumors of a scan, or return the results of an earlier run.
 
         Args:
-            case_id: Its id; with the seed, decides its tumors.
+            case: Its id; with the seed, decides its tumors.
             patient: Who was scanned.
             inputs: Its files; only read.
             out: The scan gets a folder in here.
-            overwrite: Do it anew, whatever is there.
+            overwrite: Rerun the scan even if it was done before.
 
         Raises:
-            DiffTumorError: A file cannot be used, the organ has no room, or the folder holds anything else.
+            DiffTumorError: A file is unusable, the organ is too small, or the folder holds other files.
         """
-        folder, request = out / case_id, self._request(inputs)
+        folder, request = out / case, self._request(inputs)
         _check_own(folder)
         if (folder / RESULT_FILE).exists() and not overwrite:
-            return _done_before(folder, case_id, request)
+            return _done_before(folder, case, request)
         scan = inputs.read(organ=self.synthesizer.organ.name)
         if scan.tumor_mask is not None:
             reason = f"It has {self.synthesizer.organ.name} tumors of its own: only healthy scans are used."
-            return ScanResult(case_id, "skipped", notes=(reason,))
-        there = site_of(
+            return ScanResult(case, "skipped", notes=(reason,))
+        host = site_of(
             scan, [tumor_spec(self.dimensions)], organ=self.synthesizer.organ, spacing_mm=self.synthesizer.spacing_mm
         )
-        seed = derive_seed(self.seed, "case", case_id)
-        plan = plan_scan(there, self.dimensions, seed=seed, repeats=self.repeats)
+        seed = derive_seed(self.seed, "case", case)
+        plan = plan_scan(host, self.dimensions, seed=seed, repeats=self.repeats)
         notes = list(plan.notes)
         space = ModelSpace(scan.ct.grid, self.synthesizer.spacing_mm)
-        studio = Studio(self, scan, there)
+        test = ScanTest(self, scan, host)
         rows: dict[Variant, TumorRow] = {}
         with folder_written_whole(folder) as staging:
             for variants in distinct(plan.variants):
@@ -238,12 +132,12 @@ class Benchmark:
                         f"A tumor at {v.dimension} {v.level:+d}σ lies between the scan's voxels." for v in variants
                     ]
                     continue
-                report, score = studio.score(first)
+                report, score = test.score(first)
                 name = f"{RECORDS}/{file_name(first)}"
                 write_json(staging / name, self._record(inputs, report, seed))
-                rows |= {variant: _row(case_id, patient, variant, report, score, name) for variant in variants}
+                rows |= {variant: _row(case, patient, variant, report, score, name) for variant in variants}
             made = tuple(rows[variant] for variant in plan.variants if variant in rows)
-            result = ScanResult(case_id, "done", made, tuple(notes), studio.healthy_lesions)
+            result = ScanResult(case, "done", made, tuple(notes), test.healthy_lesions)
             write_json(staging / RESULT_FILE, {"request": request, **asdict(result)})
         return result
 
@@ -266,30 +160,30 @@ class Benchmark:
         }  # fmt: skip
 
 
-class Studio:
-    """Makes tumors in one scan, and asks the segmenter about them.
+class ScanTest:
+    """Inserts tumors into one scan, one at a time, and runs the segmenter on each.
 
     Args:
         benchmark: How.
         scan: Not modified.
-        there: Its organ.
+        host: Its organ.
 
     Attributes:
         region: Part of the scan that is predicted.
-        healthy_lesions: Lesions that are predicted without a tumor.
+        healthy_lesions: Number of lesions predicted without a tumor.
     """
 
-    def __init__(self, benchmark: Benchmark, scan: Scan, there: ScanSite) -> None:
-        self._benchmark, self._scan, self._there = benchmark, scan, there
+    def __init__(self, benchmark: Benchmark, scan: Scan, host: ScanSite) -> None:
+        self._benchmark, self._scan, self._host = benchmark, scan, host
         self.region = box_around(scan.organ_mask, scan.ct.grid.spacing_mm, benchmark.margin_mm)
         self._healthy = part_of(scan.ct, self.region)
         self._before = benchmark.predict(self._healthy)
         self.healthy_lesions = len(find_lesions(self._before == TUMOR, self._healthy.grid).lesions)
 
     def score(self, variant: Variant) -> tuple[TumorReport, TumorScore]:
-        """Make a tumor, and say what it became and what is predicted of it."""
+        """Insert a tumor; return what it became in the scan, and how the segmenter does on it."""
         made = apply_to_scan(self._benchmark.synthesizer, self._scan, [variant.record])
-        (report,) = report_tumors(made, self._there, window=self._benchmark.synthesizer.window)
+        (report,) = report_tumors(made, self._host, window=self._benchmark.synthesizer.window)
         if report.voxels == 0:
             raise SynthesisError(f"The tumor of {file_name(variant)} has no voxel of {self._scan.ct.path}.")
         ct_hu, truth = self.with_tumor(made)
@@ -303,7 +197,7 @@ class Studio:
         )
 
     def with_tumor(self, made: ScanSynthesis) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return CT and tumor in the region, as they are read from the files of ``difftumor synthesize``."""
+        """Return CT and tumor mask of the region, as the files of ``difftumor synthesize`` would hold them."""
         start = np.maximum(made.box.start, self.region.start)
         stop = np.maximum(np.minimum(made.box.stop, self.region.stop), start)
         common = Box(triple(start), triple(stop))
@@ -315,35 +209,37 @@ class Studio:
         return ct_hu, truth
 
 
-def _row(case_id: str, patient: str, variant: Variant, report: TumorReport, score: TumorScore, record: str) -> TumorRow:
+def _row(case: str, patient: str, variant: Variant, report: TumorReport, score: TumorScore, record: str) -> TumorRow:
     return TumorRow(
-        case=case_id, patient=patient, repeat=variant.repeat, dimension=variant.dimension, level=variant.level,
+        case=case, patient=patient, repeat=variant.repeat, dimension=variant.dimension, level=variant.level,
         value=variant.value, clamped=variant.clamped, diameter_mm=report.diameter_mm, contrast_hu=report.contrast_hu,
         depth_mm=variant.depth_mm, record=record, **asdict(score),
     )  # fmt: skip
 
 
 def _check_own(folder: Path) -> None:
-    """Refuse to replace a folder that `Benchmark.run` has not written, for it may hold what exists nowhere else."""
+    """Refuse to replace a folder that `Benchmark.run` has not written: it may hold the only copy of something."""
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if held and (RESULT_FILE not in held or held - {RESULT_FILE, RECORDS}):
-        raise ConfigError(f"{folder} holds files that are no results, and would be replaced: give another --out.")
+        raise ConfigError(f"{folder} holds files that are not results and would be replaced: give another --out.")
 
 
-def _done_before(folder: Path, case_id: str, request: Mapping[str, Any]) -> ScanResult:
-    """Return what was found before, if it was asked in the same way."""
+def _done_before(folder: Path, case: str, request: Mapping[str, Any]) -> ScanResult:
+    """Return the results of an earlier run if it had the same request.
+
+    Raises:
+        ConfigError: It had another, or its file is damaged.
+    """
     try:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         names = {field.name for field in fields(TumorRow)}
         rows = tuple(TumorRow(**{name: row[name] for name in names}) for row in content["rows"])
-        found = ScanResult(case_id, "done before", rows, tuple(content["notes"]), content["healthy_lesions"])
+        found = ScanResult(case, "done before", rows, tuple(content["notes"]), content["healthy_lesions"])
         asked = content["request"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         asked = None
     if _by_content(asked) != _by_content(json.loads(json.dumps(request))):
-        raise ConfigError(
-            f"{folder} holds results that were asked for in another way: give another --out or --overwrite."
-        )
+        raise ConfigError(f"{folder} holds results of other settings: give another --out or --overwrite.")
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import read_cases
-from difftumor.evaluation.robustness.writing import RESULT_FILES
+from difftumor.evaluation.robustness.run import RESULT_FILES
 from difftumor.scans.organs import get_organ
 from stages.segmentation.cases import _made_before
 from tests.cli.models.test_predict import make_segmenter, run
@@ -172,9 +172,7 @@ def test_tables_are_of_the_scans_and_the_request_of_the_command(folder, capsys):
     before = contents(out)
     capsys.readouterr()
     assert robustness(folder, "--seed", 1) == 1
-    assert "robustness.json holds results that were asked for in another way" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "robustness.json holds results of other settings" in " ".join(capsys.readouterr().err.split())
     assert contents(out) == before
     listing["training"] = listing["training"][:1]
     (folder / "in" / "dataset.json").write_text(json.dumps(listing))
@@ -212,7 +210,7 @@ def test_folders_of_others_are_not_replaced(folder, capsys):
     assert contents(folder) == before
     for _ in range(2):  # with results of its own beside them
         assert robustness(folder, "--overwrite", "--worst", 0) == 1
-        assert "scans/a holds files that are no results" in " ".join(capsys.readouterr().err.split())
+        assert "scans/a holds files that are not results" in " ".join(capsys.readouterr().err.split())
         assert before.items() <= contents(folder).items()
     assert (folder / "out" / "robustness.json").exists()
     assert robustness(folder, "--overwrite") == 1

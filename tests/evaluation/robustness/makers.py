@@ -9,7 +9,8 @@ import numpy as np
 
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.robustness.dimensions import Dimension, read_dimensions
-from difftumor.evaluation.robustness.scan_run import Benchmark, Studio, TumorRow
+from difftumor.evaluation.robustness.scan_run import Benchmark, ScanTest
+from difftumor.evaluation.robustness.scoring import TumorRow
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.scan.inputs import ScanInputs
@@ -54,13 +55,13 @@ class Oracle:
         self._truth: np.ndarray | None = None
         self._sees = sees
         self.calls = 0
-        make = Studio.with_tumor
+        make = ScanTest.with_tumor
 
-        def watched(studio: Studio, made: Any) -> Any:
-            ct_hu, self._truth = make(studio, made)
+        def watched(test: ScanTest, made: Any) -> Any:
+            ct_hu, self._truth = make(test, made)
             return ct_hu, self._truth
 
-        monkeypatch.setattr(Studio, "with_tumor", watched)
+        monkeypatch.setattr(ScanTest, "with_tumor", watched)
 
     def __call__(self, ct: Volume) -> np.ndarray:
         """Return labels."""

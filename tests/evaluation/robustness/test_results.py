@@ -6,13 +6,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from difftumor.evaluation.cohort.statistics import bootstrap_mean, wilson_interval
-from difftumor.evaluation.robustness.cells import cell_row, gather
 from difftumor.evaluation.robustness.dimensions import LEVELS
-from difftumor.evaluation.robustness.figures import detectability_figure, heatmap
-from difftumor.evaluation.robustness.results import Results
-from difftumor.evaluation.robustness.scan_run import ScanResult
+from difftumor.evaluation.robustness.report import detectability_figure, heatmap
+from difftumor.evaluation.robustness.results import Results, cell_row, gather
+from difftumor.evaluation.robustness.run import RESULT_FILES, write_results
+from difftumor.evaluation.robustness.scoring import ScanResult
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst
-from difftumor.evaluation.robustness.writing import RESULT_FILES, write_results
 from tests.conftest import read_rows
 from tests.evaluation.robustness.makers import dimensions, row
 
@@ -81,8 +80,8 @@ def test_intervals_are_over_patients():
 @pytest.mark.parametrize(
     ("patients", "warning"),
     [
-        (1, "Only 1 patient: there are no intervals of means and curves, and those of shares are too narrow."),
-        (3, "Only 3 patients: there are no intervals of means and curves, and those of shares are too narrow."),
+        (1, "Only 1 patient: means and curves have no intervals, and those of shares are too narrow."),
+        (3, "Only 3 patients: means and curves have no intervals, and those of shares are too narrow."),
         (4, "Only 4 patients: intervals are too narrow."),
         (9, "Only 9 patients: intervals are too narrow."),
         (10, None),
@@ -132,12 +131,12 @@ def test_cells_with_fewer_tumors_say_so(tmp_path):
     assert [cell.fewer for cell in found.cells] == 6 * [False] + [True]
     figure = heatmap(found.cells, "dsc")
     assert "17 mm\nn = 1" in texts(figure)
-    assert figure.axes[0].get_xlabel() == "n: tumors, where some scans had no room"
+    assert figure.axes[0].get_xlabel() == "n: tumors, if some scans had no room"
     assert "n = 1" in texts(heatmap(found.cells, "dsc", values=False))
     assert found.table("dsc") == [["size", *6 * ["0.80"], "0.80 (n = 1)"]]
     write_results(tmp_path, found, [])
     for name in ("report.html", "robustness.md"):
-        assert "fewer tumors, as some scans had no room" in (tmp_path / name).read_text()
+        assert "fewer tumors because some scans had no room" in (tmp_path / name).read_text()
     assert results([scans[0]]).cell_notes == []
 
 
@@ -191,7 +190,7 @@ def test_heatmaps_write_numbers_and_values():
     drawn = heatmap(cells, "dsc")
     assert {"0.80*", "0.80"} <= texts(drawn)
     assert drawn.axes[0].get_xlabel() == "* held at a limit of the dimension"
-    assert plain.axes[0].get_xlabel() == "n: tumors, where some scans had no room"
+    assert plain.axes[0].get_xlabel() == "n: tumors, if some scans had no room"
 
 
 def test_curves_are_drawn():

@@ -8,9 +8,9 @@ import pytest
 from difftumor.errors import ConfigError
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.robustness import scan_run
-from difftumor.evaluation.robustness.cells import gather
 from difftumor.evaluation.robustness.detectability import contrast_curve, diameter_curve
-from difftumor.evaluation.robustness.scan_run import RESULT_FILE, Studio
+from difftumor.evaluation.robustness.results import gather
+from difftumor.evaluation.robustness.scan_run import RESULT_FILE, ScanTest
 from difftumor.scans.nifti import read_ct, read_labels
 from difftumor.synthesis.scan.record import read_record
 from tests.conftest import run
@@ -65,8 +65,8 @@ def test_blind_to_weak_contrast(tmp_path, monkeypatch):
 def test_what_is_predicted_is_what_the_files_hold(tmp_path, scan, monkeypatch):
     """The replayed files are read back, and are bit by bit what the segmenter was given."""
     given = []
-    make = Studio.with_tumor
-    monkeypatch.setattr(Studio, "with_tumor", lambda s, made: given.append(make(s, made)) or given[-1])
+    make = ScanTest.with_tumor
+    monkeypatch.setattr(ScanTest, "with_tumor", lambda s, made: given.append(make(s, made)) or given[-1])
     judged = benchmark(lambda ct: np.zeros(ct.grid.shape, np.uint8), dimensions("intensity"), margin_mm=None)
     rows = judged.run("a", "a", scan, tmp_path / "out").rows
     assert [row.found for row in rows] == 7 * [False]
@@ -154,7 +154,7 @@ def test_results_of_another_request_are_not_taken_for_these(tmp_path, scan, monk
     oracle = Oracle(monkeypatch)
     chosen = dimensions("size")
     benchmark(oracle, chosen).run("a", "a", scan, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"out/a holds results .* another way: give another --out or --overwrite"):
+    with pytest.raises(ConfigError, match="out/a holds results of other settings: give another --out or --overwrite"):
         benchmark(oracle, chosen, **changes).run("a", "a", scan, tmp_path / "out")
 
 
@@ -163,10 +163,10 @@ def test_results_of_other_files_are_not_taken_for_these(tmp_path, monkeypatch):
     judged.run("a", "a", write_scan(tmp_path / "in"), tmp_path / "out")
     moved = write_scan(tmp_path / "moved")
     assert judged.run("a", "a", moved, tmp_path / "out").status == "done before"
-    with pytest.raises(ConfigError, match="asked for in another way"):
+    with pytest.raises(ConfigError, match="of other settings"):
         judged.run("a", "a", write_scan(tmp_path / "other", seed=5), tmp_path / "out")
     (tmp_path / "out" / "a" / RESULT_FILE).write_text("{")
-    with pytest.raises(ConfigError, match="asked for in another way"):
+    with pytest.raises(ConfigError, match="of other settings"):
         judged.run("a", "a", moved, tmp_path / "out")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from difftumor.evaluation.metrics.detection import Matching
-from difftumor.evaluation.robustness.scan_run import score_tumor
+from difftumor.evaluation.robustness.scoring import score_tumor
 from difftumor.scans.grid import Grid
 
 GRID = Grid((20, 12, 12), np.diag([2.0, 2.0, 2.0, 1.0]))

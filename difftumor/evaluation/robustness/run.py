@@ -1,0 +1,294 @@
+"""A whole benchmark: segmenters and scans in, a folder of tables, figures, a page and the worst tumors out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftumor import __version__
+from difftumor.datasets.cases import CaseList
+from difftumor.errors import ConfigError, DiffTumorError
+from difftumor.evaluation.robustness.dimensions import plain_dimensions, varied
+from difftumor.evaluation.robustness.report import detectability_figure, heatmap, markdown, report_page
+from difftumor.evaluation.robustness.results import CELL_COLUMNS, Measure, Results, cell_row
+from difftumor.evaluation.robustness.scan_run import RESULT_FILE, Benchmark, HealthyScan
+from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow
+from difftumor.evaluation.robustness.worst import WorstCase, choose_worst, write_worst
+from difftumor.files import folder_written_whole
+from difftumor.models.artifact import load_artifact
+from difftumor.reporting.plots import save_png
+from difftumor.reporting.tables import Table, write_csv, write_json
+from difftumor.scans.organs import Organ
+from difftumor.segmentation.inference import PredictionOptions
+from difftumor.segmentation.labels import LabelPredictor, seen_around_mm
+from difftumor.synthesis.scan.cohort import inputs_of
+from difftumor.synthesis.scan.loading import load_synthesizer
+
+FORMAT_VERSION = 1
+JSON_FILE, CELLS_FILE, TUMORS_FILE, MARKDOWN_FILE = "robustness.json", "cells.csv", "tumors.csv", "robustness.md"
+REPORT_FILE, CURVE_FILE = "report.html", "detectability.png"
+HEATMAPS: Mapping[str, Measure] = {"heatmap_dsc.png": "dsc", "heatmap_found.png": "detection"}
+RESULT_FILES = (CELLS_FILE, TUMORS_FILE, JSON_FILE, MARKDOWN_FILE, REPORT_FILE, *HEATMAPS, CURVE_FILE)
+SCANS, WORST, PICTURES = "scans", "worst", "pictures"
+# Settings that do not make results differ: models are compared by their identity.
+_NOT_COMPARED = ("model", "cases", "device")
+
+
+def load_benchmark(
+    models: Sequence[Path],
+    organ: Organ,
+    prediction: PredictionOptions,
+    *,
+    device: torch.device,
+    windows_per_batch: int,
+    memory_bytes: int,
+    organ_only: bool,
+    allow_incomplete: bool,
+    **settings: Any,
+) -> Benchmark:
+    """Load segmenters and return the benchmark that tests their average.
+
+    Args:
+        models: Artifacts of segmenters.
+        organ: Where tumors are inserted.
+        prediction: How the segmenters predict.
+        device: Where they run.
+        windows_per_batch: Windows predicted together.
+        memory_bytes: For remembering the windows of a scan without a tumor.
+        organ_only: Predict only the organ and one window around it.
+        allow_incomplete: Also use a model whose training has not finished.
+        **settings: The remaining arguments of `Benchmark`.
+
+    Raises:
+        ArtifactError: A model cannot be used.
+        ConfigError: A model is for another organ.
+    """
+    artifacts = [load_artifact(m, kind="segmenter", device=device, allow_incomplete=allow_incomplete) for m in models]
+    for model, artifact in zip(models, artifacts, strict=True):
+        own = artifact.config.organ
+        if own not in (None, organ.name):
+            raise ConfigError(
+                f"--model {model} finds tumors of the {own}, not of the {organ.name}: give --organ {own}."
+            )
+    return Benchmark(
+        synthesizer=load_synthesizer(None, organ=organ),
+        predict=LabelPredictor(artifacts, prediction, windows_per_batch=windows_per_batch, memory_bytes=memory_bytes),
+        margin_mm=seen_around_mm(artifacts) if organ_only else None,
+        about={
+            "models": [artifact.config.identity for artifact in artifacts],
+            "overlap": prediction.overlap,
+            "organ_filter": prediction.organ_filter,
+            "min_volume_mm3": prediction.min_volume_mm3,
+        },
+        **settings,
+    )
+
+
+def usable_scans(
+    listed: CaseList, organ: Organ, *, organ_labels: tuple[int, ...], mask: bool
+) -> tuple[list[HealthyScan], list[ScanResult]]:
+    """Return the scans of a list, and those that cannot be used as failed results.
+
+    Args:
+        listed: The list.
+        organ: The organ.
+        organ_labels: Its numbers in the label maps; empty if the list names its labels.
+        mask: Whether the labels are masks of the organ alone.
+    """
+    ready, unusable = [], []
+    for case in listed.cases:
+        try:
+            inputs = inputs_of(case, listed, organ, organ_labels=organ_labels, mask=mask)
+            ready.append(HealthyScan(case.id, case.patient, inputs))
+        except DiffTumorError as error:
+            unusable.append(ScanResult(case.id, "failed", notes=(str(error),)))
+    return ready, unusable
+
+
+def result_names(scans: Sequence[HealthyScan]) -> dict[str, list[str]]:
+    """Return the files that a benchmark writes for each scan, by case."""
+    return {scan.case: [f"{SCANS}/{scan.case}/{RESULT_FILE}", *RESULT_FILES] for scan in scans}
+
+
+def check_replaced(out: Path, scans: Sequence[HealthyScan], inputs: Sequence[Path]) -> None:
+    """Refuse to replace a folder that holds an input.
+
+    Raises:
+        ConfigError: An input lies in a folder that is replaced as a whole.
+    """
+    replaced = {(out / name).resolve() for name in (WORST, *(f"{SCANS}/{scan.case}" for scan in scans))}
+    for path in inputs:
+        place = path.resolve()
+        if taken := replaced & {place, *place.parents}:
+            raise ConfigError(f"--out {out} would replace {taken.pop()} with the input {path}: give another folder.")
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    scans: Sequence[HealthyScan],
+    unusable: Sequence[ScanResult],
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    worst: int,
+    values: bool,
+    overwrite: bool,
+    done: Callable[[ScanResult], None],
+) -> Results:
+    """Run all scans and write the results, if any tumor was made.
+
+    Args:
+        benchmark: How every scan is run.
+        scans: The scans.
+        unusable: Scans of the list that cannot be used.
+        out: Folder to write to.
+        settings: Settings for the record that do not decide results, such as paths.
+        worst: Number of the worst tumors to write with their scans.
+        values: Whether heatmaps show the values of levels (mm, HU, …).
+        overwrite: Rerun scans that were done before, and replace results of other settings.
+        done: Called with the result of every scan.
+
+    Raises:
+        ConfigError: The folder holds results of other settings, or foreign files among the worst tumors.
+    """
+    plain = {
+        **settings, "repeats": benchmark.repeats, "seed": benchmark.seed, "tolerance_mm": benchmark.tolerance_mm,
+        "matching": str(benchmark.matching), **benchmark.about, "margin_mm": benchmark.margin_mm,
+    }  # fmt: skip
+    organ = benchmark.synthesizer.organ.name
+    if worst:
+        _check_worst(out)
+    if not overwrite:
+        _check_request(out, {"organ": organ, "dimensions": plain_dimensions(benchmark.dimensions), "settings": plain})
+    results = list(unusable)
+    for result in benchmark.run_all(scans, out / SCANS, overwrite=overwrite):
+        results.append(result)
+        done(result)
+    found = Results(
+        organ=organ, dimensions=benchmark.dimensions, scans=results, settings=plain, seed=benchmark.seed
+    )  # fmt: skip
+    if found.rows:
+        cases: list[WorstCase] = []
+        if chosen := choose_worst(found.rows, worst):
+            inputs = {scan.case: scan.inputs for scan in scans}
+            cases = write_worst(benchmark, chosen, inputs, scans=out / SCANS, out=out / WORST)
+        elif (out / WORST).is_dir() and _is_own(out / WORST, out):
+            shutil.rmtree(out / WORST)
+        write_results(out, found, cases, values=values)
+    return found
+
+
+def write_results(out: Path, results: Results, worst: Sequence[WorstCase], *, values: bool = True) -> None:
+    """Write `RESULT_FILES` and the pictures of the worst tumors; `JSON_FILE` comes last.
+
+    Args:
+        out: Folder to write to; other files in it stay, except pictures of earlier results.
+        results: At least one tumor.
+        worst: The worst tumors, already written.
+        values: Whether heatmaps show the values of levels.
+    """
+    with folder_written_whole(out, keep_others=True, last=JSON_FILE) as staging:
+        write_csv(staging / CELLS_FILE, Table.of_records(CELL_COLUMNS, map(cell_row, results.cells)))
+        columns = [field.name for field in fields(TumorRow)]
+        rows = [{**asdict(row), "record": f"{SCANS}/{row.case}/{row.record}"} for row in results.rows]
+        plain = [{name: int(v) if isinstance(v, bool) else v for name, v in row.items()} for row in rows]
+        write_csv(staging / TUMORS_FILE, Table.of_records(columns, plain))
+        for name, measure in HEATMAPS.items():
+            save_png(heatmap(results.cells, measure, values=values), staging / name)
+        if results.curves:
+            save_png(detectability_figure(results.curves), staging / CURVE_FILE)
+        (staging / PICTURES).mkdir()
+        for case in worst:
+            (staging / PICTURES / f"{case.name}.png").write_bytes(case.picture)
+        (staging / MARKDOWN_FILE).write_text(markdown(results, worst), encoding="utf-8")
+        report_page(results, worst, values=values).write(staging / REPORT_FILE)
+        write_json(staging / JSON_FILE, _record(results, worst))
+        _remove_pictures(out)
+
+
+def _record(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "difftumor_version": __version__,
+        "organ": results.organ,
+        "settings": dict(results.settings),
+        "dimensions": plain_dimensions(results.dimensions),
+        "varied": varied(results.dimensions),
+        "tumors": results.tumors,
+        "warnings": results.warnings,
+        "cells": [dict(cell_row(cell)) for cell in results.cells],
+        "detectability": [curve.to_plain() for curve in results.curves],
+        "worst": [{"folder": f"{WORST}/{case.name}", **asdict(case.row)} for case in worst],
+        "scans": [
+            {"case": scan.case, "status": scan.status, "healthy_lesions": scan.healthy_lesions, "notes": scan.notes}
+            for scan in results.scans
+        ],
+    }
+
+
+def _check_worst(out: Path) -> None:
+    """Refuse to replace a folder of worst tumors that no earlier command has written.
+
+    Raises:
+        ConfigError: It holds something that `JSON_FILE` does not name.
+    """
+    folder = out / WORST
+    if folder.exists() and not _is_own(folder, out):
+        raise ConfigError(
+            f"{folder} is not what {JSON_FILE} names, and would be replaced: give another --out, or move it away."
+        )
+
+
+def _check_request(out: Path, request: Mapping[str, Any]) -> None:
+    """Refuse to replace results of other settings; other scans are fine.
+
+    Raises:
+        ConfigError: `JSON_FILE` holds such results.
+    """
+    if (out / JSON_FILE).exists() and _compared(_earlier(out)) != _compared(json.loads(json.dumps(request))):
+        raise ConfigError(f"{out / JSON_FILE} holds results of other settings: give another --out or --overwrite.")
+
+
+def _compared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `JSON_FILE` that decides the results; not where files lie, nor which scans there are."""
+    settings = results.get("settings")
+    plain = dict(settings) if isinstance(settings, Mapping) else {}
+    kept = {name: value for name, value in plain.items() if name not in _NOT_COMPARED}
+    return {"organ": results.get("organ"), "dimensions": results.get("dimensions"), "settings": kept}
+
+
+def _remove_pictures(out: Path) -> None:
+    """Remove an earlier curve and pictures of earlier worst tumors, which this run may not replace."""
+    if _earlier(out):
+        (out / CURVE_FILE).unlink(missing_ok=True)
+    for name in _earlier_worst(out):
+        (out / PICTURES / f"{name}.png").unlink(missing_ok=True)
+    with suppress(OSError):  # it may hold pictures of others
+        (out / PICTURES).rmdir()
+
+
+def _earlier_worst(out: Path) -> set[str]:
+    try:
+        return {Path(entry["folder"]).name for entry in _earlier(out)["worst"]}
+    except (TypeError, KeyError):
+        return set()
+
+
+def _earlier(out: Path) -> Mapping[str, Any]:
+    """Return the results of an earlier command; nothing if there are none or the file is damaged."""
+    try:
+        content = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_own(folder: Path, out: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= _earlier_worst(out)

@@ -13,7 +13,7 @@ from typing import Any
 
 from difftumor.errors import ConfigError
 from difftumor.reporting.tables import Row
-from difftumor.synthesis.sizes import SIZE_GROUPS
+from difftumor.synthesis.sizes import SIZE_CHOICES
 from stages.run.settings import Settings
 from studies.jobs.command import run_command
 from studies.jobs.results import Picture, write_results
@@ -112,7 +112,7 @@ def _outdone(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tup
         yield "synthesis.offline", synthesis.offline, "null"
     # Of the groups, some have tiny tumors among others.
     with_tiny = {
-        name: weight for name, weight in synthesis.sizes.items() if weight and TINY in SIZE_GROUPS.get(name, ())
+        name: weight for name, weight in synthesis.sizes.items() if weight and TINY in SIZE_CHOICES.get(name, ())
     }
     if tiny and not with_tiny:
         yield f"synthesis.sizes.{TINY}", 0, "more"

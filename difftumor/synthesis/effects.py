@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.grid import Box, Voxel, triple
-from difftumor.synthesis.blending import TRUNCATE, blurred_weight
-from difftumor.synthesis.patches import PlacedTumor
+from difftumor.synthesis.blending import TRUNCATE, PlacedTumor, blurred_weight
 from difftumor.synthesis.records import TumorRecord
 
 # Table 1: γmax = 1.3 r. Tissue further from the center, in units of the tumor's half-axes, stays where it is.

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.grid import Vector, Voxel
-from difftumor.synthesis.sizes import Stage, stage_of_radius
+from difftumor.scans.lesions import SizeGroup, size_group
 
 RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted"]
@@ -129,9 +129,9 @@ class TumorRecord:
             )
 
     @property
-    def stage(self) -> Stage:
-        """Whose diffusion model makes it."""
-        return stage_of_radius(self.radius_mm)
+    def size_group(self) -> SizeGroup:
+        """Early or late, which decides whose diffusion model makes the tumor."""
+        return size_group(2 * self.radius_mm)
 
     @property
     def equivalent_radius_mm(self) -> float:

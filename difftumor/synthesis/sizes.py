@@ -3,18 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 
 from difftumor.errors import ConfigError
+from difftumor.scans.lesions import SizeGroup, size_group
 from difftumor.scans.organs import SIZE_NAMES
 
-Stage = Literal["early", "late"]
 # Of a tumor whose diameter the user has chosen.
 CUSTOM = "custom"
-# Early-stage tumors are smaller than 2 cm.
-EARLY_RADIUS_MM = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,7 @@ SIZES: Mapping[str, SizeClass] = MappingProxyType(
 )  # fmt: skip
 # What a user may ask for: a class, or a group whose members have equal chance for each tumor. "mix" is the fifth mode
 # of Hu et al. 2023, Table 6, which combines all.
-SIZE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+SIZE_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {**{name: (name,) for name in SIZES}, "early": (_TINY, _SMALL), "late": (_MEDIUM, _LARGE), "mix": tuple(SIZES)}
 )
 
@@ -83,35 +80,18 @@ def sizes_of(size: str) -> tuple[str, ...]:
     Raises:
         ConfigError: The name is unknown.
     """
-    if size not in SIZE_GROUPS:
-        raise ConfigError(f"Tumor size {size!r} is unknown: use one of {', '.join(SIZE_GROUPS)}.")
-    return SIZE_GROUPS[size]
+    if size not in SIZE_CHOICES:
+        raise ConfigError(f"Tumor size {size!r} is unknown: use one of {', '.join(SIZE_CHOICES)}.")
+    return SIZE_CHOICES[size]
 
 
-def stages_of_size(size: str) -> frozenset[Stage]:
-    """Return the stages whose diffusion models make tumors of a size class or group: tiny and small ones are early.
+def size_groups_of(size: str) -> frozenset[SizeGroup]:
+    """Return the size groups of the tumors behind a class or group name: tiny and small ones are early.
 
     Raises:
         ConfigError: The name is unknown.
     """
-    return frozenset(stage_of_radius(SIZES[name].radius_mm) for name in sizes_of(size))
-
-
-def stage_of_size(size: str) -> Stage:
-    """Return the one stage of a size class or group.
-
-    Raises:
-        ConfigError: The name is unknown, or the group has tumors of both stages.
-    """
-    stages = stages_of_size(size)
-    if len(stages) > 1:
-        raise ConfigError(f"Tumor size {size!r} has tumors of both stages: name its sizes one by one.")
-    return next(iter(stages))
-
-
-def stage_of_radius(radius_mm: float) -> Stage:
-    """Return the stage of tumors of a radius: early below 2 cm of diameter."""
-    return "early" if radius_mm < EARLY_RADIUS_MM else "late"
+    return frozenset(size_group(2 * SIZES[name].radius_mm) for name in sizes_of(size))
 
 
 def nearest_size(radius_mm: float) -> SizeClass:

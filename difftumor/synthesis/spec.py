@@ -13,9 +13,10 @@ import yaml
 
 from difftumor.errors import ConfigError
 from difftumor.scans.grid import Vector
+from difftumor.scans.lesions import SizeGroup, size_group
 from difftumor.synthesis.distributions import Distribution, fixed, uniform
 from difftumor.synthesis.records import GeneratorName, TextureKind
-from difftumor.synthesis.sizes import EARLY_RADIUS_MM, Stage, sizes_of, stages_of_size
+from difftumor.synthesis.sizes import size_groups_of, sizes_of
 
 Placement = Literal["uniform", "slice"]
 Preset = Literal["training", "reader"]
@@ -104,7 +105,7 @@ class TumorSpec:
     Args:
         generator: What makes their texture: ``"diffusion"`` or ``"handcrafted"``.
         count: How many; ``"paper"`` for Table 6 of Hu et al. 2023.
-        size: A size class or group, or a mapping of them to weights (the stage mix).
+        size: A size class or group, or a mapping of them to weights.
         diameter_mm: Instead of a size: the diameter of a ball of their volume.
         irregularity: Factor on the deformation of the size class; 0 for ellipsoids.
         location: Where in the organ.
@@ -183,10 +184,10 @@ class TumorSpec:
         return [diameter.limits[1] / 2 for diameter in chosen if diameter is not None]
 
     @property
-    def stages(self) -> frozenset[Stage]:
-        """Stages of the tumors that can come, whose diffusion models may be needed."""
-        return _stages(self.weights, self.diameter_mm) | (
-            frozenset() if self.satellites is None else _stages(self.satellites.size, self.satellites.diameter_mm)
+    def size_groups(self) -> frozenset[SizeGroup]:
+        """Size groups of the tumors that can come, whose diffusion models may be needed."""
+        return _size_groups(self.weights, self.diameter_mm) | (
+            frozenset() if self.satellites is None else _size_groups(self.satellites.size, self.satellites.diameter_mm)
         )
 
     @classmethod
@@ -292,13 +293,10 @@ def _satellites(value: Any) -> Satellites:
     return Satellites(**given)
 
 
-def _stages(weights: Mapping[str, float], diameter_mm: Distribution | None) -> frozenset[Stage]:
-    if diameter_mm is None:
-        return frozenset().union(*(stages_of_size(size) for size, weight in weights.items() if weight > 0))
-    low, high = (limit / 2 for limit in diameter_mm.limits)
-    early: set[Stage] = {"early"} if low < EARLY_RADIUS_MM else set()
-    late: set[Stage] = {"late"} if high >= EARLY_RADIUS_MM else set()
-    return frozenset(early | late)
+def _size_groups(weights: Mapping[str, float], diameter_mm: Distribution | None) -> frozenset[SizeGroup]:
+    if diameter_mm is not None:
+        return frozenset(size_group(limit) for limit in diameter_mm.limits)
+    return frozenset().union(*(size_groups_of(size) for size, weight in weights.items() if weight > 0))
 
 
 def _plain(value: Any) -> Any:

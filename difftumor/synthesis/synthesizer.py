@@ -14,19 +14,26 @@ from torch import Tensor
 from difftumor.errors import SynthesisError
 from difftumor.scans.grid import Box, Vector, Voxel, triple
 from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import Key
-from difftumor.synthesis.blending import Blend, blend_change, blurred_weight
+from difftumor.synthesis.blending import (
+    Blend,
+    Patch,
+    PlacedTumor,
+    blend_change,
+    blurred_weight,
+    plan_patches,
+    take_patch,
+)
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.effects import Canvas, apply_effects
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.generators.handcrafted import handcrafted_texture
 from difftumor.synthesis.host import Site
-from difftumor.synthesis.patches import Patch, PlacedTumor, plan_patches, take_patch
 from difftumor.synthesis.placement import Room, take_all
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.spec import TumorSpec
 
 
@@ -76,7 +83,7 @@ class TumorSynthesizer:
         x, y, z = (float(step) for step in spacing_mm)
         self.spacing_mm: Vector = (x, y, z)
         if isinstance(diffusion, DiffusionTexture):
-            diffusion = {stage: diffusion for stage in get_args(Stage)}  # noqa: C420 keeps the type
+            diffusion = {stage: diffusion for stage in get_args(SizeGroup)}  # noqa: C420 keeps the type
         self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})
         self._device = torch.device("cpu")
 
@@ -181,7 +188,7 @@ class TumorSynthesizer:
         near = Box.whole(shape) if decoded else Box.joined([tumor.halo_box(shape) for tumor in tumors])
         blend = Blend.empty(ct, near)
         for stage, texture in self.diffusion.items():
-            own = [t for t in tumors if t.record.generator == "diffusion" and t.record.stage == stage]
+            own = [t for t in tumors if t.record.generator == "diffusion" and t.record.size_group == stage]
             patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole[stage])
             for patch, texture_hu in _textures(texture, patches, ct, lesions):
                 self._blend(patch, texture_hu, texture.window, ct, lesions, blend)
@@ -235,10 +242,10 @@ class TumorSynthesizer:
                 f"A record at {record.spacing_mm} mm cannot be applied at {self.spacing_mm} mm: "
                 "use the model it was drawn for."
             )
-        if record.generator == "diffusion" and record.stage not in self.diffusion:
+        if record.generator == "diffusion" and record.size_group not in self.diffusion:
             raise SynthesisError(
-                f"A diffusion tumor of {2 * record.radius_mm:g} mm needs the {record.stage} model, which is not given: "
-                "give it, or ask for other tumors."
+                f"A diffusion tumor of {2 * record.radius_mm:g} mm needs the {record.size_group} model, which is not "
+                "given: give it, or ask for other tumors."
             )
         if not all(0 <= index < size for index, size in zip(record.center_voxel, shape, strict=True)):
             raise SynthesisError(

@@ -16,12 +16,13 @@ from difftumor.datasets.transforms import Item
 from difftumor.errors import ArtifactError, ConfigError, SynthesisError
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import read_config
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import BACKGROUND, Organ
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.distributions import Distribution, fixed
 from difftumor.synthesis.records import GeneratorName, TumorRecord
 from difftumor.synthesis.scan.loading import load_synthesizer
-from difftumor.synthesis.sizes import Stage, sizes_of, stages_of_size
+from difftumor.synthesis.sizes import size_groups_of, sizes_of
 from difftumor.synthesis.spec import PAPER_COUNT, Placement, TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.run.data import check_same_preprocessing
@@ -55,7 +56,7 @@ class TumorMix:
     placement: Placement = "slice"
     irregularity: Distribution | float = 1.0
     blur_mm: Distribution | float | None = None
-    models: frozenset[Stage] = frozenset(get_args(Stage))
+    models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -90,9 +91,9 @@ class TumorMix:
         return self.generators.get(generator, 0) > 0
 
     @property
-    def stages(self) -> frozenset[Stage]:
+    def stages(self) -> frozenset[SizeGroup]:
         """Stages of the diffusion tumors that are wanted, whether their model is there or not."""
-        wanted = (stages_of_size(size) for size, weight in self.sizes.items() if weight > 0)
+        wanted = (size_groups_of(size) for size, weight in self.sizes.items() if weight > 0)
         return frozenset().union(*wanted) if self.uses("diffusion") else frozenset()
 
     @property
@@ -100,7 +101,7 @@ class TumorMix:
         """Sizes that are wanted and not made with diffusion, because a model of theirs is not there."""
         if not self.uses("diffusion"):
             return []
-        return [size for size, weight in self.sizes.items() if weight > 0 and not stages_of_size(size) <= self.models]
+        return [size for size, weight in self.sizes.items() if weight > 0 and not size_groups_of(size) <= self.models]
 
     def draw(self, seed: int) -> TumorSpec | None:
         """Draw what tumors a crop is to get, or None for a crop that stays healthy."""
@@ -111,7 +112,7 @@ class TumorMix:
         several = int(generator.integers(1, self.most_early + 1))
         if not wanted:
             return None
-        count = fixed(several if stages_of_size(size) == {"early"} else 1)
+        count = fixed(several if size_groups_of(size) == {"early"} else 1)
         return TumorSpec(
             generator=kind,
             size=size,
@@ -246,7 +247,7 @@ def tumors_of(settings: Settings, organ: Organ) -> tuple[TumorsOnTheFly | None, 
         ArtifactError: A model cannot be used, or was replaced while it was loaded.
     """
     options = settings.synthesis
-    given: dict[Stage, Path | None] = {"early": _path(options.early_model), "late": _path(options.late_model)}
+    given: dict[SizeGroup, Path | None] = {"early": _path(options.early_model), "late": _path(options.late_model)}
     generators = dict(options.generators)
     if settings.tumors in ("diffusion", "handcrafted"):
         generators = {settings.tumors: 1.0}
@@ -298,7 +299,7 @@ def _path(value: str | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _models(given: Mapping[Stage, Path | None], mix: TumorMix, settings: Settings) -> dict[Stage, Path]:
+def _models(given: Mapping[SizeGroup, Path | None], mix: TumorMix, settings: Settings) -> dict[SizeGroup, Path]:
     """Return the diffusion artifacts that are given and needed."""
     if not mix.uses("diffusion"):
         return {}

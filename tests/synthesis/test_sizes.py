@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.synthesis.sizes import SIZE_GROUPS, SIZES, nearest_size, sizes_of, stage_of_radius
+from difftumor.synthesis.sizes import SIZE_CHOICES, SIZES, nearest_size, size_groups_of, sizes_of
 
 # Radius, range or choices of σe, and number of tumors: Table 6 of Hu et al. 2023.
 TABLE_6 = {
@@ -42,9 +42,9 @@ def test_deformations_cover_their_range(name):
 
 
 def test_groups_hold_their_classes():
-    assert SIZE_GROUPS["early"] == ("tiny", "small")
-    assert SIZE_GROUPS["late"] == ("medium", "large")
-    assert SIZE_GROUPS["mix"] == tuple(TABLE_6)
+    assert SIZE_CHOICES["early"] == ("tiny", "small")
+    assert SIZE_CHOICES["late"] == ("medium", "large")
+    assert SIZE_CHOICES["mix"] == tuple(TABLE_6)
     assert sizes_of("medium") == ("medium",)
     with pytest.raises(
         ConfigError, match=r"'giant' is unknown: use one of tiny, small, medium, large, early, late, mix"
@@ -52,8 +52,11 @@ def test_groups_hold_their_classes():
         sizes_of("giant")
 
 
-def test_below_two_centimeters_a_tumor_is_early():
-    assert [stage_of_radius(radius) for radius in (0.5, 9.99, 10.0, 32.0)] == ["early", "early", "late", "late"]
+def test_tiny_and_small_tumors_are_early():
+    early, late = {"early"}, {"late"}
+    assert {size: size_groups_of(size) for size in SIZE_CHOICES} == {
+        "tiny": early, "small": early, "early": early, "medium": late, "large": late, "late": late, "mix": early | late,
+    }  # fmt: skip
 
 
 def test_the_nearest_class_is_so_by_ratio():

@@ -177,7 +177,7 @@ def test_an_entry_that_holds_no_fields_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("fields", "stages"),
+    ("fields", "groups"),
     [
         ({}, {"early"}),
         ({"size": "late"}, {"late"}),
@@ -191,8 +191,8 @@ def test_an_entry_that_holds_no_fields_is_refused():
         ({"size": "tiny", "satellites": {"diameter_mm": 30}}, {"early", "late"}),
     ],
 )
-def test_stages_are_those_of_all_tumors_that_can_come(fields, stages):
-    assert read(**fields).stages == stages
+def test_size_groups_are_those_of_all_tumors_that_can_come(fields, groups):
+    assert read(**fields).size_groups == groups
 
 
 def test_who_needs_the_ct():

@@ -20,6 +20,7 @@ from scipy.spatial import ConvexHull
 from difftumor.scans.appearance import Appearance, AppearanceRanges
 from difftumor.scans.grid import Box, Vector
 from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
@@ -28,7 +29,6 @@ from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import ScanPart, apply_to_scan, near
 from difftumor.synthesis.scan.report import look_at
 from difftumor.synthesis.scan.scan import has_native_voxels
-from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 Mask = NDArray[np.bool_]
@@ -62,7 +62,7 @@ class QualityGate:
         segmenter: Identity of the segmenter's artifact, for the record.
     """
 
-    real: Mapping[Stage, AppearanceRanges] = field(default_factory=dict)
+    real: Mapping[SizeGroup, AppearanceRanges] = field(default_factory=dict)
     attempts: int = 10
     segment: Segment | None = None
     least_agreement: float = 0.1
@@ -107,7 +107,7 @@ class QualityGate:
         return tuple(failed)
 
     def _unlike_real(self, record: TumorRecord, looks: Appearance) -> tuple[str, ...]:
-        ranges = self.real.get(record.stage)
+        ranges = self.real.get(record.size_group)
         return () if ranges is None else ranges.outside(looks)
 
     def _agreement(self, part: ScanPart, tumor: Mask) -> float:

@@ -238,7 +238,7 @@ def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape
     boxes = []
     for record in records:
         kept = [math.ceil(KEPT_AROUND_MM / step) for step in record.spacing_mm]
-        texture = synthesizer.diffusion.get(record.stage) if record.generator == "diffusion" else None
+        texture = synthesizer.diffusion.get(record.size_group) if record.generator == "diffusion" else None
         margin = np.add(_extent(record), kept)
         if texture is not None:
             # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.

@@ -17,10 +17,10 @@ from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.grid import Vector
 from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import Organ, get_organ
 from difftumor.synthesis.generators.diffusion import DiffusionTexture, Precision
 from difftumor.synthesis.scan.record import ModelRecord, ScanRecord
-from difftumor.synthesis.sizes import Stage
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -79,7 +79,7 @@ def load_texture(
 
 
 def load_synthesizer(
-    models: Path | str | Mapping[Stage, Path] | None,
+    models: Path | str | Mapping[SizeGroup, Path] | None,
     *,
     organ: Organ | str,
     device: torch.device | str = "cpu",
@@ -131,8 +131,8 @@ def load_synthesizer(
 
 
 def find_models(
-    model: Path | str | None, stages: Collection[Stage], *, organ: Organ | str, folder: Path | str = "checkpoints"
-) -> dict[Stage, Path]:
+    model: Path | str | None, stages: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
+) -> dict[SizeGroup, Path]:
     """Return the folders of the diffusion models to use, by stage.
 
     Args:
@@ -149,7 +149,7 @@ def find_models(
 
 
 def find_artifact(
-    path: Path | str | None, *, organ: Organ | str, stage: Stage, folder: Path | str = "checkpoints"
+    path: Path | str | None, *, organ: Organ | str, stage: SizeGroup, folder: Path | str = "checkpoints"
 ) -> Path:
     """Return the folder of the diffusion model to use.
 
@@ -175,7 +175,7 @@ def find_artifact(
     return usual
 
 
-def model_records(paths: Mapping[Stage, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
+def model_records(paths: Mapping[SizeGroup, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
     """Return what a record keeps of the models behind a synthesizer, by stage."""
     return {
         stage: ModelRecord(path, artifact_identities(path), synthesizer.diffusion[stage].sampling)
@@ -211,13 +211,13 @@ def load_recorded(
     return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
 
 
-def real_tumors(paths: Mapping[Stage, Path]) -> dict[Stage, AppearanceRanges]:
+def real_tumors(paths: Mapping[SizeGroup, Path]) -> dict[SizeGroup, AppearanceRanges]:
     """Return how the real tumors look that diffusion models have learned, by stage, where their artifacts say so.
 
     Raises:
         ArtifactError: An artifact is missing, or says it in a way that is not understood.
     """
-    found: dict[Stage, AppearanceRanges] = {}
+    found: dict[SizeGroup, AppearanceRanges] = {}
     for stage, path in paths.items():
         ranges = read_config(path).appearance_ranges(path)
         if ranges is not None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difftumor.scans.lesions import SizeGroup
     from difftumor.synthesis.scan.cohort import Workshop
     from difftumor.synthesis.scan.gate import QualityGate, Segment
-    from difftumor.synthesis.sizes import Stage
     from difftumor.synthesis.spec import TumorSpec
 
 
@@ -84,13 +84,13 @@ class Setup:
             return []
         return [path for path in dict.fromkeys(self._models().values()) if not read_config(path).real_tumors]
 
-    def _models(self) -> dict[Stage, Path]:
+    def _models(self) -> dict[SizeGroup, Path]:
         from difftumor.synthesis.scan.loading import find_models
 
-        stages = frozenset().union(*(spec.stages for spec in self.tumors if spec.generator == "diffusion"))
+        stages = frozenset().union(*(spec.size_groups for spec in self.tumors if spec.generator == "diffusion"))
         return find_models(self.model, stages, organ=self.organ)
 
-    def _quality_gate(self, paths: Mapping[Stage, Path]) -> QualityGate:
+    def _quality_gate(self, paths: Mapping[SizeGroup, Path]) -> QualityGate:
         from difftumor.synthesis.scan.gate import QualityGate
         from difftumor.synthesis.scan.loading import real_tumors
 

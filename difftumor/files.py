@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader finds them whole or not at all, and a failure leaves nothing behind."""
+"""Writing files and folders whole or not at all, and deciding which earlier results may be replaced."""
 
 import hashlib
 import json
@@ -7,8 +7,10 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from difftumor.errors import ConfigError
@@ -73,56 +75,6 @@ def remove_abandoned(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def check_folder(path: Path, *, option: str) -> None:
-    """Refuse a place where no folder can be made or written to, before hours are spent on what would go there.
-
-    Raises:
-        ConfigError: The path is a file, lies inside of one, or may not be written to.
-    """
-    for above in (path, *path.parents):
-        if above.is_dir():
-            try:
-                tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
-            except OSError as error:
-                raise _cannot_write(f"{option} {path}", error) from error
-            return
-        if above.exists():
-            what = "is a file" if above == path else f"lies inside the file {above}"
-            raise ConfigError(f"{option} {path} {what}: give a folder.")
-
-
-def check_results(folder: Path, names: Sequence[str], *, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse a folder (``--out``) that results must not be written to.
-
-    Args:
-        folder: Where they are to go; need not exist.
-        names: Files that will be written.
-        inputs: Files that must stay.
-        overwrite: Whether an earlier result may be replaced.
-
-    Raises:
-        ConfigError: It is a file or lies in one, holds an earlier result, or an input under the name of a result.
-    """
-    check_folder(folder, option="--out")
-    present = [name for name in names if (folder / name).exists()]
-    taken = {(folder / name).resolve() for name in present} & {file.resolve() for file in inputs}
-    if taken:
-        raise ConfigError(f"--out {folder} would replace the input {taken.pop().name}: give another folder.")
-    if present and not overwrite:
-        raise ConfigError(f"--out {folder} already holds {present[0]}: give another folder or --overwrite.")
-
-
-def provenance(file: Path) -> dict[str, str]:
-    """Return a file's path and SHA-256, as records name what was read."""
-    return {"path": str(file.resolve()), "sha256": sha256_of(file)}
-
-
 def _move_files(source: Path, folder: Path, *, last: str | None) -> None:
     if last is not None:
         (folder / last).unlink(missing_ok=True)
@@ -169,43 +121,143 @@ def _cannot_write(place: Path | str, error: OSError) -> ConfigError:
     return ConfigError(f"{place} cannot be written ({reason}): give a place where you may write.")
 
 
-# In the JSON file that describes an export, the key by which a later export knows that difftumor has made it.
+def check_folder(path: Path, *, option: str = "") -> None:
+    """Refuse a place where no folder can be made or written to, before hours are spent on what would go there.
+
+    Args:
+        path: The folder; need not exist.
+        option: By which it was given, for messages.
+
+    Raises:
+        ConfigError: The path is a file, lies inside of one, or may not be written to.
+    """
+    place = f"{option} {path}".lstrip()
+    for above in (path, *path.parents):
+        if above.is_dir():
+            try:
+                tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+            except OSError as error:
+                raise _cannot_write(place, error) from error
+            return
+        if above.exists():
+            what = "is a file" if above == path else f"lies inside the file {above}"
+            raise ConfigError(f"{place} {what}: give a folder.")
+
+
+def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Refuse a folder (``--out``) in which results would replace what must stay; what else is in it is left alone.
+
+    Args:
+        folder: Where they are to go; need not exist.
+        names: Files and folders that will be written; folders may be replaced as a whole.
+        inputs: Files and folders that must stay.
+        overwrite: Whether an earlier result may be replaced.
+
+    Raises:
+        ConfigError: The folder is a file or lies in one, or it holds an earlier result, or an input in the place of a
+            result.
+    """
+    check_folder(folder, option="--out")
+    present = [name for name in names if (folder / name).exists()]
+    results = {(folder / name).resolve() for name in present}
+    for file in inputs:
+        place = file.resolve()
+        if not results.isdisjoint((place, *place.parents)):
+            raise ConfigError(f"--out {folder} would replace the input {file}: give another folder.")
+    if present and not overwrite:
+        raise ConfigError(f"--out {folder} already holds {present[0]}: give another folder or --overwrite.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFolder:
+    """A kind of folder that is written, and later replaced, as a whole: by this an earlier one is recognized.
+
+    Args:
+        what: What it is, for messages, such as "export".
+        holds: What it may hold: patterns of paths inside it, in which ``*`` stands for any characters.
+        mark: A file that every such folder has.
+        is_own: Whether the file ``mark`` is ours; other programs may use its name.
+    """
+
+    what: str
+    holds: tuple[str, ...] = ("*",)
+    mark: str | None = None
+    is_own: Callable[[Path], bool] = Path.is_file
+
+    def is_earlier(self, folder: Path) -> bool:
+        """Whether a folder is empty or an earlier result and nothing else."""
+        return folder.is_dir() and self._objection(folder) is None
+
+    def check(
+        self,
+        folder: Path,
+        *,
+        option: str = "",
+        inputs: Iterable[Path] = (),
+        overwrite: bool = True,
+        remedy: str = "give another folder",
+    ) -> None:
+        """Refuse a place that such a result must not be written to.
+
+        Args:
+            folder: Where it is to go; need not exist.
+            option: By which it was given, for messages.
+            inputs: Files and folders that must stay.
+            overwrite: Whether an earlier result may be replaced.
+            remedy: What else the user can do, for messages.
+
+        Raises:
+            ConfigError: It cannot be written to, or it is not empty and ``overwrite`` is not set, or it holds an input
+                or anything else that is not part of an earlier result.
+        """
+        check_folder(folder, option=option)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return
+        place = f"{option} {folder}".lstrip()
+        if not overwrite:
+            raise ConfigError(f"{place} is not empty: {remedy}, or --overwrite to replace an earlier {self.what}.")
+        if objection := self._objection(folder):
+            raise ConfigError(f"{place} {objection}: {remedy}.")
+        for file in inputs:
+            if file.resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"{place} holds the input {file}, which would be replaced: {remedy}.")
+
+    def _objection(self, folder: Path) -> str | None:
+        """Return what is wrong with a folder as an earlier result; an empty one is all right."""
+        files = [
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+        ]
+        strange = [file for file in files if not any(fnmatchcase(file, pattern) for pattern in self.holds)]
+        if strange:
+            return f"holds {min(strange)}, which is not part of an earlier {self.what}"
+        if files and self.mark is not None and not self.is_own(folder / self.mark):
+            return f"is not an earlier {self.what}, for it has no {self.mark} written by difftumor"
+        return None
+
+
+# In a JSON file that describes an export, the key by which a later export knows that difftumor has made it.
 MADE_BY = "difftumor"
 
 
-def check_export(
-    out: Path, *, mark: str, holds: Collection[str], inputs: Sequence[Path] = (), overwrite: bool = False
-) -> None:
-    """Refuse a place that an export must not be written to, before hours are spent on it.
+def is_json_with(key: str) -> Callable[[Path], bool]:
+    """Return a function that says whether a file is a JSON object with a key."""
 
-    Args:
-        out: Where it is to go.
-        mark: JSON file in it, with the key ``MADE_BY``.
-        holds: Names that an export has at its top.
-        inputs: Files and folders that must stay.
-        overwrite: Whether an earlier export may be replaced.
+    def has_key(file: Path) -> bool:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and key in content
 
-    Raises:
-        ConfigError: It cannot be written to, is not empty, holds an input, or is no earlier export alone.
-    """
-    check_folder(out, option="OUT")
-    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not present:
-        return
-    if not overwrite:
-        raise ConfigError(f"OUT {out} is not empty: give another folder, or --overwrite to replace an earlier export.")
-    if strange := present - set(holds):
-        raise ConfigError(f"OUT {out} holds {min(strange)}, so it is no earlier export alone: give another folder.")
-    if not _made_here(out / mark):
-        raise ConfigError(f"OUT {out} was not made by this command, going by its {mark}: give another folder.")
-    for file in inputs:
-        if file.resolve().is_relative_to(out.resolve()):
-            raise ConfigError(f"OUT {out} holds the input {file}, which would be replaced: give another folder.")
+    return has_key
 
 
-def _made_here(mark: Path) -> bool:
-    try:
-        content = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and MADE_BY in content
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def provenance(file: Path) -> dict[str, str]:
+    """Return a file's path and SHA-256, as records name what was read."""
+    return {"path": str(file.resolve()), "sha256": sha256_of(file)}

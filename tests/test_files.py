@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.files import check_folder, folder_written_whole, written_whole
+from difftumor.files import ResultFolder, check_folder, check_results, folder_written_whole, is_json_with, written_whole
+
+RESULT = ResultFolder(what="result", holds=("a.json", "maps/*.nii"), mark="a.json", is_own=is_json_with("mine"))
 
 
 def tree(folder):
@@ -122,3 +124,54 @@ def test_files_join_a_folder_that_others_made_meanwhile(tmp_path):
         (folder / "deep" / "b").write_text("theirs")
     assert tree(folder) == {"deep/a": "new", "deep/b": "theirs", "a.json": "new"}
     assert os.listdir(tmp_path) == ["out"]
+
+
+def result_at(folder):
+    (folder / "maps").mkdir(parents=True)
+    (folder / "maps" / "one.nii").write_text("")
+    (folder / "a.json").write_text('{"mine": 1}')
+    return folder
+
+
+def test_an_earlier_result_may_be_replaced_only_when_asked(tmp_path):
+    for free in (tmp_path / "new", tmp_path):
+        RESULT.check(free, overwrite=False)
+    out = result_at(tmp_path / "out")
+    RESULT.check(out, inputs=[tmp_path])
+    assert RESULT.is_earlier(out)
+    with pytest.raises(
+        ConfigError, match=r"^OUT .*out is not empty: stop, or --overwrite to replace an earlier result"
+    ):
+        RESULT.check(out, option="OUT", remedy="stop", overwrite=False)
+
+
+@pytest.mark.parametrize("file", ["b.json", "maps/notes.txt", "deep/one.nii"])
+def test_a_folder_with_anything_else_is_no_earlier_result(tmp_path, file):
+    out = result_at(tmp_path / "out")
+    (out / file).parent.mkdir(exist_ok=True)
+    (out / file).write_text("")
+    assert not RESULT.is_earlier(out)
+    with pytest.raises(ConfigError, match=f"holds {file}, which is not part of an earlier result: give another folder"):
+        RESULT.check(out)
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"yours": 1}'])
+def test_a_folder_without_its_mark_is_no_earlier_result(tmp_path, text):
+    out = result_at(tmp_path / "out")
+    (out / "a.json").unlink() if text is None else (out / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"is not an earlier result, for it has no a\.json written by difftumor"):
+        RESULT.check(out)
+
+
+def test_an_input_is_never_replaced(tmp_path):
+    out = result_at(tmp_path / "out")
+    (tmp_path / "link").symlink_to("out")
+    for place, file in ((out, out), (out, tmp_path / "link" / "maps" / "one.nii"), (tmp_path / "link", out / "a.json")):
+        with pytest.raises(ConfigError, match="holds the input"):
+            RESULT.check(place, inputs=[tmp_path / "other", file])
+    for file in (out / "a.json", tmp_path / "link" / "maps" / "one.nii"):
+        with pytest.raises(ConfigError, match="would replace the input"):
+            check_results(out, ["a.json", "maps", "new"], inputs=[file], overwrite=True)
+    check_results(out, ["a.json"], inputs=[out / "maps" / "one.nii"], overwrite=True)
+    with pytest.raises(ConfigError, match=r"already holds maps: .*--overwrite"):
+        check_results(out, ["new", "maps"], inputs=[], overwrite=False)

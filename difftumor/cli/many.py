@@ -20,16 +20,16 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
 
     Raises:
         CaseListError: An id cannot name a file.
-        ConfigError: A result has the place of an input.
+        ConfigError: The folder cannot be written to, or a result has the place of an input.
     """
-    from difftumor.errors import CaseListError, ConfigError
+    from difftumor.errors import CaseListError
+    from difftumor.files import check_results
 
-    given = {path.resolve() for path in inputs}
-    for case_id, files in names.items():
+    for case_id in names:
         if Path(case_id).name != case_id or case_id == "..":
             raise CaseListError(f"The case id {case_id!r} cannot name a result: give it one without slashes and dots.")
-        if taken := given & {(out / name).resolve() for name in (*files, SUMMARY_FILE)}:
-            raise ConfigError(f"--out {out} would replace the input {taken.pop()}: give another folder.")
+    files = (name for written in names.values() for name in written)
+    check_results(out, (*files, SUMMARY_FILE), inputs=inputs, overwrite=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from difftumor import __version__
-from difftumor.files import MADE_BY, check_export, folder_written_whole
+from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
 from difftumor.models.artifact import Artifact
 from difftumor.models.segmenters import Definition, define_segmenter
 from difftumor.reporting.tables import write_json
@@ -23,6 +23,9 @@ from difftumor.segmentation.inference import OVERLAP
 
 METADATA_FILE, INFERENCE_FILE = "configs/metadata.json", "configs/inference.json"
 MODEL_FILE, README_FILE = "models/model.pt", "docs/README.md"
+BUNDLE_FOLDER = ResultFolder(
+    what="export", holds=("configs/*", "models/*", "docs/*"), mark=METADATA_FILE, is_own=is_json_with(MADE_BY)
+)
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 # What MONAI's bundle commands need beside MONAI; versions are the least that it takes, or those of the tests.
 _PACKAGES = {"pytorch-ignite": "0.4.11", "fire": "0.7.1", "jsonschema": "4.26.0"}
@@ -54,13 +57,11 @@ def write_bundle(artifact: Artifact, out: Path, *, rights: Rights | None = None,
         The folder.
 
     Raises:
-        ConfigError: ``out`` must not be written to; see `difftumor.files.check_export`.
+        ConfigError: ``out`` must not be written to; it cannot be written to, or holds something else.
     """
     import torch
 
-    check_export(
-        out, mark=METADATA_FILE, holds=("configs", "models", "docs"), inputs=(artifact.path,), overwrite=overwrite
-    )
+    BUNDLE_FOLDER.check(out, option="OUT", inputs=(artifact.path,), overwrite=overwrite)
     definition = define_segmenter(**artifact.config.architecture)
     names = _class_names(artifact.config.organ, int(definition.arguments["out_channels"]))
     with folder_written_whole(out) as staging:

@@ -15,7 +15,7 @@ from difftumor import __version__
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
 from difftumor.datasets.tumor_cases import SortedCases
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import MADE_BY
+from difftumor.files import MADE_BY, ResultFolder, is_json_with
 from difftumor.reporting.tables import write_json
 from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
@@ -25,7 +25,12 @@ from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, LESIONS_FILE
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"
-HOLDS = (DATASET_FILE, SPLITS_FILE, IMAGES, LABELS, SYNTHETIC)
+DATASET_FOLDER = ResultFolder(
+    what="export",
+    holds=(DATASET_FILE, SPLITS_FILE, f"{IMAGES}/*", f"{LABELS}/*", f"{SYNTHETIC}/*"),
+    mark=DATASET_FILE,
+    is_own=is_json_with(MADE_BY),
+)
 FOLDS = 5  # as nnU-Net's own
 
 

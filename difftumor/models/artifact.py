@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from difftumor.errors import ArtifactError, ConfigError, DeviceError
-from difftumor.files import folder_written_whole, sha256_of
+from difftumor.files import ResultFolder, folder_written_whole, sha256_of
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 
 if TYPE_CHECKING:
@@ -31,6 +31,18 @@ STAGE_OF_KIND = {
     "diffusion": "stages.diffusion",
     "segmenter": "stages.segmentation",
 }
+
+
+def _is_config(file: Path) -> bool:
+    """Whether a file is the config of an artifact; other programs write files of the same name."""
+    try:
+        read_config(file.parent)
+    except ArtifactError:
+        return False
+    return True
+
+
+ARTIFACT_FOLDER = ResultFolder(what="artifact", mark=CONFIG_FILE, is_own=_is_config)
 
 
 @dataclass(frozen=True)
@@ -201,16 +213,12 @@ def save_artifact(
         The folder.
 
     Raises:
-        ArtifactError: ``path`` holds something that is not an artifact.
+        ConfigError: ``path`` holds something that is not an artifact, or cannot be written to.
     """
     from safetensors.torch import save
 
     folder = Path(path)
-    if folder.exists():
-        try:
-            read_config(folder)
-        except ArtifactError as error:  # other programs write files of the same names
-            raise ArtifactError(f"{folder} exists and is not an artifact: choose another path or remove it.") from error
+    ARTIFACT_FOLDER.check(folder)
     references = {
         role: ParentReference(Path(os.path.relpath(parent.path, folder)).as_posix(), parent.identity)
         for role, parent in (parents or {}).items()

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from difftumor.errors import ConfigError
-from difftumor.files import written_whole
+from difftumor.files import ResultFolder, written_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +121,6 @@ class DemoFolder:
         Raises:
             ConfigError: The folder holds files of somebody else.
         """
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._costs.is_file():
-            raise ConfigError(f"{self.path} was not made by the demo: give another folder with --out.")
+        earlier = ResultFolder(what="demo", mark=self._costs.name)
+        earlier.check(self.path, remedy="give another folder with --out")
         shutil.rmtree(self.path, ignore_errors=True)

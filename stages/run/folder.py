@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import written_whole
+from difftumor.files import ResultFolder, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.run.callbacks import LAST
@@ -30,6 +30,17 @@ NEUTRAL = (
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip
+
+
+def _is_config(file: Path) -> bool:
+    """Whether a file is the config of a run."""
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(len(HEADER)) == HEADER
+
+
+_RUN_FOLDER = ResultFolder(what="run", mark=CONFIG, is_own=_is_config)
 
 
 @dataclass(frozen=True)
@@ -71,22 +82,15 @@ class RunFolder:
         """The checkpoint that a rerun resumes from."""
         return self.path / LAST
 
-    def is_ours(self) -> bool:
-        """Whether a stage made this folder."""
-        config = self.path / CONFIG
-        if self.path.is_symlink() or not config.is_file():
-            return False
-        with config.open(encoding="utf-8", errors="replace") as file:
-            return file.read(len(HEADER)) == HEADER
-
     def check_usable(self) -> None:
         """Refuse a folder with somebody else's files.
 
         Raises:
             ConfigError: Names the folder.
         """
-        if self.path.exists() and not self.is_ours() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(f"{self.path} exists and is not a run: choose another name=… or runs_dir=….")
+        if self.path.is_symlink():
+            raise ConfigError(f"{self.path} is a symbolic link: choose another name=… or runs_dir=….")
+        _RUN_FOLDER.check(self.path, remedy="choose another name=… or runs_dir=…")
 
     def remove(self) -> None:
         """Remove the run's folder, after making sure that it is one.
@@ -195,7 +199,7 @@ class RunFolder:
 
     def is_finished(self, artifact: Path, *, max_epochs: int | None) -> bool:
         """Whether the run has ended, as long as is asked for, and ``artifact`` still is what it ended with."""
-        record = _read_json(self.path / FINISHED) if self.is_ours() else None
+        record = _read_json(self.path / FINISHED) if _is_config(self.path / CONFIG) else None
         if record is None or record.get("max_epochs") != max_epochs:
             return False
         try:

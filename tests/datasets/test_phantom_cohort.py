@@ -74,9 +74,9 @@ def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match="--overwrite"):
         write_cohort(tmp_path, cases=1, **ARGUMENTS)
-    with pytest.raises(ConfigError, match="other than a phantom cohort"):
+    with pytest.raises(ConfigError, match="is not an earlier phantom cohort"):
         write_cohort(tmp_path, cases=1, overwrite=True, **ARGUMENTS)
-    with pytest.raises(ConfigError, match="not a folder"):
+    with pytest.raises(ConfigError, match="is a file"):
         write_cohort(tmp_path / "mine.txt", cases=1, overwrite=True, **ARGUMENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

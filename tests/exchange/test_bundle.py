@@ -100,10 +100,10 @@ def test_command_writes_it_and_replaces_only_its_own(tmp_path, capsys):
     assert run(*words, "--overwrite") == 0
     assert json.loads((out / METADATA_FILE).read_text())["authors"] == "not stated"
     assert run("export", "bundle", artifact, artifact, "--overwrite") == 1
-    assert "no earlier export" in capsys.readouterr().err
+    assert "not part of an earlier export" in capsys.readouterr().err
     (out / METADATA_FILE).write_text("{}")
     assert run(*words, "--overwrite") == 1
-    assert "not made by this command" in capsys.readouterr().err
+    assert "no configs/metadata.json written by difftumor" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "segmenter"]
 
 

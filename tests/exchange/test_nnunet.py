@@ -317,7 +317,7 @@ def test_only_an_earlier_export_is_replaced(cohort, tmp_path, capsys):
     (out / "mine.txt").unlink()
     (out / "dataset.json").write_text('{"labels": {}}')
     assert run(*words, "--overwrite") == 1
-    assert "not made by this command" in capsys.readouterr().err
+    assert "no dataset.json written by difftumor" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difftumor.errors import ArtifactError
+from difftumor.errors import ArtifactError, ConfigError
 from difftumor.models.artifact import Parent, build_network, load_artifact, save_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.appearance import Appearance, AppearanceRanges
@@ -219,7 +219,7 @@ def test_replacing_leaves_nothing_else_behind_and_foreign_folders_alone(tmp_path
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
     for name in ("notes.txt", "config.json"):
         (tmp_path / "thesis" / name).write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
-        with pytest.raises(ArtifactError, match="is not an artifact"):
+        with pytest.raises(ConfigError, match="is not an earlier artifact"):
             _save_autoencoder(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 

@@ -217,8 +217,7 @@ def _check_out(out: Path, cases: CaseList, given: Sequence[Path], overwrite: boo
     if out.suffix != ".json":
         raise ConfigError(f"--out {out} does not end in .json: give a name such as {out.name or 'healthy'}.json.")
     files = [file for case in cases.cases for file in (case.image, case.labels) if file]
-    inputs = [*given, *files, *{file.parent for file in files}]
     names = [out.name, labels_folder(out).name]
     if not is_table(report := out.with_suffix(".csv")):  # without its list, one of a run that found none healthy
         names.append(report.name)
-    check_results(out.parent, names, inputs=inputs, overwrite=overwrite)
+    check_results(out.parent, names, inputs=[*given, *files], overwrite=overwrite)

@@ -56,16 +56,20 @@ def split_tumors(
     """
     from dataclasses import asdict, fields
 
-    from difftumor.datasets.tumor_cases import StagedTumor, write_stage_lists
+    from difftumor.datasets.tumor_cases import DATASET_FILE, StagedTumor, write_stage_lists
+    from difftumor.datasets.tumor_stages import TUMOR_STAGES
     from difftumor.errors import CaseListError, ConfigError
-    from difftumor.files import folder_written_whole
+    from difftumor.files import ResultFolder, folder_written_whole
     from difftumor.reporting.tables import Table, write_csv
 
     if not early_radius_mm > 0:
         raise ConfigError(f"--early-radius-mm is {early_radius_mm}: give a number above 0.")
     cases, with_ct = _read_cases(labels, convention)
     chosen = _choose_organ(organ, cases)
-    _check_out(out, [file for case in cases.cases for file in (case.image, case.labels) if file], overwrite=overwrite)
+    inputs = [file for case in cases.cases for file in (case.image, case.labels) if file]
+    kept = [f"{stage}/{file}" for stage in TUMOR_STAGES for file in ("*.nii", "*.nii.gz", DATASET_FILE)]
+    earlier = ResultFolder(what="result", holds=(LESIONS_FILE, *kept), mark=LESIONS_FILE)
+    earlier.check(out, option="OUT", inputs=inputs, overwrite=overwrite)
     with folder_written_whole(out) as staging:
         split, failed = _split(cases, chosen, staging, early_radius_mm=early_radius_mm, minimum_voxels=minimum_voxels)
         written = [each for each in split if each.left_out is None]
@@ -176,29 +180,3 @@ def _has_tumor_label(names: Mapping[str, int], organ: Organ) -> bool:
         return bool(resolve_labels(names, organ).tumor)
     except OrganError:
         return False
-
-
-def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse a place that holds something; even with ``--overwrite`` an input, and what is no earlier result."""
-    from difftumor.datasets.tumor_cases import DATASET_FILE
-    from difftumor.datasets.tumor_stages import TUMOR_STAGES
-    from difftumor.errors import ConfigError
-    from difftumor.files import check_folder
-    from difftumor.scans.nifti import is_nifti
-
-    check_folder(out, option="OUT")
-    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not present:
-        return
-    if not overwrite:
-        raise ConfigError(f"OUT {out} is not empty: give another folder, or --overwrite to replace an earlier result.")
-    strange = present - {*TUMOR_STAGES, LESIONS_FILE}
-    for file in (file for stage in TUMOR_STAGES for file in (out / stage).glob("*")):
-        if not is_nifti(file) and file.name != DATASET_FILE:
-            strange.add(f"{file.parent.name}/{file.name}")
-    if strange or LESIONS_FILE not in present:
-        found = min(strange, default=f"no {LESIONS_FILE}")
-        raise ConfigError(f"OUT {out} holds {found}, so it is no earlier result alone: give another folder.")
-    for file in inputs:
-        if file.resolve().is_relative_to(out.resolve()):
-            raise ConfigError(f"OUT {out} holds the input {file}, which would be replaced: give another folder.")

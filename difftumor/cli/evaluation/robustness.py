@@ -173,7 +173,6 @@ def robustness(
     scans, unusable = run.usable_scans(listed, host, organ_labels=labels, mask=organ_mask is not None)
     inputs = [cases, *model, *(path for scan in scans for paths in scan.inputs.files.values() for path in paths)]
     check_outputs(run.result_names(scans), inputs, out)
-    run.check_replaced(out, scans, inputs)
     on = pick_device(device)
     benchmark = run.load_benchmark(
         model, host, prediction, device=on, windows_per_batch=windows_per_batch,

@@ -113,9 +113,9 @@ def nnunet(
     from dataclasses import replace
 
     from difftumor.cli.options import read_case_list
-    from difftumor.exchange.nnunet import DATASET_FILE, HOLDS, SPLITS_FILE, check_dataset_name, plan_entries
+    from difftumor.exchange.nnunet import DATASET_FOLDER, SPLITS_FILE, check_dataset_name, plan_entries
     from difftumor.exchange.nnunet import write_descriptions as describe
-    from difftumor.files import check_export, folder_written_whole
+    from difftumor.files import folder_written_whole
     from difftumor.scans.organs import get_convention, get_organ
 
     number, chosen, listed = check_dataset_name(out), get_organ(organ), read_case_list(cases)
@@ -124,7 +124,7 @@ def nnunet(
     if convention is not None:
         listed = replace(listed, label_names=get_convention(convention))
     given = [file for case in listed.cases for file in (case.image, case.labels) if file is not None]
-    check_export(out, mark=DATASET_FILE, holds=HOLDS, inputs=(cases, *given), overwrite=overwrite)
+    DATASET_FOLDER.check(out, option="OUT", inputs=(cases, *given), overwrite=overwrite)
     found = _sorted(listed, chosen, assume_healthy=assume_healthy)
     real, copies = plan_entries(listed, found, copies=synthetic, organ=chosen, seed=seed)
     with folder_written_whole(out) as staging:

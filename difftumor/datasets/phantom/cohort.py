@@ -13,9 +13,10 @@ from difftumor import __version__
 from difftumor.datasets.phantom.canvas import LABEL_NAMES
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, check_organs, make_case
 from difftumor.errors import ConfigError
-from difftumor.files import folder_written_whole
+from difftumor.files import ResultFolder, folder_written_whole, is_json_with
 
 DATASET_FILE = "dataset.json"
+COHORT_FOLDER = ResultFolder(what="phantom cohort", mark=DATASET_FILE, is_own=is_json_with("phantom"))
 
 
 def write_cohort(
@@ -53,7 +54,7 @@ def write_cohort(
     if not organs:
         raise ConfigError("organs is empty: name at least one organ.")
     check_organs(organs)
-    _check_free(folder, overwrite=overwrite)
+    COHORT_FOLDER.check(folder, overwrite=overwrite)
     with folder_written_whole(folder) as staging:
         entries = _write_cases(staging, cases, organs, seed, config, advance)
         content = _description(entries, organs, seed, config)
@@ -118,22 +119,3 @@ def _description(
         "test": [],
         "phantom": {"seed": seed, "organs": list(organs), **asdict(config), "spacing_mm": config.voxel_mm},
     }
-
-
-def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a place that holds something; with ``overwrite``, still refuse what is not a phantom cohort."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"{folder} is not a folder: give the path of a new folder.")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(f"{folder} is not empty: give another folder, or --overwrite to replace an older cohort.")
-    if not _is_cohort(folder):
-        raise ConfigError(f"{folder} holds something other than a phantom cohort: remove it yourself first.")
-
-
-def _is_cohort(folder: Path) -> bool:
-    try:
-        return "phantom" in json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

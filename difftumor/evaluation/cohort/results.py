@@ -26,7 +26,7 @@ from difftumor.evaluation.cohort.statistics import LEVEL
 from difftumor.evaluation.cohort.summary import summarize, summarize_folds
 from difftumor.evaluation.cohort.worst_cases import cts_of, worst_cases, worst_cases_figure
 from difftumor.evaluation.metrics.froc import RATES, CaseFroc, FrocCurve, froc_curve
-from difftumor.files import written_whole
+from difftumor.files import ResultFolder, written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.reporting.tables import Table, write_csv, write_json
 
@@ -230,9 +230,9 @@ def _remarks(methods: Sequence[Method]) -> list[str]:
 
 def _remove_others(folder: Path, names: Collection[str]) -> None:
     """Remove what an earlier evaluation left of methods that this one has not; nothing else is touched."""
-    ours = {"cases.csv", "lesions.csv"}
+    earlier = ResultFolder(what="result", holds=("cases.csv", "lesions.csv"))
     for place in folder.iterdir() if folder.is_dir() else ():
-        if place.name not in names and place.is_dir() and {path.name for path in place.iterdir()} <= ours:
+        if place.name not in names and earlier.is_earlier(place):
             shutil.rmtree(place)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from difftumor.errors import ConfigError, DiffTumorError
 from difftumor.evaluation.robustness.dimensions import plain_dimensions, varied
 from difftumor.evaluation.robustness.report import detectability_figure, heatmap, markdown, report_page
 from difftumor.evaluation.robustness.results import CELL_COLUMNS, Measure, Results, cell_row
-from difftumor.evaluation.robustness.scan_run import RESULT_FILE, Benchmark, HealthyScan
+from difftumor.evaluation.robustness.scan_run import Benchmark, HealthyScan
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst, write_worst
-from difftumor.files import folder_written_whole
+from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.models.artifact import load_artifact
 from difftumor.reporting.plots import save_png
 from difftumor.reporting.tables import Table, write_csv, write_json
@@ -113,21 +114,8 @@ def usable_scans(
 
 
 def result_names(scans: Sequence[HealthyScan]) -> dict[str, list[str]]:
-    """Return the files that a benchmark writes for each scan, by case."""
-    return {scan.case: [f"{SCANS}/{scan.case}/{RESULT_FILE}", *RESULT_FILES] for scan in scans}
-
-
-def check_replaced(out: Path, scans: Sequence[HealthyScan], inputs: Sequence[Path]) -> None:
-    """Refuse to replace a folder that holds an input.
-
-    Raises:
-        ConfigError: An input lies in a folder that is replaced as a whole.
-    """
-    replaced = {(out / name).resolve() for name in (WORST, *(f"{SCANS}/{scan.case}" for scan in scans))}
-    for path in inputs:
-        place = path.resolve()
-        if taken := replaced & {place, *place.parents}:
-            raise ConfigError(f"--out {out} would replace {taken.pop()} with the input {path}: give another folder.")
+    """Return the files and folders that a benchmark writes for each scan, by case."""
+    return {scan.case: [f"{SCANS}/{scan.case}", WORST, *RESULT_FILES] for scan in scans}
 
 
 def run_benchmark(
@@ -164,7 +152,7 @@ def run_benchmark(
     }  # fmt: skip
     organ = benchmark.synthesizer.organ.name
     if worst:
-        _check_worst(out)
+        _worst_folder(out).check(out / WORST, remedy="give another --out, or move it away")
     if not overwrite:
         _check_request(out, {"organ": organ, "dimensions": plain_dimensions(benchmark.dimensions), "settings": plain})
     results = list(unusable)
@@ -179,7 +167,7 @@ def run_benchmark(
         if chosen := choose_worst(found.rows, worst):
             inputs = {scan.case: scan.inputs for scan in scans}
             cases = write_worst(benchmark, chosen, inputs, scans=out / SCANS, out=out / WORST)
-        elif (out / WORST).is_dir() and _is_own(out / WORST, out):
+        elif _worst_folder(out).is_earlier(out / WORST):
             shutil.rmtree(out / WORST)
         write_results(out, found, cases, values=values)
     return found
@@ -233,19 +221,6 @@ def _record(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
     }
 
 
-def _check_worst(out: Path) -> None:
-    """Refuse to replace a folder of worst tumors that no earlier command has written.
-
-    Raises:
-        ConfigError: It holds something that `JSON_FILE` does not name.
-    """
-    folder = out / WORST
-    if folder.exists() and not _is_own(folder, out):
-        raise ConfigError(
-            f"{folder} is not what {JSON_FILE} names, and would be replaced: give another --out, or move it away."
-        )
-
-
 def _check_request(out: Path, request: Mapping[str, Any]) -> None:
     """Refuse to replace results of other settings; other scans are fine.
 
@@ -290,5 +265,6 @@ def _earlier(out: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_own(folder: Path, out: Path) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= _earlier_worst(out)
+def _worst_folder(out: Path) -> ResultFolder:
+    """Return the kind of folder that holds the worst tumors which `JSON_FILE` names, and nothing else."""
+    return ResultFolder(what="result", holds=tuple(f"{escape(name)}/*" for name in _earlier_worst(out)))

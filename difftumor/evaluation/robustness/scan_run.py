@@ -17,7 +17,7 @@ from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions
 from difftumor.evaluation.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorScore, score_tumor
-from difftumor.files import folder_written_whole
+from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.reporting.tables import write_json
 from difftumor.scans.grid import Box, triple
 from difftumor.scans.label_maps import box_around, part_of
@@ -37,6 +37,7 @@ from difftumor.synthesis.synthesizer import TumorSynthesizer
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
 Predict = Callable[[Volume], NDArray[np.uint8]]
 RECORDS, RESULT_FILE = "records", "result.json"
+RESULT_FOLDER = ResultFolder(what="result", holds=(RESULT_FILE, f"{RECORDS}/*"), mark=RESULT_FILE)
 
 
 class HealthyScan(NamedTuple):
@@ -108,7 +109,7 @@ class Benchmark:
             DiffTumorError: A file is unusable, the organ is too small, or the folder holds other files.
         """
         folder, request = out / case, self._request(inputs)
-        _check_own(folder)
+        RESULT_FOLDER.check(folder, remedy="give another --out")
         if (folder / RESULT_FILE).exists() and not overwrite:
             return _done_before(folder, case, request)
         scan = inputs.read(organ=self.synthesizer.organ.name)
@@ -215,13 +216,6 @@ def _row(case: str, patient: str, variant: Variant, report: TumorReport, score: 
         value=variant.value, clamped=variant.clamped, diameter_mm=report.diameter_mm, contrast_hu=report.contrast_hu,
         depth_mm=variant.depth_mm, record=record, **asdict(score),
     )  # fmt: skip
-
-
-def _check_own(folder: Path) -> None:
-    """Refuse to replace a folder that `Benchmark.run` has not written: it may hold the only copy of something."""
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if held and (RESULT_FILE not in held or held - {RESULT_FILE, RECORDS}):
-        raise ConfigError(f"{folder} holds files that are not results and would be replaced: give another --out.")
 
 
 def _done_before(folder: Path, case: str, request: Mapping[str, Any]) -> ScanResult:

@@ -8,7 +8,8 @@ from typing import Any
 
 from difftumor.exchange.published.entries import load_entries
 from difftumor.exchange.published.reading import read_published
-from difftumor.exchange.published.saving import Imported, check_place, fresh_network, save_imported
+from difftumor.exchange.published.saving import Imported, fresh_network, save_imported
+from difftumor.models.artifact import ARTIFACT_FOLDER
 
 ARCHITECTURE: Mapping[str, Any] = {
     "name": "vqgan3d",
@@ -29,10 +30,9 @@ def import_autoencoder(file: Path | str, out: Path | str) -> Imported:
 
     Raises:
         PublishedFileError: The file is missing, damaged, refused, or of another network.
-        ArtifactError: ``out`` holds something that is not an artifact.
-        ConfigError: ``out`` would replace the file.
+        ConfigError: ``out`` holds the file, or something that is not an artifact.
     """
-    check_place(Path(out), Path(file))
+    ARTIFACT_FOLDER.check(Path(out), option="OUT", inputs=(Path(file),))
     read = read_published(file, tables=("state_dict",), numbers=("epoch", "global_step"))
     entries = read.tables["state_dict"]
     network = fresh_network(ARCHITECTURE)

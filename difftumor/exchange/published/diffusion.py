@@ -15,8 +15,8 @@ from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.errors import PublishedFileError
 from difftumor.exchange.published.entries import check_copy, load_entries
 from difftumor.exchange.published.reading import read_published
-from difftumor.exchange.published.saving import Imported, check_place, fresh_network, save_imported
-from difftumor.models.artifact import load_artifact
+from difftumor.exchange.published.saving import Imported, fresh_network, save_imported
+from difftumor.models.artifact import ARTIFACT_FOLDER, load_artifact
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.scans.organs import get_organ
 
@@ -55,11 +55,11 @@ def import_diffusion(
     Raises:
         PublishedFileError: The file is missing, damaged, refused, of another network, or was trained with another
             autoencoder.
-        ArtifactError: ``out`` holds something that is not an artifact, or there is no autoencoder.
-        ConfigError: ``out`` would replace an input.
+        ArtifactError: There is no autoencoder.
+        ConfigError: ``out`` holds an input, or something that is not an artifact.
         OrganError: The organ is unknown.
     """
-    check_place(Path(out), Path(file), Path(autoencoder))
+    ARTIFACT_FOLDER.check(Path(out), option="OUT", inputs=(Path(file), Path(autoencoder)))
     name = None if organ is None else get_organ(organ).name
     parent = load_artifact(autoencoder, kind="autoencoder")
     read = read_published(file, tables=(WEIGHTS,), numbers=("step",))

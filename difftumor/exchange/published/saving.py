@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from difftumor.errors import ConfigError
 from difftumor.exchange.published.entries import ignored_entries
 from difftumor.exchange.published.reading import PublishedFile
 from difftumor.models.artifact import Parent, build_network, save_artifact
@@ -47,18 +46,6 @@ def fresh_network(architecture: Mapping[str, Any]) -> nn.Module:
         return build_network(architecture).eval().requires_grad_(False)
 
 
-def check_place(out: Path, *inputs: Path) -> None:
-    """Refuse an output that would replace an input.
-
-    Raises:
-        ConfigError: An input is the output or lies inside.
-    """
-    place = out.resolve()
-    for path in inputs:
-        if place in (path.resolve(), *path.resolve().parents):
-            raise ConfigError(f"OUT {out} would replace {path}: give another folder.")
-
-
 def save_imported(
     out: Path,
     file: PublishedFile,
@@ -87,7 +74,7 @@ def save_imported(
         settings: What the network is used with.
 
     Raises:
-        ArtifactError: ``out`` holds something that is not an artifact.
+        ConfigError: ``out`` holds something that is not an artifact.
     """
     source = {"file": file.path.name, "sha256": file.sha256, **file.numbers}
     ignored = ignored_entries(names, used)

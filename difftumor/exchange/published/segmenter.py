@@ -13,7 +13,8 @@ from torch import Tensor
 from difftumor.errors import ConfigError, PublishedFileError
 from difftumor.exchange.published.entries import load_entries
 from difftumor.exchange.published.reading import read_published
-from difftumor.exchange.published.saving import Imported, check_place, fresh_network, save_imported
+from difftumor.exchange.published.saving import Imported, fresh_network, save_imported
+from difftumor.models.artifact import ARTIFACT_FOLDER
 from difftumor.models.segmenters import SWIN_FEATURE_SIZES
 from difftumor.scans.organs import get_organ
 
@@ -34,14 +35,14 @@ def import_segmenter(architecture: str, file: Path | str, out: Path | str, *, or
 
     Raises:
         PublishedFileError: The file is missing, damaged, refused, or of another network.
-        ArtifactError: ``out`` holds something that is not an artifact.
-        ConfigError: The architecture is unknown, or ``out`` would replace the file.
+        ConfigError: The architecture is unknown, or ``out`` holds the file, or something that is
+            not an artifact.
         OrganError: The organ is unknown.
     """
     if architecture not in _ARCHITECTURES:
         raise ConfigError(f"Segmenter {architecture!r} is unknown: choose one of {', '.join(_ARCHITECTURES)}.")
     name = get_organ(organ).name
-    check_place(Path(out), Path(file))
+    ARTIFACT_FOLDER.check(Path(out), option="OUT", inputs=(Path(file),))
     read = read_published(file, tables=("state_dict",), numbers=("epoch", "best_acc"))
     entries = _unwrapped(read.tables["state_dict"], read.path)
     described = {"name": architecture, **_ARCHITECTURES[architecture](entries, read.path)}

@@ -236,18 +236,18 @@ def test_inputs_are_never_replaced(scans, capsys):
     assert "already holds list.json" in capsys.readouterr().err
     lists = ("select-healthy", scans / "list.json", "--organ", "liver", "--overwrite", "--out")
     assert run(*lists, scans / "list.json") == 1
-    assert "would replace the input list.json" in capsys.readouterr().err
+    assert f"would replace the input {scans / 'list.json'}" in capsys.readouterr().err
     (scans / "maps.csv").write_text("image,label\ncts/a_0000.nii.gz,maps/a.nii.gz\n")
     assert run("select-healthy", scans / "maps.csv", *lists[2:], scans / "maps.json") == 1
-    assert "would replace the input maps.csv" in capsys.readouterr().err
+    assert f"would replace the input {scans / 'maps.csv'}" in capsys.readouterr().err
     (scans / "list_labels").mkdir()
     shutil.copy(scans / "maps" / "a.nii.gz", scans / "list_labels" / "a.nii.gz")
     given = ("--cts", scans / "cts", *lists[2:], scans / "list.json", "--max-tumor-mm3", 9000)
     assert run("select-healthy", scans / "list_labels", *given) == 1
-    assert "would replace the input list_labels" in capsys.readouterr().err
+    assert f"would replace the input {scans / 'list_labels'}" in capsys.readouterr().err
     (scans / "mine.csv").write_text("image,label\ncts/a_0000.nii.gz,list_labels/a.nii.gz\n")
     assert run("select-healthy", scans / "mine.csv", *lists[2:], scans / "list.json") == 1
-    assert "would replace the input list_labels" in capsys.readouterr().err
+    assert f"would replace the input {scans / 'list_labels'}" in capsys.readouterr().err
     assert before.items() <= contents(scans).items()
 
 

@@ -262,12 +262,12 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
     for mine in ("mine.txt", "early/mine.txt"):
         (out / mine).write_text("mine")
         assert run(*words, "--overwrite") == 1
-        assert f"holds {mine}, so it is no earlier result alone" in capsys.readouterr().err
+        assert f"holds {mine}, which is not part of an earlier result" in capsys.readouterr().err
         (out / mine).unlink()
     assert contents(out) == before
     (out / "lesions.csv").unlink()
     assert run(*words, "--overwrite") == 1
-    assert "holds no lesions.csv" in capsys.readouterr().err
+    assert "it has no lesions.csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_an_earlier_card_and_inputs_stay(artifact, data, tmp_path, capsys):
     (data / "cases.csv").write_text("image\nimagesTr/a.nii.gz\n")
     capsys.readouterr()
     assert evaluate(artifact, data / "cases.csv", data, "--overwrite") == 1
-    assert "would replace the input cases.csv" in capsys.readouterr().err
+    assert f"would replace the input {data / 'cases.csv'}" in capsys.readouterr().err
     assert (data / "cases.csv").read_text().startswith("image")
 
 

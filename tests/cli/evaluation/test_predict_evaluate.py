@@ -245,7 +245,7 @@ def test_evaluate_does_not_replace_the_list_of_labels(cohort, capsys):
     listed.write_text("image,labels\nlabels/a.nii.gz,labels/a.nii.gz\nlabels/b.nii.gz,labels/b.nii.gz\n")
     before = listed.read_bytes()
     assert evaluate(cohort, "--labels", listed, "--out", cohort) == 1
-    assert "would replace the input cases.csv" in capsys.readouterr().err
+    assert f"would replace the input {listed}" in capsys.readouterr().err
     assert listed.read_bytes() == before
     assert evaluate(cohort, "--labels", listed) == 0
     assert evaluate(cohort, "--labels", listed) == 0  # earlier results are replaced

@@ -196,7 +196,7 @@ def test_folders_with_inputs_are_not_replaced(folder, capsys, place):
     for more in ((), ("--worst", 0), ("--overwrite",)):
         assert robustness(folder, *more) == 1
         said = " ".join(capsys.readouterr().err.split())
-        assert f"would replace {folder / 'out' / place.removesuffix('/deeper')} with the input" in said
+        assert f"would replace the input {folder / 'out' / place / 'a.nii.gz'}" in said
         assert contents(folder) == before
 
 
@@ -206,11 +206,12 @@ def test_folders_of_others_are_not_replaced(folder, capsys):
         (folder / "out" / place / "notes.txt").write_text("mine")
     before = contents(folder)
     assert robustness(folder, "--overwrite") == 1
-    assert f"{folder / 'out' / 'worst'} is not what robustness.json names" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{folder / 'out' / 'worst'} holds mine/notes.txt, which is not part of an earlier result" in said
     assert contents(folder) == before
     for _ in range(2):  # with results of its own beside them
         assert robustness(folder, "--overwrite", "--worst", 0) == 1
-        assert "scans/a holds files that are not results" in " ".join(capsys.readouterr().err.split())
+        assert "scans/a holds notes.txt, which is not part of" in " ".join(capsys.readouterr().err.split())
         assert before.items() <= contents(folder).items()
     assert (folder / "out" / "robustness.json").exists()
     assert robustness(folder, "--overwrite") == 1

@@ -230,13 +230,15 @@ def test_an_output_never_replaces_an_input(folder, tmp_path, capsys):
     parent = artifact(folder, "autoencoder")
     before = (parent / "config.json").read_bytes()
     error = refused(capsys, "diffusion", folder / "liver_early.pt", parent, "--autoencoder", parent)
-    assert f"OUT {parent} would replace {parent}" in error
+    assert f"OUT {parent} holds the input {parent}, which would be replaced" in error
     assert (parent / "config.json").read_bytes() == before
     checkpoint, _ = segmenter_checkpoint("unet")
     file = saved(checkpoint, tmp_path / "best.pt")
     imported("segmenter", "unet", file, tmp_path / "out", "--organ", "liver")
     inside = file.rename(tmp_path / "out" / "best.pt")
-    assert "would replace" in refused(capsys, "segmenter", "unet", inside, tmp_path / "out", "--organ", "liver")
+    assert "which would be replaced" in refused(
+        capsys, "segmenter", "unet", inside, tmp_path / "out", "--organ", "liver"
+    )
     assert inside.is_file()
 
 
@@ -254,7 +256,9 @@ def test_an_older_artifact_is_replaced_and_nothing_else(folder, tmp_path, capsys
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     good = saved(checkpoint, tmp_path / "best.pt")
-    assert "is not an artifact" in refused(capsys, "segmenter", "unet", good, tmp_path / "mine", "--organ", "liver")
+    assert "is not an earlier artifact" in refused(
+        capsys, "segmenter", "unet", good, tmp_path / "mine", "--organ", "liver"
+    )
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "mine", "out"]
 

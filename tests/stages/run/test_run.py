@@ -271,7 +271,7 @@ def test_somebody_elses_folder_is_never_touched(tiny_config, tmp_path, override)
     folder = tmp_path / "runs" / "autoencoder" / "default"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("precious: true")
-    with pytest.raises(ConfigError, match="is not a run"):
+    with pytest.raises(ConfigError, match="is not an earlier run"):
         run(tiny_config(override))
     assert (folder / "config.yaml").read_text() == "precious: true"
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.evaluation.metrics.detection import Matching, assign
 from difftumor.evaluation.metrics.overlap import dice
 from difftumor.scans.components import find_components

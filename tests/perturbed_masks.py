@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from difftumor.evaluation.cohort.methods import CaseResult
+from difftumor.evaluation.cohort.cases import CaseResult
 from difftumor.reporting.tables import Table
 from difftumor.scans.components import find_components
 from difftumor.scans.grid import Box, Grid

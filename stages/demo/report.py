@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.evaluation.autoencoder.card import CARD_FILE
 from difftumor.evaluation.autoencoder.report import REPORT_FILE
-from difftumor.evaluation.cohort.paper_tables import detection_table, scores_table
-from difftumor.evaluation.cohort.rows import FRACTIONS
+from difftumor.evaluation.cohort.cases import FRACTIONS
+from difftumor.evaluation.cohort.tables import detection_table, scores_table
 from difftumor.models.artifact import describe_device, load_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.latent_codec import LatentCodec

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import CaseListError, first_few
-from difftumor.evaluation.cohort.methods import CaseResult, Rules, check_whole, evaluate_method
+from difftumor.evaluation.cohort.cases import CaseResult
+from difftumor.evaluation.cohort.evaluate import evaluate
 from difftumor.evaluation.cohort.summary import summarize
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
@@ -147,7 +148,7 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
             results = _test(predictions, words.test, organs[name])
             scores[name].append(SegmenterScores.of(results))
             details[f"steps, {name}"] = int(read_config(artifact).training["steps"])
-    ill = [result for result in results if not result.detection.healthy]
+    ill = [result for result in results if not result.healthy]
     details["test scans"] = f"{len(results)}, {len(ill)} of them with tumors"
     details["test tumors"] = (
         f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius below "
@@ -234,6 +235,6 @@ def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:
 
 
 def _test(predictions: Path, labels: Path, organ: Organ) -> list[CaseResult]:
-    method = evaluate_method(predictions.name, predictions, labels, organ, rules=Rules())
-    check_whole(method)
-    return [case.result for case in method.cases]
+    evaluation = evaluate(predictions, labels, organ=organ)
+    evaluation.check_whole()
+    return evaluation.results

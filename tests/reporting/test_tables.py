@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftumor.reporting.tables import Table, write_json
+from difftumor.reporting.tables import Table, latex_text, write_json
 
 
 def test_bars_in_cells_are_escaped():
@@ -13,3 +13,16 @@ def test_json_refuses_what_is_not_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_latex_keeps_special_characters():
+    assert latex_text(r"50% of a_b & {c} #1 $2 \x ~^") == (
+        r"50\% of a\_b \& \{c\} \#1 \$2 \textbackslash{}x \textasciitilde{}\textasciicircum{}"
+    )
+    assert latex_text("1 ± 2 − 3 – 4 ≤ 5") == r"1 $\pm$ 2 $-$ 3 -- 4 $\leq$ 5"
+
+
+def test_bold_cells():
+    table = Table(("a", "b"), (("x|y", "1"), ("z", "2")), title="t", bold={(1, 1)})
+    assert table.markdown().splitlines()[2:] == ["| x\\|y | 1 |", "| z | **2** |"]
+    assert r"z & \textbf{2} \\" in table.latex()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.grid import Grid
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows

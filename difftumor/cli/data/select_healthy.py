@@ -156,7 +156,7 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None, organ: O
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.healthy import Verdict
     from difftumor.errors import CaseListError, ConfigError
-    from difftumor.evaluation.cohort.pairs import check_predicted_organ
+    from difftumor.evaluation.cohort.folders import check_predicted_organ
 
     names = None if table is None else _read_table(table)
     if cts is None:
@@ -185,7 +185,7 @@ def _read_maps(folder: Path) -> tuple[Mapping[str, Path], Mapping[str, int]]:
     from difftumor.datasets.cases import number_structures
     from difftumor.datasets.sources import structure_folders, structures_of
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.pairs import label_maps, label_names_of
+    from difftumor.evaluation.cohort.folders import label_maps, label_names_of
     from difftumor.scans.nifti import is_nifti
 
     if folder.is_file():

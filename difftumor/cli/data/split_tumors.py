@@ -136,7 +136,7 @@ def _read_cases(labels: Path, convention: str | None) -> tuple[CaseList, bool]:
 
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
-    from difftumor.evaluation.cohort.pairs import label_maps, label_names_of
+    from difftumor.evaluation.cohort.folders import label_maps, label_names_of
     from difftumor.scans.nifti import is_nifti
     from difftumor.scans.organs import get_convention
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from difftumor.cli.options import Rule, iou_option, read_matching, rule_option
-
-if TYPE_CHECKING:
-    from difftumor.evaluation.cohort.methods import Method, Rules
-    from difftumor.scans.organs import Organ
 
 
 def evaluate(
@@ -79,88 +74,39 @@ def evaluate(
 ) -> None:
     """Compare predicted label maps with true ones, and methods with each other.
 
-    Writes cases.csv, lesions.csv, summary.json, summary.md, tables.tex, figures and report.html. A case that cannot be
-    evaluated is named, the others are done, and the exit status is 1.
+    Writes cases.csv, lesions.csv, summary.json, summary.md, tables.tex, figures and report.html. If a case cannot be
+    evaluated, it is named, the others are evaluated, and the exit status is 1.
     """
-    from difftumor.evaluation.cohort.methods import Rules, check_whole
-    from difftumor.evaluation.cohort.page import evaluation_page
-    from difftumor.evaluation.cohort.results import Evaluation, find, write_results
-    from difftumor.evaluation.cohort.statistics import check_level
-    from difftumor.evaluation.metrics.froc import THRESHOLDS
-    from difftumor.scans.organs import get_organ
-
-    check_level(level)
-    chosen = get_organ(organ)
     first = name or _folder_name(predictions)
-    methods = {first: predictions, **_named(compare or [], option="--compare", taken=first)}
+    others = _named(compare or [], option="--compare", taken=first)
     scans = _named(healthy or [], option="--healthy", default=first)
-    _check(out, methods, scans, labels, folds, ct)
-    rules = Rules(
-        tolerance_mm=tolerance_mm,
-        matching=read_matching(matching, minimum_iou),
-        resample=resample,
-        thresholds=THRESHOLDS if froc else (),
-    )
-    by_case = _folds(folds, predictions, labels, chosen)
-    evaluated = _evaluated(methods, scans, labels, chosen, rules, jobs)
-    evaluation = Evaluation(
-        organ=organ,
-        method=evaluated[0],
-        others=tuple(evaluated[1:]),
-        rules=rules,
-        folds=by_case,
-        seed=seed,
-        level=level,
-        settings={"labels": str(labels), "resample": resample},
-    )
-    findings = find(evaluation, worst=worst, cts=ct)
-    text = write_results(out, evaluation, findings)
-    command = shlex.join(["difftumor", *sys.argv[1:]])
-    evaluation_page(evaluation, findings, command=command).write(out / "report.html")
-    typer.echo(text)
-    typer.echo(f"Results are in {out}; report.html has all of them.")
-    for each in evaluated:
-        check_whole(each, allow_missing=allow_missing)
+    _check(out, {first: predictions, **others}, scans, labels, folds, ct)
 
-
-def _evaluated(
-    methods: Mapping[str, Path],
-    healthy: Mapping[str, Path],
-    labels: Path,
-    organ: Organ,
-    rules: Rules,
-    jobs: int,
-) -> list[Method]:
-    """Evaluate each method; of those but the first, only those that have probabilities get a free-response curve."""
     from difftumor.cli.many import progress_bar
-    from difftumor.evaluation.cohort.methods import evaluate_method
-    from difftumor.segmentation.probability_file import PROBABILITIES
+    from difftumor.evaluation.cohort.evaluate import evaluate as evaluate_files
 
-    evaluated: list[Method] = []
-    for name, folder in methods.items():
-        own = rules if not evaluated or (folder / PROBABILITIES).is_dir() else replace(rules, thresholds=())
-        with progress_bar(f"Evaluating {name}", None) as advance:
-            scans = healthy.get(name)
-            evaluated.append(
-                evaluate_method(name, folder, labels, organ, rules=own, healthy=scans, jobs=jobs, watch=advance)
-            )
-    return evaluated
-
-
-def _folds(path: Path | None, predictions: Path, labels: Path, organ: Organ) -> Mapping[str, str]:
-    """Read the folds, if any, before anything is evaluated.
-
-    Raises:
-        CaseListError: They cannot be read, or lack a case.
-    """
-    from difftumor.evaluation.cohort.pairs import check_folds, find_pairs, read_folds
-
-    if path is None:
-        return {}
-    folds = read_folds(path)
-    pairs = find_pairs(predictions, labels, organ, resample=True).pairs  # whose grids are looked at later
-    check_folds(folds, [pair.case for pair in pairs], path)
-    return folds
+    found_by = read_matching(matching, minimum_iou)
+    with progress_bar("Evaluating", None) as advance:
+        evaluation = evaluate_files(
+            predictions,
+            labels,
+            organ=organ,
+            tolerance_mm=tolerance_mm,
+            matching=found_by,
+            name=first,
+            healthy=scans,
+            compare=others,
+            folds=folds,
+            froc=froc,
+            resample=resample,
+            level=level,
+            seed=seed,
+            jobs=jobs,
+            watch=advance,
+        )
+    typer.echo(evaluation.save(out, worst=worst, cts=ct, command=shlex.join(["difftumor", *sys.argv[1:]])))
+    typer.echo(f"Results are in {out}; report.html has all of them.")
+    evaluation.check_whole(allow_missing=allow_missing)
 
 
 def _folder_name(folder: Path) -> str:
@@ -170,10 +116,10 @@ def _folder_name(folder: Path) -> str:
 def _named(
     words: Sequence[str], *, option: str, taken: str | None = None, default: str | None = None
 ) -> dict[str, Path]:
-    """Read ``[NAME=]DIR``; without a name it is the default, else the folder's.
+    """Read ``[NAME=]DIR``; without a name it is the default, or else the folder's.
 
     Raises:
-        ConfigError: A name comes twice, or is no name of a folder.
+        ConfigError: A name is given twice, or cannot name a folder.
     """
     from difftumor.cli.options import named_folder
     from difftumor.errors import ConfigError
@@ -198,15 +144,14 @@ def _check(
     folds: Path | None,
     ct: Path | None,
 ) -> None:
-    """Refuse what can be refused before anything is evaluated.
+    """Check paths and names before anything is loaded.
 
     Raises:
-        ConfigError: A healthy folder is of no method, the CTs are nowhere, or results would lie among inputs.
+        ConfigError: A healthy folder belongs to no method, a folder is missing, or results would lie among inputs.
         CaseListError: A folder is missing or empty.
     """
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.pairs import label_files
-    from difftumor.evaluation.cohort.results import RESULT_FILES
+    from difftumor.evaluation.cohort.folders import RESULT_FILES, label_files
     from difftumor.files import check_results
 
     check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)

@@ -28,7 +28,7 @@ def tables(
     DSC and NSD by organ as Table 7 of DiffTumor, early-stage sensitivity by organ as its Tables 2 and 3; and for each
     organ the methods, their detection and, where there are folds, the folds.
     """
-    from difftumor.evaluation.cohort.paper_tables import folds_table, methods_table, organ_tables, sensitivity_table
+    from difftumor.evaluation.cohort.tables import folds_table, methods_table, organ_tables, sensitivity_table
     from difftumor.files import check_results, written_whole
 
     check_results(out, FILES, inputs=[], overwrite=True)

@@ -89,7 +89,7 @@ def listed_cases(source: Path, maps: Path | None, convention: str | None) -> Cas
     """
     from difftumor.cli.options import read_case_list
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.cohort.pairs import label_maps
+    from difftumor.evaluation.cohort.folders import label_maps
     from difftumor.scans.organs import get_convention
 
     listed = read_case_list(source)

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.methods import Method
-from difftumor.evaluation.cohort.rows import FRACTIONS, scores_of
 from difftumor.evaluation.metrics.froc import FrocCurve
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
 
-_BAR = 0.8  # of the room between two groups
+_BAR = 0.8  # of the distance between two groups
 
 
 def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw tumor-wise sensitivity by size with Wilson intervals; under each group stands how many tumors there are."""
+    """Plot tumor-wise sensitivity by size with Wilson intervals, and the number of tumors below each group."""
     figure, (axes,) = new_axes(1, (8.2, 3.6), None)
     names: list[str] = []
     totals: list[list[int]] = []
@@ -53,17 +53,12 @@ def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def scores_figure(methods: Sequence[Method]) -> Figure:
-    """Draw box plots of DSC and NSD with one dot per case: tumors in cases with tumor, organs in all."""
+    """Plot boxes of DSC and NSD with one dot per case: of tumors in cases with tumor, of organs in all."""
     figure, panels = new_axes(len(FRACTIONS), (9.6, 3.4), None)
-    random = np.random.default_rng(0)  # The dots are moved aside, each time in the same way.
+    random = np.random.default_rng(0)  # shifts the dots sideways, the same way each time
     for axes, (score, label) in zip(panels, FRACTIONS.items(), strict=True):
         for order, method in enumerate(methods):
-            values = [
-                100 * value
-                for case in method.cases
-                if case.labeled and not (score.startswith("tumor_") and case.healthy)
-                if (value := scores_of(case.result)[score]) is not None
-            ]
+            values = [100 * value for case in method.cases if (value := case.score(score)) is not None]
             color = CURVE_COLORS[order % len(CURVE_COLORS)]
             if values:
                 axes.boxplot(
@@ -81,7 +76,7 @@ def scores_figure(methods: Sequence[Method]) -> Figure:
 
 
 def froc_figure(curves: Mapping[str, FrocCurve]) -> Figure:
-    """Draw free-response curves: sensitivity over false positives per scan; dots are the thresholds."""
+    """Plot free-response curves: sensitivity over false positives per scan; dots are the thresholds."""
     figure, (axes,) = new_axes(1, (5.4, 3.8), None)
     for order, (method, curve) in enumerate(curves.items()):
         color = CURVE_COLORS[order % len(CURVE_COLORS)]

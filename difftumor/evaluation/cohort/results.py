@@ -2,110 +2,32 @@
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from difftumor.evaluation.cohort.comparison import compare_methods
-from difftumor.evaluation.cohort.figures import froc_figure, scores_figure, sensitivity_figure
-from difftumor.evaluation.cohort.methods import Method, Rules
-from difftumor.evaluation.cohort.paper_tables import (
-    detection_table,
-    folds_table,
-    froc_table,
-    methods_table,
-    scores_table,
-    sensitivity_table,
-    tests_table,
-)
-from difftumor.evaluation.cohort.rows import CASE_COLUMNS, LESION_COLUMNS, case_rows, lesion_rows
-from difftumor.evaluation.cohort.statistics import LEVEL
-from difftumor.evaluation.cohort.summary import summarize, summarize_folds
-from difftumor.evaluation.cohort.worst_cases import cts_of, worst_cases, worst_cases_figure
-from difftumor.evaluation.metrics.froc import RATES, CaseFroc, FrocCurve, froc_curve
+from difftumor.evaluation.cohort.cases import FRACTIONS
+from difftumor.evaluation.cohort.folders import COMPARED, RESULT_FILES
+from difftumor.evaluation.cohort.tables import detection_table, scores_table
 from difftumor.files import ResultFolder, written_whole
 from difftumor.reporting.plots import save_png
+from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
 
-RESULT_FILES = (
-    "cases.csv", "lesions.csv", "summary.json", "summary.md", "tables.tex", "report.html", "sensitivity.png",
-    "scores.png", "froc.png", "worst_cases.png",
-)  # fmt: skip
-# The scores of the other methods, a folder each.
-COMPARED = "compared"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One method, others to hold against it, and how they were evaluated.
-
-    Args:
-        organ: Name of the organ.
-        method: The method.
-        others: Those that it is compared with.
-        rules: How cases are evaluated.
-        folds: The fold of each case; empty for none.
-        seed: Of intervals and permutations.
-        level: Of the intervals.
-        settings: What else was asked for, kept in ``summary.json``.
-    """
-
-    organ: str
-    method: Method
-    others: tuple[Method, ...] = ()
-    rules: Rules = field(default_factory=Rules)
-    folds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    seed: int = 0
-    level: float = LEVEL
-    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """All methods, the first one first."""
-        return (self.method, *self.others)
-
-    def summaries(self) -> dict[str, dict[str, Any]]:
-        """Return the summary of each method, by name."""
-        return {method.name: self._summary(method) for method in self.methods}
-
-    def curves(self) -> dict[str, FrocCurve]:
-        """Return the free-response curves of the methods that have one, by name."""
-        parts = {method.name: _parts(method) for method in self.methods}
-        return {name: froc_curve(cases) for name, cases in parts.items() if cases}
-
-    def tests(self) -> dict[str, dict[str, Any]]:
-        """Return what `compare_methods` finds."""
-        others = {other.name: other for other in self.others}
-        return compare_methods(self.method, others, seed=self.seed, level=self.level)
-
-    def _summary(self, method: Method) -> dict[str, Any]:
-        results = [case.result for case in method.cases]
-        patients = {case.case: case.pair.patient for case in method.cases}
-        unlabeled = [case.case for case in method.cases if not case.labeled]
-        summary = {
-            "method": method.name,
-            "settings": {
-                "organ": self.organ,
-                "tolerance_mm": self.rules.tolerance_mm,
-                "matching": str(self.rules.matching),
-                "level": self.level,
-                "seed": self.seed,
-                **self.settings,
-                **method.folders,
-            },
-            **summarize(results, patients=patients, unlabeled=unlabeled, seed=self.seed, level=self.level),
-            "notes": {case.case: case.note for case in method.cases if case.note},
-            "problems": method.troubles,
-            "missing": list(method.missing),
-        }
-        if self.folds:
-            summary["folds"] = summarize_folds(results, self.folds)
-        if parts := _parts(method):
-            summary["froc"] = _froc(froc_curve(parts))
-        return summary
+_CAPTIONS = {
+    "scores": "DSC and NSD of each case: median, quartiles, and whiskers to the last case within 1.5 times the "
+    "interquartile range. Tumors are those of the cases with tumor.",
+    "sensitivity": "Share of the tumors that were found, by size. Whiskers are {level} Wilson intervals.",
+    "froc": "Free-response curve: sensitivity and false positives as the threshold on the tumor's probability falls.",
+    "worst_cases": "The worst cases, in radiological convention, in the slice through the largest missed or false "
+    "piece of tumor. Without a CT the organ is flat gray.",
+}
+_MOST_ROWS = 400
+_PAGE_COLUMNS = {"case": "case", **FRACTIONS, "tumor_hd95_mm": "Tumor HD95 (mm)", "tumors": "tumors",
+                 "tumors_found": "found", "false_positives": "false"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,6 +38,8 @@ class Findings:
         summaries: By method, the first one first.
         tests: By other method and measure.
         tables: In the shapes of the papers.
+        cases: One row per case, by method.
+        lesions: One row per lesion, by method.
         remarks: What a reader of the tables has to know.
         figures: By file name without suffix.
     """
@@ -123,60 +47,46 @@ class Findings:
     summaries: Mapping[str, Mapping[str, Any]]
     tests: Mapping[str, Mapping[str, Any]]
     tables: Sequence[Table]
+    cases: Mapping[str, Table]
+    lesions: Mapping[str, Table]
     remarks: Sequence[str]
     figures: Mapping[str, Figure]
 
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """Summary of the first method."""
+        return next(iter(self.summaries.values()))
 
-def find(evaluation: Evaluation, *, worst: int = 4, cts: Path | None = None) -> Findings:
-    """Work out summaries, tests, tables and figures.
+    @property
+    def title(self) -> str:
+        """Title of page and Markdown."""
+        return f"Evaluation: {self.first['settings']['organ']}"
+
+
+def write_results(folder: Path, findings: Findings, *, command: str = "") -> str:
+    """Write `RESULT_FILES`, and cases and lesions of the other methods.
+
+    Files of an earlier evaluation that this one does not have are removed.
 
     Args:
-        evaluation: What was evaluated.
-        worst: Cases to picture.
-        cts: Folder of CTs for these pictures, where the list of labels names none.
-
-    Raises:
-        VolumeError: A label map cannot be read any more.
-    """
-    summaries, tests = evaluation.summaries(), evaluation.tests()
-    first = evaluation.method
-    tables = [methods_table(summaries), sensitivity_table(summaries)]
-    if (by_fold := folds_table(summaries)) is not None:
-        tables.append(by_fold)
-    if tests:
-        tables.append(tests_table(first.name, tests, level=evaluation.level))
-    figures = {"sensitivity": sensitivity_figure(summaries), "scores": scores_figure(evaluation.methods)}
-    if curves := evaluation.curves():
-        figures["froc"] = froc_figure(curves)
-        tables.append(froc_table({name: summary["froc"] for name, summary in summaries.items() if "froc" in summary}))
-    if cases := worst_cases(first, worst):
-        figures["worst_cases"] = worst_cases_figure(cases, first, evaluation.rules, cts_of(first, cts))
-    return Findings(
-        summaries=summaries, tests=tests, tables=tables, remarks=_remarks(evaluation.methods), figures=figures
-    )
-
-
-def write_results(folder: Path, evaluation: Evaluation, findings: Findings) -> str:
-    """Write `RESULT_FILES` without the page, and cases and lesions of the other methods.
-
-    Figures that are not there for this evaluation are removed, so that none of an earlier one stays.
+        folder: Where to.
+        findings: What to write.
+        command: The command line, for the page; empty for none.
 
     Returns:
         The text of ``summary.md``.
     """
-    first = evaluation.method
-    _write_rows(folder, first, evaluation.folds)
-    _remove_others(folder / COMPARED, [other.name for other in evaluation.others])
-    for other in evaluation.others:
-        _write_rows(folder / COMPARED / other.name, other, evaluation.folds)
-    summary = dict(findings.summaries[first.name])
-    if evaluation.others:
-        summary["compared"] = {
-            other.name: {**findings.summaries[other.name], "tests": findings.tests[other.name]}
-            for other in evaluation.others
-        }
+    first, *others = findings.summaries
+    _remove_others(folder / COMPARED, others)
+    for name in findings.summaries:
+        place = folder if name == first else folder / COMPARED / name
+        write_csv(place / "cases.csv", findings.cases[name])
+        write_csv(place / "lesions.csv", findings.lesions[name])
+    summary = dict(findings.first)
+    if others:
+        summary["compared"] = {name: {**findings.summaries[name], "tests": findings.tests[name]} for name in others}
     write_json(folder / "summary.json", summary)
-    text = summary_markdown(findings, title=f"Evaluation: {evaluation.organ}")
+    text = summary_markdown(findings)
     for name, content in (("summary.md", text), ("tables.tex", "\n".join(table.latex() for table in findings.tables))):
         with written_whole(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -185,22 +95,80 @@ def write_results(folder: Path, evaluation: Evaluation, findings: Findings) -> s
             (folder / name).unlink(missing_ok=True)
     for name, figure in findings.figures.items():
         save_png(figure, folder / f"{name}.png")
+    results_page(findings, command=command).write(folder / "report.html")
     return text
 
 
-def summary_markdown(findings: Findings, *, title: str) -> str:
-    """Return the first method's scores and detection, the tables, and what went wrong, as Markdown."""
-    summary = next(iter(findings.summaries.values()))
-    parts = [f"# {title}", counts(summary), f"Lesions: {summary['settings']['matching']}", *findings.remarks]
+def summary_markdown(findings: Findings) -> str:
+    """Return the first method's scores and detection, all tables, and the cases that do not count, as Markdown."""
+    summary = findings.first
+    matching = f"Lesions: {summary['settings']['matching']}"
+    parts = [f"# {findings.title}", _counts(summary), matching, *findings.remarks]
     for table in (scores_table(summary), detection_table(summary), *findings.tables):
         parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
-    troubles = [f"- {name}, {line}" for name, each in findings.summaries.items() for line in troubles_of(each)]
+    troubles = [f"- {name}, {case}: {why}" for name, case, why in _troubles(findings)]
     if troubles:
         parts += ["## Not evaluated", "\n".join(troubles)]
     return "\n\n".join(parts) + "\n"
 
 
-def counts(summary: Mapping[str, Any]) -> str:
+def results_page(findings: Findings, *, command: str = "") -> Report:
+    """Return the page: what was compared, how, with which result, and what to look at."""
+    name, summary = next(iter(findings.summaries.items()))
+    level = f"{100 * summary['settings']['level']:g} %"
+    report = Report(findings.title, subtitle=f"{name}; {date.today().isoformat()}")
+    for paragraph in (_counts(summary), *findings.remarks):
+        report.paragraph(paragraph)
+    if troubles := _troubles(findings):
+        report.table(Table(("method", "case", "not evaluated, because"), troubles, title="Cases that do not count"))
+    notes = [(name, *note) for name, each in findings.summaries.items() for note in each["notes"].items()]
+    if notes:
+        report.table(Table(("method", "case", "note"), notes))
+    report.heading("Results")
+    for table in findings.tables:
+        report.table(table)
+    report.heading("Figures")
+    for figure in ("scores", "sensitivity", "froc"):
+        if figure in findings.figures:
+            report.figure(findings.figures[figure], caption=_CAPTIONS[figure].format(level=level))
+    if "worst_cases" in findings.figures:
+        report.heading("Worst cases")
+        report.figure(findings.figures["worst_cases"], caption=_CAPTIONS["worst_cases"])
+    report.heading("All numbers")
+    report.table(scores_table(summary))
+    report.table(detection_table(summary))
+    _add_cases(report, findings.cases[name])
+    report.heading("How it was evaluated")
+    report.key_values(_methods(summary["settings"], level) | ({"command": command} if command else {}))
+    return report
+
+
+def _add_cases(report: Report, cases: Table) -> None:
+    report.heading("Case by case", level=3)
+    if len(cases.rows) > _MOST_ROWS:
+        report.paragraph(f"The first {_MOST_ROWS} of {len(cases.rows)}; all are in cases.csv.")
+    places = [cases.header.index(column) for column in _PAGE_COLUMNS]
+    rows = [[row[place] for place in places] for row in cases.rows[:_MOST_ROWS]]
+    report.table(Table(list(_PAGE_COLUMNS.values()), rows, title="DSC and NSD are fractions."))
+
+
+def _methods(settings: Mapping[str, Any], level: str) -> dict[str, str]:
+    return {
+        "matching of lesions": str(settings["matching"]),
+        "tolerance of the NSD": f"{settings['tolerance_mm']:g} mm",
+        "organ": "includes its tumors",
+        "empty masks": "Both empty: DSC and NSD 1, distances and volume errors 0. One empty: DSC and NSD 0, HD95 "
+        "and ASSD the diagonal of the scan. The tables say for how many cases (by rule).",
+        "volume error": "predicted minus true volume, divided by the mean of both",
+        "intervals": f"{level}; Wilson intervals for shares of tumors and patients; for means, F1 and false positives, "
+        f"percentiles of the bootstrap over patients, seed {settings['seed']}. Shares of tumors have both, because "
+        "tumors of one patient are alike.",
+        "tests": "on patients' means: Wilcoxon's signed-rank test (Pratt), and permutation of the methods within "
+        "patients; Holm's correction over all rows of the table",
+    }
+
+
+def _counts(summary: Mapping[str, Any]) -> str:
     """Say how many cases there are, and of which kinds."""
     unlabeled = summary["unlabeled_cases"]
     more = f", {unlabeled} of these scans without labels" if unlabeled else ""
@@ -210,53 +178,20 @@ def counts(summary: Mapping[str, Any]) -> str:
     )
 
 
-def troubles_of(summary: Mapping[str, Any]) -> list[str]:
-    """Return a line for each case that is missing or could not be evaluated."""
-    lines = [f"{case}: {sentence}" for case, sentence in summary["problems"].items()]
-    return [*lines, *(f"{case}: there is no prediction." for case in summary["missing"])]
-
-
-def _remarks(methods: Sequence[Method]) -> list[str]:
-    """Say where methods were not evaluated on the same cases."""
-    first = set(methods[0].by_case())
-    return [
-        f"{other.name} and {methods[0].name} do not have the same cases: {len(first & cases)} are shared, of "
-        f"{len(cases)} and {len(first)}. Means and shares are over each method's own cases; only the paired tests are "
-        "over the shared."
-        for other in methods[1:]
-        if (cases := set(other.by_case())) != first
-    ]
+def _troubles(findings: Findings) -> list[tuple[str, str, str]]:
+    """Return method, case and reason for each case that is missing or could not be evaluated."""
+    found = []
+    for name, summary in findings.summaries.items():
+        found += [(name, case, sentence) for case, sentence in summary["problems"].items()]
+        found += [(name, case, "there is no prediction.") for case in summary["missing"]]
+    return found
 
 
 def _remove_others(folder: Path, names: Collection[str]) -> None:
-    """Remove what an earlier evaluation left of methods that this one has not; nothing else is touched."""
+    """Remove what an earlier evaluation left of methods that this one does not have; other files stay."""
     earlier = ResultFolder(what="result", holds=("cases.csv", "lesions.csv"))
     for place in folder.iterdir() if folder.is_dir() else ():
         if place.name not in names and earlier.is_earlier(place):
             shutil.rmtree(place)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _write_rows(folder: Path, method: Method, folds: Mapping[str, str]) -> None:
-    write_csv(folder / "cases.csv", Table.of_records(CASE_COLUMNS, case_rows(method.cases, folds)))
-    lesions = lesion_rows(case.result for case in method.cases)
-    write_csv(folder / "lesions.csv", Table.of_records(LESION_COLUMNS, lesions))
-
-
-def _parts(method: Method) -> list[CaseFroc]:
-    return [case.froc for case in method.cases if case.froc is not None]
-
-
-def _froc(curve: FrocCurve) -> dict[str, Any]:
-    sensitivity, at = curve.sensitivity, curve.sensitivity_at()
-    return {
-        "thresholds": curve.thresholds.tolist(),
-        "sensitivity": None if sensitivity is None else sensitivity.tolist(),
-        "false_positives_per_scan": curve.false_positives_per_scan.tolist(),
-        "scans": curve.scans,
-        "sensitivity_at": None
-        if at is None
-        else {f"{rate:g}": float(value) for rate, value in zip(RATES, at, strict=True)},
-        "mean_sensitivity": curve.mean_sensitivity(),
-    }

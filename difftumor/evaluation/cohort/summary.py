@@ -1,21 +1,29 @@
-"""Summary of an evaluation, JSON-able, with intervals: means over cases, detection over lesions and patients, folds."""
+"""What the scores of a cohort add up to: means, detection, intervals, and tests of one method against another."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean, median, stdev
 from typing import Any
 
-from difftumor.evaluation.cohort.methods import CaseResult
-from difftumor.evaluation.cohort.rows import SCORES, scores_of
-from difftumor.evaluation.cohort.statistics import LEVEL, bootstrap_mean, bootstrap_ratio, ends, wilson_interval
-from difftumor.evaluation.metrics.detection import (
-    EARLY_DIAMETER_MM,
-    DetectionSummary,
-    Match,
-    Rate,
-    radius_bins,
-    summarize_detection,
+from difftumor.evaluation.cohort.cases import FRACTIONS, SCORES, CaseResult, ScoredCase
+from difftumor.evaluation.cohort.methods import Method
+from difftumor.evaluation.cohort.statistics import (
+    LEVEL,
+    bootstrap_mean,
+    bootstrap_ratio,
+    ends,
+    holm,
+    paired_test,
+    wilson_interval,
 )
+from difftumor.evaluation.metrics.detection import RADIUS_BINS_MM, Match, Rate, summarize_detection
+from difftumor.scans.lesions import size_group
+
+# What is tested of a case, None where it does not count: overlap scores, the share of its lesions that were found, and
+# its false positives.
+MEASURES = {**FRACTIONS, "sensitivity": "Share of a scan's tumors found", "false_positives": "False positives per scan"}
+TESTS = ("wilcoxon", "permutation")
 
 
 def summarize(
@@ -26,20 +34,20 @@ def summarize(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Any]:
-    """Return the summary of a cohort; what is undefined is None.
+    """Return the summary of a cohort for ``summary.json``; what is undefined is None.
 
     Scores are summarized over all cases and over those with tumor, since a healthy scan without a predicted tumor
-    scores 1 and with one 0. Scans without labels count in the detection alone.
+    scores 1 and with one 0. Scans without labels count only in the detection.
 
     Args:
         results: One per scan.
-        patients: The patient of each scan, by case; each scan a patient of its own when None.
+        patients: The patient of each scan, by case; if None, each scan is a patient of its own.
         unlabeled: Ids of healthy scans without labels.
         seed: Of the intervals.
         level: Of the intervals.
     """
     labeled = [result for result in results if result.case not in unlabeled]
-    ill = [result for result in labeled if not result.detection.healthy]
+    ill = [result for result in labeled if not result.healthy]
     owners = {result.case: (patients or {}).get(result.case, result.case) for result in results}
 
     def scores(some: Sequence[CaseResult]) -> dict[str, dict[str, Any]]:
@@ -56,44 +64,56 @@ def summarize(
     }
 
 
-def summarize_folds(results: Sequence[CaseResult], folds: Mapping[str, str]) -> dict[str, Any]:
-    """Return means by fold: tumor scores over cases with tumor, organ scores over all with labels.
+def compare_methods(
+    first: Method, others: Mapping[str, Method], *, seed: int = 0, level: float = LEVEL
+) -> dict[str, dict[str, Any]]:
+    """Test every other method against the first, on the scans that both have.
 
     Args:
-        results: One per scan.
-        folds: The fold of each scan, by case. Scans without one, as healthy ones without labels, do not count.
+        first: What the others are compared with.
+        others: By name.
+        seed: Of intervals and permutations.
+        level: Of the intervals.
 
     Returns:
-        ``names``, and by score: ``by_fold``, ``average`` (of the means of the folds), ``sd`` (of these means) and
-        ``pooled`` (mean over all cases, whatever their fold).
+        By method and measure: ``cases``, ``patients``, ``first`` and ``second`` (means over the patients of the shared
+        scans), ``difference`` (second minus first), its ``interval``, ``wilcoxon_p``, ``permutation_p``, and both
+        adjusted by Holm over all methods and measures (``wilcoxon_holm``, ``permutation_holm``). A measure that no
+        shared scan has is left out.
     """
-    known = [result for result in results if result.case in folds]
-    names = sorted({folds[result.case] for result in known}, key=fold_order)
-    scores = {}
-    for name in SCORES:
-        values: dict[str, list[float]] = {fold: [] for fold in names}
-        for result in known:
-            score = scores_of(result)[name]
-            if score is not None and not _left_out(name, result):
-                values[folds[result.case]].append(score)
-        means = {fold: fmean(some) for fold, some in values.items() if some}
-        pooled = [score for some in values.values() for score in some]
-        scores[name] = {
-            "by_fold": {fold: means.get(fold) for fold in names},
-            "average": fmean(means.values()) if means else None,
-            "sd": stdev(means.values()) if len(means) > 1 else None,
-            "pooled": fmean(pooled) if pooled else None,
-        }
-    return {"names": names, "scores": scores}
+    found: dict[str, dict[str, Any]] = {}
+    for name, other in others.items():
+        mine, theirs = first.by_case(), other.by_case()
+        shared = [(mine[case], theirs[case]) for case in mine if case in theirs]
+        rows = {measure: _test(measure, shared, seed=seed, level=level) for measure in MEASURES}
+        found[name] = {measure: row for measure, row in rows.items() if row is not None}
+    for test in TESTS:
+        p_values = {(name, measure): row[f"{test}_p"] for name, rows in found.items() for measure, row in rows.items()}
+        for (name, measure), adjusted in holm(p_values).items():
+            found[name][measure][f"{test}_holm"] = adjusted
+    return found
 
 
-def _left_out(score: str, result: CaseResult) -> bool:
-    return score.startswith("tumor_") and result.detection.healthy
+def _test(
+    measure: str, shared: list[tuple[ScoredCase, ScoredCase]], *, seed: int, level: float
+) -> dict[str, Any] | None:
+    pairs = [(_measured(measure, mine), _measured(measure, theirs), mine.pair.patient) for mine, theirs in shared]
+    counted = [(a, b, patient) for a, b, patient in pairs if a is not None and b is not None]
+    first, second = [a for a, _, _ in counted], [b for _, b, _ in counted]
+    patients = [patient for _, _, patient in counted]
+    found = paired_test(first, second, patients, seed=seed, level=level)
+    if found is None:
+        return None
+    return {"cases": len(counted), **asdict(found), "interval": ends(found.interval)}
 
 
-def fold_order(name: str) -> tuple[bool, int, str]:
-    """Return a key that sorts folds: numbers by their size, before names."""
-    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+def _measured(measure: str, case: ScoredCase) -> float | None:
+    detection = case.result.detection
+    if measure == "false_positives":
+        return float(len(detection.false_positives))
+    if measure == "sensitivity":
+        return None if case.healthy else detection.found / len(detection.matches)
+    return case.score(measure)
 
 
 def _statistics(
@@ -101,7 +121,7 @@ def _statistics(
 ) -> dict[str, Any]:
     part = score.split("_")[0]
     scored = [result for result in results if getattr(result, part) is not None]
-    values = [value for result in scored if (value := scores_of(result)[score]) is not None]
+    values = [value for result in scored if (value := result.scores[score]) is not None]
     patients = [owners[result.case] for result in scored]
     return {
         "mean": fmean(values) if values else None,
@@ -115,7 +135,7 @@ def _statistics(
 
 def _detection(results: Sequence[CaseResult], owners: Mapping[str, str], *, seed: int, level: float) -> dict[str, Any]:
     detections = [result.detection for result in results]
-    summary: DetectionSummary = summarize_detection(detections, patients=owners)
+    summary = summarize_detection(detections, patients=owners)
     patients = [owners[result.case] for result in results]
 
     def ratio(parts: Sequence[int], wholes: Sequence[int]) -> list[float] | None:
@@ -127,12 +147,12 @@ def _detection(results: Sequence[CaseResult], owners: Mapping[str, str], *, seed
     plain = {name: _jsonable(value, level) for name, value in vars(summary).items()}
     # Tumors of one patient are not independent, which Wilson's interval takes them for.
     plain["precision"]["patients_interval"] = ratio(found, [a + b for a, b in zip(found, false, strict=True)])
-    groups = {name: (plain["sensitivity_by_radius"][name], limits) for name, limits in radius_bins().items()}
+    groups = {name: (plain["sensitivity_by_radius"][name], limits) for name, limits in RADIUS_BINS_MM.items()}
     groups["all"] = (plain["sensitivity"], (0.0, math.inf))
     for rate, (low, high) in groups.values():
         some = [[match for match in each.matches if low < match.truth.radius_mm <= high] for each in detections]
         rate["patients_interval"] = ratio([_hits(matches) for matches in some], [len(matches) for matches in some])
-    early = [[m for m in each.matches if m.truth.diameter_mm < EARLY_DIAMETER_MM] for each in detections]
+    early = [[m for m in each.matches if size_group(m.truth.diameter_mm) == "early"] for each in detections]
     plain["early_sensitivity"]["patients_interval"] = ratio([_hits(m) for m in early], [len(m) for m in early])
     # 2 TP / (2 TP + FP + FN), the harmonic mean of sensitivity and precision.
     whole = [hits + lesions + wrong for hits, lesions, wrong in zip(found, true, false, strict=True)]

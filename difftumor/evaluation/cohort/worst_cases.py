@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from difftumor.errors import DiffTumorError
-from difftumor.evaluation.cohort.methods import Method, Rules, ScoredCase, on_one_grid
+from difftumor.evaluation.cohort.cases import Rules, ScoredCase, on_one_grid
+from difftumor.evaluation.cohort.methods import Method
 from difftumor.evaluation.cohort.pairs import read_pair
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import axial_rows, mask_center
@@ -19,16 +20,16 @@ from difftumor.scans.nifti import read_ct
 from difftumor.scans.organs import ORGAN, TUMOR
 
 WINDOW_HU = (-160.0, 240.0)
-# Side of what is shown around the tumor in question.
+# Side of the cube that is shown.
 _SIDE_MM = 140
-# Gray of organ and background where no CT is at hand.
+# Gray of organ and background without a CT.
 _ORGAN_HU, _OUTSIDE_HU = 40.0, -110.0
 
 
 def worst_cases(method: Method, count: int) -> list[ScoredCase]:
-    """Return the cases that a reader should look at first.
+    """Return the cases that a reader should see first.
 
-    The lowest tumor DSC comes first; healthy scans follow, those with most false positives first.
+    The lowest tumor DSC comes first; healthy scans follow, those with the most false positives first.
     """
     ill = [case for case in method.cases if not case.healthy]
     ill = sorted(ill, key=lambda case: (case.result.tumor.dsc, case.case))
@@ -38,16 +39,16 @@ def worst_cases(method: Method, count: int) -> list[ScoredCase]:
 
 
 def worst_cases_figure(cases: Sequence[ScoredCase], method: Method, rules: Rules, cts: Mapping[str, Path]) -> Figure:
-    """Draw cases below each other: truth at the left, prediction at the right, through what is wrong.
+    """Show cases below each other, truth on the left and prediction on the right, in the slice that is most wrong.
 
     Args:
         cases: What `worst_cases` returned, at least one.
-        method: Theirs.
+        method: Their method.
         rules: How they were evaluated.
-        cts: CTs by case; the organ is drawn in flat gray where there is none, or where it cannot be read.
+        cts: CTs by case; without one, or if it cannot be read, the organ is flat gray.
 
     Raises:
-        VolumeError: A label map cannot be read any more.
+        VolumeError: A label map can no longer be read.
     """
     rows, centers = {}, []
     for case in cases:
@@ -61,7 +62,7 @@ def worst_cases_figure(cases: Sequence[ScoredCase], method: Method, rules: Rules
 
 
 def cts_of(method: Method, folder: Path | None) -> dict[str, Path]:
-    """Return the CTs of a method's cases: those that the list of labels names, or files of their names in a folder."""
+    """Return the CTs of a method's cases: those in a folder named as the case, else those that the list names."""
     found: dict[str, Path] = {}
     for case in method.cases:
         truth = case.pair.truth
@@ -83,12 +84,13 @@ def _name(case: ScoredCase) -> str:
 def _cut(
     case: ScoredCase, method: Method, rules: Rules, ct: Path | None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
-    """Cut image, truth and prediction around what is wrong, at 1 mm in RAS, and return the voxel to look at."""
-    prediction, truth = on_one_grid(*read_pair(case.pair, method.cohort), rules)
+    """Return image, truth and prediction around what is wrong, at 1 mm in RAS, and the voxel to look at."""
+    prediction, truth = on_one_grid(*read_pair(case.pair, method.cohort.truth), rules)
     space = ModelSpace(truth.grid)
     true, predicted = (space.to_model(labels.data, kind="labels") for labels in (truth, prediction))
     middle = _middle(true, predicted)
-    box = _around(middle, space.grid)
+    # Moved inward near a border, and smaller where the scan is.
+    box = Box.centered(middle, (_SIDE_MM,) * 3, within=space.grid.shape)
     image = _image(ct, truth.grid, space, box, true[box.slices])
     center = tuple(int(index - start) for index, start in zip(middle, box.start, strict=True))
     return image, true[box.slices], predicted[box.slices], center
@@ -103,17 +105,6 @@ def _middle(true: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> tuple[int,
     return tuple(size // 2 for size in true.shape)
 
 
-def _around(middle: Sequence[int], grid: Grid) -> Box:
-    """Return a box of one size around a voxel, moved inward near the border, smaller where the scan is."""
-    start, stop = [], []
-    for index, size in zip(middle, grid.shape, strict=True):
-        side = min(_SIDE_MM, size)
-        first = min(max(index - side // 2, 0), size - side)
-        start.append(first)
-        stop.append(first + side)
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-
-
 def _image(ct: Path | None, grid: Grid, space: ModelSpace, box: Box, labels: NDArray[np.uint8]) -> NDArray[np.float32]:
     if ct is not None:
         try:
@@ -122,5 +113,5 @@ def _image(ct: Path | None, grid: Grid, space: ModelSpace, box: Box, labels: NDA
                 image: NDArray[np.float32] = space.to_model(volume.data, kind="image", box=box)
                 return image
         except DiffTumorError:
-            pass  # The picture is worth having without it.
+            pass  # The labels alone are worth showing.
     return np.where(labels >= ORGAN, _ORGAN_HU, _OUTSIDE_HU).astype(np.float32)

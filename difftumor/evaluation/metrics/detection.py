@@ -5,9 +5,9 @@ with the most voxels in common is taken, and of those one with the most lesions 
 two lesions finds the one it covers more of, and of two predictions in one lesion the smaller counts as false.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from difftumor.errors import ConfigError
 from difftumor.scans.components import Components
-from difftumor.scans.lesions import Lesion, LesionMap
+from difftumor.scans.lesions import Lesion, LesionMap, size_group
 
 Indices = NDArray[np.int64]
 
@@ -106,10 +106,8 @@ class Matching:
         )
 
 
-# Lesions are sorted by equivalent radius: up to 5 mm, above 5 up to 10 mm, above 10 mm.
-RADIUS_BINS_MM = (5.0, 10.0)
-# Early-stage tumors are smaller than 2 cm across.
-EARLY_DIAMETER_MM = 20.0
+# Bins of equivalent radii, each without its lower end and with its upper one.
+RADIUS_BINS_MM = {"up to 5 mm": (0.0, 5.0), "5–10 mm": (5.0, 10.0), "over 10 mm": (10.0, math.inf)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,26 +273,20 @@ def match_lesions(
 
 
 def summarize_detection(
-    cases: Iterable[CaseDetection],
-    *,
-    radius_bins_mm: Sequence[float] = RADIUS_BINS_MM,
-    early_diameter_mm: float = EARLY_DIAMETER_MM,
-    patients: Mapping[str, str] | None = None,
+    cases: Iterable[CaseDetection], *, patients: Mapping[str, str] | None = None
 ) -> DetectionSummary:
     """Count over all scans; every lesion weighs the same.
 
     Args:
         cases: What `match_lesions` returned, one per scan.
-        radius_bins_mm: Borders of the bins, rising; a lesion on a border belongs to the smaller bin.
-        early_diameter_mm: Early lesions are smaller than this.
-        patients: The patient of each scan, by case; each scan a patient of its own where it is not there.
+        patients: The patient of each scan, by case; a scan that is not in it is a patient of its own.
     """
     scans = list(cases)
     matches = [match for scan in scans for match in scan.matches]
     false = sum(len(scan.false_positives) for scan in scans)
     bins = {
         name: _found([match for match in matches if low < match.truth.radius_mm <= high])
-        for name, (low, high) in radius_bins(radius_bins_mm).items()
+        for name, (low, high) in RADIUS_BINS_MM.items()
     }
     overall = _found(matches)
     lesions = overall.total + overall.hits + false
@@ -307,7 +299,7 @@ def summarize_detection(
     return DetectionSummary(
         sensitivity=overall,
         sensitivity_by_radius=bins,
-        early_sensitivity=_found([match for match in matches if match.truth.diameter_mm < early_diameter_mm]),
+        early_sensitivity=_found([match for match in matches if size_group(match.truth.diameter_mm) == "early"]),
         precision=Rate(hits=overall.hits, total=overall.hits + false),
         f1=2 * overall.hits / lesions if lesions else None,
         false_positives_per_scan=false / len(scans) if scans else None,
@@ -316,20 +308,9 @@ def summarize_detection(
     )
 
 
-def radius_bins(borders_mm: Sequence[float] = RADIUS_BINS_MM) -> dict[str, tuple[float, float]]:
-    """Return bins of radii by name, as their lower end, which they do not hold, and their upper, which they do."""
-    return {_bin_name(low, high): (low, high) for low, high in pairwise([0.0, *borders_mm, float("inf")])}
-
-
 def _any_tumor(scans: Sequence[CaseDetection]) -> bool:
     return any(scan.predicted_tumor for scan in scans)
 
 
 def _found(matches: Sequence[Match]) -> Rate:
     return Rate(hits=sum(match.prediction is not None for match in matches), total=len(matches))
-
-
-def _bin_name(low: float, high: float) -> str:
-    if low == 0:
-        return f"up to {high:g} mm"
-    return f"over {low:g} mm" if high == float("inf") else f"{low:g}–{high:g} mm"

@@ -94,6 +94,17 @@ class FrocCurve:
         return None if at is None else float(at.mean())
 
 
+def falling_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
+    """Return thresholds once each, falling.
+
+    Raises:
+        ConfigError: One is not above 0 and at most 1.
+    """
+    if not all(0 < threshold <= 1 for threshold in thresholds):
+        raise ConfigError(f"The thresholds {tuple(thresholds)} are not all above 0 and at most 1; correct them.")
+    return tuple(sorted(set(map(float, thresholds)), reverse=True))
+
+
 def case_froc(
     case: str,
     truth_tumor: NDArray[Any],
@@ -110,35 +121,29 @@ def case_froc(
         truth_tumor: Nonzero in true tumors, (X, Y, Z).
         probability: Of tumor, in [0, 1], (X, Y, Z).
         grid: Where the voxels lie.
-        thresholds: In (0, 1], in any order.
+        thresholds: At least one, as `falling_thresholds` returns them.
         matching: When a predicted lesion finds a true one.
 
     Raises:
-        ConfigError: There are no thresholds, or one is out of range.
         ValueError: An array is not on the grid, or a probability is not in [0, 1].
     """
-    falling = np.unique(np.asarray(thresholds, np.float64))[::-1]
-    if not falling.size or not (falling > 0).all() or falling[0] > 1:
-        raise ConfigError(
-            f"The thresholds {tuple(thresholds)} are not all above 0 and at most 1; give some such as 0.5."
-        )
     for array in (truth_tumor, probability):
         if array.shape != grid.shape:
             raise ValueError(f"an array {array.shape} is not on the grid {grid.shape}")
     if not (probability.min() >= -_ROUNDING and probability.max() <= 1 + _ROUNDING):
         raise ValueError(f"probabilities from {probability.min()} to {probability.max()} are not in [0, 1]")
     # Nothing is found, nor matched, outside the box of what the lowest threshold finds and of the truth.
-    box = Box.joined([Box.around(probability >= float(falling[-1])), Box.around(truth_tumor)])
+    box = Box.joined([Box.around(probability >= thresholds[-1]), Box.around(truth_tumor)])
     truth, likely = find_components(truth_tumor[box.slices]), probability[box.slices]
     found, false = [], []
-    for threshold in falling.tolist():
+    for threshold in thresholds:
         predicted = find_components(likely >= threshold)
         matched = len(assign(truth, predicted, matching).truth)
         found.append(matched)
         false.append(len(predicted.voxels) - matched)
     return CaseFroc(
         case=case,
-        thresholds=falling,
+        thresholds=np.array(thresholds, np.float64),
         found=np.array(found, np.int64),
         false_positives=np.array(false, np.int64),
         lesions=len(truth.voxels),

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from difftumor.evaluation.metrics.surfaces import (
     average_distance_mm,
     check_masks,
-    check_tolerance,
     hausdorff_mm,
     normalized_surface_distance,
     surface_distances,
@@ -73,11 +72,9 @@ def overlap_scores(
         voxel_mm3: Volume of a voxel, where the axes are not square to each other; else the product of the spacing.
 
     Raises:
-        ConfigError: The tolerance is negative or not finite.
         ValueError: Shapes differ or are not 3-D, or the spacing is out of range.
     """
     spacing = check_masks(prediction_XYZ, truth_XYZ, spacing_mm)
-    check_tolerance(tolerance_mm)
     voxels = int(np.count_nonzero(prediction_XYZ)), int(np.count_nonzero(truth_XYZ))
     empty = _EMPTY[voxels[0] == 0, voxels[1] == 0]
     if empty == "neither":

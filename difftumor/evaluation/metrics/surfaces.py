@@ -83,7 +83,7 @@ def check_masks(prediction_XYZ: NDArray[Any], truth_XYZ: NDArray[Any], spacing_m
 
 
 def check_tolerance(tolerance_mm: float) -> None:
-    """Refuse a tolerance that is none.
+    """Check a tolerance, once for all cases.
 
     Raises:
         ConfigError: The tolerance is negative or not finite.
@@ -93,12 +93,7 @@ def check_tolerance(tolerance_mm: float) -> None:
 
 
 def normalized_surface_distance(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
-    """Return the part of both surfaces, by area, that lies within a tolerance of the other; 1 where both are empty.
-
-    Raises:
-        ConfigError: The tolerance is negative or not finite.
-    """
-    check_tolerance(tolerance_mm)
+    """Return the part of both surfaces, by area, that lies within a tolerance of the other; 1 if both are empty."""
     total = distances.truth_mm2.sum() + distances.prediction_mm2.sum()
     if total == 0:
         return 1.0

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError, sentence_of
 from difftumor.evaluation.metrics.detection import Matching
+from difftumor.evaluation.metrics.surfaces import check_tolerance
 from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions
 from difftumor.evaluation.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorScore, score_tumor
@@ -79,6 +80,9 @@ class Benchmark:
     tolerance_mm: float
     matching: Matching
     about: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_tolerance(self.tolerance_mm)
 
     def run_all(self, scans: Iterable[HealthyScan], out: Path, *, overwrite: bool = False) -> Iterator[ScanResult]:
         """Run scans; one that fails leaves no files and does not stop the others.

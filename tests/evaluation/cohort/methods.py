@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from difftumor.datasets.cases import Case
-from difftumor.evaluation.cohort.methods import Method, ScoredCase, evaluate_case
-from difftumor.evaluation.cohort.pairs import Cohort, Pair
+from difftumor.evaluation.cohort.cases import ScoredCase, evaluate_case
+from difftumor.evaluation.cohort.methods import Method
+from difftumor.evaluation.cohort.pairs import Cohort, Pair, Truth
 from difftumor.evaluation.metrics.froc import case_froc
 from difftumor.scans.grid import Grid
-from difftumor.scans.organs import OrganLabels
+from difftumor.scans.organs import OrganLabels, get_organ
 
 GRID = Grid((16, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0]))
 
@@ -34,12 +35,15 @@ def scored(
     probability = np.where(prediction == 2, 0.9, 0.0).astype(np.float32)
     return ScoredCase(
         pair=Pair(case=case, prediction=Path(f"{case}.nii.gz"), truth=listed),
-        result=evaluate_case(case, prediction, truth, GRID, with_organ=labeled),
+        result=evaluate_case(case, prediction, truth, GRID),
         froc=case_froc(case, truth == 2, probability, GRID, thresholds=(0.95, 0.5)) if froc else None,
     )
 
 
 def method(name: str, *cases: ScoredCase, problems: Mapping[str, str] | None = None, missing: tuple[str, ...] = ()):
     """Return a method with these cases."""
-    cohort = Cohort(pairs=tuple(case.pair for case in cases), label_names={}, labels=OrganLabels((1,), (2,)))
-    return Method(name=name, cohort=cohort, cases=cases, problems=problems or {}, missing=missing)
+    truth = Truth(
+        source=Path("labels"), organ=get_organ("liver"), cases={}, label_names={}, labels=OrganLabels((1,), (2,))
+    )
+    cohort = Cohort(truth=truth, pairs=tuple(case.pair for case in cases), missing=missing)
+    return Method(name=name, cohort=cohort, cases=cases, problems=problems or {})

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from difftumor.errors import CaseListError, GridMismatchError, VolumeError
-from difftumor.evaluation.cohort.methods import NO_ORGAN, RESAMPLED, Rules, check_whole, evaluate_method, score_pair
-from difftumor.evaluation.cohort.pairs import find_pairs, label_maps, read_pair
+from difftumor.evaluation.cohort.cases import NO_ORGAN, RESAMPLED, Rules, score_pair
+from difftumor.evaluation.cohort.folders import label_maps
+from difftumor.evaluation.cohort.methods import evaluate_method
+from difftumor.evaluation.cohort.pairs import find_pairs, read_pair, read_truth
 from difftumor.scans.grid import Grid
 from difftumor.scans.model_space import resampled
 from difftumor.scans.nifti import read_labels
@@ -38,12 +40,19 @@ def folders(tmp_path):
     return tmp_path / "predictions", tmp_path / "labels"
 
 
-def evaluate(folders, **more):
-    return evaluate_method("ours", *folders, LIVER, rules=Rules(**more.pop("rules", {})), **more)
+def paired(folders, **more):
+    predictions, labels = folders
+    return find_pairs(predictions, read_truth(labels, LIVER), **more)
+
+
+def evaluate(folders, *, healthy=None, jobs=1, **rules):
+    rules = Rules(**rules)
+    cohort = paired(folders, healthy=healthy, resample=rules.resample)
+    return evaluate_method("ours", cohort, rules, jobs=jobs)
 
 
 def test_pairs_come_in_the_order_of_their_ids(folders):
-    assert [pair.case for pair in find_pairs(*folders, LIVER).pairs] == ["a", "b"]
+    assert [pair.case for pair in paired(folders).pairs] == ["a", "b"]
 
 
 def test_other_grids_are_a_problem_of_their_case(folders):
@@ -55,23 +64,23 @@ def test_other_grids_are_a_problem_of_their_case(folders):
 
 
 def test_grids_are_compared_again_when_voxels_are_read(folders):
-    cohort = find_pairs(*folders, LIVER)
+    cohort = paired(folders)
     save(folders[0] / "a.nii.gz", 2, shift_mm=3)
     with pytest.raises(GridMismatchError, match=r"a\.nii\.gz"):
-        score_pair(cohort.pairs[0], cohort, Rules())
+        score_pair(cohort.pairs[0], cohort.truth, Rules())
 
 
 def test_predictions_on_other_grids_are_resampled_where_asked(folders):
     """Shifted by one voxel of 1 mm, 18 of 27 organ voxels overlap; the case says that it was resampled."""
     save(folders[0] / "b.nii.gz", 2, shift_mm=1)
-    method = evaluate(folders, rules={"resample": True})
+    method = evaluate(folders, resample=True)
     by_case = method.by_case()
     assert by_case["b"].note == RESAMPLED
     assert by_case["a"].note == ""
     assert by_case["a"].result.organ.dsc == 1
     assert by_case["b"].result.organ.dsc == pytest.approx(2 * 18 / 54)
     save(folders[0] / "b.nii.gz", 2, shift_mm=100)
-    assert "do not overlap in space" in evaluate(folders, rules={"resample": True}).problems["b"]
+    assert "do not overlap in space" in evaluate(folders, resample=True).problems["b"]
 
 
 def test_resampling_turns_and_refines(tmp_path):
@@ -101,9 +110,9 @@ def test_what_is_no_label_map_of_ours_is_a_problem_of_its_case(folders, part, hi
     method = evaluate(folders)
     assert words in method.problems["a"]
     assert [case.case for case in method.cases] == ["b"]
-    cohort = find_pairs(*folders, LIVER)
+    cohort = paired(folders)
     with pytest.raises(VolumeError, match=words):
-        read_pair(cohort.pairs[0], cohort)
+        read_pair(cohort.pairs[0], cohort.truth)
 
 
 def test_whole_numbers_as_floats_are_labels(folders):
@@ -194,17 +203,17 @@ def test_probabilities_come_in_two_shapes(folders, shape, suffix):
     for case in ("a", "b"):
         (folders[0] / "probabilities").mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(probability, np.eye(4)), folders[0] / "probabilities" / f"{case}{suffix}")
-    method = evaluate(folders, rules={"thresholds": (0.5, 0.7)})
+    method = evaluate(folders, thresholds=(0.5, 0.7))
     assert [case.froc.found.tolist() for case in method.cases] == [[0, 1], [0, 1]]
     assert not method.troubles
 
 
 def test_a_case_without_probabilities_keeps_its_scores(folders):
-    method = evaluate(folders, rules={"thresholds": (0.5,)})
+    method = evaluate(folders, thresholds=(0.5,))
     assert [case.result.tumor.dsc for case in method.cases] == [1, 1]
     assert "probabilities/a.nii.gz" in method.troubles["a"]
     with pytest.raises(CaseListError, match="2 of 2 cases of ours"):
-        check_whole(method)
+        method.check_whole()
 
 
 def test_probabilities_are_resampled_with_their_labels(folders):
@@ -215,9 +224,9 @@ def test_probabilities_are_resampled_with_their_labels(folders):
     shifted[0, 3] = -1
     for case in ("a", "b"):
         nibabel.save(nibabel.Nifti1Image(probability, shifted), folders[0] / "probabilities" / f"{case}.nii.gz")
-    found = evaluate(folders, rules={"thresholds": (0.5,), "resample": True})
+    found = evaluate(folders, thresholds=(0.5,), resample=True)
     assert [case.froc.found.tolist() for case in found.cases] == [[1], [1]]
-    refused = evaluate(folders, rules={"thresholds": (0.5,)})
+    refused = evaluate(folders, thresholds=(0.5,))
     assert "probabilities" in refused.troubles["a"]
 
 

@@ -1,14 +1,13 @@
-"""Summaries: means and shares by hand, with intervals, over cases, folds and patients."""
+"""Summaries by hand: means and shares with intervals over cases and patients, and tests of two methods."""
 
 import json
 
 import numpy as np
 import pytest
 
-from difftumor.evaluation.cohort.rows import CASE_COLUMNS, LESION_COLUMNS, SCORES, case_rows, lesion_rows
-from difftumor.evaluation.cohort.statistics import wilson_interval
-from difftumor.evaluation.cohort.summary import summarize, summarize_folds
-from tests.evaluation.cohort.methods import scored
+from difftumor.evaluation.cohort.statistics import holm, wilson_interval
+from difftumor.evaluation.cohort.summary import MEASURES, compare_methods, summarize
+from tests.evaluation.cohort.methods import method, scored
 
 
 @pytest.fixture
@@ -29,29 +28,6 @@ def results(cases):
 def test_organ_includes_its_tumors(results):
     assert [result.organ.dsc for result in results[:3]] == [1.0, 1.0, 1.0]
     assert [result.tumor.dsc for result in results[:3]] == [pytest.approx(2 / 3), 1.0, 0.0]
-
-
-def test_rows_of_cases(cases):
-    rows = case_rows(cases, {"ill": "1"})
-    assert [tuple(row) for row in rows] == [CASE_COLUMNS] * 4
-    assert CASE_COLUMNS[:5] == ("case", "organ_dsc", "organ_nsd", "tumor_dsc", "tumor_nsd")
-    ill, healthy, false, unlabeled = rows
-    assert (ill["tumors"], ill["tumors_found"], ill["false_positives"]) == (2, 1, 0)
-    assert (ill["tumor_empty"], healthy["tumor_empty"], false["tumor_empty"]) == ("neither", "both", "truth")
-    assert ill["tumor_volume_error_ml"] == pytest.approx(-16 / 1000)
-    assert (ill["fold"], healthy["fold"]) == ("1", None)
-    assert {unlabeled[name] for name in SCORES} == {None}
-    assert unlabeled["false_positives"] == 2
-
-
-def test_lesions_name_their_fate(results):
-    rows = lesion_rows(results[:3])
-    assert [(row["case"], row["kind"]) for row in rows] == [("ill", "found"), ("ill", "missed"), ("false", "false")]
-    assert all(tuple(row) == LESION_COLUMNS for row in rows)
-    assert rows[0]["volume_mm3"] == pytest.approx(16)
-    assert (rows[0]["right_mm"], rows[0]["superior_mm"]) == (3.5, 9.0)
-    assert rows[0]["overlap_voxels"] == 8
-    assert rows[1]["found_diameter_mm"] is None
 
 
 def test_means_over_all_cases_and_over_those_with_tumor(results):
@@ -136,14 +112,51 @@ def test_level_and_seed_reach_the_intervals(results):
     assert narrow["detection"]["sensitivity"]["interval"] != usual["detection"]["sensitivity"]["interval"]
 
 
-def test_folds_by_hand():
-    """Fold means 1 and (2/3 + 0) / 2; their average is not the mean of the three pooled cases."""
-    cases = [scored("a", (3,), (3,)), scored("b", (3,), (3, 9)), scored("c", (6,), (3,)), scored("d", (), ())]
-    folds = summarize_folds([case.result for case in cases], {"a": "10", "b": "2", "c": "2", "d": "2"})
-    assert folds["names"] == ["2", "10"]
-    dsc = folds["scores"]["tumor_dsc"]
-    assert dsc["by_fold"] == {"10": 1.0, "2": pytest.approx(1 / 3)}
-    assert dsc["average"] == pytest.approx(2 / 3)
-    assert dsc["sd"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
-    assert dsc["pooled"] == pytest.approx(5 / 9)  # The healthy case d has no tumor score.
-    assert folds["scores"]["organ_dsc"]["pooled"] == 1
+@pytest.fixture
+def methods():
+    """Six scans of five patients: the second method misses what the first one finds, and sees more."""
+    places = {"a": (3,), "b": (3,), "c": (9,), "d": (9,), "e": (3, 9)}
+    first = method("first", *(scored(case, true, true) for case, true in places.items()), scored("h", (), ()))
+    second = method(
+        "second", *(scored(case, (12,), true) for case, true in places.items()), scored("h", (5,), ()),
+        scored("only here", (), (3,)),
+    )  # fmt: skip
+    return first, second
+
+
+def test_methods_are_compared_on_shared_scans(methods):
+    first, second = methods
+    found = compare_methods(first, {"second": second})["second"]
+    assert set(found) == set(MEASURES)
+    dsc = found["tumor_dsc"]
+    assert (dsc["cases"], dsc["patients"]) == (5, 5)  # without the healthy scan and the one that only one has
+    assert (dsc["first"], dsc["second"], dsc["difference"]) == (1.0, 0.0, -1.0)
+    assert dsc["permutation_p"] == pytest.approx(2 / 32)
+    assert found["sensitivity"]["difference"] == -1
+    assert (dsc["first"] - dsc["second"]) == -dsc["difference"]
+    assert found["false_positives"]["cases"] == 6
+    assert found["false_positives"]["difference"] == 1
+
+
+def test_holm_is_over_all_methods_and_measures(methods):
+    first, second = methods
+    found = compare_methods(first, {"second": second, "same": first})
+    p_values = {(name, m): row["permutation_p"] for name, rows in found.items() for m, row in rows.items()}
+    assert len(p_values) == 12
+    adjusted = holm(p_values)
+    assert {(n, m): row["permutation_holm"] for n, rows in found.items() for m, row in rows.items()} == adjusted
+    assert found["same"]["tumor_dsc"]["wilcoxon_p"] == 1
+    assert compare_methods(first, {}) == {}
+
+
+def test_scans_of_one_patient_are_one():
+    cases = [("a", "p"), ("b", "p"), ("c", "q")]
+    first = method("first", *(scored(case, (3,), (3,), patient=patient) for case, patient in cases))
+    second = method("second", *(scored(case, (), (3,), patient=patient) for case, patient in cases))
+    assert compare_methods(first, {"second": second})["second"]["tumor_dsc"]["patients"] == 2
+
+
+def test_what_no_shared_scan_has_is_left_out():
+    healthy = method("first", scored("h", (), ()))
+    found = compare_methods(healthy, {"second": healthy})["second"]
+    assert set(found) == {"organ_dsc", "organ_nsd", "false_positives"}

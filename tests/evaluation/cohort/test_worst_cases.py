@@ -4,7 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from difftumor.evaluation.cohort.methods import Rules, evaluate_method
+from difftumor.evaluation.cohort.cases import Rules
+from difftumor.evaluation.cohort.methods import evaluate_method
+from difftumor.evaluation.cohort.pairs import find_pairs, read_truth
 from difftumor.evaluation.cohort.worst_cases import cts_of, worst_cases, worst_cases_figure
 from difftumor.scans.organs import get_organ
 from tests.evaluation.cohort.methods import method, scored
@@ -39,7 +41,8 @@ def folders(tmp_path):
 
 
 def drawn(folders, with_ct: bool):
-    found = evaluate_method("m", folders / "predictions", folders / "labels", get_organ("liver"), rules=Rules())
+    cohort = find_pairs(folders / "predictions", read_truth(folders / "labels", get_organ("liver")))
+    found = evaluate_method("m", cohort, Rules())
     cts = cts_of(found, folders / "cts" if with_ct else None)
     assert set(cts) == ({"a"} if with_ct else set())
     return worst_cases_figure(worst_cases(found, 4), found, Rules(), cts)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from difftumor.errors import ConfigError
 from difftumor.evaluation.metrics.detection import Matching, match_lesions
-from difftumor.evaluation.metrics.froc import RATES, CaseFroc, FrocCurve, case_froc, froc_curve
+from difftumor.evaluation.metrics.froc import RATES, CaseFroc, FrocCurve, case_froc, falling_thresholds, froc_curve
 from difftumor.scans.grid import Grid
 from difftumor.scans.lesions import find_lesions
 
@@ -36,7 +36,7 @@ def scan() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_counts_by_hand(scan):
-    counts = case_froc("a", *scan, GRID, thresholds=(0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95))
+    counts = case_froc("a", *scan, GRID, thresholds=falling_thresholds((0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95)))
     np.testing.assert_allclose(counts.thresholds, [0.95, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1])
     # In 32 bits 0.9 and 0.7 are a little less; they are compared with thresholds of 32 bits.
     assert counts.found.tolist() == [0, 1, 1, 2, 2, 1, 1]
@@ -128,9 +128,9 @@ def test_without_lesions_there_is_no_sensitivity():
 
 def test_bad_arguments_are_refused(scan):
     truth, probability = scan
-    for thresholds in ((), (0.0, 0.5), (0.5, 1.1), (float("nan"),)):
+    for thresholds in ((0.0, 0.5), (0.5, 1.1), (float("nan"),)):
         with pytest.raises(ConfigError, match="thresholds"):
-            case_froc("a", truth, probability, GRID, thresholds=thresholds)
+            falling_thresholds(thresholds)
     with pytest.raises(ValueError, match="not on the grid"):
         case_froc("a", truth[1:], probability, GRID)
     for wrong in (100 * probability, probability - 0.1, np.where(truth, np.nan, probability)):

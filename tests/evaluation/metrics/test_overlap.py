@@ -11,7 +11,12 @@ from scipy.ndimage import gaussian_filter
 
 from difftumor.errors import ConfigError
 from difftumor.evaluation.metrics.overlap import dice, overlap_scores
-from difftumor.evaluation.metrics.surfaces import hausdorff_mm, normalized_surface_distance, surface_distances
+from difftumor.evaluation.metrics.surfaces import (
+    check_tolerance,
+    hausdorff_mm,
+    normalized_surface_distance,
+    surface_distances,
+)
 
 
 def voxel(*where: int, shape: tuple[int, int, int] = (9, 9, 9)) -> np.ndarray:
@@ -246,7 +251,7 @@ def test_bad_arguments_are_refused():
     mask = voxel(4, 4, 4)
     for tolerance_mm in (-1, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="tolerance"):
-            overlap_scores(mask, mask, spacing_mm=(1, 1, 1), tolerance_mm=tolerance_mm)
+            check_tolerance(tolerance_mm)
     with pytest.raises(ValueError, match="one shape"):
         surface_distances(mask, mask[1:], spacing_mm=(1, 1, 1))
     with pytest.raises(ValueError, match="spacing"):

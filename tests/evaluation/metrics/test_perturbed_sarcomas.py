@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.evaluation.cohort.cases import Rules, evaluate_case
 from difftumor.evaluation.metrics.detection import summarize_detection
 from difftumor.scans.grid import Grid
 from difftumor.scans.nifti import read_labels
@@ -27,7 +27,7 @@ def evaluate(case: str, mask: np.ndarray, grid: Grid) -> dict[str, Facts]:
     facts = {}
     for damage, (prediction, truth) in perturbed(mask).items():
         maps = (part * np.uint8(TUMOR) for part in (prediction, truth))
-        result = evaluate_case(case, *maps, grid, tolerance_mm=TOLERANCE_MM, with_organ=False)
+        result = evaluate_case(case, *maps, grid, rules=Rules(tolerance_mm=TOLERANCE_MM))
         facts[damage] = Facts(result, grid, truth, prediction)
     return facts
 

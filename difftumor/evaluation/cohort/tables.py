@@ -1,4 +1,4 @@
-"""Tables of an evaluation in the shapes of the papers, from what ``summary.json`` holds.
+"""Tables of an evaluation: cases and lesions one by one, and the tables of the papers from what ``summary.json`` holds.
 
 DiffTumor prints means ± standard deviations over cases (Table 2), early-stage sensitivity by organ (Tables 2 and 3),
 DSC and NSD by fold with their average (Tables 4 to 6), and DSC and NSD by organ (Table 7). Hu et al. print DSC and NSD
@@ -6,16 +6,80 @@ by method (Table 3) and by fold (Table 5).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from difftumor.evaluation.cohort.comparison import MEASURES
-from difftumor.evaluation.cohort.rows import FRACTIONS, SCORES
-from difftumor.evaluation.cohort.summary import fold_order
-from difftumor.reporting.tables import Table
+from difftumor.evaluation.cohort.cases import FRACTIONS, SCORES, CaseResult, ScoredCase
+from difftumor.evaluation.cohort.folds import fold_order
+from difftumor.evaluation.cohort.summary import MEASURES
+from difftumor.reporting.tables import Cell, Row, Table
+from difftumor.scans.lesions import Lesion
 
 Summary = Mapping[str, Any]
 NONE = "–"
+CASE_COLUMNS = (
+    "case", *SCORES, "organ_empty", "tumor_empty", "tumors", "tumors_found", "false_positives", "patient", "fold",
+    "note",
+)  # fmt: skip
+LESION_COLUMNS = (
+    "case", "kind", "diameter_mm", "volume_mm3", "right_mm", "anterior_mm", "superior_mm", "found_diameter_mm",
+    "overlap_voxels",
+)  # fmt: skip
+
+
+def case_table(cases: Iterable[ScoredCase], folds: Mapping[str, str] | None = None) -> Table:
+    """Return one row per case.
+
+    DSC, NSD and volume errors are fractions. ``organ_empty`` and ``tumor_empty`` say which mask is empty, so that the
+    scores are those of the rules for empty masks. Healthy scans without labels have no scores.
+
+    Args:
+        cases: The cases.
+        folds: The fold of each case, by its id.
+    """
+    rows: list[Row] = [
+        {
+            "case": case.case,
+            **(case.result.scores if case.labeled else {}),
+            "organ_empty": None if case.result.organ is None else case.result.organ.empty,
+            "tumor_empty": case.result.tumor.empty,
+            "tumors": len(case.result.detection.matches),
+            "tumors_found": case.result.detection.found,
+            "false_positives": len(case.result.detection.false_positives),
+            "patient": case.pair.patient,
+            "fold": (folds or {}).get(case.case),
+            "note": case.note or None,
+        }
+        for case in cases
+    ]
+    return Table.of_records(CASE_COLUMNS, rows)
+
+
+def lesion_table(results: Iterable[CaseResult]) -> Table:
+    """Return one row per lesion; kind is "found", "missed" or "false"."""
+    rows: list[Row] = []
+    for result in results:
+        for match in result.detection.matches:
+            if (found := match.prediction) is None:
+                rows.append(_lesion(result.case, "missed", match.truth) | {"overlap_voxels": match.overlap_voxels})
+            else:
+                more = {"found_diameter_mm": found.diameter_mm, "overlap_voxels": match.overlap_voxels}
+                rows.append(_lesion(result.case, "found", match.truth) | more)
+        rows += [_lesion(result.case, "false", lesion) for lesion in result.detection.false_positives]
+    return Table.of_records(LESION_COLUMNS, rows)
+
+
+def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Cell]:
+    right, anterior, superior = lesion.center_mm
+    return {
+        "case": case,
+        "kind": kind,
+        "diameter_mm": lesion.diameter_mm,
+        "volume_mm3": lesion.volume_mm3,
+        "right_mm": right,
+        "anterior_mm": anterior,
+        "superior_mm": superior,
+    }
 
 
 def scores_table(summary: Summary) -> Table:

@@ -1,11 +1,13 @@
-"""Folds as nnU-Net and tables write them."""
+"""Folds as nnU-Net and tables write them, and their means."""
 
 import json
 
+import numpy as np
 import pytest
 
 from difftumor.errors import CaseListError
-from difftumor.evaluation.cohort.pairs import check_folds, read_folds
+from difftumor.evaluation.cohort.folds import check_folds, read_folds, summarize_folds
+from tests.evaluation.cohort.methods import scored
 
 
 def test_splits_of_nnunet(tmp_path):
@@ -51,3 +53,16 @@ def test_a_case_without_fold_is_named(tmp_path):
     check_folds({"a": "0"}, ["a"], tmp_path / "f.csv")
     with pytest.raises(CaseListError, match="does not name the case b"):
         check_folds({"a": "0"}, ["a", "b"], tmp_path / "f.csv")
+
+
+def test_folds_by_hand():
+    """Fold means 1 and (2/3 + 0) / 2; their average is not the mean of the three pooled cases."""
+    cases = [scored("a", (3,), (3,)), scored("b", (3,), (3, 9)), scored("c", (6,), (3,)), scored("d", (), ())]
+    folds = summarize_folds([case.result for case in cases], {"a": "10", "b": "2", "c": "2", "d": "2"})
+    assert folds["names"] == ["2", "10"]
+    dsc = folds["scores"]["tumor_dsc"]
+    assert dsc["by_fold"] == {"10": 1.0, "2": pytest.approx(1 / 3)}
+    assert dsc["average"] == pytest.approx(2 / 3)
+    assert dsc["sd"] == pytest.approx(np.std([1, 1 / 3], ddof=1))
+    assert dsc["pooled"] == pytest.approx(5 / 9)  # The healthy case d has no tumor score.
+    assert folds["scores"]["organ_dsc"]["pooled"] == 1

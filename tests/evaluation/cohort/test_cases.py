@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.evaluation.cohort.methods import evaluate_case
+from difftumor.evaluation.cohort.cases import Rules, evaluate_case
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.scans.grid import Grid
 
@@ -30,7 +30,7 @@ def test_the_organ_includes_its_tumors():
 
 def test_without_an_organ_it_is_not_scored():
     prediction, truth = (np.where(label_map(x) == 2, np.uint8(2), np.uint8(0)) for x in (3, 4))
-    result = evaluate_case("a", prediction, truth, GRID, with_organ=False)
+    result = evaluate_case("a", prediction, truth, GRID)
     assert result.organ is None
     assert result.tumor == evaluate_case("a", label_map(3), label_map(4), GRID).tumor
 
@@ -38,17 +38,24 @@ def test_without_an_organ_it_is_not_scored():
 def test_the_matching_is_used():
     prediction, truth = label_map(5), label_map(3)  # 4 of 20 voxels in common
     for matching, found in ((Matching(), True), (Matching(rule="iou", minimum_iou=0.3), False)):
-        result = evaluate_case("a", prediction, truth, GRID, matching=matching)
+        result = evaluate_case("a", prediction, truth, GRID, rules=Rules(matching=matching))
         assert (result.detection.matches[0].prediction is not None) == found
         assert len(result.detection.false_positives) == (not found)
 
 
 def test_the_tolerance_is_used():
     prediction, truth = label_map(4), label_map(3)
-    strict, wide = (evaluate_case("a", prediction, truth, GRID, tolerance_mm=mm).tumor.nsd for mm in (0.5, 1.0))
+    rules = [Rules(tolerance_mm=mm) for mm in (0.5, 1.0)]
+    strict, wide = (evaluate_case("a", prediction, truth, GRID, rules=each).tumor.nsd for each in rules)
     assert strict < wide == 1.0
+
+
+def test_rules_are_checked_when_they_are_made():
     with pytest.raises(ConfigError, match="tolerance"):
-        evaluate_case("a", prediction, truth, GRID, tolerance_mm=-1)
+        Rules(tolerance_mm=-1)
+    with pytest.raises(ConfigError, match="thresholds"):
+        Rules(thresholds=(0.5, 2))
+    assert Rules(thresholds=(0.5, 0.9, 0.5)).thresholds == (0.9, 0.5)
 
 
 def test_volumes_of_a_tilted_grid_are_those_of_its_lesions():

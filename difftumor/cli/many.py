@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from difftumor.datasets.cases import Case
 
 SUMMARY_FILE = "summary.csv"
 
@@ -79,3 +84,33 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[], N
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
+
+
+def for_each_case(description: str, cases: Sequence[Case], measure: Callable[[Case], str]) -> dict[str, str]:
+    """Measure cases one by one, print a line about each, and leave out those whose files cannot be used.
+
+    Args:
+        description: What happens, for the progress bar.
+        cases: The cases.
+        measure: Measures a case and returns its line.
+
+    Returns:
+        Reason by id, of the cases that were left out.
+
+    Raises:
+        ConfigError: A setting is wrong, which concerns all cases.
+    """
+    from difftumor.errors import ConfigError, DiffTumorError
+
+    failed: dict[str, str] = {}
+    with progress_bar(description, len(cases)) as advance:
+        for case in cases:
+            try:
+                typer.echo(measure(case))
+            except ConfigError:
+                raise
+            except (DiffTumorError, OSError) as error:
+                failed[case.id] = str(error)
+                typer.echo(f"Left out {case.id}: {error}", err=True)
+            advance()
+    return failed

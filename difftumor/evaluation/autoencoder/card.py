@@ -1,4 +1,4 @@
-"""The test card of an autoencoder: its fidelity scan by scan and over all, and the verdict, as JSON and CSV."""
+"""The test card of an autoencoder: its fidelity by scan and overall, and the verdict, as JSON and CSV."""
 
 import math
 import platform
@@ -18,7 +18,7 @@ from difftumor import __version__
 from difftumor.datasets.cases import Case, CaseList, read_case_labels
 from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, measure_fidelity
 from difftumor.evaluation.autoencoder.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
-from difftumor.evaluation.autoencoder.verdict import UNNAMED, Thresholds, Verdict, judge
+from difftumor.evaluation.autoencoder.verdict import UNNAMED, CardVerdict, Thresholds, judge
 from difftumor.models.artifact import Artifact
 from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
 from difftumor.scans.nifti import check_same_grid, read_ct
@@ -26,7 +26,7 @@ from difftumor.scans.organs import BACKGROUND
 
 FORMAT_VERSION = 1
 CARD_FILE, CASES_FILE = "card.json", "cases.csv"
-# Columns of a scan, in the order of `Fidelity`.
+# Columns of a scan.
 MEASURES = ("psnr_db", "ssim", "mae_hu", "bias_hu", "edge_ratio", "noise_ratio", "codes_used")
 
 
@@ -38,7 +38,7 @@ class ScanCard:
         case: Its id.
         image: The CT.
         shape: Voxels of the scan in model space.
-        fidelity: What was measured.
+        fidelity: Its fidelity.
         code_counts_K: How often each code was used.
     """
 
@@ -51,21 +51,21 @@ class ScanCard:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Card:
-    """All scans, and what they come to.
+    """All scans and the verdict.
 
     Attributes:
         scans: In the order of the list; at least one.
-        overall: Means over the scans; `codes_used` counts codes that any scan used, and a structure's voxels are those
-            of all scans.
-        thresholds: What was asked for.
-        verdict: The overall fidelity held against them.
-        failed: Case to reason, where a scan could not be measured.
+        overall: Means over the scans; `codes_used` counts codes used by any scan, and the voxels of structures are
+            sums over the scans.
+        thresholds: What the overall fidelity must reach.
+        verdict: Whether it does.
+        failed: Reason by case, for scans that could not be measured.
     """
 
     scans: tuple[ScanCard, ...]
     overall: Fidelity
     thresholds: Thresholds
-    verdict: Verdict
+    verdict: CardVerdict
     failed: Mapping[str, str]
 
     @classmethod
@@ -83,7 +83,7 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A scan's card, and the volumes it was measured on.
+    """A measured scan with its volumes.
 
     Attributes:
         card: The numbers.
@@ -97,11 +97,11 @@ class Measured:
 
 
 class LabelMasks(Mapping[str, Tensor]):
-    """The structures of a label map by name, masks made when asked for.
+    """The structures of a label map by name; masks are made on access.
 
     Args:
         labels_XYZ: Label map; 0 is background.
-        names: Name to number; a number without a name is called by it, such as "label 5".
+        names: Name to number; a number without a name becomes "label 5" and the like.
     """
 
     def __init__(self, labels_XYZ: NDArray[Any], names: Mapping[str, int]) -> None:
@@ -134,13 +134,13 @@ def measure_case(
         case: The scan, with or without labels.
         artifact: A loaded autoencoder.
         label_names: Name to number of the label maps.
-        overlap: See `difftumor.evaluation.autoencoder.reconstruction.reconstruct`.
-        windows_per_batch: See there.
+        overlap: Overlap of neighboring windows, in [0, 1).
+        windows_per_batch: Windows per batch; `windows_together` when None.
 
     Raises:
         VolumeError: A file cannot be used.
         GridMismatchError: The labels lie on another grid.
-        ArtifactError: The autoencoder gives no numbers.
+        ArtifactError: The autoencoder returns NaN or infinity.
     """
     ct = read_ct(case.image)
     labels = None if case.labels is None else read_case_labels(case, label_names)
@@ -168,7 +168,7 @@ def measure_case(
 
 
 def combined(scans: Sequence[ScanCard]) -> Fidelity:
-    """Return the means over scans, every scan counting the same; what one lacks is the mean of the others."""
+    """Return the means over scans, unweighted; a scan without a value does not count for it."""
     each = [scan.fidelity for scan in scans]
     names = dict.fromkeys(name for fidelity in each for name in fidelity.structures)
     structures = {
@@ -201,7 +201,7 @@ def case_columns(card: Card) -> list[str]:
 
 
 def card_record(card: Card, artifact: Artifact, case_list: CaseList, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the card as plain values; what is infinite or could not be measured is None."""
+    """Return the card as plain values; None for values that are infinite or could not be measured."""
     config = artifact.config
     return {
         "format_version": FORMAT_VERSION,
@@ -271,5 +271,5 @@ def _fidelity_record(fidelity: Fidelity) -> dict[str, Any]:
 
 
 def _plain(value: float | None) -> float | None:
-    """JSON knows neither NaN nor infinity."""
+    """Return a value, or None for NaN and infinity, which JSON lacks."""
     return value if value is None or math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""From a CT to what the autoencoder makes of it: whole scans, window by window."""
+"""Whole scans reconstructed by an autoencoder, window by window."""
 
 import math
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume
 from difftumor.segmentation.windows import blend_windows, evaluating
 
-# A quarter hides the seams; more costs time and smooths the noise, since more windows are averaged.
+# A quarter hides the seams; more costs time and smooths the noise by averaging more windows.
 OVERLAP = 0.25
-# Small windows go together, in as much memory as one of the published size: alone, PyTorch computes them several times
-# slower on a CPU.
+# Small windows are batched, in as much memory as one of the published size: on a CPU, PyTorch is several times slower
+# with single ones.
 _VOXELS_TOGETHER, _MOST_TOGETHER = 96**3, 8
 _AIR = -1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What an autoencoder makes of a CT.
+    """A CT as an autoencoder reconstructs it.
 
     Attributes:
         ct_signed_XYZ: (X, Y, Z) float32 in [-1, 1], on the device of the CT.
-        code_counts_K: (codes,) int64: how many latent vectors, over all windows, took each code.
+        code_counts_K: (codes,) int64: how many latent vectors took each code, over all windows.
     """
 
     ct_signed_XYZ: Tensor
@@ -45,11 +45,11 @@ class ScanReconstruction:
     """A scan and its reconstruction, both in the model space of the artifact.
 
     Attributes:
-        space: Leads from the scan's own grid to model space.
-        window: HU that the network sees.
+        space: Maps the scan's own grid to model space.
+        window: HU window of the network.
         ct_hu_XYZ: (X, Y, Z) float32 HU, not clipped.
         reconstruction_hu_XYZ: (X, Y, Z) float32 HU, inside the window.
-        code_counts_K: As in `Reconstruction`.
+        code_counts_K: (codes,) int64: how many latent vectors took each code, over all windows.
     """
 
     space: ModelSpace
@@ -69,18 +69,18 @@ def reconstruct(
 ) -> Reconstruction:
     """Encode, quantize and decode a whole scan with overlapping windows, weighted by a Gaussian.
 
-    The scan stays where it is and so does the result: keep a large scan on the CPU while the network is on a GPU, and
-    only windows travel. A scan smaller than the window is surrounded by air. The network's mode is as before.
+    Scan and result stay on the scan's device: keep a large scan on the CPU while the network is on a GPU, and only
+    windows are moved. A scan smaller than the window is padded with air. The network's mode is restored.
 
     Args:
-        autoencoder: Trained.
+        autoencoder: A trained autoencoder.
         ct_signed_XYZ: (X, Y, Z), float32 in [-1, 1], of any size.
         window: Window (x, y, z) in voxels, a multiple of the autoencoder's downsampling; the crop it was trained with.
-        overlap: Part of a window that its neighbor shares, in [0, 1).
-        windows_per_batch: Windows that go through the network together; `windows_together` when None.
+        overlap: Overlap of neighboring windows, in [0, 1).
+        windows_per_batch: Windows per batch; `windows_together` when None.
 
     Raises:
-        ConfigError: The overlap is out of range, or the window no multiple of the downsampling.
+        ConfigError: The overlap is out of range, or the window is not a multiple of the downsampling.
     """
     step = autoencoder.downsampling
     if len(window) != 3 or any(size < 1 or size % step for size in window):
@@ -108,7 +108,7 @@ def reconstruct(
 
 
 def windows_together(window: Sequence[int]) -> int:
-    """Return how many windows of a size go through the network together, unless told otherwise."""
+    """Return the default number of windows per batch for a window size."""
     return min(max(_VOXELS_TOGETHER // math.prod(window), 1), _MOST_TOGETHER)
 
 
@@ -120,18 +120,18 @@ def reconstruct_scan(
     overlap: float = OVERLAP,
     windows_per_batch: int | None = None,
 ) -> ScanReconstruction:
-    """Bring a scan into the model space of an autoencoder's artifact and reconstruct it there.
+    """Resample a scan to the model space of an autoencoder and reconstruct it there.
 
     Args:
         ct: The scan, in HU.
         artifact: A loaded autoencoder; it runs where its weights are.
         window: Window in voxels of model space; the crop the autoencoder was trained with when None.
-        overlap: See `reconstruct`.
-        windows_per_batch: See `reconstruct`.
+        overlap: Overlap of neighboring windows, in [0, 1).
+        windows_per_batch: Windows per batch; `windows_together` when None.
 
     Raises:
-        ConfigError: As `reconstruct`.
-        ArtifactError: The network gives values that are no numbers.
+        ConfigError: The overlap or the window is out of range.
+        ArtifactError: The network returns NaN or infinity.
     """
     preprocessing = artifact.config.preprocessing
     hu_window = IntensityWindow(*preprocessing["window_hu"])
@@ -145,7 +145,7 @@ def reconstruct_scan(
         windows_per_batch=windows_per_batch,
     )
     if not torch.isfinite(result.ct_signed_XYZ).all():
-        raise ArtifactError(f"The autoencoder {artifact.path} gives no numbers for {ct.path}: train it anew.")
+        raise ArtifactError(f"The autoencoder {artifact.path} returns NaN or infinity for {ct.path}: retrain it.")
     return ScanReconstruction(
         space=space,
         window=hu_window,

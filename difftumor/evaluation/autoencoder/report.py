@@ -19,7 +19,7 @@ from difftumor.reporting.tables import Cell, Table, format_cell
 from difftumor.scans.grid import Box, triple
 
 REPORT_FILE = "report.html"
-# One scale for all scans, so that pictures can be compared; an early tumor begins at 20 HU.
+# One scale for all scans, to compare pictures; faint tumors differ from the organ by 20 HU.
 DIFFERENCE_HU = 60.0
 _TUMOR_WORDS = ("tumor", "tumour", "lesion", "cancer", "mass")
 _MARKS = {True: "✓", False: "✗", None: "–"}
@@ -40,8 +40,8 @@ _MEANINGS: Mapping[str, str] = {
     "Edge ratio": "Gradient magnitude at the CT's edges, reconstruction over CT: below 1 is blur, above 1 ringing or "
     "noise.",
     "Noise ratio": "Power of the noise in homogeneous soft tissue, reconstruction over CT: below 1 is too smooth.",
-    "Codes used": "Codes of the codebook that were used at least once; not judged, since a small codebook may do.",
-    "Where": "All but structures is measured in the body without its gas, clipped to the HU window.",
+    "Codes used": "Codes used at least once; not judged, since a few codes may be enough.",
+    "Where": "In the body without its gas, clipped to the HU window; structures inside their masks.",
 }
 
 
@@ -50,18 +50,18 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
 
     Args:
         card: The numbers.
-        record: What `difftumor.evaluation.autoencoder.card.card_record` gave.
+        record: Result of `difftumor.evaluation.autoencoder.card.card_record`.
         pictures: PNG by case, of all scans or the first ones.
     """
     report = Report("Test card of an autoencoder", subtitle=f"{record['artifact']['path']} on {record['data']}")
-    _write_verdict(report, card)
-    _write_scans(report, card)
-    _write_structures(report, card)
+    _add_verdict(report, card)
+    _add_scans(report, card)
+    _add_structures(report, card)
     if pictures:
-        _write_pictures(report, card, pictures)
+        _add_pictures(report, card, pictures)
     report.heading("What was measured")
     report.key_values(_MEANINGS)
-    report.heading("Thresholds and what they rest on")
+    report.heading("Thresholds and their reasons")
     reasons = [(f"{_named(limit)} {_bound(limit, card.thresholds)}", limit.reason) for limit in LIMITS]
     report.table(Table(("Threshold", "Why, by default"), reasons))
     report.heading("How it was run")
@@ -69,8 +69,8 @@ def card_report(card: Card, record: Mapping[str, Any], pictures: Mapping[str, by
     return report
 
 
-def draw_case(measured: Measured) -> bytes:
-    """Draw CT, reconstruction and their difference in three planes, through the largest tumor where there is one."""
+def render_case(measured: Measured) -> bytes:
+    """Return a PNG of CT, reconstruction and difference in three planes, through the largest tumor if there is one."""
     volumes, window = measured.volumes, measured.volumes.window
     figure = reconstruction_planes(
         volumes.ct_hu_XYZ.numpy(),
@@ -85,7 +85,7 @@ def draw_case(measured: Measured) -> bytes:
 
 
 def _center(measured: Measured) -> tuple[int, int, int]:
-    """Find a voxel worth seeing: in the largest tumor, else in the largest structure, else amid the body."""
+    """Return a voxel worth seeing: in the largest tumor, else the largest structure, else the middle of the body."""
     structures = measured.card.fidelity.structures
     tumors = [name for name in structures if any(word in name.lower() for word in _TUMOR_WORDS)]
     if structures:
@@ -95,12 +95,12 @@ def _center(measured: Measured) -> tuple[int, int, int]:
     return triple([(start + stop) // 2 for start, stop in zip(body.start, body.stop, strict=True)])
 
 
-def _write_verdict(report: Report, card: Card) -> None:
+def _add_verdict(report: Report, card: Card) -> None:
     verdict = card.verdict
     report.heading(f"Good enough for stage 2: {'yes' if verdict.good_enough else 'no'}")
     scans = f"{len(card.scans)} scan{'' if len(card.scans) == 1 else 's'}"
     if verdict.good_enough:
-        report.paragraph(f"All that was measured over {scans} keeps to its threshold.")
+        report.paragraph(f"Everything measured over {scans} is within its threshold.")
     else:
         report.paragraph(f"Because {verdict.reasons}.")
     if verdict.unmeasured:
@@ -131,7 +131,7 @@ def _bound(limit: Limit, thresholds: Thresholds) -> str:
     return f"{sign} {getattr(thresholds, limit.threshold):g} {limit.unit}".strip()
 
 
-def _write_scans(report: Report, card: Card) -> None:
+def _add_scans(report: Report, card: Card) -> None:
     report.heading("Scans")
     rows: list[tuple[Cell, ...]] = [(scan.case, *_measures(scan.fidelity)) for scan in card.scans]
     if len(card.scans) > 1:
@@ -139,18 +139,17 @@ def _write_scans(report: Report, card: Card) -> None:
     report.table(Table(("Scan", *_MEASURES.values()), rows))
     figure = _sharpness_figure(card)
     if figure is not None:
-        caption = "Sharpness and noise, one dot per scan. Inside the box lies what the thresholds allow."
+        caption = "Sharpness and noise, one dot per scan. The box is what the thresholds allow."
         report.figure(figure, caption=caption)
 
 
-def _write_structures(report: Report, card: Card) -> None:
+def _add_structures(report: Report, card: Card) -> None:
     report.heading("Structures")
     if not card.overall.structures:
-        report.paragraph("The scans came without labels, so nothing is known of single organs and tumors.")
+        report.paragraph("The scans have no labels, so single organs and tumors were not measured.")
         return
     judged = judged_structures(card.overall, card.thresholds)
     header = ["Structure", "Voxels", "Error (HU)", "Bias (HU)"]
-    # Of one scan there is no worst.
     several = len(card.scans) > 1
     header += ["Scans", "Worst scan", "Error there (HU)"] if several else []
     others = [name for name in card.overall.structures if name not in judged]
@@ -160,8 +159,8 @@ def _write_structures(report: Report, card: Card) -> None:
         caption = "Mean absolute error and bias inside each structure judged; the dashed lines are the thresholds."
         report.figure(_structure_figure(inside, card.thresholds), caption=caption)
     report.paragraph(
-        "Means over the scans that hold it. Not judged (–) is what has no name, where others have one, and what has "
-        f"fewer than {card.thresholds.structure_voxels:g} voxels over all scans."
+        "Means over the scans that hold the structure. Not judged (–): structures without a name if others have one, "
+        f"and those with fewer than {card.thresholds.structure_voxels:g} voxels over all scans."
     )
     report.table(Table(header, rows))
 
@@ -175,7 +174,7 @@ def _structure_row(name: str, card: Card) -> tuple[Cell, ...]:
     return f"{mark} {_titled(name)}", inside.voxels, error, bias, len(holding), worst.case, there
 
 
-def _write_pictures(report: Report, card: Card, pictures: Mapping[str, bytes]) -> None:
+def _add_pictures(report: Report, card: Card, pictures: Mapping[str, bytes]) -> None:
     report.heading("Pictures")
     if len(pictures) < len(card.scans):
         report.paragraph(f"The first {len(pictures)} of {len(card.scans)} scans.")
@@ -214,7 +213,7 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def _structure_figure(structures: Mapping[str, StructureError], thresholds: Thresholds) -> Figure:
-    """Draw bars of error and bias, one row per structure, the first on top."""
+    """Plot bars of error and bias, one row per structure, the first on top."""
     names = [_titled(name) for name in structures]
     figure = Figure(figsize=(8.0, 1.2 + 0.34 * len(names)), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -237,7 +236,7 @@ def _structure_figure(structures: Mapping[str, StructureError], thresholds: Thre
 
 
 def _sharpness_figure(card: Card) -> Figure | None:
-    """Draw noise against edges; None where no scan has both."""
+    """Plot noise against edges; None if no scan has both."""
     points = np.array([(scan.fidelity.edge_ratio, scan.fidelity.noise_ratio) for scan in card.scans])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
@@ -267,7 +266,7 @@ def _titled(structure: str) -> str:
 
 
 def _rounded(value: float | None) -> Cell:
-    """Three digits are more than two trainings agree in."""
+    """Round to three digits, which is more than two trainings agree in."""
     if value is None or isinstance(value, int):
         return value
     return float(f"{value:.3g}")

@@ -1,6 +1,6 @@
-"""Whether an autoencoder is good enough for stage 2: measurements against stated thresholds, in words.
+"""Whether an autoencoder is good enough for stage 2: measurements compared with thresholds, and the verdict in words.
 
-docs/autoencoder.md tells what each threshold rests on.
+docs/autoencoder.md justifies the thresholds.
 """
 
 import math
@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from difftumor.errors import ConfigError
 from difftumor.evaluation.autoencoder.fidelity import Fidelity
 
-# How a label without a name is called, before its number.
+# Labels without a name are called this and their number.
 UNNAMED = "label "
-# So many reasons are told in a sentence; the card has all.
+# Reasons told in the sentence; the card has all.
 _TOLD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What an autoencoder must reach; the means over all scans are held against it.
+    """What the means over all scans must reach.
 
     Args:
         psnr_db: Least peak signal-to-noise ratio.
@@ -31,10 +31,10 @@ class Thresholds:
         noise_ratio_max: Largest noise ratio.
         structure_mae_hu: Largest mean absolute error inside a structure.
         structure_bias_hu: Largest bias inside a structure, up or down.
-        structure_voxels: A structure with fewer voxels, over all scans, is not judged.
+        structure_voxels: Structures with fewer voxels, over all scans, are not judged.
 
     Raises:
-        ConfigError: One is no finite number from 0 up.
+        ConfigError: One is negative or not finite.
     """
 
     psnr_db: float = 28.0
@@ -58,7 +58,7 @@ class Thresholds:
         """Return thresholds with changes such as ``"psnr_db=30"``.
 
         Raises:
-            ConfigError: A name is unknown, or a value is no number from 0 up.
+            ConfigError: A name is unknown, or a value is not a number from 0 up.
         """
         known = [field.name for field in fields(self)]
         changes: dict[str, float] = {}
@@ -69,22 +69,22 @@ class Thresholds:
             try:
                 changes[name] = float(value)
             except ValueError as error:
-                raise ConfigError(f"Threshold {setting!r} has no number: give for instance {name}=10.") from error
+                raise ConfigError(f"Threshold {setting!r} has no number: give, for instance, {name}=10.") from error
         return replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One thing that is judged.
+    """One thing to judge.
 
     Attributes:
         threshold: Field of `Thresholds`.
         measure: Field of `Fidelity`, or of `StructureError`.
-        name: What it is called.
+        name: Its name in sentences.
         unit: Its unit; empty for a ratio.
-        least: True where the threshold is the least value, False where it is the largest absolute value.
-        reason: What the default rests on.
-        structure: Whether it is judged inside every structure.
+        least: True if the threshold is a minimum, False if it is the largest absolute value.
+        reason: Why the default is what it is.
+        structure: Whether every structure is judged.
     """
 
     threshold: str
@@ -181,14 +181,14 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One measurement held against its limit.
+    """One measurement compared with its limit.
 
     Attributes:
         limit: What is judged.
-        structure: Inside which structure; None for the body.
-        value: What was measured.
+        structure: The structure; None for the body.
+        value: The measurement.
         bound: The threshold.
-        passed: Whether the value keeps to it; None where it could not be measured.
+        passed: Whether the value is within the threshold; None if it could not be measured.
     """
 
     limit: Limit
@@ -218,8 +218,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Every check, and what they come to.
+class CardVerdict:
+    """All checks and their outcome.
 
     Attributes:
         checks: In the order of `LIMITS`; structures by name.
@@ -239,7 +239,7 @@ class Verdict:
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """What could not be measured and so was not judged, in words; without repeats."""
+        """What could not be measured and so was not judged, in words, without repeats."""
         return tuple(dict.fromkeys(check.sentence for check in self.checks if check.passed is None))
 
     @property
@@ -249,26 +249,26 @@ class Verdict:
 
     @property
     def reasons(self) -> str:
-        """The first failures, and how many there are besides; without any, that there is none."""
+        """The first failures and the number of others, or that there are none."""
         if self.good_enough:
-            return "; ".join(("all that was measured keeps to its threshold", *self.unmeasured))
+            return "; ".join(("everything measured is within its threshold", *self.unmeasured))
         told, more = self.failures[:_TOLD], len(self.failures) - _TOLD
         return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
 
 
 def outcome(checks: Sequence[Check]) -> bool | None:
-    """Return whether all of some checks passed; None where none could be measured."""
+    """Return whether all checks passed; None if nothing could be measured."""
     results = [check.passed for check in checks if check.passed is not None]
     return all(results) if results else None
 
 
-def judge(overall: Fidelity, thresholds: Thresholds) -> Verdict:
-    """Hold the fidelity over all scans against thresholds."""
-    return Verdict(tuple(_checks(overall, thresholds)))
+def judge(overall: Fidelity, thresholds: Thresholds) -> CardVerdict:
+    """Compare the fidelity over all scans with thresholds."""
+    return CardVerdict(tuple(_checks(overall, thresholds)))
 
 
 def spoken(structure: str) -> str:
-    """Return a structure's name as it stands in a sentence: "the right kidney" for "kidney_right"."""
+    """Return a structure's name for a sentence: "the right kidney" for "kidney_right"."""
     words = structure.replace("_", " ").split()
     if len(words) > 1 and words[-1] in ("left", "right"):
         words = [words[-1], *words[:-1]]
@@ -277,9 +277,9 @@ def spoken(structure: str) -> str:
 
 
 def judged_structures(overall: Fidelity, thresholds: Thresholds) -> tuple[str, ...]:
-    """Return the structures that are judged: large enough, and of a name where any has one.
+    """Return the structures to judge: large enough, and named unless none is.
 
-    Label maps of whole bodies hold ribs and gut beside the organs that were named.
+    Label maps of whole bodies hold ribs and gut besides the named organs.
     """
     named = [name for name in overall.structures if not name.startswith(UNNAMED)]
     large = max(thresholds.structure_voxels, 1)

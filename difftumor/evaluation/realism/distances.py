@@ -1,4 +1,4 @@
-"""All distances between two sets of tumors that are computed, each from indices into one list of tumors."""
+"""All distances between two sets of tumors, each computed from indices into one list of tumors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from difftumor.scans.appearance import appearance_distance
 def frechet_distance(one_NF: Tensor, other_MF: Tensor) -> float:
     """Return the Fréchet distance (FID) of two sets, as if each were normally distributed.
 
-    It is |m - n|² + tr(S) + tr(T) - 2 tr((S T)^½), of the means and covariances. With centered rows A and B, so that
-    S = AᵀA and T = BᵀB, the last trace is the sum of the singular values of A Bᵀ. That is exact for any number of rows.
-    For few it is some hundred times faster than a matrix root, which is uncertain there, as S T is singular.
+    It is |m - n|² + tr(S) + tr(T) - 2 tr((S T)^½) of the means and covariances. With centered rows A and B, so that
+    S = AᵀA and T = BᵀB, the last trace is the sum of the singular values of A Bᵀ. That is exact for any number of rows,
+    and for few rows hundreds of times faster than a matrix root, which is inaccurate there because S T is singular.
 
     Args:
         one_NF: (N, F), at least two rows.
@@ -32,7 +32,7 @@ def frechet_distance(one_NF: Tensor, other_MF: Tensor) -> float:
     one, other = one_NF.double(), other_MF.double()
     difference = one.mean(dim=0) - other.mean(dim=0)
     roots = [(each - each.mean(dim=0)) / (len(each) - 1) ** 0.5 for each in (one, other)]
-    # With more rows than columns, a triangle of as many rows as columns has the same products.
+    # With more rows than columns, the square triangle of a QR decomposition has the same products.
     triangles = [torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in roots]
     traces = sum(float(root.square().sum()) for root in roots)
     cross = float(torch.linalg.svdvals(triangles[0] @ triangles[1].T).sum())
@@ -40,10 +40,10 @@ def frechet_distance(one_NF: Tensor, other_MF: Tensor) -> float:
 
 
 def kernel_matrix(groups_GKF: Tensor) -> NDArray[np.float64]:
-    """Return the mean kernel, (x·y / F + 1)³, between all vectors of two groups, for each two groups.
+    """Return the mean kernel (x·y / F + 1)³ over all pairs of vectors of two groups, for every pair of groups.
 
     Args:
-        groups_GKF: K vectors of each group, such as the slices of a tumor.
+        groups_GKF: (G, K, F): K vectors per group, such as the slices of a tumor.
 
     Returns:
         (G, G), symmetric.
@@ -59,16 +59,16 @@ def kernel_matrix(groups_GKF: Tensor) -> NDArray[np.float64]:
 def kernel_distance(kernel_GG: NDArray[np.float64], one: NDArray[np.intp], other: NDArray[np.intp]) -> float:
     """Return the squared kernel distance (KID) of two sets of groups: the squared maximum mean discrepancy, unbiased.
 
-    A group is never compared with itself, so that the vectors of a group need not be independent. The result may fall
-    below 0, and does in half of the cases where nothing differs.
+    A group is never compared with itself, so the vectors of a group need not be independent. The result may be
+    negative: if nothing differs, it is in half of the cases.
 
     Args:
-        kernel_GG: What ``kernel_matrix`` gave.
-        one: Indices of groups; some may come again.
-        other: The same.
+        kernel_GG: Result of ``kernel_matrix``.
+        one: Indices of groups; may repeat.
+        other: Indices of groups; may repeat.
 
     Returns:
-        NaN where a set has no two groups.
+        The distance; NaN if a set has fewer than two groups.
     """
     return _within(kernel_GG, one) + _within(kernel_GG, other) - 2 * float(kernel_GG[np.ix_(one, other)].mean())
 
@@ -81,15 +81,15 @@ def _within(kernel_GG: NDArray[np.float64], groups: NDArray[np.intp]) -> float:
 
 Indices = NDArray[np.intp]
 PLANES = ("axial", "coronal", "sagittal")
-# Crops or slices that go through a network together.
+# Crops or slices per batch of a network.
 _BATCH = 16
 
 
 class FeatureExtractor(Protocol):
-    """What maps pictures to features; evaluation does not know what it is.
+    """Anything that maps slices or crops to features.
 
     Attributes:
-        name: Short, without blanks.
+        name: Short, without spaces.
         kind: Whether it takes slices (B, 1, H, W) or crops (B, 1, X, Y, Z), in HU.
         dimensions: Numbers per slice or crop.
         extract: From a batch to features (B, dimensions), float32 on the CPU.
@@ -110,10 +110,10 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A tumor as far as distances need it.
+    """A tumor as distances need it.
 
     Args:
-        tumor: What was measured.
+        tumor: Its measurements.
         features: By name of the network: (planes, slices, F), or (1, 1, F) of a crop.
     """
 
@@ -122,15 +122,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Name:
-    """One distance.
+class DistanceName:
+    """What a distance is called.
 
     Args:
-        key: As in files.
-        label: As people read it.
+        key: Name in files.
+        label: Name on pages.
         unit: Empty for a plain number.
-        network: Whose features it compares; empty for what is measured without one.
-        plane: Which of the planes, where it is of one and there is a mean of all.
+        network: Network whose features it compares; empty for measurements without one.
+        plane: Plane, if it is of a single one; empty for the mean of all.
     """
 
     key: str
@@ -145,15 +145,15 @@ class Distances:
     """Distances that are computed together.
 
     Args:
-        names: What they are.
-        between: From the indices of two sets, in which a tumor may come again, to as many numbers as there are names;
-            NaN where nothing can be compared.
+        names: What they are called.
+        between: Maps the indices of two sets (a tumor may repeat) to one number per name; NaN if nothing can be
+            compared.
         resampled: Whether an interval over resampled patients makes sense.
-        vectors: Feature vectors of each tumor, where it needs more of them than ``dimensions``.
-        dimensions: See there; 0 where nothing of the kind is needed.
+        vectors: Feature vectors per tumor.
+        dimensions: Number of feature vectors that a set must exceed; 0 for no minimum.
     """
 
-    names: tuple[Name, ...]
+    names: tuple[DistanceName, ...]
     between: Callable[[Indices, Indices], tuple[float, ...]]
     resampled: bool = True
     vectors: int = 1
@@ -161,12 +161,12 @@ class Distances:
 
 
 def take_features(crop: TumorCrop, networks: Sequence[FeatureExtractor], *, slices: int) -> Sample:
-    """Extract the features of a crop and of its slices, and let go of the crop.
+    """Return a tumor with the features of its crop and slices, without the crop.
 
     Args:
         crop: The tumor.
-        networks: What extracts them.
-        slices: Slices of each plane, see ``slices_of``.
+        networks: Feature networks.
+        slices: Slices per plane, as for ``slices_of``.
     """
     features = {}
     for network in networks:
@@ -181,7 +181,7 @@ def take_features(crop: TumorCrop, networks: Sequence[FeatureExtractor], *, slic
 
 
 def all_distances(samples: Sequence[Sample], networks: Sequence[FeatureExtractor]) -> list[Distances]:
-    """Return all distances that can be computed between sets of these tumors."""
+    """Return all distances between sets of these tumors."""
     tumors = [sample.tumor for sample in samples]
     found = [_of_hu(tumors), _of_appearance(tumors), _of_texture(tumors), _of_size(tumors)]
     for network in networks:
@@ -193,8 +193,8 @@ def all_distances(samples: Sequence[Sample], networks: Sequence[FeatureExtractor
 def _of_hu(tumors: Sequence[Tumor]) -> Distances:
     histograms = np.stack([tumor.histogram_H for tumor in tumors])
     names = (
-        Name("hu_wasserstein", "HU inside, Wasserstein", "HU"),
-        Name("hu_jensen_shannon", "HU inside, Jensen–Shannon"),
+        DistanceName("hu_wasserstein", "HU inside, Wasserstein", "HU"),
+        DistanceName("hu_jensen_shannon", "HU inside, Jensen–Shannon"),
     )
 
     def between(one: Indices, other: Indices) -> tuple[float, ...]:
@@ -206,9 +206,9 @@ def _of_hu(tumors: Sequence[Tumor]) -> Distances:
 
 def _of_appearance(tumors: Sequence[Tumor]) -> Distances:
     names = (
-        Name("contrast", "Contrast to the surroundings", "HU"),
-        Name("sd", "Standard deviation inside", "HU"),
-        Name("edge", "Mean edge profile", "HU"),
+        DistanceName("contrast", "Contrast to the surroundings", "HU"),
+        DistanceName("sd", "Standard deviation inside", "HU"),
+        DistanceName("edge", "Mean edge profile", "HU"),
     )
 
     def between(one: Indices, other: Indices) -> tuple[float, ...]:
@@ -221,18 +221,18 @@ def _of_appearance(tumors: Sequence[Tumor]) -> Distances:
 def _of_texture(tumors: Sequence[Tumor]) -> Distances:
     units = {"contrast": "levels²", "entropy": "bit"}
     properties = [field.name for field in fields(Texture)]
-    names = [Name(f"texture_{name}", f"Texture, {name}", units.get(name, "")) for name in properties]
+    names = [DistanceName(f"texture_{name}", f"Texture, {name}", units.get(name, "")) for name in properties]
     values = {name: [getattr(tumor.texture, name) for tumor in tumors] for name in properties}
     return Distances(names=tuple(names), between=_of_values(values))
 
 
 def _of_size(tumors: Sequence[Tumor]) -> Distances:
     values = {"diameter": [tumor.diameter_mm for tumor in tumors]}
-    return Distances(names=(Name("diameter", "Diameter", "mm"),), between=_of_values(values))
+    return Distances(names=(DistanceName("diameter", "Diameter", "mm"),), between=_of_values(values))
 
 
 def _of_values(values: Mapping[str, Sequence[float]]) -> Callable[[Indices, Indices], tuple[float, ...]]:
-    """Return the Wasserstein-1 distances of numbers of each tumor; every tumor that has one counts the same."""
+    """Return Wasserstein-1 distances of numbers per tumor; tumors without a number are left out."""
     from scipy.stats import wasserstein_distance
 
     columns = [np.array(column, np.float64) for column in values.values()]
@@ -252,7 +252,7 @@ def _frechet(features_GPKF: Tensor, network: FeatureExtractor) -> Distances:
     return Distances(
         names=_feature_names("fid", "FID", network),
         between=partial(_planes_and_mean, of_plane, features_GPKF.shape[1]),
-        resampled=False,  # a sample drawn twice makes the covariance narrower
+        resampled=False,  # repeated samples narrow the covariance
         vectors=features_GPKF.shape[2],
         dimensions=network.dimensions,
     )
@@ -277,9 +277,12 @@ def _planes_and_mean(
     return (*found, fmean(found)) if planes > 1 else tuple(found)
 
 
-def _feature_names(key: str, label: str, network: FeatureExtractor) -> tuple[Name, ...]:
+def _feature_names(key: str, label: str, network: FeatureExtractor) -> tuple[DistanceName, ...]:
     name = network.name
     if network.kind == "crops":
-        return (Name(f"{key}_{name}", f"{label}, {name}", network=name),)
-    planes = (Name(f"{key}_{name}_{plane}", f"{label}, {name}, {plane}", network=name, plane=plane) for plane in PLANES)
-    return (*planes, Name(f"{key}_{name}", f"{label}, {name}, mean of planes", network=name))
+        return (DistanceName(f"{key}_{name}", f"{label}, {name}", network=name),)
+    planes = (
+        DistanceName(f"{key}_{name}_{plane}", f"{label}, {name}, {plane}", network=name, plane=plane)
+        for plane in PLANES
+    )
+    return (*planes, DistanceName(f"{key}_{name}", f"{label}, {name}, mean of planes", network=name))

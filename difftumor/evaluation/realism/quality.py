@@ -1,8 +1,8 @@
-"""How alike real and synthetic tumors are: distances, with a scale, an interval, and warnings where they mean little.
+"""How alike real and synthetic tumors are: distances, each with a scale, an interval, and warnings.
 
-The scale of a distance is what it is between real tumors. Real patients are split into halves A and B at random, many
-times, and beside them stand as many synthetic tumors S: a distance grows where sets are small, so that A to B is
-compared with A to S, all of one size. Patients are the units of all drawing, as tumors of a patient are alike.
+The scale of a distance is its value between real tumors. Real patients are split into random halves A and B, many
+times, and compared with a set S of as many synthetic tumors. Distances grow for small sets, so all three sets have one
+size: A to B is compared with A to S. Patients are the unit of all sampling, since tumors of one patient are alike.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from difftumor.evaluation.cohort.statistics import FEW_PATIENTS, LEAST_PATIENTS
-from difftumor.evaluation.realism.distances import Distances, FeatureExtractor, Indices, Name, Sample, all_distances
+from difftumor.evaluation.realism.distances import (
+    DistanceName,
+    Distances,
+    FeatureExtractor,
+    Indices,
+    Sample,
+    all_distances,
+)
 from difftumor.seeding import Key, numpy_generator
 
-# Fewer tumors or splits than these give numbers, and a warning.
+# Fewer tumors or splits than these give numbers with a warning.
 FEW_TUMORS, FEW_SPLITS = 20, 20
-# Scans whose voxels differ more in one direction differ in sharpness and noise, whatever the tumors are like.
+# Scans whose voxel sizes differ by more than this ratio differ in sharpness and noise, whatever the tumors.
 VOXEL_RATIO = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySettings:
-    """How distances are put into relation.
+    """How distances are put on a scale.
 
     Args:
-        seed: Of splits and resamples.
-        repeats: Splits into halves.
-        resamples: Of the patients, for intervals.
+        seed: Seed of splits and resamples.
+        repeats: Number of splits into halves.
+        resamples: Number of resamples of the patients, for intervals.
     """
 
     seed: int = 0
@@ -40,7 +47,7 @@ class QualitySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Distances over splits: their median, and between which values 95 % of them lie."""
+    """Distances over splits: their median, and the range of 95 % of them."""
 
     median: float
     low: float
@@ -48,15 +55,15 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """What a distance is between sets of equal sizes.
+class DistanceScale:
+    """A distance between sets of equal size.
 
     Attributes:
         tumors: In each set, on average over the splits.
         real_real: Between halves of the real patients.
         real_synthetic: Between a half of them and synthetic tumors.
-        farther: In which share of the splits the synthetic tumors are farther from a half than the other half is;
-            equals count half.
+        farther: Share of the splits in which the synthetic tumors are farther from a half than the other half is;
+            ties count half.
     """
 
     tumors: float
@@ -71,26 +78,26 @@ class Measurement:
 
     Attributes:
         name: What it is.
-        value: Between all real and all synthetic tumors; NaN where nothing can be compared.
-        interval: 95 % over resampled patients; None where it makes no sense or cannot be had.
-        scale: None where it cannot be had.
-        warnings: Sentences that say why it means little.
+        value: Between all real and all synthetic tumors; NaN if nothing can be compared.
+        interval: 95 % over resampled patients; None if it makes no sense or there are too few patients.
+        scale: None if there are too few patients.
+        warnings: Sentences that say why to distrust it.
     """
 
-    name: Name
+    name: DistanceName
     value: float
     interval: tuple[float, float] | None
-    scale: Scale | None
+    scale: DistanceScale | None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What was found.
+    """All distances between two sets.
 
     Attributes:
         measurements: In the order of the page.
-        warnings: Sentences that hold for all of them.
+        warnings: Sentences that concern all of them.
     """
 
     measurements: tuple[Measurement, ...]
@@ -113,9 +120,9 @@ def measure_quality(
     The order of the tumors does not matter, and the same seed gives the same result.
 
     Args:
-        real: At least one.
-        synthetic: At least one.
-        networks: Whose features the samples have.
+        real: At least one tumor.
+        synthetic: At least one tumor.
+        networks: Networks whose features the samples have.
         settings: The defaults when None.
 
     Raises:
@@ -153,7 +160,7 @@ def _by_patient(samples: Sequence[Sample], offset: int) -> Patients:
 def _splits(real: Patients, synthetic: Patients, settings: QualitySettings) -> list[Split]:
     """Return halves of the real patients, and synthetic tumors, as many of each.
 
-    A half is never held against synthetic tumors in its own patients, which would have the same tissue around them.
+    A half is never compared with synthetic tumors in its own patients, which have the same tissue around them.
     """
     found = []
     for repeat in range(settings.repeats):
@@ -175,7 +182,7 @@ def _shuffled(patients: Patients, seed: int, *keys: Key) -> list[str]:
 
 
 def _resamples(sets: Sequence[Patients], settings: QualitySettings) -> list[tuple[Indices, Indices]]:
-    """Draw as many patients as there are, with replacement, of each set; of two sets of the same patients the same."""
+    """Resample the patients of each set with replacement; two sets of the same patients get the same resamples."""
     found = []
     paired = sets[0].keys() == sets[1].keys()
     for repeat in range(settings.resamples):
@@ -216,12 +223,12 @@ def _measure(
 
 
 def _interval(value: float, drawn: np.ndarray) -> tuple[float, float] | None:
-    """Return the pivotal interval: what resampling adds to a distance is taken away, as sampling has added it before.
+    """Return the pivotal interval, which subtracts from the value as much as resampling adds to it.
 
-    Only a kernel distance may be negative; its value says so, or that of a resample.
+    Only a kernel distance may be negative, and then its value or that of a resample is.
     """
     known = drawn[np.isfinite(drawn)]
-    # By chance, no tumor that was drawn may have what is compared; where that is usual, nothing is known.
+    # A resample may by chance hold no tumor with this quantity; if most do, there is no interval.
     if 2 * len(known) <= len(drawn) or not math.isfinite(value):
         return None
     low, high = (2 * value - float(edge) for edge in np.percentile(known, (97.5, 2.5)))
@@ -229,13 +236,13 @@ def _interval(value: float, drawn: np.ndarray) -> tuple[float, float] | None:
     return max(low, least), max(high, least)
 
 
-def _scale(tumors: float, halves: np.ndarray, against: np.ndarray) -> Scale | None:
+def _scale(tumors: float, halves: np.ndarray, against: np.ndarray) -> DistanceScale | None:
     known = np.isfinite(halves) & np.isfinite(against)
     if not known.any():
         return None
-    # Of the signs, so that equals count half.
+    # By signs, so that ties count half.
     farther = float((1 + np.sign(against[known] - halves[known])).mean() / 2)
-    return Scale(
+    return DistanceScale(
         tumors=tumors, real_real=_spread(halves[known]), real_synthetic=_spread(against[known]), farther=farther
     )
 
@@ -245,16 +252,16 @@ def _spread(values: np.ndarray) -> Spread:
     return Spread(median=median, low=low, high=high)
 
 
-def _warnings(distances: Distances, name: Name, value: float, tumors: int) -> tuple[str, ...]:
+def _warnings(distances: Distances, name: DistanceName, value: float, tumors: int) -> tuple[str, ...]:
     if not math.isfinite(value):
-        return (f"{name.label} cannot be had: no tumor of one of the lists has what it compares.",)
+        return (f"{name.label} cannot be computed: in one of the lists no tumor has this quantity.",)
     vectors = tumors * distances.vectors
     if not distances.dimensions or vectors > distances.dimensions:
         return ()
     what = f"{vectors} slices of {tumors} tumors" if distances.vectors > 1 else f"{tumors} tumors"
     return (
         f"FID with {name.network}: the smaller list has {what}, not more than {distances.dimensions} feature "
-        "dimensions, so that it is far too high. Compare sets of equal size alone, and look at the kernel distance.",
+        "dimensions, which makes it far too high. Only compare sets of equal size, and prefer the kernel distance.",
     )
 
 
@@ -271,7 +278,7 @@ def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients]
             found.append(f"Only {len(groups)} {side} patients: intervals are too narrow.")
     if 0 < splits < FEW_SPLITS:
         found.append(
-            f"Only {splits} splits: where nothing differs, many distances are farther in all of them by chance."
+            f"Only {splits} splits: even if nothing differs, many distances are farther in all of them by chance."
         )
     voxels = [np.median([sample.tumor.voxel_mm for sample in samples], axis=0) for samples in sets]
     ratio = np.maximum(voxels[0] / voxels[1], voxels[1] / voxels[0])

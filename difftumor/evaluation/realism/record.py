@@ -1,4 +1,4 @@
-"""What was found of the quality of synthesis, as JSON, CSV and Markdown."""
+"""The quality of synthesis as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from difftumor import __version__
 from difftumor.evaluation.realism.distances import Sample
-from difftumor.evaluation.realism.quality import Measurement, Quality, Scale, Spread
+from difftumor.evaluation.realism.quality import DistanceScale, Measurement, Quality, Spread
 from difftumor.files import written_whole
 from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"
 HEADER = ("Distance", "All", "95 % interval", "Real to real", "Real to synthetic", "Farther")
-# What chance does, as docs/image_quality.md has measured it.
+# The effect of chance, measured in docs/image_quality.md.
 USUAL = (
-    "Where nothing differs, 10 to 90 % is usual, and by chance 1 to 3 of 100 distances reach 95 % (with 20 splits; "
-    "with fewer, more of them)."
+    "If nothing differs, 10 to 90 % is usual, and 1 to 3 of 100 distances reach 95 % by chance (with 20 splits; with "
+    "fewer splits more do)."
 )
-# Said above the table, wherever it stands.
+# Stands beside every table.
 EXPLANATION = (
-    "All: between all real and all synthetic tumors. 95 % interval: over resampled patients, without what chance adds "
-    "to a distance, so that it may lie below the value. Real to real: between two random halves of the real patients. "
-    "Real to synthetic: between such a half and as many synthetic tumors. Both are medians, with where 95 % of the "
-    "splits lie. Farther: in which share of the splits the synthetic tumors are farther from the half than the other "
-    "half is; about 50 % on average where they look alike. " + USUAL
+    "All: between all real and all synthetic tumors. 95 % interval: over resampled patients, corrected for what chance "
+    "adds to a distance, so it may lie below the value. Real to real: between two random halves of the real patients. "
+    "Real to synthetic: between such a half and as many synthetic tumors. Both are medians, with the range of 95 % of "
+    "the splits. Farther: share of the splits in which the synthetic tumors are farther from the half than the other "
+    "half is; about 50 % on average if they look alike. " + USUAL
 )
 _FROM_NAME = ("distance", "label", "unit")
 _SPREADS = ("real_real", "real_synthetic")
@@ -38,11 +38,11 @@ _COLUMNS = (
 
 
 def quality_record(quality: Quality, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``quality.json`` holds; numbers that are not known are null.
+    """Return the content of ``quality.json``; unknown numbers are null.
 
     Args:
-        quality: What was found.
-        about: Lists, settings, networks and the like.
+        quality: The distances.
+        about: Lists, settings, networks.
     """
     return {
         "difftumor_version": __version__,
@@ -70,9 +70,9 @@ def write_quality(
     """Write ``quality.json``, ``quality.csv``, ``quality.md`` and ``tumors.csv``.
 
     Args:
-        folder: Where to.
-        quality: What was found.
-        record: What ``quality_record`` gave.
+        folder: Folder to write to.
+        quality: The distances.
+        record: Result of ``quality_record``.
         sets: The tumors, by the name of their set.
     """
     write_json(folder / RECORD_FILE, record)
@@ -84,7 +84,7 @@ def write_quality(
 
 
 def quality_markdown(quality: Quality, record: Mapping[str, Any]) -> str:
-    """Return what ``quality.md`` holds: counts, warnings, all distances."""
+    """Return the content of ``quality.md``: counts, warnings, all distances."""
     counts = [
         f"{side.capitalize()}: {record[side]['tumors']} tumors of {record[side]['patients']} patients in "
         f"`{record[side]['list']}`."
@@ -112,7 +112,7 @@ def table_row(measurement: Measurement) -> tuple[str, ...]:
 
 
 def shown(value: float) -> str:
-    """Return a number with three digits, and a minus that is one."""
+    """Return a number with three digits and a true minus sign."""
     if not math.isfinite(value):
         return "–"
     digits = f"{value:.3g}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.2e}"
@@ -156,7 +156,7 @@ def _row(measurement: Measurement) -> Row:
     }
 
 
-def _spread_cells(scale: Scale) -> dict[str, Cell]:
+def _spread_cells(scale: DistanceScale) -> dict[str, Cell]:
     return {f"{name}_{part}": value for name in _SPREADS for part, value in asdict(getattr(scale, name)).items()}
 
 
@@ -170,5 +170,5 @@ def _tumor_row(name: str, sample: Sample) -> Row:
 
 
 def _known(value: float) -> float | None:
-    """JSON knows no NaN, and an empty cell says more."""
+    """Return a number, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None

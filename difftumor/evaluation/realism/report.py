@@ -1,4 +1,4 @@
-"""The quality of synthesis as a page and as pictures: distances with their warnings, histograms, examples."""
+"""The quality of synthesis as a page and pictures: distances with their warnings, histograms, examples."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from difftumor.reporting.tables import Cell, Table
 REPORT_FILE = "report.html"
 HISTOGRAM_FILE, LOOKS_FILE = "histograms.png", "looks.png"
 _DPI = 110
-# Synthetic tumors that are farther in as many splits seem to differ from real ones.
+# A distance that is farther in this share of the splits points to a difference.
 _DIFFERS = 0.95
 _MEANINGS: Mapping[str, str] = {
     "HU inside": "Histograms of the voxels of each tumor, as stored; every tumor counts the same. Wasserstein: by how "
-    "many HU voxels would have to be moved on average. Jensen–Shannon: from 0, the same, to 1, nothing in common.",
+    "many HU voxels would have to move on average. Jensen–Shannon: from 0 (the same) to 1 (nothing in common).",
     "Contrast, deviation, edge": "Mean of a tumor less that of the organ 5 to 15 mm around it, standard deviation "
-    "inside, and mean profile across the surface, inside the HU window. Wasserstein distances over tumors; of the "
+    "inside, and mean profile across the surface, within the HU window. Wasserstein distances over tumors; for the "
     "profile, the mean difference.",
     "Texture": "Gray levels of neighbors inside a tumor, in the axial plane, 1 mm or one voxel apart (GLCM, 32 levels "
     "over the HU window). Wasserstein distances over tumors.",
-    "FID": "Fréchet distance of the features of slices (one for each plane, and their mean) or crops. It is too high "
-    "for few tumors, so that only sets of equal size can be compared.",
+    "FID": "Fréchet distance of the features of slices (one per plane, and their mean) or crops. It is too high for "
+    "few tumors, so only sets of equal size can be compared.",
     "Kernel distance": "Squared kernel distance (KID) of the same features. Few tumors make it uncertain, not too "
-    "high; it is about 0, also below, where nothing differs.",
+    "high; if nothing differs it is about 0, and may be negative.",
 }
 _NO_NETWORK = (
-    "No feature network was given, so that there are no FID and kernel distance. Give one with --features, such as "
-    "inception_v3=FILE, radimagenet_resnet50=FILE, medicalnet_resnet10=FILE or autoencoder=ARTIFACT. Nothing is "
-    "downloaded: docs/image_quality.md says where the files are."
+    "FID and kernel distance need a feature network: give one with --features, such as inception_v3=FILE, "
+    "radimagenet_resnet50=FILE, medicalnet_resnet10=FILE or autoencoder=ARTIFACT. Nothing is downloaded: "
+    "docs/image_quality.md says where to get the files."
 )
 
 
@@ -47,15 +47,15 @@ def quality_report(quality: Quality, record: Mapping[str, Any], pictures: Mappin
     """Compose the page.
 
     Args:
-        quality: What was found.
-        record: What ``quality_record`` gave.
-        pictures: What ``draw_pictures`` gave.
+        quality: The distances.
+        record: Result of ``quality_record``.
+        pictures: Result of ``render_pictures``.
     """
     report = Report(
         "Image quality of synthesis",
         subtitle=f"{record['organ']}: {record['synthetic']['list']} against {record['real']['list']}",
     )
-    _write_verdict(report, quality, record)
+    _add_verdict(report, quality, record)
     report.heading("Distances")
     report.paragraph(EXPLANATION)
     for network in dict.fromkeys(measurement.name.network for measurement in quality.measurements):
@@ -71,7 +71,7 @@ def quality_report(quality: Quality, record: Mapping[str, Any], pictures: Mappin
     report.figure(pictures[LOOKS_FILE], caption=looks, dpi=_DPI)
     report.heading("Examples")
     for side in ("real", "synthetic"):
-        caption = f"Some {side} tumors, drawn at random, in three planes through the middle of each."
+        caption = f"Some {side} tumors, chosen at random, in three planes through the middle of each."
         report.figure(pictures[f"{side}.png"], caption=caption, dpi=_DPI)
     report.heading("What was measured")
     report.key_values(_MEANINGS)
@@ -80,15 +80,15 @@ def quality_report(quality: Quality, record: Mapping[str, Any], pictures: Mappin
     return report
 
 
-def draw_pictures(
+def render_pictures(
     sets: Mapping[str, Sequence[Sample]], examples: Mapping[str, Sequence[TumorCrop]], spec: CropSpec
 ) -> dict[str, bytes]:
-    """Draw all pictures as PNG, by the names of their files.
+    """Return all pictures as PNG, by file name.
 
     Args:
         sets: The tumors, "real" first.
         examples: Some crops of each set.
-        spec: How they were cut.
+        spec: How the crops were cut.
     """
     looks = {name: [sample.tumor.appearance for sample in samples] for name, samples in sets.items()}
     figures = {HISTOGRAM_FILE: _histograms(sets), LOOKS_FILE: appearance_figure(looks)}
@@ -96,8 +96,8 @@ def draw_pictures(
     return {file: to_png(figure, dpi=_DPI) for file, figure in figures.items()}
 
 
-def _write_verdict(report: Report, quality: Quality, record: Mapping[str, Any]) -> None:
-    report.heading("What was found")
+def _add_verdict(report: Report, quality: Quality, record: Mapping[str, Any]) -> None:
+    report.heading("Result")
     report.key_values({side.capitalize(): _counted(record[side]) for side in ("real", "synthetic")})
     report.paragraph(verdict(quality))
     for text in quality.all_warnings:
@@ -108,10 +108,10 @@ def _write_verdict(report: Report, quality: Quality, record: Mapping[str, Any]) 
 
 
 def verdict(quality: Quality) -> str:
-    """Say how many distances point to a difference between synthetic and real tumors, and what chance does."""
+    """Return how many distances point to a difference between synthetic and real tumors, and what chance explains."""
     known = [m for m in quality.measurements if m.scale is not None and not m.name.plane]
     if not known:
-        return "No distance has a scale, so that nothing can be said of how alike the tumors are."
+        return "No distance has a scale, so nothing can be said about how alike the tumors are."
     far = [m.name.label for m in known if m.scale is not None and m.scale.farther >= _DIFFERS]
     share = f"{100 * _DIFFERS:.0f} %"
     if not far:
@@ -132,7 +132,7 @@ def _counted(about: Mapping[str, Any]) -> str:
 
 
 def _histograms(sets: Mapping[str, Sequence[Sample]]) -> Figure:
-    """Draw the mean histogram of each set, in bins of ``SHAPE_BIN_HU``, over the HU that are seen at all."""
+    """Plot the mean histogram of each set, in bins of ``SHAPE_BIN_HU``, over the HU that occur."""
     figure, (axes,) = new_axes(1, (8.0, 3.6), None)
     edges = np.arange(LOW_HU, HIGH_HU + 2, SHAPE_BIN_HU)
     shown = np.zeros(len(edges) - 1, bool)
@@ -140,7 +140,7 @@ def _histograms(sets: Mapping[str, Sequence[Sample]]) -> Figure:
         mean = np.mean([sample.tumor.histogram_H for sample in samples], axis=0, dtype=np.float64)
         share = mean.reshape(-1, SHAPE_BIN_HU).sum(axis=1)
         axes.stairs(100 * share, edges, color=color, linewidth=1.6, label=f"{name} ({len(samples)})")
-        # Single voxels far off, such as of metal, would squeeze all others.
+        # Single outlying voxels, such as metal, would squeeze all others.
         shown |= share > 1e-3
     places = np.flatnonzero(shown)
     axes.set_xlim(edges[places[0]] - 2 * SHAPE_BIN_HU, edges[places[-1] + 1] + 2 * SHAPE_BIN_HU)

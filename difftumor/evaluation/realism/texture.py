@@ -1,9 +1,9 @@
 """Texture inside a tumor: how often two gray levels are neighbors (Haralick's co-occurrence matrix, GLCM).
 
-The rules. Only pairs count whose two voxels both lie in the tumor, so that its rim and what is around it say nothing.
-HU are taken as stored, not resampled: that would smooth the noise. They are clipped to the HU window and cut into
-``LEVELS`` levels of one width. Neighbors lie in the axial plane, along its four directions, ``DISTANCE_MM`` apart or
-the nearest whole number of voxels, at least one. Pairs of all directions are counted in one matrix, both ways round.
+Only pairs of two voxels inside the tumor count, so that its surroundings have no influence. HU are used as stored,
+since resampling would smooth the noise; they are clipped to the HU window and divided into ``LEVELS`` levels of equal
+width. Neighbors lie in the axial plane, in its four directions, ``DISTANCE_MM`` apart, rounded to whole voxels (at
+least one). Pairs of all directions are counted in one matrix, both ways round.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from difftumor.scans.intensity import IntensityWindow
 
 LEVELS = 32
 DISTANCE_MM = 1.0
-# Fewer pairs say nothing about so many levels.
+# Fewer pairs are too few for so many levels.
 LEAST_PAIRS = 64
 _DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """Haralick's properties of one tumor; NaN where it is too small.
+    """Haralick's properties of one tumor; NaN if it is too small.
 
     Attributes:
         contrast: Mean squared difference of two neighbors, in levels².
@@ -54,7 +54,7 @@ def measure_texture(
         ct_hu_XYZ: (X, Y, Z) HU; the first two axes lie in the axial plane.
         tumor_XYZ: Mask of the tumor.
         spacing_mm: Voxel size along X, Y, Z.
-        window: HU that count.
+        window: HU window.
     """
     pairs = cooccurrence(ct_hu_XYZ, tumor_XYZ, spacing_mm=spacing_mm, window=window)
     total = pairs.sum()
@@ -82,10 +82,10 @@ def cooccurrence(
     spacing_mm: Sequence[float],
     window: IntensityWindow,
 ) -> NDArray[np.int64]:
-    """Count pairs of neighbors inside a tumor by their levels; arguments as ``measure_texture``.
+    """Count pairs of neighbors inside a tumor by their levels; arguments as for ``measure_texture``.
 
     Returns:
-        (LEVELS, LEVELS), symmetric: every pair is counted from both of its ends.
+        (LEVELS, LEVELS), symmetric: every pair counts from both of its ends.
     """
     unit = window.to_unit(np.asarray(ct_hu_XYZ, np.float64))
     levels = np.minimum((unit * LEVELS).astype(np.int64), LEVELS - 1)

@@ -1,4 +1,4 @@
-"""Tumors of a list, cut from their scans and measured, so that they can be compared with those of another list."""
+"""Tumors of a list, cut from their scans and measured, ready to be compared with those of another list."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from difftumor.scans.organs import ORGAN, TUMOR, OrganLabels
 from difftumor.synthesis.scan.record import RECORD_FILE, read_record
 
 LOW_HU, HIGH_HU = -1024, 3071
-# Single HU are too fine for the shape of a distribution: of a small tumor they hold a voxel or none.
+# Bins of one HU are too fine for the shape of a distribution: a small tumor has one voxel or none in each.
 SHAPE_BIN_HU = 8
 
 
 def hu_histogram(hu: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the share of voxels at each whole HU from ``LOW_HU`` to ``HIGH_HU``; what lies beyond counts at the ends.
+    """Return the share of voxels at each whole HU from ``LOW_HU`` to ``HIGH_HU``; values beyond count at the ends.
 
     Args:
-        hu: Of any shape, at least one.
+        hu: HU in an array of any shape; not empty.
     """
     bins = np.clip(np.rint(hu).astype(np.int64).ravel(), LOW_HU, HIGH_HU) - LOW_HU
     counts = np.bincount(bins, minlength=HIGH_HU - LOW_HU + 1)
@@ -51,11 +51,11 @@ def hu_jensen_shannon(one_NH: NDArray[np.floating], other_MH: NDArray[np.floatin
     one, other = (
         each.mean(axis=0, dtype=np.float64).reshape(-1, SHAPE_BIN_HU).sum(axis=1) for each in (one_NH, other_MH)
     )
-    # Where both are equal, rounding may leave a root of less than 0.
+    # For equal histograms, rounding may take the root of a negative number.
     return float(np.nan_to_num(jensenshannon(one, other, base=2)))
 
 
-# What `difftumor synthesize` writes beside the CT of a case.
+# Files that `difftumor synthesize` writes beside the CT of a case.
 SYNTHESIS_LABELS, SYNTHESIS_LESIONS = "labels.nii.gz", "lesions.nii.gz"
 
 
@@ -64,10 +64,10 @@ class CropSpec:
     """How tumors are cut out.
 
     Args:
-        size: Voxels of the cube's sides.
+        size: Side of the cube in voxels.
         spacing_mm: Voxel size along R, A and S.
-        window: HU that count.
-        minimum_voxels: Components of fewer voxels, in the scan's own grid, are no tumors.
+        window: HU window.
+        minimum_voxels: Components with fewer voxels, on the scan's own grid, are ignored.
     """
 
     size: int = 64
@@ -83,12 +83,12 @@ class Tumor:
     Attributes:
         case: Id of the case.
         patient: Who was scanned.
-        number: Of the tumor in its case.
-        diameter_mm: Of the ball of its volume.
+        number: Number of the tumor in its case.
+        diameter_mm: Diameter of the ball of its volume.
         voxel_mm: Voxel size of the scan along R, A and S.
-        histogram_H: See ``hu_histogram``.
-        texture: See ``measure_texture``.
-        appearance: See ``measure_appearance``.
+        histogram_H: Result of ``hu_histogram``.
+        texture: Result of ``measure_texture``.
+        appearance: Result of ``measure_appearance``.
     """
 
     case: str
@@ -106,10 +106,10 @@ class TumorCrop:
     """One tumor, cut from its scan.
 
     Attributes:
-        tumor: What was measured.
-        ct_hu_XYZ: (size, size, size) float32 HU, RAS; beyond the scan lies air.
-        mask_XYZ: The tumor in it.
-        extent: Voxels that it takes up along each axis of the crop's grid, the crop's size at most.
+        tumor: Its measurements.
+        ct_hu_XYZ: (size, size, size) float32 HU, RAS; air beyond the scan.
+        mask_XYZ: Mask of the tumor.
+        extent: Voxels along each axis of the crop's grid, at most the crop's size.
     """
 
     tumor: Tumor
@@ -119,7 +119,7 @@ class TumorCrop:
 
 
 def with_synthesis_labels(cases: CaseList) -> CaseList:
-    """Give the cases of a folder that ``difftumor synthesize`` wrote the label maps beside their CTs."""
+    """Add the label maps beside the CTs to the cases of a folder that ``difftumor synthesize`` has written."""
 
     def labelled(case: Case) -> Case:
         labels = case.image.with_name(SYNTHESIS_LABELS)
@@ -129,16 +129,16 @@ def with_synthesis_labels(cases: CaseList) -> CaseList:
 
 
 def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec) -> Iterator[TumorCrop]:
-    """Cut and measure the tumors of a case; none where it has none.
+    """Yield the tumors of a case, cut and measured.
 
-    Tumors are connected components of the tumor label. Where the case was written by ``difftumor synthesize``, they are
-    those that were made, as ``lesions.nii.gz`` numbers them: tumors that the scan had before do not count.
+    Tumors are connected components of the tumor label. For a case written by ``difftumor synthesize`` they are the
+    synthetic ones, as numbered in ``lesions.nii.gz``: tumors that the scan had before do not count.
 
     Args:
-        case: With labels.
-        cases: The list it is of, which says what its labels mean.
-        labels: The organ's numbers in it.
-        spec: How they are cut.
+        case: A case with labels.
+        cases: Its list, which says what its labels mean.
+        labels: The organ's label numbers in the list.
+        spec: How tumors are cut out.
 
     Raises:
         DiffTumorError: A file cannot be used.
@@ -155,7 +155,7 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
     organ = standard.data == ORGAN
     space = ModelSpace(ct.grid, spec.spacing_mm)
     for number, found in enumerate(ndimage.find_objects(indices), start=1):
-        if found is None:  # a number that is left out
+        if found is None:  # an unused number
             continue
         box = Box(triple([side.start for side in found]), triple([side.stop for side in found]))
         if np.count_nonzero(indices[box.slices] == number) >= spec.minimum_voxels:
@@ -163,7 +163,7 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
 
 
 def _lesions_beside(case: Case) -> Volume | None:
-    """Read which tumors synthesis made, where it did."""
+    """Read the map of synthetic tumors, if there is one."""
     if case.labels is None or case.labels.name != SYNTHESIS_LABELS:
         return None
     file = Path(case.labels).with_name(SYNTHESIS_LESIONS)
@@ -180,7 +180,7 @@ def _measured(
     space: ModelSpace,
     spec: CropSpec,
 ) -> TumorCrop:
-    """Measure a tumor in its box and as much around it as counts: a scan may hold many small ones."""
+    """Measure a tumor in its box with the surroundings needed, not in the whole scan, which may hold many tumors."""
     inside, inside_hu = indices[box.slices] == number, ct.data[box.slices]
     near = box.padded(reach_voxels(ct.grid.spacing_mm)).clipped(ct.grid.shape).slices
     model = space.model_box(box)
@@ -191,7 +191,7 @@ def _measured(
         diameter_mm=2 * equivalent_radius_mm(np.count_nonzero(inside) * ct.grid.voxel_mm3),
         voxel_mm=space.turned_spacing_mm,
         histogram_H=hu_histogram(inside_hu[inside]),
-        # Turned, so that the first two axes are those of the axial plane; a margin is not needed, pairs are inside.
+        # Turned so that the first two axes span the axial plane; no margin, since pairs lie inside the tumor.
         texture=measure_texture(
             space.turned(inside_hu, box=box),
             space.turned(inside, box=box),
@@ -214,7 +214,7 @@ def _cut(
     space: ModelSpace,
     spec: CropSpec,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Cut the cube around the middle of a tumor's box in model space; air lies beyond the scan."""
+    """Cut the cube around the middle of a tumor's box in model space, with air beyond the scan."""
     start = [(a + b) // 2 - spec.size // 2 for a, b in zip(model.start, model.stop, strict=True)]
     cube = Box(triple(start), triple([a + spec.size for a in start]))
     held = cube.clipped(space.grid.shape)
@@ -227,14 +227,14 @@ def _cut(
 
 
 def slices_of(crop_XYZ: NDArray[np.float32], extent: Sequence[int], count: int) -> NDArray[np.float32]:
-    """Return slices in the three planes, evenly spread over a tumor's extent, seen as radiologists do.
+    """Return slices in the three planes, evenly spread over a tumor's extent, in radiological orientation.
 
-    Where the tumor is thinner than so many slices, they are next to each other, and the outer ones lie beside it.
+    If the tumor is thinner than that many slices, they are adjacent, and the outer ones miss it.
 
     Args:
         crop_XYZ: A cube with the tumor in its middle.
-        extent: Voxels that the tumor takes up along X, Y, Z.
-        count: Slices of each plane.
+        extent: Voxels of the tumor along X, Y, Z.
+        count: Slices per plane.
 
     Returns:
         (3, count, size, size): axial, coronal, sagittal.
@@ -244,7 +244,7 @@ def slices_of(crop_XYZ: NDArray[np.float32], extent: Sequence[int], count: int) 
     """
     size = crop_XYZ.shape[0]
     if count > size:
-        raise ValueError(f"a crop of {size} voxels has no {count} slices")
+        raise ValueError(f"a crop of {size} voxels does not have {count} slices")
     planes = []
     for axis in (2, 1, 0):
         reach = (max(extent[axis], count) - 1) / 2
@@ -255,12 +255,12 @@ def slices_of(crop_XYZ: NDArray[np.float32], extent: Sequence[int], count: int) 
 
 
 def with_real_patients(made: CaseList, real: CaseList) -> CaseList:
-    """Name the patients of synthetic cases as the real list does, where it is known that they are the same.
+    """Give synthetic cases the patients of the real list, if they are known to be the same.
 
-    They are where the CT, or by its ``record.json`` the CT that the tumors were made in, is one of the real list; and
-    where the list of synthetic cases names patients and has the same name. A case id, which stands for a patient that
-    nobody names, says nothing in another data set: such cases never share a patient with the real list, and share one
-    with each other where they have one CT.
+    They are if a case's CT, or the CT of its ``record.json`` that hosts its tumors, is in the real list, or if the
+    synthetic list names patients and the names agree. A case id that stands for an unnamed patient means nothing in
+    another data set: such cases never share a patient with the real list, and share one with each other only if they
+    have the same CT.
 
     Args:
         made: Synthetic cases.
@@ -272,14 +272,14 @@ def with_real_patients(made: CaseList, real: CaseList) -> CaseList:
     known = {case.image.resolve(): case.patient for case in real.cases}
     hosts = {case: _host(case) for case in made.cases}
     if any(case.patient != case.id for case in made.cases):
-        strangers = {case: case.patient for case in made.cases}
+        others = {case: case.patient for case in made.cases}
     else:
-        strangers = _strangers(hosts, taken=set(known.values()))
-    return replace(made, cases=tuple(replace(case, patient=known.get(hosts[case], strangers[case])) for case in hosts))
+        others = _new_patients(hosts, taken=set(known.values()))
+    return replace(made, cases=tuple(replace(case, patient=known.get(hosts[case], others[case])) for case in hosts))
 
 
 def _host(case: Case) -> Path:
-    """Return the CT that tumors were made in; the case's own where nothing says so."""
+    """Return the CT that hosts the tumors: that of the record, or else the case's own."""
     if case.labels is not None and case.labels.name == SYNTHESIS_LABELS:
         record = case.labels.with_name(RECORD_FILE)
         if record.is_file():
@@ -287,8 +287,8 @@ def _host(case: Case) -> Path:
     return case.image.resolve()
 
 
-def _strangers(hosts: Mapping[Case, Path], *, taken: set[str]) -> dict[Case, str]:
-    """Name patients by one case of each CT, whatever the order, and otherwise than those of the real list."""
+def _new_patients(hosts: Mapping[Case, Path], *, taken: set[str]) -> dict[Case, str]:
+    """Name patients after one case of each CT, independent of the order, avoiding names of the real list."""
     first: dict[Path, str] = {}
     for case, host in sorted(hosts.items(), key=lambda item: item[0].id):
         first.setdefault(host, f"{case.id} (synthetic)" if case.id in taken else case.id)

@@ -133,7 +133,7 @@ def test_the_report_says_the_verdict_first_and_shows_the_scans(artifact, data, t
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == [
         "Good enough for stage 2: no", "Scans", "Structures", "Pictures", "What was measured",
-        "Thresholds and what they rest on", "How it was run",
+        "Thresholds and their reasons", "How it was run",
     ]  # fmt: skip
     assert card["verdict"]["failures"][0] in page
     assert "right" in page

@@ -198,7 +198,7 @@ def test_lists_that_cannot_be_used(real, tmp_path, capsys, damage, message):
         (("--slices", 17), "--slices 17 is more than --crop 16"),
         (("--window-hu=250,-175",), "give the lower number first"),
         (("--window-hu", "soft"), "--window-hu 'soft' is not understood"),
-        (("--spacing-mm", "0"), "no voxel size"),
+        (("--spacing-mm", "0"), "is not a voxel size"),
         (("--real-labels", "mine"), "Label convention 'mine' is not known"),
     ],
 )

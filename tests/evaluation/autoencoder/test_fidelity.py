@@ -9,8 +9,14 @@ from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from difftumor.evaluation.autoencoder import fidelity as module
-from difftumor.evaluation.autoencoder.fidelity import body_mask, measure_fidelity
-from difftumor.evaluation.autoencoder.filters import gradient_magnitude, grown, smoothed, structural_similarity
+from difftumor.evaluation.autoencoder.fidelity import (
+    body_mask,
+    gradient_magnitude,
+    grown,
+    measure_fidelity,
+    smoothed,
+    structural_similarity,
+)
 from difftumor.scans.intensity import IntensityWindow
 from tests.conftest import randn
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from difftumor.evaluation.autoencoder.fidelity import measure_fidelity
-from difftumor.evaluation.autoencoder.filters import smoothed
+from difftumor.evaluation.autoencoder.fidelity import measure_fidelity, smoothed
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct

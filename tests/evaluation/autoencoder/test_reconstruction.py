@@ -173,7 +173,7 @@ def test_a_scan_is_reconstructed_in_model_space(tmp_path):
 def test_a_network_that_gives_no_numbers_is_refused(tmp_path):
     ct = read_ct(write_scan(tmp_path / "ct.nii.gz"))
     broken = artifact(Pointwise(gain=float("nan")))
-    with pytest.raises(ArtifactError, match=r"no numbers.*ct\.nii\.gz"):
+    with pytest.raises(ArtifactError, match=r"NaN or infinity.*ct\.nii\.gz"):
         reconstruct_scan(ct, broken)
 
 

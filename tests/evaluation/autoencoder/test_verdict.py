@@ -21,7 +21,7 @@ def verdict(**changes):
 
 def test_what_keeps_to_all_thresholds_is_good_enough():
     assert verdict().good_enough
-    assert verdict().sentence == "Good enough for stage 2: yes, because all that was measured keeps to its threshold."
+    assert verdict().sentence == "Good enough for stage 2: yes, because everything measured is within its threshold."
     assert verdict().failures == verdict().unmeasured == ()
     assert len(verdict().checks) == 8 + 2 * 2
 
@@ -73,7 +73,7 @@ def test_what_could_not_be_measured_is_named_and_not_judged():
     found = verdict(noise_ratio=math.nan)
     assert found.good_enough
     assert found.unmeasured == ("the noise ratio could not be measured",)
-    assert found.sentence.endswith("keeps to its threshold; the noise ratio could not be measured.")
+    assert found.sentence.endswith("is within its threshold; the noise ratio could not be measured.")
     assert [outcome([check]) for check in found.checks if check.limit.measure == "noise_ratio"] == [None, None]
 
 

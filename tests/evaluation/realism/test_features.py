@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.models import inception_v3, resnet50
 
 from difftumor.errors import ArtifactError, ConfigError, PublishedFileError
-from difftumor.evaluation.realism.features.loading import load_features
-from difftumor.evaluation.realism.features.weights import load_weights, read_weights
+from difftumor.evaluation.realism.features import load_features
+from difftumor.evaluation.realism.weights import load_weights, read_weights
 from difftumor.files import sha256_of
 from difftumor.models.artifact import save_artifact
 from difftumor.models.autoencoder import Autoencoder
@@ -187,7 +187,7 @@ def test_autoencoder_features_are_the_means_of_its_latent(artifact):
 def test_autoencoder_wants_its_own_voxels_and_sizes(artifact, tmp_path):
     with pytest.raises(ConfigError, match="--spacing-mm 2,2,2"):
         load_features("autoencoder", tmp_path / "autoencoder", **WHERE)
-    with pytest.raises(ConfigError, match="--crop 18 is no multiple of 4"):
+    with pytest.raises(ConfigError, match="--crop 18 is not a multiple of 4"):
         load_features("autoencoder", tmp_path / "autoencoder", window=WINDOW, spacing_mm=(2, 2, 2), crop=18)
     with pytest.raises(ArtifactError):
         load_features("autoencoder", tmp_path / "nowhere", **WHERE)

@@ -6,8 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from difftumor.evaluation.realism.distances import Name
-from difftumor.evaluation.realism.quality import Measurement, Quality, QualitySettings, Scale, Spread, measure_quality
+from difftumor.evaluation.realism.distances import DistanceName
+from difftumor.evaluation.realism.quality import (
+    DistanceScale,
+    Measurement,
+    Quality,
+    QualitySettings,
+    Spread,
+    measure_quality,
+)
 from difftumor.evaluation.realism.record import (
     EXPLANATION,
     list_record,
@@ -180,7 +187,7 @@ def test_what_cannot_be_compared_is_unknown_and_said(tmp_path):
     assert np.isnan(found.value)
     assert found.interval is None
     assert found.scale is None
-    assert "Contrast to the surroundings cannot be had" in found.warnings[0]
+    assert "Contrast to the surroundings cannot be computed" in found.warnings[0]
     sets = {"real": real, "synthetic": synthetic}
     lists = {side: list_record(tmp_path / side, each, 20, {}) for side, each in sets.items()}
     record = quality_record(quality, {"organ": "liver", **lists})
@@ -193,7 +200,7 @@ def test_what_cannot_be_compared_is_unknown_and_said(tmp_path):
     assert len((tmp_path / "tumors.csv").read_text().splitlines()) == 41
     text = quality_markdown(quality, record)
     assert "| ⚠ Contrast to the surroundings (HU) | – | – | – | – | – |" in text
-    assert "- ⚠ Contrast to the surroundings cannot be had" in text
+    assert "- ⚠ Contrast to the surroundings cannot be computed" in text
 
 
 def test_an_empty_set_is_refused():
@@ -212,8 +219,8 @@ def test_the_verdict_counts_no_single_planes():
 def shares(*farther: float) -> Quality:
     """Return a result whose distances are farther in these shares of the splits."""
     spread = Spread(median=1.0, low=0.5, high=2.0)
-    scales = [Scale(tumors=6, real_real=spread, real_synthetic=spread, farther=share) for share in farther]
-    names = [Name(f"d{place}", f"Distance {place}") for place in range(len(farther))]
+    scales = [DistanceScale(tumors=6, real_real=spread, real_synthetic=spread, farther=share) for share in farther]
+    names = [DistanceName(f"d{place}", f"Distance {place}") for place in range(len(farther))]
     found = [Measurement(name=n, value=1.0, interval=None, scale=s) for n, s in zip(names, scales, strict=True)]
     return Quality(measurements=tuple(found), warnings=())
 
@@ -242,7 +249,7 @@ def test_of_like_tumors_few_distances_are_far_by_chance():
 
 def test_few_splits_are_said():
     quality = measured(tumors(20), tumors(20, prefix="s"), replace(SETTINGS, repeats=19))
-    assert [text for text in quality.warnings if text.startswith("Only 19 splits: where nothing differs")]
+    assert [text for text in quality.warnings if text.startswith("Only 19 splits: even if nothing differs")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weights of feature networks, read from the files that their authors publish, without running a byte of them."""
+"""Weights of feature networks, read from the files of their authors without running any code in them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from difftumor.errors import PublishedFileError
 from difftumor.files import sha256_of
 
-# Files of a training hold the weights beside other things, under this name.
+# Checkpoints of a training hold the weights under this name.
 _TABLE = "state_dict"
-# What networks that were trained on several GPUs put before every name.
+# Training on several GPUs puts this before every name.
 _PREFIX = "module."
 
 
 @dataclass(frozen=True, eq=False)
 class WeightsFile:
-    """Weights as a file has them.
+    """Weights of a file.
 
     Attributes:
         path: The file.
-        sha256: Of its bytes.
-        tensors: By name, without ``module.`` in front.
+        sha256: SHA-256 of its bytes.
+        tensors: By name, without the prefix ``module.``.
     """
 
     path: Path
@@ -40,7 +40,7 @@ def read_weights(path: Path) -> WeightsFile:
     """Read a state dict: a file of ``torch.save``, old format or new, or a safetensors file.
 
     Raises:
-        PublishedFileError: The file is missing, damaged, wants code to run, or holds no weights.
+        PublishedFileError: The file is missing, damaged, would run code, or holds no weights.
     """
     if not path.is_file():
         raise PublishedFileError(f"There is no file {path}: give the weights of the feature network, see --features.")
@@ -50,7 +50,7 @@ def read_weights(path: Path) -> WeightsFile:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        # PyTorch's own text advises to load the file unsafely, which must not be passed on.
+        # Not PyTorch's own message, which advises to load the file unsafely.
         raise PublishedFileError(
             f"{path} holds no weights that can be read safely ({type(error).__name__}): get the file as published "
             "again, or save its state dict."
@@ -63,19 +63,19 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[str] = ()) -> None:
-    """Put weights into a network, all of them and no others.
+    """Load weights into a network; they must match exactly.
 
     Args:
-        network: What they are for.
-        weights: Of the same names.
-        ignored: Beginnings of the names of heads, which the features do not pass; they may be there or not.
+        network: The network.
+        weights: Weights with the same names.
+        ignored: Prefixes of names that may be missing or present: heads, which features do not use.
 
     Raises:
         PublishedFileError: Weights are missing, unexpected, or of another shape; the message names the first ones.
     """
     wanted = network.state_dict()
     given = {name: value for name, value in weights.tensors.items() if not name.startswith(tuple(ignored))}
-    # Files of old versions of PyTorch do not count the batches of their norms; inference does not use the number.
+    # Old versions of PyTorch did not save this counter, which inference does not use.
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     found = {
         "lacks": missing,
@@ -89,8 +89,8 @@ def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[
     wrong = " and ".join(f"{what} {_listed(names)}" for what, names in found.items() if names)
     if wrong:
         raise PublishedFileError(
-            f"{weights.path} is not of the feature network {type(network).__name__} (it {wrong}): give its weights, "
-            "or name the network that they are of."
+            f"{weights.path} does not fit the feature network {type(network).__name__} (it {wrong}): give its "
+            "weights, or name the network they belong to."
         )
     network.load_state_dict({**wanted, **given})
 

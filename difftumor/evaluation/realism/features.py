@@ -1,4 +1,4 @@
-"""Feature networks by name: ``inception_v3=weights.pth``; nothing is ever downloaded."""
+"""Feature networks by name, ``inception_v3=weights.pth``, with weights from a file; nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORKS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureNetwork:
-    """A network with its weights.
+    """A feature network with its weights.
 
     Attributes:
         name: One of ``NETWORKS``.
@@ -56,13 +56,13 @@ def load_features(
     Args:
         name: One of ``NETWORKS``.
         path: File of its weights, or folder of the artifact.
-        window: HU that count; an autoencoder sees those that it was trained with.
-        spacing_mm: Voxel size of the crops that it will be given.
-        crop: Voxels of their sides.
-        device: Where to put its weights.
+        window: HU window; an autoencoder uses the one of its training.
+        spacing_mm: Voxel size of the crops.
+        crop: Side of the crops in voxels.
+        device: Where the network runs.
 
     Raises:
-        ConfigError: The name is unknown, or the crops are not what the autoencoder was trained for.
+        ConfigError: The name is unknown, or the crops do not suit the autoencoder.
         PublishedFileError: The weights cannot be used.
         ArtifactError: The artifact cannot be used.
     """
@@ -83,9 +83,8 @@ def load_features(
 
 
 def _published(name: str, path: Path, window: IntensityWindow) -> tuple[nn.Module, dict[str, str]]:
-    from difftumor.evaluation.realism.features.planar import InceptionFeatures, RadImageNetFeatures
-    from difftumor.evaluation.realism.features.volumetric import MedicalNetFeatures
-    from difftumor.evaluation.realism.features.weights import read_weights
+    from difftumor.evaluation.realism.networks import InceptionFeatures, MedicalNetFeatures, RadImageNetFeatures
+    from difftumor.evaluation.realism.weights import read_weights
 
     weights = read_weights(path)
     origin = {"path": str(path.resolve()), "sha256": weights.sha256}
@@ -97,7 +96,7 @@ def _published(name: str, path: Path, window: IntensityWindow) -> tuple[nn.Modul
 
 
 def _autoencoder(path: Path, spacing_mm: Sequence[float], crop: int) -> tuple[nn.Module, dict[str, str]]:
-    from difftumor.evaluation.realism.features.volumetric import AutoencoderFeatures
+    from difftumor.evaluation.realism.networks import AutoencoderFeatures
     from difftumor.files import provenance
     from difftumor.models.artifact import WEIGHTS_FILE, load_artifact
 
@@ -108,7 +107,7 @@ def _autoencoder(path: Path, spacing_mm: Sequence[float], crop: int) -> tuple[nn
         spacing = ",".join(f"{step:g}" for step in preprocessing["spacing_mm"])
         raise ConfigError(f"{path} was trained at another voxel size: give --spacing-mm {spacing}.")
     if crop % network.downsampling:
-        raise ConfigError(f"--crop {crop} is no multiple of {network.downsampling}, which {path} needs: give one.")
+        raise ConfigError(f"--crop {crop} is not a multiple of {network.downsampling}, as {path} needs: give one.")
     window = IntensityWindow(*map(float, preprocessing["window_hu"]))
     return AutoencoderFeatures(network, window), provenance(path / WEIGHTS_FILE)
 

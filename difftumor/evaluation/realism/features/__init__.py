@@ -1,1 +1,0 @@
-"""Feature networks for distances between sets of tumors."""

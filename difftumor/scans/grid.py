@@ -192,6 +192,11 @@ class Grid:
         """Anatomical directions the axes point to, such as ``"RAS"`` or ``"LPS"``."""
         return "".join(nib.aff2axcodes(self.affine))
 
+    def position_mm(self, voxel: Voxel) -> Vector:
+        """Return where the center of a voxel lies: right, anterior and superior of the scan's origin."""
+        x, y, z = (float(value) for value in self.affine[:3, :3] @ voxel + self.affine[:3, 3])
+        return x, y, z
+
     def matches(self, other: "Grid", tolerance_mm: float = _SAME_GRID_MM) -> bool:
         """Whether both grids have one shape and no voxel center differs by more than ``tolerance_mm``."""
         return self.shape == other.shape and self.displacement_mm(other) <= tolerance_mm

@@ -1,5 +1,6 @@
-"""Lesions of a label map: 26-connected components of tumor voxels, with their size and place."""
+"""Lesions of a label map: connected components of tumor voxels, their size and place, and which are early."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -7,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.scans.components import Components, equivalent_radius_mm, find_components
-from difftumor.scans.grid import Grid
+from difftumor.scans.grid import Grid, Voxel, triple
+from difftumor.scans.organs import ORGAN
 
 SizeGroup = Literal["early", "late"]
 SIZE_GROUPS: tuple[SizeGroup, ...] = get_args(SizeGroup)
 
 # Early-stage tumors are smaller than 2 cm.
 EARLY_DIAMETER_MM = 20.0
+# Smaller components are stray voxels of the annotation, not lesions that a texture can be learned from.
+MINIMUM_VOXELS = 8
 
 
 def size_group(
@@ -61,15 +65,32 @@ class LesionMap:
     Attributes:
         components: Where they are on the grid of voxels.
         lesions: In order of their index.
+        grid: Where its voxels lie.
     """
 
     components: Components
     lesions: tuple[Lesion, ...]
+    grid: Grid
 
     @property
     def indices(self) -> NDArray[np.uint32]:
         """Map (X, Y, Z) of the lesions' indices, 0 where there is no tumor."""
         return self.components.indices
+
+    def middle_voxel(self, lesion: Lesion) -> Voxel:
+        """Return the voxel of a lesion nearest to its center of mass, which may itself lie outside."""
+        component = self.components.found[lesion.index - 1]
+        voxels = np.argwhere(self.indices[component.box.slices] == component.index) + component.box.start
+        distances_mm = np.linalg.norm((voxels - component.centroid) * np.asarray(self.grid.spacing_mm), axis=1)
+        return triple(voxels[int(np.argmin(distances_mm))])
+
+    def keep(self, indices: Iterable[int], labels_XYZ: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy of the labels in which all lesions except those of the given indices count as organ."""
+        kept = np.zeros(len(self.lesions) + 1, dtype=bool)
+        kept[list(indices)] = True
+        labels = labels_XYZ.copy()
+        labels[(self.indices > 0) & ~kept[self.indices]] = ORGAN
+        return labels
 
 
 def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
@@ -99,4 +120,33 @@ def find_lesions(tumor_XYZ: NDArray[Any], grid: Grid) -> LesionMap:
             zip(components.voxels.tolist(), centers_mm.tolist(), strict=True), 1
         )
     )
-    return LesionMap(components=components, lesions=lesions)
+    return LesionMap(components=components, lesions=lesions, grid=grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRule:
+    """Which components of a label map are early lesions, which are late ones, and which are neither.
+
+    Attributes:
+        early_radius_mm: Limit between early and late lesions: radius of the ball of the same volume.
+        early_includes_limit: Whether a lesion of exactly the limit is early, as in the published models.
+        minimum_voxels: Smaller components belong to neither group.
+    """
+
+    early_radius_mm: float = EARLY_DIAMETER_MM / 2
+    early_includes_limit: bool = False
+    minimum_voxels: int = MINIMUM_VOXELS
+
+    def group(self, lesion: Lesion) -> SizeGroup | None:
+        """Return the size group of a lesion, None if it is too small to count."""
+        if lesion.voxels < self.minimum_voxels:
+            return None
+        return size_group(
+            lesion.diameter_mm,
+            early_diameter_mm=2 * self.early_radius_mm,
+            includes_limit=self.early_includes_limit,
+        )
+
+    def choose(self, lesions: LesionMap, group: SizeGroup) -> tuple[Lesion, ...]:
+        """Return the lesions of a size group."""
+        return tuple(lesion for lesion in lesions.lesions if self.group(lesion) == group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,28 @@ from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import with_class_centers
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to
 from difftumor.datasets.tumor_cases import AnnotatedTumor
-from difftumor.datasets.tumor_stages import Lesion, TumorSplit, TumorStage, center_mm, keep_lesions, split_tumors
-from difftumor.scans.grid import Box
+from difftumor.scans.grid import Box, Grid, Voxel, triple
+from difftumor.scans.lesions import LesionMap, SizeGroup, SizeRule, find_lesions
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume, read_grid
-from difftumor.scans.organs import Organ, resolve_labels
+from difftumor.scans.organs import TUMOR, Organ, resolve_labels
 from stages.run.data import CropData
 
 
 @dataclass(frozen=True, kw_only=True)
-class LesionRules:
-    """The group ``lesions`` of the config: which tumors the model is to learn.
+class LesionRules(SizeRule):
+    """The group ``lesions`` of the config: which tumors the model learns.
 
     Args:
-        stage: ``"early"`` or ``"late"``.
-        early_radius_mm: Largest equivalent radius of an early tumor.
-        minimum_voxels: Smaller components are no tumors.
+        stage: Size group of the tumors: ``"early"`` or ``"late"``.
     """
 
-    stage: TumorStage
-    early_radius_mm: float
-    minimum_voxels: int
+    stage: SizeGroup
 
-    def split(self, labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> TumorSplit:
-        """Return the tumors of a label map, sorted by stage."""
-        x, y, z = (float(step) for step in spacing_mm)
-        return split_tumors(
-            labels_XYZ, (x, y, z), early_radius_mm=self.early_radius_mm, minimum_voxels=self.minimum_voxels
-        )
+
+def tumors_of(labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> LesionMap:
+    """Return the lesions of a label map in model space."""
+    return find_lesions(labels_XYZ == TUMOR, Grid(triple(labels_XYZ.shape), np.diag([*spacing_mm, 1.0])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,37 +85,47 @@ class TumorReader:
         labels = resolve_labels(names, self.organ, source=self.cases.source)
         return pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
 
-    def load(self, case: Case) -> tuple[Item, tuple[Lesion, ...]]:
-        """Load a case, padded to the crop, and the lesions that are wanted."""
+    def load(self, case: Case) -> tuple[Item, dict[int, Voxel]]:
+        """Load a case, padded to the crop, and the middle voxels of the lesions that are wanted, by their index."""
         item = self.whole(case)
         labels_XYZ = item["labels"][0].numpy()
-        split = self.rules.split(labels_XYZ, self.spacing_mm)
-        lesions = split.of_stage(self.rules.stage)
-        if case.id in self.only:
-            lesions = tuple(lesion for lesion in lesions if lesion.index in self.only[case.id])
-        return {**item, "labels": torch.from_numpy(keep_lesions(labels_XYZ, split, lesions))[None]}, lesions
+        lesions = tumors_of(labels_XYZ, self.spacing_mm)
+        wanted = {
+            lesion.index: lesions.middle_voxel(lesion)
+            for lesion in self.rules.choose(lesions, self.rules.stage)
+            if case.id not in self.only or lesion.index in self.only[case.id]
+        }
+        return {**item, "labels": torch.from_numpy(lesions.keep(wanted, labels_XYZ))[None]}, wanted
 
     def tumors(self, case: Case, labels: Volume) -> tuple[AnnotatedTumor, ...]:
-        """Return the tumors of the stage in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
+        """Return the tumors of the size group in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
         space = ModelSpace(read_grid(case.image), self.spacing_mm)  # as `load` has it, to the last bit
-        split = self.rules.split(space.to_model(labels.data, kind="labels"), self.spacing_mm)
+        lesions = tumors_of(space.to_model(labels.data, kind="labels"), self.spacing_mm)
         return tuple(
             AnnotatedTumor(
-                case=case.id, index=lesion.index, center_mm=center_mm(lesion, space.grid), radius_mm=lesion.radius_mm
+                case=case.id,
+                index=lesion.index,
+                center_mm=space.grid.position_mm(lesions.middle_voxel(lesion)),
+                radius_mm=lesion.radius_mm,
             )
-            for lesion in split.of_stage(self.rules.stage)
+            for lesion in self.rules.choose(lesions, self.rules.stage)
         )
 
-    def around(self, item: Item, lesion: Lesion) -> Item:
+    def around(self, item: Item, index: int, middle: Voxel) -> Item:
         """Cut the crop around a lesion out of a case that ``load`` returned.
+
+        Args:
+            item: The case.
+            index: Index of the lesion.
+            middle: Its middle voxel.
 
         Returns:
             ``ct``, ``labels``, ``case``, and ``key``, which no other lesion has.
         """
-        box = Box.centered(lesion.center, self.crop, within=item["ct"].shape[1:])
+        box = Box.centered(middle, self.crop, within=item["ct"].shape[1:])
         # Cloned, so that the whole scan is not kept.
         cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
-        return {**cut, "case": item["case"], "key": crop_name(item["case"], lesion.index)}
+        return {**cut, "case": item["case"], "key": crop_name(item["case"], index)}
 
     def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
         """Cut one crop around each wanted lesion, case after case, at most ``limit``."""
@@ -129,7 +134,7 @@ class TumorReader:
             if len(crops) >= limit:
                 break
             item, lesions = self.load(case)
-            crops += [self.around(item, lesion) for lesion in lesions[: limit - len(crops)]]
+            crops += [self.around(item, *lesion) for lesion in islice(lesions.items(), limit - len(crops))]
         return crops
 
 

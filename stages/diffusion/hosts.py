@@ -31,7 +31,7 @@ from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.sizes import sizes_of
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.diffusion.data import TumorReader
+from stages.diffusion.data import TumorReader, tumors_of
 from stages.run.run import say
 
 # Organ this near to an annotated tumor hosts none, and is no healthy surrounding.
@@ -132,11 +132,11 @@ class HeldOut:
     def _measured(self, case: Case) -> Iterator[Appearance]:
         item, spacing_mm = self.reader.whole(case), self.reader.spacing_mm
         ct_hu, labels = item["ct"][0].numpy(), item["labels"][0].numpy()
-        split = self.reader.rules.split(labels, spacing_mm)
+        rules, lesions = self.reader.rules, tumors_of(labels, spacing_mm)
         margin = [round((SURROUNDINGS_MM[1] + MARGIN_MM) / step) + 2 for step in spacing_mm]
-        for lesion in split.of_stage(self.reader.rules.stage):
-            box = Box.around(split.lesions == lesion.index).padded(margin).clipped(labels.shape).slices
-            tumor = split.lesions[box] == lesion.index
+        for lesion in rules.choose(lesions, rules.stage):
+            box = Box.around(lesions.indices == lesion.index).padded(margin).clipped(labels.shape).slices
+            tumor = lesions.indices[box] == lesion.index
             organ = _apart(labels[box] == ORGAN, (labels[box] == TUMOR) & ~tumor, spacing_mm)
             organ &= _seen(ct_hu[box], self.window)
             yield measure_appearance(ct_hu[box], tumor, organ, spacing_mm=spacing_mm, window=self.window)

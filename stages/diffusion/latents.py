@@ -18,6 +18,7 @@ from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import check_folder
+from difftumor.scans.grid import Voxel
 from difftumor.seeding import derive_seed
 from stages.diffusion.data import TumorCrops, crop_name
 from stages.diffusion.latent_cache import LatentCache, latent_key
@@ -130,9 +131,9 @@ class CachedTumorCrops(TumorCrops):
             cuts[key] = partial(self._cut_around, index=index)
         return CaseCrops(load=partial(self.reader.load, case), cuts=cuts)
 
-    def _cut_around(self, loaded: tuple[Item, Sequence[Any]], *, index: int) -> Item:
-        item, lesions = loaded
-        return self.reader.around(item, next(lesion for lesion in lesions if lesion.index == index))
+    def _cut_around(self, loaded: tuple[Item, Mapping[int, Voxel]], *, index: int) -> Item:
+        item, middles = loaded
+        return self.reader.around(item, index, middles[index])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from difftumor.datasets.transforms import Item
-from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.errors import ConfigError
 from difftumor.models.artifact import Parent, save_artifact
 from difftumor.models.denoiser import Denoiser
@@ -22,6 +21,7 @@ from difftumor.models.latent_codec import LatentCodec, Masked
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import torch_generator
 from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
@@ -71,7 +71,7 @@ class DiffusionModule(StageModule):
         network: Mapping[str, Any],
         codec: LatentCodec,
         autoencoder: Parent,
-        tumor_stage: TumorStage,
+        tumor_stage: SizeGroup,
         timesteps: int,
         sampler: SamplerConfig,
         masked: Masked,

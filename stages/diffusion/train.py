@@ -15,7 +15,6 @@ from torch import nn
 
 from difftumor.datasets.cases import Case
 from difftumor.datasets.tumor_cases import AnnotatedTumor, choose_tumors
-from difftumor.datasets.tumor_stages import TUMOR_STAGES
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact import Parent, load_artifact
 from difftumor.models.autoencoder import Autoencoder
@@ -23,6 +22,7 @@ from difftumor.models.denoiser import Denoiser
 from difftumor.models.ema import ExponentialMovingAverage
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.scans.lesions import SIZE_GROUPS
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
@@ -147,7 +147,7 @@ def _crops(settings: Settings, organ: Organ) -> _Crops:
 
 def _rules(settings: Settings) -> LesionRules:
     rules = construct(LesionRules, settings.lesions)
-    if rules.stage not in TUMOR_STAGES:
+    if rules.stage not in SIZE_GROUPS:
         raise ConfigError(f"lesions.stage is {rules.stage!r}: choose early or late, as tumor_stage=early does.")
     check_positive(lesions__early_radius_mm=rules.early_radius_mm)
     check_whole(1, lesions__minimum_voxels=rules.minimum_voxels)

@@ -31,6 +31,9 @@ NEUTRAL = (
     "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip
 
+# Options that earlier versions lack; a run started without one resumes with any value of it.
+LATER = ("lesions.early_includes_limit",)
+
 
 def _is_config(file: Path) -> bool:
     """Whether a file is the config of a run."""
@@ -124,7 +127,8 @@ class RunFolder:
         stored = flatten(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")) or {})
         # Through YAML once, so that both sides went the same way.
         given = flatten(yaml.safe_load(yaml.safe_dump(dict(values))))
-        names = [name for name in {**stored, **given} if name not in (*NEUTRAL, *neutral)]
+        unknown = {name for name in LATER if name not in stored}
+        names = [name for name in {**stored, **given} if name not in {*NEUTRAL, *neutral, *unknown}]
         pairs = [(name, stored.get(name), given.get(name)) for name in names]
         alike = {name for name, one, other in pairs if name in only_whether and None not in (one, other)}
         return [(name, one, other) for name, one, other in pairs if one != other and name not in alike]

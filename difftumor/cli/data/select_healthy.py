@@ -155,8 +155,8 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None, organ: O
     from difftumor.cli.options import read_case_list
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.healthy import Verdict
+    from difftumor.datasets.label_folders import check_predicted_organ
     from difftumor.errors import CaseListError, ConfigError
-    from difftumor.evaluation.cohort.folders import check_predicted_organ
 
     names = None if table is None else _read_table(table)
     if cts is None:
@@ -183,9 +183,9 @@ def _read_scans(predictions: Path, cts: Path | None, table: str | None, organ: O
 def _read_maps(folder: Path) -> tuple[Mapping[str, Path], Mapping[str, int]]:
     """Return the label maps of a folder by case, or folders of structures, and what their numbers mean."""
     from difftumor.datasets.cases import number_structures
+    from difftumor.datasets.label_folders import label_maps, label_names_of
     from difftumor.datasets.sources import structure_folders, structures_of
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.folders import label_maps, label_names_of
     from difftumor.scans.nifti import is_nifti
 
     if folder.is_file():

@@ -150,8 +150,9 @@ def _check(
         ConfigError: A healthy folder belongs to no method, a folder is missing, or results would lie among inputs.
         CaseListError: A folder is missing or empty.
     """
+    from difftumor.datasets.label_folders import label_files
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.folders import RESULT_FILES, label_files
+    from difftumor.evaluation.cohort.folders import RESULT_FILES
     from difftumor.files import check_results
 
     check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)

@@ -152,8 +152,8 @@ def _organ_filter(
 
 def _with_masks(organ_mask: Path | None, cases: Sequence[Case]) -> list[ScanFiles]:
     """Find the organ mask of every case before anything is predicted."""
+    from difftumor.datasets.label_folders import label_maps
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.folders import label_maps
     from difftumor.segmentation.cases import ScanFiles
 
     if organ_mask is None:

@@ -88,8 +88,8 @@ def listed_cases(source: Path, maps: Path | None, convention: str | None) -> Cas
         CaseListError: The list cannot be used, or a CT has no file in ``maps``.
     """
     from difftumor.cli.options import read_case_list
+    from difftumor.datasets.label_folders import label_maps
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.cohort.folders import label_maps
     from difftumor.scans.organs import get_convention
 
     listed = read_case_list(source)

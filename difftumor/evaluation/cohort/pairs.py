@@ -11,8 +11,8 @@ from types import MappingProxyType
 import numpy as np
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
+from difftumor.datasets.label_folders import check_predicted_organ, label_files, label_names_of, too_many
 from difftumor.errors import DiffTumorError, VolumeError, sentence_of
-from difftumor.evaluation.cohort.folders import check_predicted_organ, label_files, label_names_of, too_many
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.nifti import Volume, is_nifti, read_grid, read_labels
 from difftumor.scans.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels

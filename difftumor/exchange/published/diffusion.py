@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftumor.datasets.tumor_stages import TumorStage
 from difftumor.errors import PublishedFileError
 from difftumor.exchange.published.entries import check_copy, load_entries
 from difftumor.exchange.published.reading import read_published
 from difftumor.exchange.published.saving import Imported, fresh_network, save_imported
 from difftumor.models.artifact import ARTIFACT_FOLDER, load_artifact
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import get_organ
 
 ARCHITECTURE: Mapping[str, Any] = {
@@ -31,7 +31,7 @@ ARCHITECTURE: Mapping[str, Any] = {
     "norm_groups": 8,
 }
 # The number of timesteps tells the two published settings apart.
-STAGES: Mapping[int, tuple[TumorStage, SamplerConfig]] = MappingProxyType(
+STAGES: Mapping[int, tuple[SizeGroup, SamplerConfig]] = MappingProxyType(
     {4: ("early", SamplerConfig(kind="ddpm")), 200: ("late", SamplerConfig(kind="ddim", steps=50))}
 )
 # The average of the weights, which samples best; the file also holds the last weights.

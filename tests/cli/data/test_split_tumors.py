@@ -11,7 +11,7 @@ import pytest
 from difftumor.cli.data.split_tumors import split_tumors
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.tumor_cases import sort_cases
-from difftumor.datasets.tumor_stages import EARLY_RADIUS_MM, MINIMUM_VOXELS
+from difftumor.scans.lesions import EARLY_DIAMETER_MM, MINIMUM_VOXELS
 from difftumor.scans.organs import get_organ
 from stages.run.entry import compose_config
 from tests.conftest import contents, read_rows, run
@@ -163,7 +163,7 @@ def test_a_bad_file_is_named_and_does_not_stop_the_others(maps, tmp_path, capsys
     error = capsys.readouterr().err
     assert "Left out aa: " in error
     assert "Left out ab: " in error
-    assert f"2 of 5 cases could not be split (aa, ab): mend or remove them; {out} holds the others." in error
+    assert f"2 of 5 cases could not be split (aa, ab): fix or remove them; {out} holds the others." in error
     assert sorted(contents(out)) == [
         "early/a.nii.gz",
         "early/b.nii.gz",
@@ -300,7 +300,7 @@ def test_a_missing_input_is_named(tmp_path, capsys):
 def test_the_limits_are_those_of_stage_2():
     defaults = {name: it.default for name, it in inspect.signature(split_tumors).parameters.items()}
     lesions = compose_config("diffusion", ["organ=liver"]).lesions
-    assert defaults["early_radius_mm"] == EARLY_RADIUS_MM == lesions.early_radius_mm
+    assert defaults["early_radius_mm"] == EARLY_DIAMETER_MM / 2 == lesions.early_radius_mm
     assert defaults["minimum_voxels"] == MINIMUM_VOXELS == lesions.minimum_voxels
 
 

@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from difftumor.datasets.label_folders import label_maps
 from difftumor.errors import CaseListError, GridMismatchError, VolumeError
 from difftumor.evaluation.cohort.cases import NO_ORGAN, RESAMPLED, Rules, score_pair
-from difftumor.evaluation.cohort.folders import label_maps
 from difftumor.evaluation.cohort.methods import evaluate_method
 from difftumor.evaluation.cohort.pairs import find_pairs, read_pair, read_truth
 from difftumor.scans.grid import Grid

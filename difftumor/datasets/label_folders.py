@@ -1,0 +1,87 @@
+"""Folders of label maps without a list of cases: one file per case, named as the case.
+
+Nothing heavy is imported here, so that a command can refuse a wrong folder at once.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from difftumor.datasets.sources import case_id, read_dataset_labels
+from difftumor.errors import CaseListError
+from difftumor.scans.nifti import is_nifti
+from difftumor.scans.organs import Organ
+
+
+def label_maps(folder: Path) -> dict[str, Path]:
+    """Return the label maps of a folder by the id of their case.
+
+    Raises:
+        CaseListError: The folder is missing or empty, or two files belong to one case.
+    """
+    found = label_files(folder)
+    for files in found.values():
+        if len(files) > 1:
+            raise CaseListError(too_many(files))
+    return {case: files[0] for case, files in found.items()}
+
+
+def label_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return all files of a folder by the id of their case, which should have one each.
+
+    Raises:
+        CaseListError: The folder is missing or empty.
+    """
+    if not folder.is_dir():
+        raise CaseListError(f"There is no folder {folder}: give a folder of label maps (.nii.gz or .nii).")
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(folder.iterdir()):
+        if is_nifti(path) and not path.name.startswith("."):
+            case = case_id(path)
+            found[case] = (*found.get(case, ()), path)
+    if not found:
+        raise CaseListError(f"{folder} holds no label maps: give a folder of .nii.gz or .nii files.")
+    return found
+
+
+def too_many(files: Sequence[Path]) -> str:
+    """Return the sentence that refuses several files of one case."""
+    return f"{files[0].parent} holds {' and '.join(file.name for file in files)}: keep one of them."
+
+
+def check_predicted_organ(maps: Mapping[str, Path], organ: Organ) -> None:
+    """Refuse label maps of another organ, if the records beside them, written by ``difftumor predict``, say so.
+
+    Raises:
+        CaseListError: The message names the first such file.
+    """
+    for case, path in maps.items():
+        record = path.with_name(f"{case}.json")
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict) or "difftumor_version" not in content:
+            continue
+        predicted = content.get("organ")
+        if predicted is not None and predicted != organ.name:
+            raise CaseListError(
+                f"{path} is a prediction of {predicted}, as {record.name} says, not of {organ.name}: give --organ "
+                f"{predicted}, or label maps of {organ.name}."
+            )
+
+
+def label_names_of(folder: Path) -> Mapping[str, int]:
+    """Return the label names in the ``dataset.json`` in or beside a folder of label maps; empty if there is none.
+
+    Only the names are read: the file need not list cases, as beside nnU-Net's predictions, and CTs may be missing.
+
+    Raises:
+        CaseListError: The file is malformed.
+    """
+    folder = Path(os.path.abspath(folder))  # "." has no parent, and that of a link is where the link lies
+    for place in (folder, folder.parent):
+        if (place / "dataset.json").is_file():
+            return read_dataset_labels(place / "dataset.json")
+    return {}

@@ -5,16 +5,19 @@ anterior, the third towards the head. The patient's right is on the left of the 
 (sagittal), head up. Figures are made without pyplot, so nothing is kept in global state.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+
+from difftumor.reporting.plots import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABEL_NAMES: Mapping[int, str] = {1: "organ", 2: "tumor"}
 # Bright enough on gray CT, and distinguishable with the common kinds of color blindness.
@@ -150,8 +153,7 @@ def draw_rows(
     has_bar = any(panel.kind == "difference" for panel in panels)
     layout = _lay_out(views, column_inches, has_title=title is not None, has_bar=has_bar)
     width, height = layout.size
-    figure = Figure(figsize=layout.size, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(layout.size)
     limit = difference_hu if difference_hu is not None else _largest_difference(_shown(rows, views))
     bar_artist = None
     for row, views_of_row, cells, y in zip(rows, views, layout.cells, layout.row_centers, strict=True):
@@ -230,6 +232,8 @@ def _draw(axes: Any, panel: Panel, view: _View, spacing_mm: Sequence[float], low
     if panel.labels is not None:
         _draw_labels(axes, _slice(panel.labels, view), view, spacing_mm)
     axes.set(xticks=[], yticks=[], xlim=(0, view.width_mm), ylim=(view.height_mm, 0), aspect="auto")
+    from matplotlib.patheffects import withStroke
+
     stroke = [withStroke(linewidth=1.6, foreground="black")]
     for letter, (x, y, ha, va) in zip(view.plane.letters, _LETTER_PLACES, strict=True):
         style = {"color": "white", "fontsize": 8, "path_effects": stroke, "transform": axes.transAxes}
@@ -285,6 +289,8 @@ def _add_foot(
     names: Mapping[int, str],
     window_hu: tuple[float, float],
 ) -> None:
+    from matplotlib.lines import Line2D
+
     width, height = figure.get_size_inches()
     handles = [
         Line2D([], [], color=LABEL_COLORS[(v - 1) % len(LABEL_COLORS)], linewidth=2.5, label=names.get(v, f"label {v}"))

@@ -5,14 +5,18 @@ the left of the picture, anterior up (axial) or left (sagittal), head up. `difft
 `to_png` and `save_png` for all figures.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from difftumor.reporting.picture_rows import AXIAL, LABEL_NAMES, PLANES, Panel, PictureRow, draw_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def mask_center(mask: NDArray[Any]) -> tuple[int, int, int]:

@@ -3,20 +3,23 @@
 Figures are made without pyplot, so nothing is kept in global state.
 """
 
+from __future__ import annotations
+
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from difftumor.files import written_whole
 from difftumor.scans.appearance import EDGE_BINS_MM, Appearance, mean_edge_hu
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CURVE_COLORS = ("#1f6fb4", "#d1602a", "#2f8f5b", "#8a5bb5", "#b58b00", "#5f6b76")
 
@@ -96,10 +99,20 @@ def _smoothed(values: Sequence[float] | Any, weight: float) -> Any:
     return out
 
 
+def new_figure(inches: tuple[float, float], *, layout: Literal["constrained"] | None = None) -> Figure:
+    """Return an empty white figure that is rendered without a display."""
+    # Here, because matplotlib takes half a second to load: a command that fails before it plots does not wait for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, facecolor="white", layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def new_axes(count: int, inches: tuple[float, float], title: str | None) -> tuple[Figure, list[Axes]]:
     """Return an empty figure with so many axes side by side, and a title above them."""
-    figure = Figure(figsize=inches, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(inches, layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     if title is not None:
         figure.suptitle(title, fontsize=11)

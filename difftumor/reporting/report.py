@@ -1,5 +1,7 @@
 """A self-contained HTML page of text, tables and figures, to be read anywhere, without a network."""
 
+from __future__ import annotations
+
 import base64
 import html
 import re
@@ -7,12 +9,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from difftumor.files import written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.tables import Cell, Table, format_cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -134,7 +138,7 @@ class Report:
         Raises:
             ValueError: The bytes are not a PNG.
         """
-        png = to_png(picture, dpi=dpi) if isinstance(picture, Figure) else picture
+        png = picture if isinstance(picture, bytes) else to_png(picture, dpi=dpi)
         shown_px = round(_png_width(png) * 96 / dpi)
         style = f"max-width: {shown_px}px; min-width: {round(shown_px * _LEAST_SCALE)}px"
         data = base64.b64encode(png).decode("ascii")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from difftumor.scans.grid import Box
@@ -293,7 +294,5 @@ def _percentiles(name: str, values: Any) -> tuple[float, ...] | None:
 
 
 def _wasserstein(one: Sequence[float], other: Sequence[float]) -> float:
-    from scipy.stats import wasserstein_distance  # here, as it takes a second and measuring needs none of it
-
     sets = [[value for value in values if math.isfinite(value)] for values in (one, other)]
-    return float(wasserstein_distance(*sets)) if all(sets) else math.nan
+    return float(scipy.stats.wasserstein_distance(*sets)) if all(sets) else math.nan

@@ -13,6 +13,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
@@ -314,9 +315,7 @@ def carried(data: Array, grid: Grid, path: Path, like: Volume, *, order: Literal
     seen = to_data[:3, :3] @ corners + to_data[:3, 3:]
     if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(grid.shape) - 0.5).any():
         raise VolumeError(f"{path} and {like.path} do not overlap in space: give the prediction of this scan.")
-    from scipy import ndimage  # here, as reading a scan's grid needs none of it
-
-    return ndimage.affine_transform(
+    return scipy.ndimage.affine_transform(
         data,
         to_data[:3, :3],
         to_data[:3, 3],

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from difftumor import __version__
@@ -30,6 +29,9 @@ from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels,
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR
 from difftumor.segmentation.inference import Prediction, PredictionOptions, check_together, predict_volume
 from difftumor.segmentation.probability_file import PROBABILITIES, probability_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def prediction_record(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from difftumor.errors import SynthesisError
@@ -63,9 +64,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
     sigma = [sigma_mm / step for step in spacing_mm]
     reach = [int(np.ceil(_TRUNCATE * s)) for s in sigma]
     box = organ_box.padded(reach).clipped(ct_hu_XYZ.shape)
-    from scipy.ndimage import gaussian_filter  # here, as a scan's files are checked without
-
-    smooth = gaussian_filter(_tissue(ct_hu_XYZ[box.slices]), sigma, truncate=_TRUNCATE)
+    smooth = scipy.ndimage.gaussian_filter(_tissue(ct_hu_XYZ[box.slices]), sigma, truncate=_TRUNCATE)
     threshold = float(values.mean(dtype=np.float64)) + offset_hu  # eq. (2)
     vessels = np.zeros(organ_XYZ.shape, dtype=np.bool_)
     bright = (smooth > threshold) & organ_XYZ[box.slices]  # eq. (1)

@@ -1,8 +1,8 @@
 """Smooth random fields in space: what makes no two phantoms alike."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.float32]
 Axes = tuple[Array, Array, Array]
@@ -52,5 +52,7 @@ def correlated_noise(
         sigma_voxels: Width of the smoothing kernel per axis; 0 leaves an axis white.
         generator: Source of the noise.
     """
-    noise = gaussian_filter(generator.standard_normal(shape, dtype=np.float32), sigma_voxels, mode="wrap", truncate=3.0)
+    noise = scipy.ndimage.gaussian_filter(
+        generator.standard_normal(shape, dtype=np.float32), sigma_voxels, mode="wrap", truncate=3.0
+    )
     return noise / max(float(noise.std()), 1e-6)

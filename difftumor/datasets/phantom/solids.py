@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, label
 
 from difftumor.datasets.phantom.fields import Array, Axes, SmoothField
 
@@ -98,12 +98,12 @@ class Solid:
 
     def main_part(self) -> "Solid":
         """Return the solid without islands: only its largest connected part."""
-        parts, count = label(self.distance < 0)
+        parts, count = scipy.ndimage.label(self.distance < 0)
         if count < 2:
             return self
         main = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
         # Islands go with their soft edge; the soft edge of the main part lies within one voxel of it.
-        gone = ~binary_dilation(main, np.ones((3, 3, 3), dtype=bool))
+        gone = ~scipy.ndimage.binary_dilation(main, np.ones((3, 3, 3), dtype=bool))
         return Solid(self.box, np.where(gone, np.maximum(self.distance, FAR_MM), self.distance))
 
     def joined(self, other_distance: Array, *, smooth_mm: float) -> "Solid":

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import (
-    binary_dilation,
-    binary_fill_holes,
-    distance_transform_edt,
-    gaussian_filter,
-    label,
-    map_coordinates,
-)
 
 from difftumor.datasets.phantom.canvas import TUMOR_ORGANS, Canvas, coverage_of, tumor_label
 from difftumor.datasets.phantom.fields import Array
@@ -49,8 +42,8 @@ class Growth:
         axes = [offsets / np.float32(_STEP * self.radius_mm) + (LATTICE_POINTS - 1) / 2 for offsets in offsets_mm]
         places = np.stack(np.meshgrid(*axes, indexing="ij"))
         far = float(self.distance.max())
-        distance = map_coordinates(self.distance, places, order=1, cval=far)
-        return distance, map_coordinates(self.strength, places, order=1, mode="nearest")
+        distance = scipy.ndimage.map_coordinates(self.distance, places, order=1, cval=far)
+        return distance, scipy.ndimage.map_coordinates(self.strength, places, order=1, mode="nearest")
 
 
 def lattice_offsets_mm(radius_mm: float) -> Array:
@@ -73,12 +66,12 @@ def grow(*, radius_mm: float, outside_mm: Callable[[Array], Array], generator: n
     shape = (LATTICE_POINTS,) * 3
     x, y, z = np.meshgrid(offsets, offsets, offsets, indexing="ij", sparse=True)
     irregularity = generator.uniform(0.18, 0.34)
-    field = _unit(gaussian_filter(generator.standard_normal(shape, dtype=np.float32), 0.33 / _STEP))
+    field = _unit(scipy.ndimage.gaussian_filter(generator.standard_normal(shape, dtype=np.float32), 0.33 / _STEP))
     arrival = np.sqrt(x * x + y * y + z * z) / np.float32(radius_mm) - np.float32(irregularity) * field
     arrival += np.float32(5.0 / radius_mm) * np.clip(outside_mm(offsets), 0.0, None)
     mask = _invaded(arrival, round(4.0 / 3.0 * np.pi / _STEP**3))
-    inner = distance_transform_edt(mask)
-    outer = distance_transform_edt(~mask)
+    inner = scipy.ndimage.distance_transform_edt(mask)
+    outer = scipy.ndimage.distance_transform_edt(~mask)
     # The surface lies halfway between the last lattice point inside and the first one outside.
     distance = np.where(mask, 0.5 - inner, outer - 0.5).astype(np.float32) * np.float32(_STEP * radius_mm)
     return Growth(radius_mm, distance, _strength(distance, mask, radius_mm, generator))
@@ -93,7 +86,7 @@ def _invaded(arrival: Array, volume: int) -> NDArray[np.bool_]:
     best, miss = np.zeros(arrival.shape, dtype=bool), volume
     for _ in range(16):
         threshold = 0.5 * (low + high)
-        parts, _count = label(arrival <= threshold)
+        parts, _count = scipy.ndimage.label(arrival <= threshold)
         mask = parts == parts[seed]
         size = int(mask.sum())
         if abs(size - volume) < miss:
@@ -102,12 +95,13 @@ def _invaded(arrival: Array, volume: int) -> NDArray[np.bool_]:
         if miss * 100 < volume:
             break
     best[seed] = True
-    return binary_fill_holes(best)
+    return scipy.ndimage.binary_fill_holes(best)
 
 
 def _strength(distance: Array, mask: NDArray[np.bool_], radius_mm: float, generator: np.random.Generator) -> Array:
     """Return how strongly each place differs from the parenchyma: texture, and in larger tumors a rim and necrosis."""
-    texture = _unit(gaussian_filter(generator.standard_normal(distance.shape, dtype=np.float32), 0.25 / _STEP))
+    noise = generator.standard_normal(distance.shape, dtype=np.float32)
+    texture = _unit(scipy.ndimage.gaussian_filter(noise, 0.25 / _STEP))
     strength = np.float32(1.0) + np.float32(0.1) * texture
     has_rim, is_necrotic = generator.random() < 0.6, generator.random() < 0.7
     rim_mm = max(1.5, generator.uniform(0.12, 0.22) * radius_mm)
@@ -221,8 +215,8 @@ def _site(canvas: Canvas, organ: str, organ_label: int) -> _Site:
     box = (bounds[0], bounds[1], bounds[2])
     mask = where[box]
     # Beyond the border of the scan there is no organ, so that tumors stay in view.
-    inside = distance_transform_edt(np.pad(mask, 1), sampling=canvas.space.spacing_mm)[1:-1, 1:-1, 1:-1]
-    outside = distance_transform_edt(~mask, sampling=canvas.space.spacing_mm)
+    inside = scipy.ndimage.distance_transform_edt(np.pad(mask, 1), sampling=canvas.space.spacing_mm)[1:-1, 1:-1, 1:-1]
+    outside = scipy.ndimage.distance_transform_edt(~mask, sampling=canvas.space.spacing_mm)
     # Of the smallest side, or voxels beside a surface would get the sign of the other side.
     half_voxel = 0.5 * min(canvas.space.spacing_mm)
     depth = np.where(mask, inside - half_voxel, half_voxel - outside).astype(np.float32)
@@ -263,7 +257,8 @@ def _outside(canvas: Canvas, site: _Site, center: tuple[float, float, float], of
         canvas.space.axes_mm, site.box, center, canvas.space.spacing_mm, strict=True
     ):
         axes.append((middle + offsets - axis[part][0]) / spacing)
-    return -map_coordinates(site.depth_mm, np.stack(np.meshgrid(*axes, indexing="ij")), order=1, mode="nearest")
+    places = np.stack(np.meshgrid(*axes, indexing="ij"))
+    return -scipy.ndimage.map_coordinates(site.depth_mm, places, order=1, mode="nearest")
 
 
 def _paint(
@@ -285,7 +280,7 @@ def _paint(
     x, y, z = (a[s] - np.float32(m) for a, s, m in zip(canvas.space.axes_mm, box, tumor.center_mm, strict=True))
     distance, strength = growth.sample((x, y, z))
     # Other organs and lesions keep their voxels, and a gap of one voxel keeps lesions apart.
-    near_lesions = binary_dilation(lesions[box] > 0, np.ones((3, 3, 3), dtype=bool))
+    near_lesions = scipy.ndimage.binary_dilation(lesions[box] > 0, np.ones((3, 3, 3), dtype=bool))
     room = np.isin(canvas.labels[box], (0, organ_label)) & ~near_lesions
     mask = largest_component((distance < 0) & room)
     if not mask.any():

@@ -1,22 +1,24 @@
 """The test card of an autoencoder as a page: verdict first, then numbers, figures and pictures."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from difftumor.evaluation.autoencoder.card import Card, Measured, ScanCard
 from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, body_mask
 from difftumor.evaluation.autoencoder.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
 from difftumor.reporting.pictures import mask_center, reconstruction_planes
-from difftumor.reporting.plots import CURVE_COLORS, to_png
+from difftumor.reporting.plots import CURVE_COLORS, new_figure, to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell, Table, format_cell
 from difftumor.scans.grid import Box, triple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT_FILE = "report.html"
 # One scale for all scans, to compare pictures; faint tumors differ from the organ by 20 HU.
@@ -215,8 +217,7 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Cell]:
 def _structure_figure(structures: Mapping[str, StructureError], thresholds: Thresholds) -> Figure:
     """Plot bars of error and bias, one row per structure, the first on top."""
     names = [_titled(name) for name in structures]
-    figure = Figure(figsize=(8.0, 1.2 + 0.34 * len(names)), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8.0, 1.2 + 0.34 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(names))
     left.barh(places, [inside.mae_hu for inside in structures.values()], color=CURVE_COLORS[0], height=0.62)
@@ -242,11 +243,12 @@ def _sharpness_figure(card: Card) -> Figure | None:
     if not len(points):
         return None
     allowed = card.thresholds
-    figure = Figure(figsize=(6.0, 3.8), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((6.0, 3.8), layout="constrained")
     axes = figure.add_subplot()
     corner = (allowed.edge_ratio_min, allowed.noise_ratio_min)
     width, height = allowed.edge_ratio_max - corner[0], allowed.noise_ratio_max - corner[1]
+    from matplotlib.patches import Rectangle
+
     axes.add_patch(Rectangle(corner, width, height, facecolor="#2f8f5b", alpha=0.13, edgecolor="none"))
     axes.plot(1, 1, marker="+", color="#444444", markersize=10, linestyle="none")
     axes.annotate("the CT itself", (1, 1), xytext=(6, 4), textcoords="offset points", fontsize=8, color="#444444")

@@ -1,15 +1,19 @@
 """Figures of an evaluation: sensitivity by size, scores case by case, the free-response curve."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.methods import Method
 from difftumor.evaluation.metrics.froc import FrocCurve
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BAR = 0.8  # of the distance between two groups
 

@@ -1,13 +1,13 @@
 """What an evaluation leaves behind: tables, figures, and one page with all of it."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.folders import COMPARED, RESULT_FILES
@@ -16,6 +16,9 @@ from difftumor.files import ResultFolder, written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CAPTIONS = {
     "scores": "DSC and NSD of each case: median, quartiles, and whiskers to the last case within 1.5 times the "

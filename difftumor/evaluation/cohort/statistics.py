@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from difftumor.errors import ConfigError
 from difftumor.seeding import numpy_generator
@@ -82,7 +82,7 @@ def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval 
         raise ValueError(f"{hits} hits of {total} are no proportion")
     if total == 0:
         return None
-    found = stats.binomtest(hits, total).proportion_ci(level, method="wilson")
+    found = scipy.stats.binomtest(hits, total).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -137,7 +137,7 @@ def bootstrap_ratio(
     if sums.shape[1] < 2:
         return None
     sums = sums[:, np.lexsort(sums)]  # so that the order of the scans does not matter
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (sums[0], sums[1]),
         lambda part, whole, axis: part.sum(axis) / whole.sum(axis),
         n_resamples=resamples,
@@ -210,18 +210,18 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
 
 def _wilcoxon_p(differences: NDArray[np.float64], seed: int) -> float:
     """Two-sided p of the signed ranks, exact where few differ: with zeros or ties SciPy would approximate it."""
-    ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
+    ranks = np.sign(differences) * scipy.stats.rankdata(np.abs(differences))
     ranks = ranks[ranks != 0]
     if len(ranks) <= _ALL_FLIPS:
         return _permutation_p(ranks, seed)
-    return float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
+    return float(scipy.stats.wilcoxon(differences, zero_method="pratt").pvalue)
 
 
 def _permutation_p(differences: NDArray[np.float64], seed: int) -> float:
     """Two-sided p of the mean when signs are flipped; all flips are tried where there are fewer than `PERMUTATIONS`."""
     if len(differences) < 2:  # Both ways around are as likely.
         return 1.0
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (differences,),
         lambda values, axis: values.mean(axis),
         permutation_type="samples",

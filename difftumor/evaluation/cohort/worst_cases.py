@@ -1,10 +1,12 @@
 """Pictures of the cases in which a method does worst."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from difftumor.errors import DiffTumorError
@@ -18,6 +20,9 @@ from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct
 from difftumor.scans.organs import ORGAN, TUMOR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WINDOW_HU = (-160.0, 240.0)
 # Side of the cube that is shown.

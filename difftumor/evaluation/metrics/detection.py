@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from difftumor.errors import ConfigError
 from difftumor.scans.components import Components
@@ -52,13 +51,13 @@ def one_to_one(rows: Indices, columns: Indices, voxels: Indices, shape: tuple[in
     # constant that keeps entries from being zero, and with that from being no entries.
     weights = 1 + voxels[contested] * (1 + min(len(lesions), len(predictions))) + 1
     numbers = np.arange(len(lesions))
-    table = sparse.coo_array(
+    table = scipy.sparse.coo_array(
         (
             np.concatenate([weights, np.ones(len(lesions), np.int64)]).astype(np.float64),
             (np.concatenate([row, numbers]), np.concatenate([column, len(predictions) + numbers])),
         )
     ).tocsr()
-    matched_row, matched_column = min_weight_full_bipartite_matching(table, maximize=True)
+    matched_row, matched_column = scipy.sparse.csgraph.min_weight_full_bipartite_matching(table, maximize=True)
     partner = np.full(len(lesions), -1)
     partner[matched_row] = matched_column
     return np.concatenate([np.flatnonzero(alone), contested[partner[row] == column]])
@@ -229,7 +228,7 @@ def assign(truth: Components, prediction: Components, matching: Matching) -> Ass
     rows, columns, voxels = common_voxels(truth, prediction)
     shape = (len(truth.voxels), len(prediction.voxels))
     if matching.rule == "center":
-        common = sparse.coo_array((voxels, (rows, columns)), shape=shape).tocsr()
+        common = scipy.sparse.coo_array((voxels, (rows, columns)), shape=shape).tocsr()
         rows, columns = center_hits(truth, prediction)
         voxels = common[rows, columns] if rows.size else rows
     elif matching.rule == "iou":

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 import edt
 import numpy as np
-import torch
-from monai.metrics.utils import get_code_to_measure_table
 from numpy.typing import NDArray
 
 from difftumor.errors import ConfigError
@@ -165,6 +163,8 @@ def _patches(
 
 def _patch_areas(spacing_mm: Vector) -> NDArray[np.float64]:
     """Return the area in mm² of the surface in a cube of each code."""
+    from monai.metrics.utils import get_code_to_measure_table  # here, because MONAI takes seconds to load
+
     areas_mm2, _ = get_code_to_measure_table(spacing_mm)
     table: NDArray[np.float64] = areas_mm2.numpy().astype(np.float64)
     return table
@@ -173,6 +173,8 @@ def _patch_areas(spacing_mm: Vector) -> NDArray[np.float64]:
 def _distances(from_XYZ: NDArray[np.bool_], to_XYZ: NDArray[np.bool_], spacing_mm: Vector) -> NDArray[np.float64]:
     if not to_XYZ.any():
         return np.full(np.count_nonzero(from_XYZ), np.inf)
+    import torch
+
     threads = torch.get_num_threads()  # the result is the same with any
     distance_mm: NDArray[np.float32] = edt.edt(~to_XYZ, anisotropy=spacing_mm, black_border=False, parallel=threads)
     return distance_mm[from_XYZ].astype(np.float64)

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Literal, Protocol
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -233,13 +234,11 @@ def _of_size(tumors: Sequence[Tumor]) -> Distances:
 
 def _of_values(values: Mapping[str, Sequence[float]]) -> Callable[[Indices, Indices], tuple[float, ...]]:
     """Return Wasserstein-1 distances of numbers per tumor; tumors without a number are left out."""
-    from scipy.stats import wasserstein_distance
-
     columns = [np.array(column, np.float64) for column in values.values()]
 
     def distance(column: NDArray[np.float64], one: Indices, other: Indices) -> float:
         sets = [column[indices][np.isfinite(column[indices])] for indices in (one, other)]
-        return float(wasserstein_distance(*sets)) if all(map(len, sets)) else float("nan")
+        return float(scipy.stats.wasserstein_distance(*sets)) if all(map(len, sets)) else float("nan")
 
     return lambda one, other: tuple(distance(column, one, other) for column in columns)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from difftumor.evaluation.realism.distances import Sample
 from difftumor.evaluation.realism.quality import Quality
@@ -17,6 +16,9 @@ from difftumor.reporting.pictures import three_planes
 from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes, to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT_FILE = "report.html"
 HISTOGRAM_FILE, LOOKS_FILE = "histograms.png", "looks.png"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import read_organ
@@ -46,13 +46,11 @@ def hu_wasserstein(one_NH: NDArray[np.floating], other_MH: NDArray[np.floating])
 
 def hu_jensen_shannon(one_NH: NDArray[np.floating], other_MH: NDArray[np.floating]) -> float:
     """Return the Jensen–Shannon distance of two mean histograms, from 0 to 1, in bins of ``SHAPE_BIN_HU``."""
-    from scipy.spatial.distance import jensenshannon
-
     one, other = (
         each.mean(axis=0, dtype=np.float64).reshape(-1, SHAPE_BIN_HU).sum(axis=1) for each in (one_NH, other_MH)
     )
     # For equal histograms, rounding may take the root of a negative number.
-    return float(np.nan_to_num(jensenshannon(one, other, base=2)))
+    return float(np.nan_to_num(scipy.spatial.distance.jensenshannon(one, other, base=2)))
 
 
 # Files that `difftumor synthesize` writes beside the CT of a case.
@@ -154,7 +152,7 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
     indices = find_components(standard.data == TUMOR).indices if lesions is None else lesions.data
     organ = standard.data == ORGAN
     space = ModelSpace(ct.grid, spec.spacing_mm)
-    for number, found in enumerate(ndimage.find_objects(indices), start=1):
+    for number, found in enumerate(scipy.ndimage.find_objects(indices), start=1):
         if found is None:  # an unused number
             continue
         box = Box(triple([side.start for side in found]), triple([side.stop for side in found]))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import fftconvolve
 
 from difftumor.errors import SynthesisError
 from difftumor.evaluation.robustness.dimensions import DEFAULTS, LEVELS, Dimension, varied
@@ -60,7 +60,7 @@ class Places:
             return np.zeros_like(self._organ)
         # Voxels of the shape that lie in the organ, for every place at once; beyond the box there is none.
         turned = shape[::-1, ::-1, ::-1].astype(np.float32)
-        inside = fftconvolve(self._organ.astype(np.float32), turned, mode="same")
+        inside = scipy.signal.fftconvolve(self._organ.astype(np.float32), turned, mode="same")
         fits: NDArray[np.bool_] = inside > np.count_nonzero(shape) - 0.5
         return fits
 

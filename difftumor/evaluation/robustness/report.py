@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from difftumor import __version__
 from difftumor.evaluation.cohort.statistics import wilson_interval
@@ -20,6 +18,10 @@ from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell as Entry
 from difftumor.reporting.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TITLES: dict[Measure, str] = {"dsc": "Mean DSC of the tumor", "detection": "Share of tumors found"}
 _READING = (

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from difftumor.seeding import torch_generator
@@ -70,7 +70,7 @@ def _scale_and_blur(size: int, spacing_mm: float, *, grain_mm: float, blur_mm: f
     position = np.arange(-radius, size + radius) * (spacing_mm / grain_mm)
     points = np.arange(math.floor(position[0]) - _MARGIN, math.ceil(position[-1]) + _MARGIN + 1)
     # A spline is linear in its values: interpolating the unit vectors gives the weights of every lattice point.
-    scale = torch.from_numpy(CubicSpline(points, np.eye(len(points)))(position))
+    scale = torch.from_numpy(scipy.interpolate.CubicSpline(points, np.eye(len(points)))(position))
     blur = gaussian_matrix(len(position), blur_mm / spacing_mm)[radius : radius + size]
     return blur @ scale
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import ConvexHull
 
 from difftumor.scans.appearance import Appearance, AppearanceRanges
 from difftumor.scans.grid import Box, Vector
@@ -130,13 +129,13 @@ def axis_ratio(tumor_XYZ: Mask, spacing_mm: Vector) -> float:
 
 def solidity(tumor_XYZ: Mask, spacing_mm: Vector) -> float:
     """Return a mask's share of its convex hull's volume, in (0, 1]; 1 where there are too few voxels for a hull."""
-    surface = tumor_XYZ & ~ndimage.binary_erosion(tumor_XYZ)
+    surface = tumor_XYZ & ~scipy.ndimage.binary_erosion(tumor_XYZ)
     voxels = np.argwhere(surface)
     if len(voxels) < 4 or min(np.ptp(voxels, axis=0)) < 2:
         return 1.0
     # Halfway between the hull of the voxels' centers, which is too small, and that of their corners, too large.
     faces = np.concatenate([voxels + step * half for step in np.eye(3) for half in (-0.5, 0.5)])
-    return float(min(1.0, tumor_XYZ.sum() / ConvexHull(faces).volume))
+    return float(min(1.0, tumor_XYZ.sum() / scipy.spatial.ConvexHull(faces).volume))
 
 
 def noise_ratio(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], tumor_XYZ: Mask) -> float:
@@ -144,10 +143,10 @@ def noise_ratio(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], t
 
     Noise is the standard deviation of what a mean over 3 × 3 × 3 voxels takes away, where all of them are tumor.
     """
-    deep = ndimage.binary_erosion(tumor_XYZ, np.ones((3, 3, 3), bool))
+    deep = scipy.ndimage.binary_erosion(tumor_XYZ, np.ones((3, 3, 3), bool))
     if deep.sum() < _LEAST_VOXELS:
         return 1.0
-    before, after = ((hu - ndimage.uniform_filter(hu, 3))[deep].std() for hu in (before_hu, after_hu))
+    before, after = ((hu - scipy.ndimage.uniform_filter(hu, 3))[deep].std() for hu in (before_hu, after_hu))
     return float(after / before) if before >= _LEAST_HU / 3 else 1.0
 
 

@@ -9,8 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.ndimage import find_objects
-from scipy.spatial import cKDTree
+import scipy
 
 from difftumor.scans.appearance import Appearance, measure_appearance
 from difftumor.scans.components import equivalent_radius_mm
@@ -95,7 +94,7 @@ def report_tumors(result: ScanSynthesis, there: ScanSite, *, window: IntensityWi
         there: The organ, whose vessels are looked for where a record cares for them.
         window: HU that count for contrast.
     """
-    vessels, boxes = _Vessels(there), find_objects(result.lesions, max_label=len(result.records))
+    vessels, boxes = _Vessels(there), scipy.ndimage.find_objects(result.lesions, max_label=len(result.records))
     reports = {
         number: _report(result, part, number, boxes[number - 1], vessels, window)
         for part in result.parts
@@ -173,9 +172,9 @@ class _Vessels:
         return float(np.min(distances_mm))
 
     @cached_property
-    def _tree(self) -> cKDTree | None:
+    def _tree(self) -> scipy.spatial.cKDTree | None:
         vessels = np.argwhere(self._there.site.vessels) + self._there.box.start
-        return cKDTree(vessels * self._there.site.spacing_mm) if len(vessels) else None
+        return scipy.spatial.cKDTree(vessels * self._there.site.spacing_mm) if len(vessels) else None
 
 
 def _report(

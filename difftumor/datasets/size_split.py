@@ -168,7 +168,7 @@ def split_case(case: Case, cases: CaseList, organ: Organ, folder: Path, rule: Si
     for group in SIZE_GROUPS:
         kept = [lesion.index for lesion in rule.choose(lesions, group)]
         write_labels(_map(folder, group, case), lesions.keep(kept, labels.data), labels)
-    rows = []
+    rows: list[Row] = []
     for lesion in lesions.lesions:
         size = (rule.group(lesion) or "too_small", lesion.voxels, lesion.volume_mm3, lesion.radius_mm)
         place_mm = labels.grid.position_mm(lesions.middle_voxel(lesion))

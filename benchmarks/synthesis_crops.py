@@ -14,7 +14,7 @@ from difftumor.synthesis.blending import add_change, blend_change, blurred_weigh
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.effects import capsule, mass_effect_map, warp_image, warp_labels
 from difftumor.synthesis.generators.handcrafted import handcrafted_texture
-from difftumor.synthesis.host import Site, find_vessels, measure_parenchyma
+from difftumor.synthesis.host import Host, find_vessels, measure_parenchyma
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
@@ -34,8 +34,8 @@ def draw_in_crop(size: str, crop: int, *, repeats: int) -> dict[str, Any]:
     seeds = count()
 
     def draw() -> None:
-        site = Site(organ, organ=get_organ("liver"), spacing_mm=SPACING_MM)
-        draw_tumors(site, specs, seed=next(seeds))
+        host = Host(organ, organ=get_organ("liver"), spacing_mm=SPACING_MM)
+        draw_tumors(host, specs, seed=next(seeds))
 
     return timed(draw, repeats=repeats)
 

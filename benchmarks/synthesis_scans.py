@@ -16,17 +16,18 @@ import torch
 from measuring import PeakMemory, forget_peak, summary
 
 from difftumor.scans.organs import get_organ
+from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.report import report_tumors
-from difftumor.synthesis.scan.scan import draw_in_scan, site_of
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 ORGAN = "liver"
 SPACING_MM = (0.8, 0.8, 1.0)
 # Between reading and writing, one after the other.
-MAKING = ("site", "draw", "apply", "report")
+MAKING = ("host", "draw", "apply", "report")
 Result = TypeVar("Result")
 
 
@@ -89,10 +90,10 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
         Wall times of the stages over ``repeats`` runs after the first, whose time is ``first_s``; times of reading and
         writing, and the memory that came on top of the scan.
     """
-    # Here, so that drawing the preview is all that counts of it: `difftumor synthesize` has loaded it by then.
+    # Here, so that plotting the preview is all that counts of it: `difftumor synthesize` has loaded it by then.
     from difftumor.reporting.plots import save_png
     from difftumor.synthesis.scan.files import _write_volumes
-    from difftumor.synthesis.scan.report import draw_preview
+    from difftumor.synthesis.scan.report import plot_preview
 
     clock = _Clock()
     synthesizer = _synthesizer(run, clock)
@@ -106,19 +107,18 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
     processor = []
     for seed in range(repeats + 1):
         start = time.process_time()
-        there = clock.timed(
-            "site", lambda: site_of(scan, (spec,), organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-        )
-        drawn = clock.timed("draw", partial(draw_in_scan, there, (spec,), seed=seed))
+        model_scan = ModelScan(scan, synthesizer.spacing_mm)
+        host = clock.timed("host", partial(model_scan.host, (spec,), synthesizer.organ))
+        drawn = clock.timed("draw", partial(draw_tumors, host, (spec,), seed=seed))
         if not drawn.records:
             raise SystemExit(f"The organ has no room for a {run.size} tumor: give a larger --scan.")
-        result = clock.timed("apply", partial(apply_to_scan, synthesizer, scan, drawn.records))
-        clock.timed("report", partial(report_tumors, result, there, window=synthesizer.window))
+        result = clock.timed("apply", partial(apply_to_scan, synthesizer, model_scan, drawn.records))
+        clock.timed("report", partial(report_tumors, result, host, window=synthesizer.window))
         processor.append(time.process_time() - start)
     growth = memory.figures()["growth_gib"]
     forget_peak()
     memory = PeakMemory(torch.device("cpu"))
-    clock.timed("preview", lambda: save_png(draw_preview(result, organ=ORGAN), folder / "preview.png"))
+    clock.timed("preview", lambda: save_png(plot_preview(result, organ=ORGAN), folder / "preview.png"))
     clock.timed("write", lambda: _write_volumes(result, folder))
     stages = {name: np.array(clock.seconds[name]) for name in MAKING}
     whole = np.sum([stages[name] for name in MAKING], axis=0)

@@ -300,7 +300,7 @@ def test_the_command_measures_tumors_in_scans(tmp_path):
     ]  # fmt: skip
     (diffusion,) = figures["diffusion"]
     for row in (*figures["counts"], diffusion):
-        parts = sum(row["stages"][name]["median_s"] for name in ("site", "draw", "apply", "report"))
+        parts = sum(row["stages"][name]["median_s"] for name in ("host", "draw", "apply", "report"))
         assert row["whole"]["median_s"] == pytest.approx(parts, rel=0.5)
         assert min(row["first_s"], row["read_s"], row["preview_s"], row["write_s"]) > 0
         assert row["growth_gib"] >= 0

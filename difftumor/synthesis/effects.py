@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from difftumor.errors import SynthesisError
-from difftumor.scans.grid import Box, Voxel, triple
+from difftumor.scans.grid import Box, triple
 from difftumor.synthesis.blending import TRUNCATE, PlacedTumor, blurred_weight
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.shapes import reach_mm, tumor_shape
 
 # Table 1: γmax = 1.3 r. Tissue further from the center, in units of the tumor's half-axes, stays where it is.
 REACH = 1.3
@@ -138,7 +139,7 @@ def _positions(shape: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
+class MutableBatch:
     """A batch, whose arrays are changed in place; (B, 1, X, Y, Z) each.
 
     Args:
@@ -154,7 +155,7 @@ class Canvas:
     halo: Tensor
 
 
-def apply_effects(canvas: Canvas, tumors: Sequence[PlacedTumor]) -> Box:
+def apply_effects(batch: MutableBatch, tumors: Sequence[PlacedTumor]) -> Box:
     """Push the surroundings of tumors apart and give them capsules, as their records say, in place.
 
     Returns:
@@ -163,22 +164,38 @@ def apply_effects(canvas: Canvas, tumors: Sequence[PlacedTumor]) -> Box:
     areas = []
     for tumor in tumors:
         if tumor.record.mass_effect > 0 or tumor.record.capsule_hu != 0:
-            area = _area(tumor, triple(canvas.ct_hu.shape[2:]))
+            center = tumor.record.center_voxel
+            reach = reach_voxels(tumor.record, tumor_shape(tumor.record).shape)
+            area = Box(center, triple(np.add(center, 1))).padded(reach).clipped(batch.ct_hu.shape[2:])
             index = (tumor.element, 0, *area.slices)
-            local = Canvas(*(array[index] for array in (canvas.ct_hu, canvas.organ, canvas.lesions, canvas.halo)))
+            local = MutableBatch(*(array[index] for array in (batch.ct_hu, batch.organ, batch.lesions, batch.halo)))
             _apply(local, tumor, area)
             areas.append(area)
     return Box.joined(areas)
 
 
-def effect_reach_mm(record: TumorRecord, half_axis_mm: float) -> float:
-    """Return how far from its center, along an axis, a tumor's effects can change the CT."""
+def reach_voxels(record: TumorRecord, size: Sequence[int] | None = None) -> list[int]:
+    """Return how many voxels from its center a tumor can change a CT along each axis: itself, its effects and its rim.
+
+    Args:
+        record: The tumor.
+        size: Size of its mask (``tumor_shape``); without it, what its deformation allows at most is taken.
+    """
+    if size is None:
+        body_mm = [reach_mm(axis, record.deformation_sigma_mm) for axis in record.half_axes_mm]
+    else:
+        body_mm = [n // 2 * step for n, step in zip(size, record.spacing_mm, strict=True)]
     pushed = REACH if record.mass_effect > 0 else 1.0
-    return pushed * half_axis_mm + (CAPSULE_REACH_MM if record.capsule_hu != 0 else 0.0)
+    capsule_mm = CAPSULE_REACH_MM if record.capsule_hu != 0 else 0.0
+    rim = 5 * record.blur_sigma_voxels + 2
+    return [
+        math.ceil((max(body, pushed * half_axis) + capsule_mm) / step + rim)
+        for body, half_axis, step in zip(body_mm, record.half_axes_mm, record.spacing_mm, strict=True)
+    ]
 
 
-def _apply(local: Canvas, tumor: PlacedTumor, area: Box) -> None:
-    """Apply the effects of one tumor in the part of the canvas that they can change."""
+def _apply(local: MutableBatch, tumor: PlacedTumor, area: Box) -> None:
+    """Apply the effects of one tumor in the part of the batch that they can change."""
     record = tumor.record
     # t'' of eq. (4). It moves with the tumor, so that the capsule sits on the tumor's edge.
     weight = blurred_weight(local.lesions == tumor.instance, record.blur_sigma_voxels)
@@ -201,15 +218,3 @@ def _apply(local: Canvas, tumor: PlacedTumor, area: Box) -> None:
         added_hu = capsule(weight, hu=record.capsule_hu, spacing_mm=record.spacing_mm)
         local.halo.logical_or_(added_hu != 0)
         local.ct_hu.add_(added_hu)
-
-
-def _area(tumor: PlacedTumor, shape: Voxel) -> Box:
-    """Return the part of the array that the effects of a tumor can change, its halo included."""
-    record = tumor.record
-    reach = [
-        math.ceil((REACH * axis + CAPSULE_REACH_MM) / step) + 1
-        for axis, step in zip(record.half_axes_mm, record.spacing_mm, strict=True)
-    ]
-    capsules = [math.ceil(CAPSULE_REACH_MM / step) + 1 for step in record.spacing_mm]
-    center = Box(record.center_voxel, triple(np.add(record.center_voxel, 1)))
-    return Box.joined([center.padded(reach), tumor.whole_halo_box.padded(capsules)]).clipped(shape)

@@ -1,10 +1,11 @@
-"""The site: an organ in model space, and what is known of it before tumors are drawn."""
+"""The host of tumors: an organ in model space, with its vessels and parenchyma and its place in the world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy
@@ -12,24 +13,29 @@ from numpy.typing import NDArray
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.components import find_components
-from difftumor.scans.grid import Box, Vector, Voxel
+from difftumor.scans.distances import Distance, Mask, distance_mm, eroded_in_slices
+from difftumor.scans.grid import Box, Vector, Voxel, triple
 from difftumor.scans.organs import Organ
-from difftumor.synthesis.placement import Room, take_all
 
-# Tissue, gas and bone; what lies beyond, such as metal, counts as the limit, so that a clip outweighs no organ.
+# Tissue, gas and bone. Values beyond, such as metal, count as the limit, so that a clip does not outweigh an organ.
 _TISSUE_HU = (-1000.0, 3000.0)
 # The smoothing ends here, in standard deviations.
 _TRUNCATE = 3.0
-# Noise passes the threshold too, in specks; the paper means veins. So much is 5 mm of a vein of 5 mm.
+# Noise passes the threshold too, in specks; the paper means veins. This is 5 mm of a vein of 5 mm.
 _LEAST_VESSEL_MM3 = 100.0
 
-Mask = NDArray[np.bool_]
+# Matrix entries below this share of the largest count as zero; over a scan that is less than a hundredth of a mm.
+_ALIGNED = 1e-5
+
 CT = NDArray[np.float32]
+Matrix = NDArray[np.floating[Any]]
+# Lower and upper ends of a box along the axes of the world, (3,) each, in millimeters.
+Limits = tuple[Matrix, Matrix]
 
 
 @dataclass(frozen=True)
 class Parenchyma:
-    """Brightness of an organ without its vessels.
+    """Brightness of an organ's tissue between its vessels.
 
     Attributes:
         mean_hu: μp.
@@ -47,7 +53,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
         ct_hu_XYZ: CT in HU; values outside [-1000, 3000] count as the limit.
         organ_XYZ: Organ mask, same shape.
         spacing_mm: Size of a voxel along each axis.
-        offset_hu: b of eq. (2): how much brighter than the organ's mean a vessel is at least.
+        offset_hu: b of eq. (2): a vessel is at least this much brighter than the organ's mean.
 
     Returns:
         Mask of the same shape, inside the organ, without specks below 100 mm³.
@@ -76,7 +82,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
 
 
 def measure_parenchyma(ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask) -> Parenchyma:
-    """Measure the organ without its vessels; the whole organ where vessels cover all of it.
+    """Measure the organ without its vessels, or the whole organ if vessels cover all of it.
 
     Args:
         ct_hu_XYZ: CT in HU; values outside [-1000, 3000] count as the limit.
@@ -104,18 +110,31 @@ def _organ_box(organ_XYZ: Mask) -> Box:
     return box
 
 
-class Site:
-    """An organ that tumors are drawn for. What the CT is needed for is found when it is first asked for.
+class Host:
+    """An organ that hosts tumors, in model space; nothing modifies it. What needs the CT is computed when first used.
 
     Args:
-        organ_XYZ: Organ mask in model space; any nonzero voxel counts.
+        organ_XYZ: Organ mask; any nonzero voxel counts. Not copied if it is boolean and C-contiguous.
         organ: Rules of placement.
         spacing_mm: Voxel size.
-        ct_hu_XYZ: CT of the same shape; None where nothing is asked that needs it.
+        ct_hu_XYZ: CT of the same shape; None if nothing that is used needs it.
         segments_XYZ: Label map of segments of the same shape; None for none.
-        taken_XYZ: Mask of tumors that are there already, of the same shape; None for none.
-        affine: (4, 4), voxels to world mm; by default the spacing alone.
-        open_border: Whether tumors may be cut by the array's border, as in a training crop.
+        tumors_XYZ: Mask of tumors that are there already, of the same shape; None for none.
+        affine: (4, 4), voxels to world millimeters (RAS), so that a scan's tumors do not depend on the grid that it is
+            stored on; by default the spacing alone.
+        open_border: Whether the organ is taken to continue beyond the array, as it does beyond a training crop;
+            otherwise tumors keep away from the border as from the organ's surface.
+        start: First voxel of the arrays in the scan's whole model space, in which records give centers.
+
+    Attributes:
+        mask: The organ.
+        organ_box: Box of the organ.
+        box: The same and one voxel around it, inside the array: enough to see the organ's surface.
+        to_world: (4, 4), voxels to millimeters.
+        to_voxel: (4, 4), millimeters to voxels.
+
+    Raises:
+        SynthesisError: The mask is empty.
     """
 
     def __init__(
@@ -126,38 +145,25 @@ class Site:
         spacing_mm: Vector,
         ct_hu_XYZ: np.ndarray | None = None,
         segments_XYZ: np.ndarray | None = None,
-        taken_XYZ: np.ndarray | None = None,
+        tumors_XYZ: np.ndarray | None = None,
         affine: np.ndarray | None = None,
         open_border: bool = True,
+        start: Voxel = (0, 0, 0),
     ) -> None:
+        if organ_XYZ.ndim != 3 or not organ_XYZ.any():
+            raise SynthesisError("The organ mask holds no organ voxel, so no tumor can be placed: give another mask.")
         self.organ = organ
         self.spacing_mm = spacing_mm
-        self.mask: Mask = organ_XYZ if organ_XYZ.dtype == np.bool_ else organ_XYZ != 0
-        self.to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
+        self.mask: Mask = np.ascontiguousarray(organ_XYZ if organ_XYZ.dtype == np.bool_ else organ_XYZ != 0)
+        self.tumors_XYZ = tumors_XYZ
         self.open_border = open_border
+        self.start = start
+        self.to_world: Matrix = np.diag([*spacing_mm, 1.0]) if affine is None else np.asarray(affine, dtype=np.float64)
+        self.to_voxel: Matrix = np.linalg.inv(self.to_world)
+        self.organ_box = Box.around(self.mask)
+        self.box = self.organ_box.padded(1).clipped(self.mask.shape)
         self._segments_XYZ = segments_XYZ
-        self._taken_XYZ = taken_XYZ
         self._ct_hu_XYZ = ct_hu_XYZ
-
-    def room(self, *, vessels: bool = False) -> Room:
-        """Return the room for tumors, empty yet.
-
-        Args:
-            vessels: Whether tumors may be asked to keep away from vessels.
-
-        Raises:
-            SynthesisError: The mask is empty, or the CT is needed and not given.
-        """
-        room = Room(
-            self.mask,
-            self.spacing_mm,
-            erosion_voxels=self.organ.erosion_voxels,
-            open_border=self.open_border,
-            vessels_XYZ=self.vessels if vessels else None,
-            to_world=self.to_mm,
-        )
-        take_all(room, self._taken_XYZ)
-        return room
 
     @cached_property
     def vessels(self) -> Mask:
@@ -165,12 +171,52 @@ class Site:
         return find_vessels(self._hu, self.mask, spacing_mm=self.spacing_mm)
 
     @cached_property
+    def vessel_free(self) -> Mask:
+        """Where there is no vessel, inside the organ and outside."""
+        return np.ascontiguousarray(~self.vessels)
+
+    @cached_property
     def parenchyma(self) -> Parenchyma:
         """Mean and standard deviation of the organ without its vessels."""
         return measure_parenchyma(self._hu, self.mask, self.vessels)
 
+    @property
+    def boxed(self) -> Mask:
+        """The organ in ``box``."""
+        return self.mask[self.box.slices]
+
+    @cached_property
+    def depth_mm(self) -> Distance:
+        """Exact distance of each voxel of ``box`` to the nearest voxel outside the organ; 0 outside the organ."""
+        # A closed border of the box changes nothing where the box ends inside the array.
+        return distance_mm(self.boxed, self.spacing_mm, closed=not self.open_border)
+
+    @cached_property
+    def eroded(self) -> Mask:
+        """The organ in ``box``, eroded in each axial slice as the organ's rules say; all of it if nothing is left."""
+        if self.organ.erosion_voxels <= 1:
+            return self.boxed
+        eroded = eroded_in_slices(self.boxed, self.organ.erosion_voxels)
+        return eroded if eroded.any() else self.boxed
+
+    @cached_property
+    def middle(self) -> Voxel:
+        """The organ voxel nearest to the organ's centroid."""
+        counts = [self.boxed.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+        centroid = np.array([np.average(np.arange(len(n)), weights=n) for n in counts])
+        nearest = triple(np.rint(centroid))
+        if not self.boxed[nearest]:
+            voxels = np.argwhere(self.boxed)
+            nearest = triple(voxels[np.argmin((((voxels - centroid) * self.spacing_mm) ** 2).sum(axis=1))])
+        return triple(np.add(nearest, self.box.start))
+
+    @cached_property
+    def limits_mm(self) -> Limits:
+        """Ends of the organ's box along the axes of the world."""
+        return limits_mm(self.mask, self.to_world, self.organ_box)
+
     def segment(self, number: int) -> Mask:
-        """Return the organ's part that lies in a segment.
+        """Return the part of the organ that lies in a segment.
 
         Raises:
             SynthesisError: No segments are given, or the organ has no voxel in this one.
@@ -188,12 +234,12 @@ class Site:
         Raises:
             SynthesisError: The point lies outside the organ; the message says how far.
         """
-        position = (np.linalg.inv(self.to_mm) @ [*point_mm, 1.0])[:3]
+        position = (self.to_voxel @ [*point_mm, 1.0])[:3]
         x, y, z = (int(v) for v in np.floor(position + 0.5))
         inside = all(0 <= v < n for v, n in zip((x, y, z), self.mask.shape, strict=True))
         if not (inside and self.mask[x, y, z]):
             distances = (np.argwhere(self.mask) - position) * self.spacing_mm
-            away = float(np.sqrt((distances**2).sum(axis=1).min())) if self.mask.any() else float("inf")
+            away = float(np.sqrt((distances**2).sum(axis=1).min()))
             raise SynthesisError(
                 f"The point {tuple(point_mm)} mm lies {away:.1f} mm from the {self.organ.name}: "
                 "give a point inside it, in RAS millimeters."
@@ -201,9 +247,39 @@ class Site:
         return x, y, z
 
     @property
-    def _hu(self) -> NDArray[np.float32]:
+    def _hu(self) -> CT:
         if self._ct_hu_XYZ is None:
             raise SynthesisError(
                 "Vessels and hand-crafted texture need the CT to be drawn: give ct_hu_XYZ with the organ mask."
             )
         return np.asarray(self._ct_hu_XYZ, dtype=np.float32)
+
+
+def limits_mm(mask_XYZ: Mask, to_world: Matrix, box: Box | None = None) -> Limits:
+    """Return the lower and upper ends, (3,) each, of the box along world axes around the cells of a mask's voxels.
+
+    Args:
+        mask_XYZ: At least one voxel.
+        to_world: (4, 4), voxel indices to millimeters.
+        box: The mask's box if it is known.
+    """
+    box = Box.around(mask_XYZ) if box is None else box
+    matrix = to_world[:3, :3]
+    if (np.abs(matrix) > _ALIGNED * np.abs(matrix).max()).sum() == 3:
+        voxels = np.array([box.start, np.subtract(box.stop, 1)])
+    else:
+        # Along a line a linear function is largest at one of the ends.
+        part = mask_XYZ[box.slices]
+        x, y = np.nonzero(part.any(axis=2))
+        rows = part[x, y]
+        first, last = rows.argmax(axis=1), rows.shape[1] - 1 - rows[:, ::-1].argmax(axis=1)
+        voxels = np.concatenate([np.stack([x, y, z], axis=1) for z in (first, last)]) + box.start
+    points_mm = transformed(voxels, to_world)
+    half_cell_mm = np.abs(matrix).sum(axis=1) / 2
+    return points_mm.min(axis=0) - half_cell_mm, points_mm.max(axis=0) + half_cell_mm
+
+
+def transformed(points: NDArray[Any], affine: Matrix) -> Matrix:
+    """Apply an affine to points (N, 3)."""
+    moved: Matrix = points @ affine[:3, :3].T + affine[:3, 3]
+    return moved

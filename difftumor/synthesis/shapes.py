@@ -8,12 +8,14 @@ rounded operation after the other, so that labels are the same on every machine.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.scans.components import find_components, leads_to
-from difftumor.scans.grid import Box
+from difftumor.scans.grid import Box, Vector
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.records import TumorRecord
 
@@ -23,13 +25,15 @@ Terms = list[tuple[Array, Array]]
 
 # Lattice points per axis: the middle and both ends of the box, and one more on each side for the cubic.
 _LATTICE = 5
-# Normal displacements stay within this many σe; the box leaves that much room around the ellipsoid.
+# Normal displacements stay within this many σe, which the box leaves around the ellipsoid.
 _REACH = 3.0
 _PLANES = ((0, 1), (0, 2), (1, 2))
-# Voxels computed at once, so few that they stay in the processor's cache; a box of no more is not worth shrinking.
+# Voxels computed at once, few enough for the processor's cache; a box of no more is not worth shrinking.
 _AT_ONCE = 131_072
-# The threshold found on every n-th voxel is off by less than this share, but for rare shapes that take longer.
+# The threshold found on every n-th voxel is off by less than this share, except for rare shapes that take longer.
 _MARGIN = 0.05
+# A tumor's shape is needed when it is drawn, judged and applied. These many are remembered.
+_REMEMBERED = 32
 
 
 def reach_mm(half_axis_mm: float, deformation_sigma_mm: float) -> float:
@@ -47,11 +51,37 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
         record: Half-axes, deformation and spacing are read, nothing else.
 
     Returns:
-        Boolean array with odd sizes, whose middle voxel is the tumor's center: one 26-connected component, never
-        empty, without empty slices at its faces except where symmetry about the center needs them.
+        Boolean array, read-only, with odd sizes, whose middle voxel is the tumor's center: one 26-connected component,
+        never empty, without empty slices at its faces except where symmetry about the center needs them.
     """
-    terms, middle = _terms(record)
-    voxels = 4 / 3 * math.pi * math.prod(record.half_axes_mm) / math.prod(record.spacing_mm)
+    return _shape(_Ellipsoid(record.half_axes_mm, record.deformation_sigma_mm, record.shape_seed, record.spacing_mm))
+
+
+def farthest_mm(shape: np.ndarray, spacing_mm: Vector) -> float:
+    """Return how far the farthest voxel of a shape is from its middle."""
+    offsets_mm = (np.argwhere(shape) - np.array(shape.shape) // 2) * spacing_mm
+    return float(np.sqrt((offsets_mm**2).sum(axis=1).max()))
+
+
+class _Ellipsoid(NamedTuple):
+    """What of a record decides its shape."""
+
+    half_axes_mm: Vector
+    deformation_sigma_mm: float
+    seed: int
+    spacing_mm: Vector
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _shape(tumor: _Ellipsoid) -> np.ndarray:
+    mask = _deformed(tumor)
+    mask.setflags(write=False)
+    return mask
+
+
+def _deformed(tumor: _Ellipsoid) -> NDArray[np.bool_]:
+    terms, middle = _terms(tumor)
+    voxels = 4 / 3 * math.pi * math.prod(tumor.half_axes_mm) / math.prod(tumor.spacing_mm)
     guess = _guess(terms, middle, voxels)
     for bound in (guess * (1 + _MARGIN), math.inf):
         part = _part_below(terms, bound)
@@ -61,7 +91,7 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
         if threshold <= bound:
             break
     mask = level <= threshold
-    if record.deformation_sigma_mm == 0:
+    if tumor.deformation_sigma_mm == 0:
         # Many voxels share a value, by symmetry: take them all or none, whichever is closer.
         without = level < threshold
         if without.any() and voxels - np.count_nonzero(without) < np.count_nonzero(mask) - voxels:
@@ -74,25 +104,25 @@ def tumor_shape(record: TumorRecord) -> np.ndarray:
     return _cropped_about(center, pieces == pieces[center])
 
 
-def _terms(record: TumorRecord) -> tuple[Terms, list[int]]:
+def _terms(tumor: _Ellipsoid) -> tuple[Terms, list[int]]:
     """Return where the deformation takes the voxels of the tumor's box, and the index of the box's middle.
 
     Per axis (x + u(x)) / a is the sum of two arrays, one for each plane that holds the axis; they have size 1 along the
     axis that the plane does not hold.
     """
-    sigma = record.deformation_sigma_mm
-    reaches = [reach_mm(axis, sigma) for axis in record.half_axes_mm]
-    middle = [max(1, math.ceil(reach / step)) for reach, step in zip(reaches, record.spacing_mm, strict=True)]
-    positions_mm = [np.arange(-n, n + 1) * step for n, step in zip(middle, record.spacing_mm, strict=True)]
+    sigma = tumor.deformation_sigma_mm
+    reaches = [reach_mm(axis, sigma) for axis in tumor.half_axes_mm]
+    middle = [max(1, math.ceil(reach / step)) for reach, step in zip(reaches, tumor.spacing_mm, strict=True)]
+    positions_mm = [np.arange(-n, n + 1) * step for n, step in zip(middle, tumor.spacing_mm, strict=True)]
     weights = [_catmull_rom(np.clip(p / reach, -1, 1)) for p, reach in zip(positions_mm, reaches, strict=True)]
     # σe controls the deformation as a whole: along each axis a displacement is the sum of two planes', so these have
     # σe / √2 each. In the lattice's middle there is none: the center stays.
-    lattice_mm = numpy_generator(record.shape_seed, "elastic").standard_normal((3, 2, _LATTICE, _LATTICE))
+    lattice_mm = numpy_generator(tumor.seed, "elastic").standard_normal((3, 2, _LATTICE, _LATTICE))
     lattice_mm -= lattice_mm[:, :, _LATTICE // 2, _LATTICE // 2][:, :, None, None]
     fields: list[list[Array]] = [[], [], []]
     for plane, displacements_mm in zip(_PLANES, lattice_mm * (sigma / math.sqrt(2)), strict=True):
         for axis, displacement_mm in zip(plane, displacements_mm, strict=True):
-            half_axis_mm = record.half_axes_mm[axis]
+            half_axis_mm = tumor.half_axes_mm[axis]
             lattice = (displacement_mm / half_axis_mm).astype(np.float32)
             field = _interpolated(lattice, weights[plane[0]], weights[plane[1]])
             if not fields[axis]:

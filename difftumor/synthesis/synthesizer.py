@@ -27,11 +27,11 @@ from difftumor.synthesis.blending import (
     take_patch,
 )
 from difftumor.synthesis.draw import draw_tumors
-from difftumor.synthesis.effects import Canvas, apply_effects
+from difftumor.synthesis.effects import MutableBatch, apply_effects
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.generators.handcrafted import handcrafted_texture
-from difftumor.synthesis.host import Site
-from difftumor.synthesis.placement import Room, take_all
+from difftumor.synthesis.host import Host
+from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
@@ -133,7 +133,7 @@ class TumorSynthesizer:
             SynthesisError: The mask is empty, not one of the tumors has room, or the CT is needed and not given.
         """
         specs = (tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors)
-        site = Site(
+        host = Host(
             _array(organ_mask_XYZ),
             organ=self.organ,
             spacing_mm=self.spacing_mm,
@@ -141,7 +141,7 @@ class TumorSynthesizer:
             affine=affine,
             open_border=open_border,
         )
-        drawn = draw_tumors(site, specs, seed=seed, keys=keys)
+        drawn = draw_tumors(host, specs, seed=seed, keys=keys)
         if drawn.shortfalls and not drawn.records:
             raise no_room(self.organ, specs)
         return drawn.records
@@ -154,7 +154,7 @@ class TumorSynthesizer:
         records: Sequence[Sequence[TumorRecord]],
         *,
         patch_per_tumor: bool = False,
-        taken_B1XYZ: Tensor | None = None,
+        tumors_B1XYZ: Tensor | None = None,
     ) -> Synthesis:
         """Apply records to a batch of CT; the same arguments give the same tumors.
 
@@ -163,7 +163,7 @@ class TumorSynthesizer:
             organ_mask_B1XYZ: Organ on the same device; any nonzero voxel counts.
             records: Tumors of every element, possibly none, as ``draw`` returned them for its organ mask.
             patch_per_tumor: Give every tumor a patch of its own, also where the CT has the size of one patch.
-            taken_B1XYZ: Tumors that are there already, which cut others; None for none.
+            tumors_B1XYZ: Tumors that are there already, which cut others; None for none.
 
         Raises:
             SynthesisError: Shapes differ, or a record does not fit: drawn for another generator, spacing or mask.
@@ -179,8 +179,8 @@ class TumorSynthesizer:
         lesions = torch.zeros(ct.shape, dtype=torch.int32)
         tumors: list[PlacedTumor] = []
         for element, drawn in enumerate(records):
-            taken = None if taken_B1XYZ is None else taken_B1XYZ[element, 0].cpu().numpy()
-            tumors += self._place(element, organ[element, 0].cpu().numpy(), taken, drawn, lesions[element, 0].numpy())
+            there = None if tumors_B1XYZ is None else tumors_B1XYZ[element, 0].cpu().numpy()
+            tumors += self._place(element, organ[element, 0].cpu().numpy(), there, drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
         whole = {stage: shape == texture.patch and not patch_per_tumor for stage, texture in self.diffusion.items()}
         # Far from all tumors nothing is computed, unless the networks' whole patch is taken.
@@ -196,7 +196,7 @@ class TumorSynthesizer:
             if tumor.record.texture is not None:
                 _blend_handcrafted(tumor, ct, lesions, blend)
         made_hu, halo = blend.applied_to(ct)
-        made = Canvas(made_hu, organ, lesions, halo)
+        made = MutableBatch(made_hu, organ, lesions, halo)
         index = (..., *Box.joined([near, apply_effects(made, tumors)]).slices)
         labels = made.organ.to(torch.uint8) * ORGAN
         labels[index][made.lesions[index] > 0] = TUMOR
@@ -208,18 +208,18 @@ class TumorSynthesizer:
         self,
         element: int,
         organ_XYZ: np.ndarray,
-        taken_XYZ: np.ndarray | None,
+        tumors_XYZ: np.ndarray | None,
         drawn: Sequence[TumorRecord],
         lesions_XYZ: np.ndarray,
     ) -> Iterator[PlacedTumor]:
         """Write the tumors of one element into its lesion map."""
         if not drawn:
             return
-        room = Room(organ_XYZ, self.spacing_mm, erosion_voxels=self.organ.erosion_voxels)
-        take_all(room, taken_XYZ)
+        host = Host(organ_XYZ, organ=self.organ, spacing_mm=self.spacing_mm, tumors_XYZ=tumors_XYZ)
+        placement = Placement(host)
         for instance, record in enumerate(drawn, start=1):
             self._check_record(record, triple(organ_XYZ.shape))
-            box, mask = room.cut(
+            box, mask = placement.cut(
                 tumor_shape(record),
                 record.center_voxel,
                 may_leave=record.may_leave_organ,
@@ -230,11 +230,9 @@ class TumorSynthesizer:
                     f"Tumor {instance} at voxel {record.center_voxel} has no room in the organ mask: "
                     "apply records to the mask they were drawn for."
                 )
-            room.take(box, mask)
+            placement.add(box, mask)
             lesions_XYZ[box.slices][mask] = instance
-            own = Box.around(mask)
-            offset = np.array(box.start)
-            yield PlacedTumor(element, instance, record, Box(triple(own.start + offset), triple(own.stop + offset)))
+            yield PlacedTumor(element, instance, record, Box.around(mask).shifted(box.start))
 
     def _check_record(self, record: TumorRecord, shape: Voxel) -> None:
         if record.spacing_mm != self.spacing_mm:

@@ -26,7 +26,7 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
-from difftumor.synthesis.host import Site
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.sizes import sizes_of
 from difftumor.synthesis.spec import TumorSpec
@@ -41,7 +41,7 @@ _TRIES = 4
 
 
 @dataclass(eq=False)
-class Host:
+class HostCrop:
     """A healthy crop, and the tumor that it is to host. No mapping of tensors, so that nobody moves it to a GPU.
 
     Attributes:
@@ -69,7 +69,7 @@ class HostedTumor:
         appearance: How it looks.
     """
 
-    host: Host
+    host: HostCrop
     ct_hu_XYZ: Tensor
     tumor_XYZ: Tensor
     appearance: Appearance
@@ -100,10 +100,10 @@ class HeldOut:
     seed: int
 
     @cached_property
-    def hosts(self) -> tuple[Host, ...]:
+    def hosts(self) -> tuple[HostCrop, ...]:
         """The hosts, evenly over the cases; the first ones are of different cases."""
         ordered = sorted(self.host_cases, key=lambda case: derive_seed(self.seed, "host", case.id))
-        found: dict[int, Host] = {}
+        found: dict[int, HostCrop] = {}
         for place, case in enumerate(ordered[: self.count]):
             item = self._healthy(case)
             for number in range(place, self.count, len(ordered)):
@@ -149,7 +149,7 @@ class HeldOut:
         organ &= _seen(item["ct"][0].numpy(), self.window)
         return with_class_centers({**item, "labels": torch.from_numpy(organ.astype(np.uint8) * ORGAN)[None]})
 
-    def _host(self, item: Item, number: int) -> Host | None:
+    def _host(self, item: Item, number: int) -> HostCrop | None:
         reader, name = self.reader, f"{item['case']}/{number}"
         cutter = OrganCrop(
             reader.crop, minimum_volume_mm3=reader.organ.minimum_volume_mm3, spacing_mm=reader.spacing_mm
@@ -168,18 +168,18 @@ class HeldOut:
                     continue
                 if size != stage:
                     say(f"{item['case']} has no room for {stage} tumors of any size: it hosts a {size} one.")
-                return Host(name, cut["ct"][0].float().clone(), organ, record)
+                return HostCrop(name, cut["ct"][0].float().clone(), organ, record)
         say(f"{item['case']} hosts no tumor: it has no room for a {stage} one.")
         return None
 
     def _drawn(self, organ_XYZ: np.ndarray, size: str, name: str) -> TumorRecord | None:
         x, y, z = (float(step) for step in self.reader.spacing_mm)
-        site = Site(organ_XYZ, organ=self.reader.organ, spacing_mm=(x, y, z), open_border=False)
-        drawn = draw_tumors(site, [TumorSpec(size=size)], seed=self.seed, keys=("host", name))
+        organ = Host(organ_XYZ, organ=self.reader.organ, spacing_mm=(x, y, z), open_border=False)
+        drawn = draw_tumors(organ, [TumorSpec(size=size)], seed=self.seed, keys=("host", name))
         return drawn.records[0] if drawn.records else None
 
 
-def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[Host]) -> Iterator[HostedTumor]:
+def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[HostCrop]) -> Iterator[HostedTumor]:
     """Make the tumor of each host as in a scan, one after the other, and measure it.
 
     Args:

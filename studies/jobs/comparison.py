@@ -19,7 +19,7 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import TUMOR
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.diffusion.hosts import HeldOut, Host, HostedTumor, synthesize
+from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor, synthesize
 from stages.diffusion.train import held_out
 from stages.run.entry import compose_config
 from stages.run.settings import Settings, to_plain
@@ -70,7 +70,7 @@ class Comparison:
     """
 
     real: tuple[Appearance, ...]
-    hosts: tuple[Host, ...]
+    hosts: tuple[HostCrop, ...]
     references: tuple[Compared, ...]
     models: tuple[Compared, ...]
     spacing_mm: tuple[float, ...]
@@ -150,7 +150,7 @@ def compare(artifacts: Mapping[str, Path], unseen: HeldOut, *, device: torch.dev
     )
 
 
-def seconds_per_tumor(synthesizer: TumorSynthesizer, host: Host) -> float:
+def seconds_per_tumor(synthesizer: TumorSynthesizer, host: HostCrop) -> float:
     """Return the median time of one tumor in one crop: placing, encoding, sampling, decoding, blending."""
     times = []
     ct, organ = (volume[None, None].to(synthesizer.device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))

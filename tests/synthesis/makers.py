@@ -1,6 +1,7 @@
 """Small things that the synthesis tests share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from difftumor.models.denoiser import Denoiser
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.organs import get_organ
+from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
+from difftumor.synthesis.host import Host
+from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.scan.inputs import Scan
+from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
@@ -61,6 +68,38 @@ def distances_mm(voxels: np.ndarray, others: np.ndarray, spacing_mm: tuple[float
     apart = (voxels[:, None] - others) * np.array(spacing_mm)
     nearest: np.ndarray = np.sqrt((apart**2).sum(axis=2)).min(axis=1)
     return nearest
+
+
+def placement(
+    organ_XYZ: np.ndarray,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    erosion_voxels: int = 0,
+    vessels_XYZ: np.ndarray | None = None,
+    **options: Any,
+) -> Placement:
+    """Return a placement without tumors in a host with given vessels."""
+    organ = replace(get_organ("liver"), erosion_voxels=erosion_voxels)
+    host = Host(organ_XYZ, organ=organ, spacing_mm=spacing_mm, **options)
+    host.vessels = np.zeros(organ_XYZ.shape, bool) if vessels_XYZ is None else vessels_XYZ
+    return Placement(host)
+
+
+def host_of(synthesizer: TumorSynthesizer, scan: Scan, specs: Sequence[TumorSpec]) -> Host:
+    """Return the organ of a scan as the host of some tumors."""
+    return ModelScan(scan, synthesizer.spacing_mm).host(specs, synthesizer.organ)
+
+
+def draw_in_scan(
+    synthesizer: TumorSynthesizer, scan: Scan, specs: Sequence[TumorSpec], *, seed: int = 0
+) -> tuple[TumorRecord, ...]:
+    """Draw tumors for a scan."""
+    return draw_tumors(host_of(synthesizer, scan, specs), specs, seed=seed).records
+
+
+def insert(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[TumorRecord]) -> ScanSynthesis:
+    """Apply records to a scan."""
+    return apply_to_scan(synthesizer, ModelScan(scan, synthesizer.spacing_mm), records)
 
 
 def tiny_autoencoder() -> Autoencoder:

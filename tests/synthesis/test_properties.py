@@ -15,10 +15,8 @@ from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.scan.insertion import apply_to_scan
-from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from tests.synthesis.makers import tiny_synthesizer, wanted
+from tests.synthesis.makers import draw_in_scan, insert, tiny_synthesizer, wanted
 
 SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 3)
 AXES = st.permutations([0, 1, 2])
@@ -94,9 +92,8 @@ def bits(values):
 
 
 def applied(synthesizer, scan, specs, seed):
-    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-    records = draw_in_scan(there, specs, seed=seed).records
-    return apply_to_scan(synthesizer, scan, records) if records else None
+    records = draw_in_scan(synthesizer, scan, specs, seed=seed)
+    return insert(synthesizer, scan, records) if records else None
 
 
 def check(synthesizer, scan, specs, seed):
@@ -148,7 +145,7 @@ def check(synthesizer, scan, specs, seed):
     assert near.all()
 
     again = [TumorRecord.from_json(record.to_json()) for record in result.records]
-    replayed = apply_to_scan(synthesizer, scan, again)
+    replayed = insert(synthesizer, scan, again)
     assert replayed.box == result.box
     assert (bits(replayed.change_hu) == bits(result.change_hu)).all()
     assert (replayed.whole_labels() == labels).all()

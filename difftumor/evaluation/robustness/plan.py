@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import scipy
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 
 from difftumor.errors import SynthesisError
 from difftumor.evaluation.robustness.dimensions import DEFAULTS, LEVELS, Dimension, varied
-from difftumor.scans.distances import Distance, Mask, distance_mm
+from difftumor.scans.distances import Mask
 from difftumor.scans.grid import Box, Voxel, triple
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.distributions import fixed
-from difftumor.synthesis.draw import Drawing
-from difftumor.synthesis.host import Site
+from difftumor.synthesis.draw import draw_unplaced, wanted_tumors
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan.scan import ScanSite
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
 
@@ -28,13 +26,13 @@ class Places:
     """The voxels of an organ as centers of tumors.
 
     Args:
-        site: The organ; not modified.
+        host: The organ; not modified.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._spacing_mm = site.spacing_mm
-        self._box = Box.around(site.mask)
-        self._organ = np.ascontiguousarray(site.mask[self._box.slices])
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._box = host.organ_box
+        self._organ = np.ascontiguousarray(host.mask[self._box.slices])
 
     def fitting(self, shape: Mask) -> NDArray[np.intp]:
         """Return (N, 3) the voxels on which the middle of a shape, of odd sizes, can lie so that all of it is organ."""
@@ -44,16 +42,13 @@ class Places:
         """Return the same from the least to the most deep; the order of those of one depth is random."""
         fits = np.argwhere(self._fits(shape))
         fits = fits[generator.permutation(len(fits))]
-        order = np.argsort(self._depth_mm[tuple(fits.T)], kind="stable")
-        return fits[order] + self._box.start
+        fits += self._box.start
+        depth_mm = self._host.depth_mm[tuple((fits - self._host.box.start).T)]
+        return fits[np.argsort(depth_mm, kind="stable")]
 
     def depth_at(self, center: Voxel) -> float:
         """Return how far an organ voxel is from the organ's surface, in mm; the end of the scan is one."""
-        return float(self._depth_mm[tuple(np.subtract(center, self._box.start))])
-
-    @cached_property
-    def _depth_mm(self) -> Distance:
-        return distance_mm(self._organ, self._spacing_mm, closed=True)
+        return float(self._host.depth_mm[tuple(np.subtract(center, self._host.box.start))])
 
     def _fits(self, shape: Mask) -> NDArray[np.bool_]:
         if any(n > m for n, m in zip(Box.around(shape).shape, self._organ.shape, strict=True)):
@@ -121,11 +116,11 @@ def tumor_spec(dimensions: Mapping[str, Dimension]) -> TumorSpec:
     )
 
 
-def plan_scan(there: ScanSite, dimensions: Mapping[str, Dimension], *, seed: int, repeats: int) -> ScanPlan:
+def plan_scan(host: Host, dimensions: Mapping[str, Dimension], *, seed: int, repeats: int) -> ScanPlan:
     """Draw all tumors of a scan.
 
     Args:
-        there: The organ, with its CT; made with ``tumor_spec``.
+        host: The organ, with its CT; made with ``tumor_spec``.
         dimensions: All of ``dimensions.DEFAULTS``, as ``read_dimensions`` returns them.
         seed: Of this scan.
         repeats: How many tumors are varied, each with its own shape, texture and place.
@@ -133,28 +128,28 @@ def plan_scan(there: ScanSite, dimensions: Mapping[str, Dimension], *, seed: int
     Raises:
         SynthesisError: The organ has no room for the tumor of the mean size.
     """
-    places = Places(there.site)
-    drawing = Drawing(there.site, [replace(tumor_spec(dimensions), count=fixed(repeats))], seed=seed)
+    places = Places(host)
+    specs = [replace(tumor_spec(dimensions), count=fixed(repeats))]
     variants: list[Variant] = []
     notes: list[str] = []
-    for repeat, wanted in enumerate(drawing.wanted):
-        drawn = drawing.without_place(wanted, wanted.keys)
+    for repeat, wanted in enumerate(wanted_tumors(specs, seed=seed)):
+        drawn = draw_unplaced(host, wanted, seed=seed)
         base = replace(drawn, deformation_sigma_mm=dimensions["shape"].mean * drawn.radius_mm, may_leave_organ=False)
-        own = _Repeat(there, places, dimensions, base, repeat, seed)
+        own = _Repeat(host, places, dimensions, base, repeat, seed)
         variants += own.at_one_place(notes)
         if "location" in varied(dimensions):
             variants += own.elsewhere()
     return ScanPlan(tuple(sorted(variants, key=_order)), tuple(notes))
 
 
-def vary(base: TumorRecord, dimension: str, value: float, site: Site) -> TumorRecord:
+def vary(base: TumorRecord, dimension: str, value: float, host: Host) -> TumorRecord:
     """Return a tumor that differs from another in one dimension, its place apart.
 
     Args:
         base: The other one.
         dimension: ``"shape"``, ``"size"``, ``"texture"`` or ``"intensity"``.
         value: Of the dimension.
-        site: The organ, whose brightness a contrast is measured against.
+        host: The organ, whose brightness a contrast is measured against.
     """
     assert base.texture is not None
     if dimension == "shape":
@@ -167,7 +162,7 @@ def vary(base: TumorRecord, dimension: str, value: float, site: Site) -> TumorRe
         return replace(base, radius_mm=value / 2, half_axes_mm=(a, b, c), deformation_sigma_mm=sigma_mm)
     if dimension == "texture":
         return replace(base, texture=replace(base.texture, grain=value))
-    mean_hu = site.parenchyma.mean_hu + value
+    mean_hu = host.parenchyma.mean_hu + value
     return replace(base, contrast_hu=value, texture=replace(base.texture, mean_hu=mean_hu))
 
 
@@ -175,7 +170,7 @@ def vary(base: TumorRecord, dimension: str, value: float, site: Site) -> TumorRe
 class _Repeat:
     """One tumor of a scan, and what it becomes."""
 
-    there: ScanSite
+    host: Host
     places: Places
     dimensions: Mapping[str, Dimension]
     base: TumorRecord
@@ -216,7 +211,7 @@ class _Repeat:
 
     def _record(self, dimension: str, value: float) -> TumorRecord:
         same = value == self.dimensions[dimension].mean
-        return self.base if same else vary(self.base, dimension, value, self.there.site)
+        return self.base if same else vary(self.base, dimension, value, self.host)
 
     def _place(self, needed: Sequence[TumorRecord], larger: Sequence[TumorRecord]) -> tuple[Voxel, float]:
         """Return a center where all that is needed has room, and as many of the larger ones as can; their radius."""
@@ -235,8 +230,8 @@ class _Repeat:
     def _variant(
         self, name: str, level: int, value: float, clamped: bool, record: TumorRecord, center: Voxel
     ) -> Variant:
-        x, y, z = (float(v) for v in (self.there.site.to_mm @ [*center, 1.0])[:3])
-        placed = replace(record, center_voxel=center, center_mm=(x, y, z)).moved(self.there.box.start)
+        x, y, z = (float(v) for v in (self.host.to_world @ [*center, 1.0])[:3])
+        placed = replace(record, center_voxel=center, center_mm=(x, y, z)).moved(self.host.start)
         depth_mm = self.places.depth_at(center)
         return Variant(
             dimension=name, level=level, value=value, clamped=clamped, repeat=self.repeat, depth_mm=depth_mm,

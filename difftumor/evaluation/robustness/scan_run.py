@@ -23,16 +23,16 @@ from difftumor.reporting.tables import write_json
 from difftumor.scans.grid import Box, triple
 from difftumor.scans.label_maps import box_around, part_of
 from difftumor.scans.lesions import find_lesions
-from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume, as_stored
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.scan.files import ScanRequest, describe_request
-from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.record import FORMAT_VERSION
 from difftumor.synthesis.scan.report import TumorReport, report_tumors
-from difftumor.synthesis.scan.scan import ScanSite, has_native_voxels, site_of
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
@@ -120,19 +120,17 @@ class Benchmark:
         if scan.tumor_mask is not None:
             reason = f"It has {self.synthesizer.organ.name} tumors of its own: only healthy scans are used."
             return ScanResult(case, "skipped", notes=(reason,))
-        host = site_of(
-            scan, [tumor_spec(self.dimensions)], organ=self.synthesizer.organ, spacing_mm=self.synthesizer.spacing_mm
-        )
+        model_scan = ModelScan(scan, self.synthesizer.spacing_mm)
+        host = model_scan.host([tumor_spec(self.dimensions)], self.synthesizer.organ)
         seed = derive_seed(self.seed, "case", case)
         plan = plan_scan(host, self.dimensions, seed=seed, repeats=self.repeats)
         notes = list(plan.notes)
-        space = ModelSpace(scan.ct.grid, self.synthesizer.spacing_mm)
-        test = ScanTest(self, scan, host)
+        test = ScanTest(self, model_scan, host)
         rows: dict[Variant, TumorRow] = {}
         with folder_written_whole(folder) as staging:
             for variants in distinct(plan.variants):
                 first = variants[0]
-                if not has_native_voxels(first.record, scan, space):
+                if not model_scan.shows(first.record):
                     notes += [
                         f"A tumor at {v.dimension} {v.level:+d}σ lies between the scan's voxels." for v in variants
                     ]
@@ -170,7 +168,7 @@ class ScanTest:
 
     Args:
         benchmark: How.
-        scan: Not modified.
+        model_scan: The scan, at the voxel size of the synthesizer; not modified.
         host: Its organ.
 
     Attributes:
@@ -178,8 +176,9 @@ class ScanTest:
         healthy_lesions: Number of lesions predicted without a tumor.
     """
 
-    def __init__(self, benchmark: Benchmark, scan: Scan, host: ScanSite) -> None:
-        self._benchmark, self._scan, self._host = benchmark, scan, host
+    def __init__(self, benchmark: Benchmark, model_scan: ModelScan, host: Host) -> None:
+        self._benchmark, self._model_scan, self._host = benchmark, model_scan, host
+        self._scan = scan = model_scan.scan
         self.region = box_around(scan.organ_mask, scan.ct.grid.spacing_mm, benchmark.margin_mm)
         self._healthy = part_of(scan.ct, self.region)
         self._before = benchmark.predict(self._healthy)
@@ -187,7 +186,7 @@ class ScanTest:
 
     def score(self, variant: Variant) -> tuple[TumorReport, TumorScore]:
         """Insert a tumor; return what it became in the scan, and how the segmenter does on it."""
-        made = apply_to_scan(self._benchmark.synthesizer, self._scan, [variant.record])
+        made = apply_to_scan(self._benchmark.synthesizer, self._model_scan, [variant.record])
         (report,) = report_tumors(made, self._host, window=self._benchmark.synthesizer.window)
         if report.voxels == 0:
             raise SynthesisError(f"The tumor of {file_name(variant)} has no voxel of {self._scan.ct.path}.")

@@ -14,12 +14,14 @@ from difftumor.files import check_results, folder_written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import same_outside, write_ct, write_labels
 from difftumor.scans.organs import Organ
-from difftumor.synthesis.scan.gate import QualityGate, Trials
-from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+from difftumor.synthesis.draw import draw_tumors
+from difftumor.synthesis.host import Host
+from difftumor.synthesis.scan.gate import QualityGate, RejectionSampler
+from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.record import FORMAT_VERSION, RECORD_FILE, ModelRecord, ScanRecord
-from difftumor.synthesis.scan.report import TumorReport, draw_preview, find_warnings, report_tumors
-from difftumor.synthesis.scan.scan import ScanSite, draw_in_scan, site_of
+from difftumor.synthesis.scan.report import TumorReport, find_warnings, plot_preview, report_tumors
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer, no_room
 
@@ -86,17 +88,12 @@ def synthesize_scan(
     """
     check_output(out, inputs=inputs, overwrite=overwrite)
     scan = inputs.read(organ=synthesizer.organ.name)
-    there = _site(synthesizer, scan, request.tumors)
-    trials = Trials(synthesizer=synthesizer, scan=scan, gate=request.gate, window=synthesizer.window)
-    drawn = draw_in_scan(
-        there,
-        request.tumors,
-        seed=request.seed,
-        choose=trials,
-        attempts=trials.attempts,
-    )
-    _check_enough(drawn.records, drawn.shortfalls, request, synthesizer, trials)
-    result = apply_to_scan(synthesizer, scan, drawn.records)
+    model_scan = ModelScan(scan, synthesizer.spacing_mm)
+    host = model_scan.host(request.tumors, synthesizer.organ)
+    sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=request.gate)
+    drawn = draw_tumors(host, request.tumors, seed=request.seed, accept=sampler, attempts=sampler.attempts)
+    _check_enough(drawn.records, drawn.shortfalls, request, synthesizer, sampler)
+    result = apply_to_scan(synthesizer, model_scan, drawn.records)
     content = {
         "format_version": FORMAT_VERSION,
         "difftumor_version": __version__,
@@ -105,9 +102,9 @@ def synthesize_scan(
         "models": {stage: model.to_dict() for stage, model in (models or {}).items()},
         "device": str(synthesizer.device),
         "shortfalls": list(drawn.shortfalls),
-        "rejected": [rejection.to_dict() for rejection in trials.rejections],
+        "rejected": [rejection.to_dict() for rejection in sampler.rejections],
     }
-    return _write(result, there, content, synthesizer=synthesizer, out=out, strict=request.strict)
+    return _write(result, host, content, synthesizer=synthesizer, out=out, strict=request.strict)
 
 
 def describe_request(request: ScanRequest, organ: Organ) -> dict[str, Any]:
@@ -140,11 +137,13 @@ def replay_scan(
     inputs.check_same(record.content["inputs"])
     scan = inputs.read(organ=synthesizer.organ.name)
     specs = [TumorSpec.from_dict(spec, where=f"{record.path}: tumors") for spec in record.content["request"]["tumors"]]
-    result = apply_to_scan(synthesizer, scan, record.tumors)
+    model_scan = ModelScan(scan, synthesizer.spacing_mm)
+    host = model_scan.host(specs, synthesizer.organ)
+    result = apply_to_scan(synthesizer, model_scan, record.tumors)
     made_anew = {"tumors", "warnings"}
     content = {name: value for name, value in record.content.items() if name not in made_anew}
     content |= {"difftumor_version": __version__, "device": str(synthesizer.device)}
-    return _write(result, _site(synthesizer, scan, specs), content, synthesizer=synthesizer, out=out, strict=False)
+    return _write(result, host, content, synthesizer=synthesizer, out=out, strict=False)
 
 
 def check_output(out: Path, *, inputs: ScanInputs, overwrite: bool) -> None:
@@ -153,21 +152,17 @@ def check_output(out: Path, *, inputs: ScanInputs, overwrite: bool) -> None:
     check_results(out, FILES, inputs=given, overwrite=overwrite)
 
 
-def _site(synthesizer: TumorSynthesizer, scan: Scan, specs: Sequence[TumorSpec]) -> ScanSite:
-    return site_of(scan, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-
-
 def _check_enough(
     records: Sequence[Any],
     shortfalls: Sequence[str],
     request: ScanRequest,
     synthesizer: TumorSynthesizer,
-    trials: Trials,
+    sampler: RejectionSampler,
 ) -> None:
-    if not records and trials.rejections:
-        failed = sorted({name for rejection in trials.rejections for name in rejection.failed})
+    if not records and sampler.rejections:
+        failed = sorted({name for rejection in sampler.rejections for name in rejection.failed})
         raise SynthesisError(
-            f"None of {len(trials.rejections)} tumors passed the quality gate (failed: {', '.join(failed)}): "
+            f"None of {len(sampler.rejections)} tumors passed the quality gate (failed: {', '.join(failed)}): "
             "choose another model or seed, or do without --quality-gate."
         )
     if not records:
@@ -178,7 +173,7 @@ def _check_enough(
 
 def _write(
     result: ScanSynthesis,
-    there: ScanSite,
+    host: Host,
     content: Mapping[str, Any],
     *,
     synthesizer: TumorSynthesizer,
@@ -186,7 +181,7 @@ def _write(
     strict: bool,
 ) -> ScanReport:
     organ = synthesizer.organ.name
-    tumors = report_tumors(result, there, window=synthesizer.window)
+    tumors = report_tumors(result, host, window=synthesizer.window)
     warnings = (*content["shortfalls"], *find_warnings(tumors))
     if warnings and strict:
         raise SynthesisError(f"{warnings[0]} Ask for something else, or do without --strict.")
@@ -194,7 +189,7 @@ def _write(
     with folder_written_whole(out, keep_others=True, last=RECORD_FILE) as staging:
         _write_volumes(result, staging)
         (staging / RECORD_FILE).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        save_png(draw_preview(result, organ=organ), staging / PREVIEW_FILE)
+        save_png(plot_preview(result, organ=organ), staging / PREVIEW_FILE)
     return ScanReport(out, tumors, warnings, len(content["rejected"]))
 
 

@@ -1,4 +1,4 @@
-"""The quality gate: which synthetic tumors look so wrong that another one is drawn.
+"""Rejection sampling of implausible tumors: each is made and measured, and if it fails a test, another one is drawn.
 
 The tests are the failures that DiffTumor's appendix F.2 lists (flat, strip-like and sickle-shaped tumors, density like
 fat, noise unlike the CT's, edges that are too sharp), a seam at the end of the halo, and looks unlike those of the real
@@ -8,6 +8,7 @@ tumors that the model has learned.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,16 +19,13 @@ from numpy.typing import NDArray
 
 from difftumor.scans.appearance import Appearance, AppearanceRanges
 from difftumor.scans.grid import Box, Vector
-from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.lesions import SizeGroup
-from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.insertion import ScanPart, apply_to_scan, near
-from difftumor.synthesis.scan.report import look_at
-from difftumor.synthesis.scan.scan import has_native_voxels
+from difftumor.synthesis.scan.report import appearance_in
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 Mask = NDArray[np.bool_]
@@ -49,13 +47,105 @@ _LEAST_HU = 3.0
 _LEAST_VOXELS = 27
 
 
+# Of a diffusion tumor with a requested contrast, this many textures are made, or fewer if one comes this near to it.
+CONTRAST_SAMPLES = 8
+CONTRAST_TOLERANCE_HU = 2.0
+# Without a gate, tumors that lie between the voxels of thick slices are rejected this often.
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A tumor that was made and rejected.
+
+    Args:
+        wanted: Which of the wanted tumors it was to be, from 1.
+        failed: Tests that it failed.
+    """
+
+    wanted: int
+    failed: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"wanted": self.wanted, "failed": list(self.failed)}
+
+
+@dataclass(kw_only=True)
+class RejectionSampler:
+    """Accepts tumors by what they become in a scan; an ``Accept`` of ``draw_tumors``, which draws others until it does.
+
+    A tumor without a voxel on the scan's own grid is always rejected. The others are made and measured if there is a
+    gate, or if a network is to make a given contrast.
+
+    Args:
+        synthesizer: What makes them.
+        model_scan: The scan, at the voxel size of the synthesizer.
+        gate: What rejects implausible tumors; None to accept all.
+        rejections: What the gate has rejected so far.
+    """
+
+    synthesizer: TumorSynthesizer
+    model_scan: ModelScan
+    gate: QualityGate | None
+    rejections: list[Rejection] = field(default_factory=list)
+    _made: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def attempts(self) -> int:
+        """How many tumors are drawn before one is given up."""
+        return _ATTEMPTS if self.gate is None else self.gate.attempts
+
+    def __call__(self, record: TumorRecord, accepted: Sequence[TumorRecord], wanted: int) -> TumorRecord | None:
+        """Return the tumor with the best of its textures and the number of those that were made, or None to reject it.
+
+        Args:
+            record: The tumor.
+            accepted: Those that are accepted already.
+            wanted: Which of the wanted tumors it is, from 1.
+        """
+        if not self.model_scan.shows(record):
+            self._made[wanted] += 1
+            return None
+        samples = CONTRAST_SAMPLES if record.generator == "diffusion" and record.contrast_hu is not None else 1
+        if samples == 1 and self.gate is None:
+            self._made[wanted] += 1
+            return replace(record, attempts=self._made[wanted])
+        neighbors = near(record, accepted, self.model_scan.space)
+        best: tuple[float, TumorRecord] | None = None
+        for sample in range(samples):
+            seed = record.texture_seed if sample == 0 else derive_seed(record.texture_seed, "sample", sample)
+            candidate = replace(record, texture_seed=seed)
+            distance_hu = self._distance_hu(candidate, neighbors, wanted)
+            self._made[wanted] += 1
+            if distance_hu is not None and (best is None or distance_hu < best[0]):
+                best = distance_hu, candidate
+            if best is not None and best[0] <= CONTRAST_TOLERANCE_HU:
+                break
+        return None if best is None else replace(best[1], attempts=self._made[wanted])
+
+    def _distance_hu(self, record: TumorRecord, neighbors: Sequence[TumorRecord], wanted: int) -> float | None:
+        """Make a tumor and return how far it is from the requested contrast, or None if the gate rejects it."""
+        # Together with its neighbors, which may cut or push it.
+        (part,) = apply_to_scan(self.synthesizer, self.model_scan, [*neighbors, record]).parts
+        number = len(neighbors) + 1
+        appearance = appearance_in(part, number, window=self.synthesizer.window)
+        failed = () if self.gate is None else self.gate.failures(record, part, number, appearance)
+        if failed:
+            self.rejections.append(Rejection(wanted, failed))
+            return None
+        if record.contrast_hu is None or math.isnan(appearance.contrast_hu):
+            return 0.0
+        return abs(appearance.contrast_hu - record.contrast_hu)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QualityGate:
-    """Judges synthetic tumors.
+    """Tests whether synthetic tumors are plausible.
 
     Args:
         real: How real tumors look, by stage, as the diffusion models' artifacts say; a stage without is not compared.
-        attempts: Tumors that are tried before one is given up.
+        attempts: How many tumors are drawn before one is given up.
         segment: Segmenter that must find the tumor; None for none.
         least_agreement: Least share of the tumor that it must find.
         segmenter: Identity of the segmenter's artifact, for the record.
@@ -76,19 +166,18 @@ class QualityGate:
             "least_agreement": None if self.segment is None else self.least_agreement,
         }
 
-    def failures(self, record: TumorRecord, part: ScanPart, number: int, looks: Appearance) -> tuple[str, ...]:
+    def failures(self, record: TumorRecord, part: ScanPart, number: int, appearance: Appearance) -> tuple[str, ...]:
         """Return the names of the tests that a tumor fails.
 
         Args:
             record: How it was drawn.
             part: Where it is.
             number: Its number in there.
-            looks: How it looks.
+            appearance: How it looks.
         """
         tumor = part.lesions == number
-        failed = [] if record.generator != "diffusion" else list(self._unlike_real(record, looks))
-        margin = 2
-        box = Box.around(tumor).padded(margin).clipped(tumor.shape).slices
+        failed = [] if record.generator != "diffusion" else list(self._unlike_real(record, appearance))
+        box = Box.around(tumor).padded(2).clipped(tumor.shape).slices
         inside, before, after = tumor[box], part.before_hu[box], part.after_hu[box]
         if axis_ratio(inside, part.spacing_mm) < FLATTEST:
             failed.append("flat or strip-like")
@@ -105,9 +194,9 @@ class QualityGate:
             failed.append("not found by the segmenter")
         return tuple(failed)
 
-    def _unlike_real(self, record: TumorRecord, looks: Appearance) -> tuple[str, ...]:
+    def _unlike_real(self, record: TumorRecord, appearance: Appearance) -> tuple[str, ...]:
         ranges = self.real.get(record.size_group)
-        return () if ranges is None else ranges.outside(looks)
+        return () if ranges is None else ranges.outside(appearance)
 
     def _agreement(self, part: ScanPart, tumor: Mask) -> float:
         assert self.segment is not None
@@ -128,7 +217,7 @@ def axis_ratio(tumor_XYZ: Mask, spacing_mm: Vector) -> float:
 
 
 def solidity(tumor_XYZ: Mask, spacing_mm: Vector) -> float:
-    """Return a mask's share of its convex hull's volume, in (0, 1]; 1 where there are too few voxels for a hull."""
+    """Return a mask's share of its convex hull's volume, in (0, 1]; 1 if there are too few voxels for a hull."""
     surface = tumor_XYZ & ~scipy.ndimage.binary_erosion(tumor_XYZ)
     voxels = np.argwhere(surface)
     if len(voxels) < 4 or min(np.ptp(voxels, axis=0)) < 2:
@@ -139,9 +228,9 @@ def solidity(tumor_XYZ: Mask, spacing_mm: Vector) -> float:
 
 
 def noise_ratio(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], tumor_XYZ: Mask) -> float:
-    """Return the noise in a tumor over that of the tissue it replaces; 1 where it cannot be measured.
+    """Return the noise in a tumor over that of the tissue it replaces; 1 if it cannot be measured.
 
-    Noise is the standard deviation of what a mean over 3 × 3 × 3 voxels takes away, where all of them are tumor.
+    Noise is the standard deviation of what a mean over 3 × 3 × 3 voxels removes, if all of them are tumor.
     """
     deep = scipy.ndimage.binary_erosion(tumor_XYZ, np.ones((3, 3, 3), bool))
     if deep.sum() < _LEAST_VOXELS:
@@ -153,7 +242,7 @@ def noise_ratio(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], t
 def seam_score(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], halo_XYZ: Mask) -> float:
     """Return how much larger the steps across the end of a halo are than they were before; 1 for no seam.
 
-    Steps between neighbors of which one is inside the halo, root mean square. A CT without noise counts as one of 3 HU.
+    Steps are the root mean square difference of neighbors of which one is inside the halo; at least 3 HU are taken.
     """
     square_before = square_after = 0.0
     count = 0
@@ -170,97 +259,3 @@ def seam_score(before_hu: NDArray[np.float32], after_hu: NDArray[np.float32], ha
         return 1.0
     floor = _LEAST_HU**2
     return math.sqrt(max(square_after / count, floor) / max(square_before / count, floor))
-
-
-# A diffusion tumor of a wanted contrast is the best of so many, or the first that comes this near.
-CONTRAST_SAMPLES = 8
-CONTRAST_TOLERANCE_HU = 2.0
-# A tumor that lies between the voxels of thick slices is drawn anew so often.
-_ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A tumor that was made and not kept.
-
-    Args:
-        wanted: Which of the wanted tumors it was to be, from 1.
-        failed: Tests that it failed.
-    """
-
-    wanted: int
-    failed: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"wanted": self.wanted, "failed": list(self.failed)}
-
-
-@dataclass(kw_only=True)
-class Trials:
-    """Chooses tumors by what they become in a scan: a `difftumor.synthesis.draw.Choose`.
-
-    A tumor that would have no voxel on the scan's own grid is never kept. The others are made and looked at where there
-    is a gate, or where a contrast is wanted of a network.
-
-    Args:
-        synthesizer: What makes them.
-        scan: Where.
-        gate: Which are good enough; None for all.
-        window: HU that count for how a tumor looks.
-        rejections: What the gate did not let through, as it comes.
-    """
-
-    synthesizer: TumorSynthesizer
-    scan: Scan
-    gate: QualityGate | None
-    window: IntensityWindow
-    rejections: list[Rejection] = field(default_factory=list)
-    _wanted: int = 0
-    _made: int = 0
-
-    @property
-    def attempts(self) -> int:
-        """How often a tumor that is not kept is drawn anew."""
-        return _ATTEMPTS if self.gate is None else self.gate.attempts
-
-    def begin(self, wanted: int) -> None:
-        """Forget how many were made for the tumor before."""
-        self._wanted, self._made = wanted, 0
-
-    def __call__(self, record: TumorRecord, accepted: Sequence[TumorRecord]) -> TumorRecord | None:
-        """Make a tumor, with other textures too where a contrast is wanted of a network, and return the best."""
-        space = ModelSpace(self.scan.ct.grid, self.synthesizer.spacing_mm)
-        if not has_native_voxels(record, self.scan, space):
-            self._made += 1
-            return None
-        samples = CONTRAST_SAMPLES if record.generator == "diffusion" and record.contrast_hu is not None else 1
-        if samples == 1 and self.gate is None:
-            self._made += 1
-            return replace(record, attempts=self._made)
-        neighbors = near(record, accepted, space)
-        best: tuple[float, TumorRecord] | None = None
-        for sample in range(samples):
-            seed = record.texture_seed if sample == 0 else derive_seed(record.texture_seed, "sample", sample)
-            candidate = replace(record, texture_seed=seed)
-            distance_hu = self._try(candidate, neighbors)
-            self._made += 1
-            if distance_hu is not None and (best is None or distance_hu < best[0]):
-                best = distance_hu, candidate
-            if best is not None and best[0] <= CONTRAST_TOLERANCE_HU:
-                break
-        return None if best is None else replace(best[1], attempts=self._made)
-
-    def _try(self, record: TumorRecord, neighbors: Sequence[TumorRecord]) -> float | None:
-        """Return how far a tumor is from the wanted contrast, or None where it is not good enough."""
-        # With those beside it, which may cut or push it.
-        (part,) = apply_to_scan(self.synthesizer, self.scan, [*neighbors, record]).parts
-        number = len(neighbors) + 1
-        looks = look_at(part, number, window=self.window)
-        failed = () if self.gate is None else self.gate.failures(record, part, number, looks)
-        if failed:
-            self.rejections.append(Rejection(self._wanted, failed))
-            return None
-        if record.contrast_hu is None or math.isnan(looks.contrast_hu):
-            return 0.0
-        return abs(looks.contrast_hu - record.contrast_hu)

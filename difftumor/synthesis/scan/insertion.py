@@ -18,12 +18,11 @@ from difftumor.errors import ConfigError, SynthesisError
 from difftumor.scans.grid import Array, Box, Vector, Voxel, triple
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import ORGAN, TUMOR
-from difftumor.synthesis.blending import blur_radius
-from difftumor.synthesis.effects import CAPSULE_REACH_MM, effect_reach_mm
+from difftumor.synthesis.effects import reach_voxels
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.scan.scan import taken_in
-from difftumor.synthesis.shapes import reach_mm, tumor_shape
+from difftumor.synthesis.scan.scan import ModelScan
+from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # What is kept of model space around a group of tumors: enough for pictures and for what lies around a tumor.
@@ -103,23 +102,25 @@ class ScanSynthesis:
         return hu
 
 
-def apply_to_scan(synthesizer: TumorSynthesizer, scan: Scan, records: Sequence[TumorRecord]) -> ScanSynthesis:
+def apply_to_scan(
+    synthesizer: TumorSynthesizer, model_scan: ModelScan, records: Sequence[TumorRecord]
+) -> ScanSynthesis:
     """Apply records to a scan; the same arguments give the same tumors.
 
     Args:
         synthesizer: What makes the tumors, on the device of its networks.
-        scan: Not modified.
-        records: As ``draw_in_scan`` returned them, at least one.
+        model_scan: At the voxel size of the synthesizer; not modified.
+        records: As ``draw_tumors`` returned them for the scan's host, at least one.
 
     Raises:
         SynthesisError: A record does not fit the scan or the synthesizer.
     """
     if not records:
         raise ConfigError("There are no tumor records to apply: draw at least one.")
-    space = ModelSpace(scan.ct.grid, synthesizer.spacing_mm)
+    scan = model_scan.scan
     made = [
-        _make_group(synthesizer, scan, space, [(number, records[number - 1]) for number in numbers])
-        for numbers in _groups(records, space)
+        _make_group(synthesizer, model_scan, [(number, records[number - 1]) for number in numbers])
+        for numbers in _groups(records, model_scan.space)
     ]
     box = Box.joined([native.box for native in made])
     if box.empty:
@@ -165,23 +166,24 @@ class _Native:
 
 
 def _make_group(
-    synthesizer: TumorSynthesizer, scan: Scan, space: ModelSpace, tumors: Sequence[tuple[int, TumorRecord]]
+    synthesizer: TumorSynthesizer, model_scan: ModelScan, tumors: Sequence[tuple[int, TumorRecord]]
 ) -> _Native:
+    space = model_scan.space
     records = [record for _, record in tumors]
     region = _region(records, synthesizer, space.grid.shape)
     if region.empty:
-        raise SynthesisError(f"A tumor lies outside {scan.ct.path}: apply records to the scan they were drawn for.")
-    before = space.to_model(scan.ct.data, kind="image", box=region)
-    organ = space.to_model(scan.organ_mask.view(np.uint8), kind="labels", box=region)
+        raise SynthesisError(
+            f"A tumor lies outside {model_scan.scan.ct.path}: apply records to the scan they were drawn for."
+        )
+    before, organ, earlier = model_scan.ct_hu(region), model_scan.organ(region), model_scan.tumors(region)
     moved = [record.moved([-start for start in region.start]) for record in records]
     ct_B1XYZ, organ_B1XYZ = (torch.from_numpy(array)[None, None].to(synthesizer.device) for array in (before, organ))
-    taken = taken_in(scan, space, region)
     made = synthesizer.apply(
         ct_B1XYZ,
         organ_B1XYZ,
         [moved],
         patch_per_tumor=True,
-        taken_B1XYZ=None if taken is None else torch.from_numpy(taken)[None, None],
+        tumors_B1XYZ=None if earlier is None else torch.from_numpy(earlier)[None, None],
     )
 
     numbers = np.array([0, *(number for number, _ in tumors)])
@@ -224,44 +226,25 @@ def _make_group(
     )
 
 
-def _reach(record: TumorRecord) -> list[int]:
-    """Return how many voxels from its center a tumor, its halo and its effects can reach along each axis."""
-    halo = 5 * record.blur_sigma_voxels + 2
-    return [
-        math.ceil(max(reach_mm(axis, record.deformation_sigma_mm), effect_reach_mm(record, axis)) / step + halo)
-        for axis, step in zip(record.half_axes_mm, record.spacing_mm, strict=True)
-    ]
-
-
 def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape: Voxel) -> Box:
     """Return the part of model space that some tumors, the networks and what is measured around them can see."""
     boxes = []
     for record in records:
         kept = [math.ceil(KEPT_AROUND_MM / step) for step in record.spacing_mm]
         texture = synthesizer.diffusion.get(record.size_group) if record.generator == "diffusion" else None
-        margin = np.add(_extent(record), kept)
+        margin = np.add(reach_voxels(record, tumor_shape(record).shape), kept)
         if texture is not None:
             # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.
-            margin = np.maximum(margin, np.maximum(np.multiply(_reach(record), 2), texture.patch))
+            margin = np.maximum(margin, np.maximum(np.multiply(reach_voxels(record), 2), texture.patch))
         boxes.append(_around_center(record, margin))
     return Box.joined(boxes).clipped(shape)
-
-
-def _extent(record: TumorRecord) -> list[int]:
-    """Return how many voxels from its center a tumor, its halo and its effects do reach, mostly less than they can."""
-    halo = blur_radius(record.blur_sigma_voxels) + 1
-    capsule_mm = CAPSULE_REACH_MM if record.capsule_hu != 0 else 0.0
-    return [
-        math.ceil(max(size // 2 + capsule_mm / step, effect_reach_mm(record, axis) / step)) + halo
-        for size, axis, step in zip(tumor_shape(record).shape, record.half_axes_mm, record.spacing_mm, strict=True)
-    ]
 
 
 def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]]:
     """Return the numbers, from 1, of tumors that can touch each other, group by group."""
     # A change in model space takes part in native voxels up to one native step away.
     gap = [math.ceil(step) + 1 for step in space.native_step]
-    boxes = [_around_center(record, np.add(_reach(record), gap)) for record in records]
+    boxes = [_around_center(record, np.add(reach_voxels(record), gap)) for record in records]
     groups: list[list[int]] = []
     for number, box in enumerate(boxes, start=1):
         near = [group for group in groups if any(box.overlaps(boxes[other - 1]) for other in group)]

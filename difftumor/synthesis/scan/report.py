@@ -16,9 +16,9 @@ from difftumor.scans.components import equivalent_radius_mm
 from difftumor.scans.grid import Box, Vector
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import ORGAN
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.insertion import ScanPart, ScanSynthesis
-from difftumor.synthesis.scan.scan import ScanSite
 
 if TYPE_CHECKING:  # measuring needs no pictures
     from matplotlib.figure import Figure
@@ -86,15 +86,15 @@ class TumorReport:
         return {"requested": requested, "achieved": achieved, "record": record.to_dict()}
 
 
-def report_tumors(result: ScanSynthesis, there: ScanSite, *, window: IntensityWindow) -> tuple[TumorReport, ...]:
+def report_tumors(result: ScanSynthesis, host: Host, *, window: IntensityWindow) -> tuple[TumorReport, ...]:
     """Measure every tumor, in the order of the records.
 
     Args:
         result: What was made.
-        there: The organ, whose vessels are looked for where a record cares for them.
+        host: The organ, whose vessels are found if a record keeps away from them.
         window: HU that count for contrast.
     """
-    vessels, boxes = _Vessels(there), scipy.ndimage.find_objects(result.lesions, max_label=len(result.records))
+    vessels, boxes = _Vessels(host), scipy.ndimage.find_objects(result.lesions, max_label=len(result.records))
     reports = {
         number: _report(result, part, number, boxes[number - 1], vessels, window)
         for part in result.parts
@@ -123,8 +123,8 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def draw_preview(result: ScanSynthesis, *, organ: str) -> Figure:
-    """Draw three planes through the largest tumor: before, after, outlines, difference."""
+def plot_preview(result: ScanSynthesis, *, organ: str) -> Figure:
+    """Plot three planes through the largest tumor: before, after, outlines, difference."""
     from difftumor.reporting.picture_rows import Panel
     from difftumor.reporting.pictures import mask_center, three_planes
 
@@ -145,7 +145,7 @@ def draw_preview(result: ScanSynthesis, *, organ: str) -> Figure:
     )
 
 
-def look_at(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearance:
+def appearance_in(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearance:
     """Measure how a tumor looks in model space, against the organ around it."""
     return measure_appearance(
         part.after_hu,
@@ -159,8 +159,8 @@ def look_at(part: ScanPart, number: int, *, window: IntensityWindow) -> Appearan
 class _Vessels:
     """The vessels of an organ, sought when the first tumor asks for them."""
 
-    def __init__(self, there: ScanSite) -> None:
-        self._there = there
+    def __init__(self, host: Host) -> None:
+        self._host = host
 
     def clearance_mm(self, part: ScanPart, number: int) -> float | None:
         """Return the distance from a tumor to the nearest vessel; None where there are none, or no tumor."""
@@ -173,8 +173,8 @@ class _Vessels:
 
     @cached_property
     def _tree(self) -> scipy.spatial.cKDTree | None:
-        vessels = np.argwhere(self._there.site.vessels) + self._there.box.start
-        return scipy.spatial.cKDTree(vessels * self._there.site.spacing_mm) if len(vessels) else None
+        vessels = np.argwhere(self._host.vessels) + self._host.start
+        return scipy.spatial.cKDTree(vessels * self._host.spacing_mm) if len(vessels) else None
 
 
 def _report(
@@ -193,15 +193,15 @@ def _report(
         middle = voxels.mean(axis=0) + result.box.start
         x, y, z = (float(v) for v in grid.affine[:3, :3] @ middle + grid.affine[:3, 3])
         center_mm = (x, y, z)
-    looks = look_at(part, number, window=window)
+    appearance = appearance_in(part, number, window=window)
     return TumorReport(
         record=record,
         voxels=len(voxels),
         volume_mm3=len(voxels) * grid.voxel_mm3,
         diameter_mm=2 * equivalent_radius_mm(len(voxels) * grid.voxel_mm3),
         center_mm=center_mm,
-        contrast_hu=_or_none(looks.contrast_hu),
-        sd_hu=_or_none(looks.sd_hu),
+        contrast_hu=_or_none(appearance.contrast_hu),
+        sd_hu=_or_none(appearance.sd_hu),
         vessel_clearance_mm=None if record.vessel_clearance_mm is None else vessels.clearance_mm(part, number),
     )
 

@@ -1,20 +1,19 @@
-"""A scan on its own grid, its organ in model space, and drawing tumors there."""
+"""A scan in model space, and the organ there that hosts its tumors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import OrganError
-from difftumor.scans.grid import Box, Vector, Voxel, triple
-from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.distances import box_about
+from difftumor.scans.grid import Array, Box, Vector, triple
+from difftumor.scans.model_space import Kind, ModelSpace
 from difftumor.scans.organs import Organ
-from difftumor.synthesis.draw import Choose, Drawn, draw_tumors
-from difftumor.synthesis.host import Site
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.shapes import reach_mm, tumor_shape
@@ -23,114 +22,111 @@ from difftumor.synthesis.spec import TumorSpec
 
 # Vessels are sought in the smoothed CT, whose Gaussian looks this far beyond the organ.
 _SMOOTHING_MM = 6.0
+# Side of the blocks that are carried to model space as a whole.
+_BLOCK = 32
 
 
-@dataclass(frozen=True, eq=False)
-class ScanSite:
-    """The organ of a scan in model space.
-
-    Args:
-        site: The organ and what is around it.
-        box: Box of the scan's model space that it covers.
-    """
-
-    site: Site
-    box: Box
-
-
-def site_of(scan: Scan, specs: Sequence[TumorSpec], *, organ: Organ, spacing_mm: Vector) -> ScanSite:
-    """Carry what drawing needs of a scan to model space.
+class ModelScan:
+    """A scan in model space. Each part is carried there when it is first needed, and once.
 
     Args:
         scan: Not modified.
-        specs: What will be drawn.
-        organ: Rules of placement.
         spacing_mm: Voxel size of model space.
 
-    Raises:
-        OrganError: The organ is too small to be seen at that voxel size.
+    Attributes:
+        scan: As given.
+        spacing_mm: As given.
+        space: Model space, and its relation to the scan's own grid.
     """
-    space = ModelSpace(scan.ct.grid, spacing_mm)
-    # Tumors that may leave the organ need all the room they can reach: one cut here but not when it is applied would
-    # leave other room to those drawn after it. The others see the organ's surface, and no more.
-    box = (
-        space.model_box(Box.around(scan.organ_mask)).padded(_margin(specs, organ, spacing_mm)).clipped(space.grid.shape)
-    )
-    mask = space.to_model(scan.organ_mask.view(np.uint8), kind="labels", box=box)
-    if not mask.any():
-        raise OrganError(
-            f"The {organ.name} of {scan.organ_source} is too small to be seen at {spacing_mm} mm: "
-            "give a mask with more of the organ."
+
+    def __init__(self, scan: Scan, spacing_mm: Vector) -> None:
+        self.scan = scan
+        self.spacing_mm = spacing_mm
+        self.space = ModelSpace(scan.ct.grid, spacing_mm)
+        self._ct_hu = _Carried(self.space, scan.ct.data, "image")
+        self._organ = _Carried(self.space, scan.organ_mask.view(np.uint8), "labels")
+        tumors = None if scan.tumor_mask is None else scan.tumor_mask.view(np.uint8)
+        self._tumors = None if tumors is None else _Carried(self.space, tumors, "labels")
+
+    def ct_hu(self, box: Box) -> NDArray[np.float32]:
+        """Return a copy of the CT in a box of model space."""
+        return self._ct_hu.part(box)
+
+    def organ(self, box: Box) -> NDArray[np.uint8]:
+        """Return a copy of the organ mask in a box of model space: 0 or 1."""
+        return self._organ.part(box)
+
+    def tumors(self, box: Box) -> NDArray[np.uint8] | None:
+        """Return the tumors that are there already, likewise; None if there are none in the scan."""
+        return None if self._tumors is None else self._tumors.part(box)
+
+    def host(self, specs: Sequence[TumorSpec], organ: Organ) -> Host:
+        """Return the organ as a host of tumors.
+
+        Args:
+            specs: What will be drawn.
+            organ: Rules of placement.
+
+        Raises:
+            OrganError: The organ is too small to be seen at that voxel size.
+        """
+        # Tumors that may leave the organ need all the space they can reach: one cut here but not when it is applied
+        # would leave other space to those drawn after it. The others see the organ's surface, and no more.
+        margin = _margin(specs, organ, self.spacing_mm)
+        box = self.space.model_box(Box.around(self.scan.organ_mask)).padded(margin).clipped(self.space.grid.shape)
+        mask = self.organ(box)
+        if not mask.any():
+            raise OrganError(
+                f"The {organ.name} of {self.scan.organ_source} is too small to be seen at {self.spacing_mm} mm: "
+                "give a mask with more of the organ."
+            )
+        affine = self.space.grid.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ box.start
+        segments = self.scan.segments
+        return Host(
+            mask,
+            organ=organ,
+            spacing_mm=self.spacing_mm,
+            ct_hu_XYZ=self.ct_hu(box) if any(spec.needs_hu for spec in specs) else None,
+            segments_XYZ=None if segments is None else self.space.to_model(segments, kind="labels", box=box),
+            tumors_XYZ=self.tumors(box),
+            affine=affine,
+            open_border=False,
+            start=box.start,
         )
-    affine = space.grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ box.start
-    needs_hu = any(spec.needs_hu for spec in specs)
-    site = Site(
-        mask,
-        organ=organ,
-        spacing_mm=spacing_mm,
-        ct_hu_XYZ=space.to_model(scan.ct.data, kind="image", box=box) if needs_hu else None,
-        segments_XYZ=None if scan.segments is None else space.to_model(scan.segments, kind="labels", box=box),
-        taken_XYZ=taken_in(scan, space, box),
-        affine=affine,
-        open_border=False,
-    )
-    return ScanSite(site, box)
+
+    def shows(self, record: TumorRecord) -> bool:
+        """Whether a tumor has voxels on the scan's own grid; in thick slices small ones may lie between them."""
+        shape = tumor_shape(record)
+        whole = box_about(record.center_voxel, shape)
+        box = whole.clipped(self.space.grid.shape)
+        part = np.ascontiguousarray(shape[box.relative_to(whole).slices]).view(np.uint8)
+        native, native_box = self.space.labels_to_native(part, box=box)
+        inside = native > 0
+        if not record.may_leave_organ:
+            inside &= self.scan.organ_mask[native_box.slices]
+        return bool(inside.any())
 
 
-def taken_in(scan: Scan, space: ModelSpace, box: Box) -> NDArray[np.uint8] | None:
-    """Return the tumors that are there already in a box of model space; None where there are none."""
-    if scan.tumor_mask is None:
-        return None
-    taken: NDArray[np.uint8] = space.to_model(scan.tumor_mask.view(np.uint8), kind="labels", box=box)
-    return taken
+class _Carried:
+    """An array of a scan in model space, filled in as it is asked for."""
 
+    def __init__(self, space: ModelSpace, native: Array, kind: Kind) -> None:
+        self._space, self._native, self._kind = space, native, kind
+        # Memory is taken by what is written, not by the whole.
+        self._model = np.zeros(space.grid.shape, np.float32 if kind == "image" else native.dtype)
+        self._done = np.zeros([math.ceil(n / _BLOCK) for n in space.grid.shape], bool)
 
-def has_native_voxels(record: TumorRecord, scan: Scan, space: ModelSpace) -> bool:
-    """Whether a tumor has voxels on the scan's own grid; in thick slices small ones may lie between them."""
-    shape = tumor_shape(record)
-    whole = Box(record.center_voxel, triple(np.add(record.center_voxel, 1))).padded([n // 2 for n in shape.shape])
-    box = whole.clipped(space.grid.shape)
-    part = np.ascontiguousarray(shape[box.relative_to(whole).slices]).view(np.uint8)
-    native, native_box = space.labels_to_native(part, box=box)
-    inside = native > 0
-    if not record.may_leave_organ:
-        inside &= scan.organ_mask[native_box.slices]
-    return bool(inside.any())
-
-
-def draw_in_scan(
-    there: ScanSite,
-    specs: Sequence[TumorSpec],
-    *,
-    seed: int,
-    choose: Choose | None = None,
-    attempts: int = 1,
-) -> Drawn:
-    """Draw tumors for a scan; arguments and errors as ``draw_tumors``.
-
-    Centers are in voxels of the scan's whole model space, so that a record does not depend on how the work is cut. What
-    ``choose`` is given and returns is so too.
-    """
-    offset = there.box.start
-    moved = None if choose is None else _Moved(choose, offset)
-    drawn = draw_tumors(there.site, specs, seed=seed, choose=moved, attempts=attempts)
-    return Drawn(tuple(record.moved(offset) for record in drawn.records), drawn.shortfalls)
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """A choice among tumors in voxels of the whole model space, asked in voxels of a box that begins at ``offset``."""
-
-    choose: Choose
-    offset: Voxel
-
-    def begin(self, wanted: int) -> None:
-        self.choose.begin(wanted)
-
-    def __call__(self, record: TumorRecord, accepted: Sequence[TumorRecord]) -> TumorRecord | None:
-        kept = self.choose(record.moved(self.offset), [other.moved(self.offset) for other in accepted])
-        return None if kept is None else kept.moved([-step for step in self.offset])
+    def part(self, box: Box) -> Array:
+        """Return a copy of a box."""
+        blocks = tuple(slice(a // _BLOCK, math.ceil(b / _BLOCK)) for a, b in zip(box.start, box.stop, strict=True))
+        missing = Box.around(~self._done[blocks]).shifted([side.start for side in blocks])
+        if not missing.empty:
+            start, stop = (triple(np.multiply(end, _BLOCK)) for end in (missing.start, missing.stop))
+            filled = Box(start, stop).clipped(self._space.grid.shape)
+            self._model[filled.slices] = self._space.to_model(self._native, kind=self._kind, box=filled)
+            self._done[missing.slices] = True
+        return self._model[box.slices].copy()
 
 
 def _margin(specs: Sequence[TumorSpec], organ: Organ, spacing_mm: Vector) -> list[int]:

@@ -22,7 +22,7 @@ DIMENSIONS = "size: {mean: 10, factor: 1.2}\nintensity: {mean: -60, sd: 30, max:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
     """Previews take longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.draw_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture

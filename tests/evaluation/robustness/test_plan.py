@@ -10,8 +10,8 @@ from difftumor.errors import SynthesisError
 from difftumor.evaluation.robustness.plan import Places, distinct, file_name, joined, plan_scan, tumor_spec, vary
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import numpy_generator
-from difftumor.synthesis.host import Site
-from difftumor.synthesis.scan.scan import site_of
+from difftumor.synthesis.host import Host
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.shapes import tumor_shape
 from tests.evaluation.robustness.makers import dimensions, write_scan
 from tests.synthesis.makers import ball, rough_organ
@@ -27,7 +27,7 @@ FIELDS = {
 
 def place(tmp_path, chosen, **options):
     scan = write_scan(tmp_path, **options).read(organ="liver")
-    return site_of(scan, [tumor_spec(chosen)], organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0))
+    return ModelScan(scan, (1.0, 1.0, 1.0)).host([tumor_spec(chosen)], get_organ("liver"))
 
 
 def flat(record):
@@ -40,13 +40,13 @@ def differing(a, b):
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory):
+def host(tmp_path_factory):
     return place(tmp_path_factory.mktemp("scan"), dimensions())
 
 
 @pytest.fixture(scope="module")
-def plan(there):
-    return plan_scan(there, dimensions(), seed=3, repeats=2)
+def plan(host):
+    return plan_scan(host, dimensions(), seed=3, repeats=2)
 
 
 def test_only_the_varied_field_differs(plan):
@@ -90,11 +90,11 @@ def test_repeats_are_other_tumors_elsewhere(plan):
     assert {"half_axes_mm", "shape_seed", "texture_seed", "center_voxel"} <= differing(first, second)
 
 
-def test_no_tumor_is_cut(plan, there):
-    organ = np.pad(there.site.mask, 60)
+def test_no_tumor_is_cut(plan, host):
+    organ = np.pad(host.mask, 60)
     for v in plan.variants:
         shape = tumor_shape(v.record)
-        start = np.subtract(v.record.center_voxel, there.box.start) + 60 - np.array(shape.shape) // 2
+        start = np.subtract(v.record.center_voxel, host.start) + 60 - np.array(shape.shape) // 2
         assert organ[tuple(slice(a, a + n) for a, n in zip(start, shape.shape, strict=True))][shape].all()
 
 
@@ -106,19 +106,19 @@ def test_location_goes_from_the_surface_to_the_middle(plan):
         assert depths[-1] > 26
 
 
-def test_seed_decides_everything(there, plan):
-    assert plan_scan(there, dimensions(), seed=3, repeats=2) == plan
-    assert plan_scan(there, dimensions(), seed=4, repeats=2) != plan
+def test_seed_decides_everything(host, plan):
+    assert plan_scan(host, dimensions(), seed=3, repeats=2) == plan
+    assert plan_scan(host, dimensions(), seed=4, repeats=2) != plan
     # Fewer repeats or dimensions leave what is there as it is.
-    first = plan_scan(there, dimensions(), seed=3, repeats=1).variants
+    first = plan_scan(host, dimensions(), seed=3, repeats=1).variants
     assert first == tuple(v for v in plan.variants if v.repeat == 0)
-    alone = plan_scan(there, dimensions("location"), seed=3, repeats=1).variants
+    alone = plan_scan(host, dimensions("location"), seed=3, repeats=1).variants
     assert alone == tuple(v for v in first if v.dimension == "location")
 
 
-def test_limits_hold_values_back(there):
+def test_limits_hold_values_back(host):
     chosen = dimensions("shape", shape={"mean": 0.05, "sd": 0.05})
-    found = plan_scan(there, chosen, seed=0, repeats=1).variants
+    found = plan_scan(host, chosen, seed=0, repeats=1).variants
     assert [(v.value, v.clamped) for v in found[:3]] == [(0, True), (0, True), (0, False)]
     assert len(list(distinct(found))) == 5
 
@@ -133,18 +133,18 @@ def test_sizes_without_room_are_noted(tmp_path):
     assert found.notes[-1] == "No room for tumor 1 at 62.2 mm (+3σ)."
 
 
-def test_the_largest_sizes_are_dropped_and_all_others_stay(there):
+def test_the_largest_sizes_are_dropped_and_all_others_stay(host):
     """The radius of the largest that has room is the last that has: the next one would have had none."""
     chosen = dimensions("size", size={"mean": 36.0, "sd": 1.2})
-    found = plan_scan(there, chosen, seed=0, repeats=1).variants
+    found = plan_scan(host, chosen, seed=0, repeats=1).variants
     levels = [v.level for v in found]
     assert levels == list(range(-3, -3 + len(levels)))
     assert 4 <= len(levels) < 7
     shapes = [tumor_shape(v.record) for v in found]
-    places = Places(there.site)
+    places = Places(host)
     assert len(places.fitting(joined(shapes)))
     base = next(v.record for v in found if v.level == 0)
-    following = vary(base, "size", chosen["size"].at(levels[-1] + 1)[0], there.site)
+    following = vary(base, "size", chosen["size"].at(levels[-1] + 1)[0], host)
     assert not len(places.fitting(joined([*shapes, tumor_shape(following)])))
 
 
@@ -162,7 +162,7 @@ def test_places_are_those_of_an_erosion():
     organ = rough_organ((30, 26, 28), 1)
     shape = ball((7, 5, 9), 3.4)
     shape[6, 4, 8] = True  # not symmetric: a shape must not be mirrored
-    places = Places(Site(organ, organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0)))
+    places = Places(Host(organ, organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False))
     expected = np.argwhere(ndimage.binary_erosion(organ, shape))
     np.testing.assert_array_equal(places.fitting(shape), expected)
     depth = ndimage.distance_transform_edt(np.pad(organ, 1))[1:-1, 1:-1, 1:-1]
@@ -174,7 +174,9 @@ def test_places_are_those_of_an_erosion():
 
 
 def test_the_end_of_the_scan_is_a_surface():
-    places = Places(Site(np.ones((9, 9, 9), bool), organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0)))
+    places = Places(
+        Host(np.ones((9, 9, 9), bool), organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False)
+    )
     ordered = places.by_depth(np.ones((1, 1, 1), bool), numpy_generator(0))
     assert tuple(ordered[-1]) == (4, 4, 4)
     assert places.depth_at((4, 4, 4)) - places.depth_at((0, 4, 4)) == pytest.approx(4)
@@ -198,8 +200,8 @@ def test_a_ball_that_is_larger_holds_the_smaller(plan):
     )
 
 
-def test_places_are_all_over_the_organ(there):
-    plans = [plan_scan(there, dimensions("texture"), seed=seed, repeats=1) for seed in range(6)]
+def test_places_are_all_over_the_organ(host):
+    plans = [plan_scan(host, dimensions("texture"), seed=seed, repeats=1) for seed in range(6)]
     centers = np.array([plan.variants[0].record.center_mm for plan in plans])
     middle = np.array([40.0, 38.0, 36.0])  # of the ball
     assert ((centers < middle).any(axis=0) & (centers > middle).any(axis=0)).all()

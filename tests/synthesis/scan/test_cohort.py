@@ -29,8 +29,8 @@ SHAPE = (30, 28, 26)
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    """Drawing takes longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.draw_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+    """Plotting takes longer than all the rest."""
+    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 # Which files

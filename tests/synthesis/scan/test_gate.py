@@ -11,8 +11,8 @@ from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.grid import Box
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import get_organ
-from difftumor.synthesis.draw import Drawing
-from difftumor.synthesis.host import Site
+from difftumor.synthesis.draw import draw_unplaced, wanted_tumors
+from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TextureRecord
 from difftumor.synthesis.scan.gate import (
     FLATTEST,
@@ -25,7 +25,7 @@ from difftumor.synthesis.scan.gate import (
     solidity,
 )
 from difftumor.synthesis.scan.insertion import ScanPart
-from difftumor.synthesis.scan.report import look_at
+from difftumor.synthesis.scan.report import appearance_in
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.sizes import SIZES
 from tests.synthesis.makers import ball, record, wanted
@@ -109,11 +109,11 @@ def test_published_shapes_pass(generator, size):
     """At most four of 200 tumors of a class are taken for strips or sickles."""
     # A tumor of any class has as many voxels, else the largest take minutes.
     spacing_mm = (SIZES[size].radius_mm / 8,) * 3 if size != "tiny" else EVEN
-    room = Site(
+    host = Host(
         box(9, 9, 9), organ=get_organ("liver"), spacing_mm=spacing_mm, ct_hu_XYZ=np.full((9, 9, 9), 100, np.float32)
     )
-    drawing = Drawing(room, [wanted(size, 200, generator=generator)], seed=0)
-    shapes = [tumor_shape(drawing.without_place(each, each.keys)) for each in drawing.wanted]
+    tumors = wanted_tumors([wanted(size, 200, generator=generator)], seed=0)
+    shapes = [tumor_shape(draw_unplaced(host, each, seed=0)) for each in tumors]
     strips = sum(axis_ratio(shape, spacing_mm) < FLATTEST for shape in shapes)
     sickles = sum(solidity(shape, spacing_mm) < LEAST_SOLID for shape in shapes)
     assert strips + sickles <= 4
@@ -228,7 +228,7 @@ def fails(made, *, gate=None, generator="diffusion", radius_mm=8.0):
     if generator == "handcrafted":
         texture = {"texture": TextureRecord(kind="gaussian", mean_hu=0, sd_hu=1, grain=1, blur_sigma_mm=0)}
     drawn = record(generator=generator, radius_mm=radius_mm, **texture)
-    return (gate or QualityGate()).failures(drawn, made, 1, look_at(made, 1, window=WINDOW))
+    return (gate or QualityGate()).failures(drawn, made, 1, appearance_in(made, 1, window=WINDOW))
 
 
 def inside(mask, shape=(44, 44, 44)):

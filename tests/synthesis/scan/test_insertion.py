@@ -12,13 +12,12 @@ from difftumor.errors import ConfigError, SynthesisError
 from difftumor.scans.grid import Grid
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
+from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.report import find_warnings, report_tumors
-from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from tests.synthesis.makers import record, tiny_synthesizer, wanted
+from tests.synthesis.makers import draw_in_scan, host_of, insert, record, tiny_synthesizer, wanted
 
 THICK = np.diag([1.0, 1.0, 3.0, 1.0])
 
@@ -60,12 +59,12 @@ def test_tumors_far_apart_are_made_one_by_one_with_the_same_bits(alone, affine, 
     else:
         synthesizer = tiny_synthesizer()
         records = [record(center_voxel=center, texture_seed=seed) for seed, center in enumerate(centers)]
-    both = apply_to_scan(synthesizer, there, records)
+    both = insert(synthesizer, there, records)
     assert [part.numbers for part in both.parts] == [(1,), (2,)]
     whole = np.zeros(organ.shape, np.float32)
     lesions = np.zeros(organ.shape, int)
     for number, one in enumerate(records, start=1):
-        single = apply_to_scan(synthesizer, there, [one])
+        single = insert(synthesizer, there, [one])
         whole[single.box.slices] += single.change_hu
         lesions += single.whole_lesions().astype(int) * number
     assert (bits(both.change_hu) == bits(whole[both.box.slices])).all()
@@ -78,10 +77,10 @@ def test_tumors_far_apart_are_made_one_by_one_with_the_same_bits(alone, affine, 
 def test_neighbors_are_made_together_and_chains_of_them_too(alone):
     there = scan(np.ones((130, 40, 40), bool))
     x = [20, 34, 48, 110]
-    result = apply_to_scan(alone, there, [crafted((at, 20, 20)) for at in x])
+    result = insert(alone, there, [crafted((at, 20, 20)) for at in x])
     assert [part.numbers for part in result.parts] == [(1, 2, 3), (4,)]
     # Whatever the order that they were drawn in: a link that comes last joins two groups.
-    result = apply_to_scan(alone, there, [crafted((at, 20, 20)) for at in (20, 110, 48, 34)])
+    result = insert(alone, there, [crafted((at, 20, 20)) for at in (20, 110, 48, 34)])
     assert [part.numbers for part in result.parts] == [(1, 3, 4), (2,)]
     lesions = result.whole_lesions()
     assert [int(lesions[at, 20, 20]) for at in (20, 110, 48, 34)] == [1, 2, 3, 4]
@@ -93,9 +92,9 @@ def test_groups_whose_boxes_overlap_leave_each_others_change(alone):
     angle = [crafted((at, 20, 15)) for at in (20, 33, 46, 59)]
     angle += [crafted((20, at, 15)) for at in (33, 46, 59)]
     corner = crafted((59, 59, 15))
-    result = apply_to_scan(alone, there, [corner, *angle])
+    result = insert(alone, there, [corner, *angle])
     assert [part.numbers for part in result.parts] == [(1,), (2, 3, 4, 5, 6, 7, 8)]
-    parts = [apply_to_scan(alone, there, records) for records in (angle, [corner])]
+    parts = [insert(alone, there, records) for records in (angle, [corner])]
     assert parts[0].box.overlaps(parts[1].box)
     for part in parts:
         changed = part.change_hu != 0
@@ -109,9 +108,9 @@ def test_a_mass_effect_reaches_the_neighbor_that_it_pushes(alone):
     there = scan(np.ones((80, 60, 60), bool))
     pusher = crafted((28, 30, 30), half_axes_mm=(20.0,) * 3, mass_effect=100.0)
     neighbor = crafted((51, 30, 30), half_axes_mm=(1.6,) * 3)
-    result = apply_to_scan(alone, there, [pusher, neighbor])
+    result = insert(alone, there, [pusher, neighbor])
     assert [part.numbers for part in result.parts] == [(1, 2)]
-    pushed, stayed = (apply_to_scan(alone, there, [replace(pusher, mass_effect=i), neighbor]) for i in (100.0, 0.0))
+    pushed, stayed = (insert(alone, there, [replace(pusher, mass_effect=i), neighbor]) for i in (100.0, 0.0))
     middle = [np.argwhere(made.whole_lesions() == 2).mean(axis=0)[0] for made in (pushed, stayed)]
     assert middle[0] > middle[1] + 0.3
 
@@ -121,25 +120,25 @@ def test_a_tumor_between_the_slices_leaves_no_trace_and_the_others_be(alone):
     there = scan(np.ones((90, 40, 12), bool), np.diag([1.0, 1.0, 5.0, 1.0]))
     lost = crafted((20, 20, 12), half_axes_mm=(0.5,) * 3, blur_sigma_voxels=0.0)
     other = crafted((70, 20, 12))
-    result = apply_to_scan(alone, there, [lost, other])
+    result = insert(alone, there, [lost, other])
     assert [part.numbers for part in result.parts] == [(1,), (2,)]
     assert set(np.unique(result.whole_lesions())) == {0, 2}
-    assert (bits(result.change_hu) == bits(apply_to_scan(alone, there, [other]).change_hu)).all()
-    site = site_of(there, [wanted("tiny")], organ=alone.organ, spacing_mm=alone.spacing_mm)
-    reports = report_tumors(result, site, window=alone.window)
+    assert (bits(result.change_hu) == bits(insert(alone, there, [other]).change_hu)).all()
+    host = host_of(alone, there, [wanted("tiny")])
+    reports = report_tumors(result, host, window=alone.window)
     assert [report.voxels > 0 for report in reports] == [False, True]
     (warning,) = find_warnings(reports)
     assert warning == "Tumor 1 has no voxel of the scan: others cover it, or it lies between its slices."
     with pytest.raises(SynthesisError, match=r"change nothing in ct\.nii\.gz: choose larger tumors or another model"):
-        apply_to_scan(alone, there, [lost])
+        insert(alone, there, [lost])
 
 
 def test_the_order_and_number_of_tumors_do_not_matter_to_a_group(alone):
     there = scan(np.ones((110, 48, 48), bool))
     near = [crafted((20, 24, 24)), crafted((31, 24, 24), texture_seed=5)]
-    result = apply_to_scan(alone, there, [near[0], crafted((88, 24, 24)), near[1]])
+    result = insert(alone, there, [near[0], crafted((88, 24, 24)), near[1]])
     assert [part.numbers for part in result.parts] == [(1, 3), (2,)]
-    two = apply_to_scan(alone, there, near)
+    two = insert(alone, there, near)
     inside = two.box.relative_to(result.box).slices
     assert (bits(result.change_hu[inside]) == bits(two.change_hu)).all()
     np.testing.assert_array_equal(result.lesions[inside], np.array([0, 1, 3])[two.lesions])
@@ -148,11 +147,11 @@ def test_the_order_and_number_of_tumors_do_not_matter_to_a_group(alone):
 def test_no_records_and_records_of_another_scan_are_refused(alone):
     there = scan(np.ones((30, 30, 30), bool))
     with pytest.raises(ConfigError, match="no tumor records to apply"):
-        apply_to_scan(alone, there, [])
+        insert(alone, there, [])
     with pytest.raises(SynthesisError, match=r"outside ct\.nii\.gz"):
-        apply_to_scan(alone, there, [crafted((400, 10, 10))])
+        insert(alone, there, [crafted((400, 10, 10))])
     with pytest.raises(SynthesisError, match=r"lies outside the CT|no room"):
-        apply_to_scan(alone, there, [crafted((33, 10, 10))])
+        insert(alone, there, [crafted((33, 10, 10))])
 
 
 # Labels
@@ -167,7 +166,7 @@ def organ_of(shape, surface):
 @pytest.mark.parametrize("affine", [np.eye(4), THICK], ids=["even", "thick slices"])
 def test_without_effects_the_labels_are_the_organs_with_tumors_in_it(alone, affine):
     organ = organ_of((50, 44, 44 if affine is not THICK else 15), 30)
-    result = apply_to_scan(alone, scan(organ, affine), [crafted((27, 22, 22), half_axes_mm=(6.0,) * 3)])
+    result = insert(alone, scan(organ, affine), [crafted((27, 22, 22), half_axes_mm=(6.0,) * 3)])
     labels, lesions = result.whole_labels(), result.whole_lesions()
     np.testing.assert_array_equal(labels > 0, organ)
     np.testing.assert_array_equal(labels == 2, lesions > 0)
@@ -180,7 +179,7 @@ def test_a_mass_effect_bulges_organ_and_tumor_alike_on_the_scans_own_grid(alone,
     shape = np.array((50, 44, 44)) / np.diag(affine)[:3]
     organ = organ_of(tuple(np.rint(shape).astype(int)), round(30 / affine[0, 0]))
     drawn = crafted((27, 22, 22), half_axes_mm=(6.0,) * 3, mass_effect=100.0)
-    result = apply_to_scan(alone, scan(organ, affine), [drawn])
+    result = insert(alone, scan(organ, affine), [drawn])
     labels, lesions = result.whole_labels(), result.whole_lesions()
     (part,) = result.parts
     assert (part.labels[part.lesions > 0] == 2).all()
@@ -204,7 +203,7 @@ def test_a_mass_effect_bulges_organ_and_tumor_alike_on_the_scans_own_grid(alone,
 def test_tumors_that_leave_the_organ_do_so_on_the_scans_own_grid_and_make_it_no_larger(alone):
     organ = organ_of((50, 44, 15), 30)
     drawn = crafted((27, 22, 22), half_axes_mm=(6.0,) * 3, may_leave_organ=True)
-    result = apply_to_scan(alone, scan(organ, THICK), [drawn])
+    result = insert(alone, scan(organ, THICK), [drawn])
     labels, lesions = result.whole_labels(), result.whole_lesions()
     assert (lesions[~organ] > 0).sum() > 20
     np.testing.assert_array_equal(labels == 2, lesions > 0)
@@ -221,7 +220,7 @@ def test_tumors_that_are_there_keep_their_label_and_are_no_lesions(alone, affine
     there[34:44, 18:26, shape[2] // 3 : 2 * shape[2] // 3] = True
     case = scan(whole & ~there, affine, tumors=there)
     drawn = crafted((26, 22, 22), half_axes_mm=(7.0,) * 3, mass_effect=mass_effect)
-    result = apply_to_scan(alone, case, [drawn])
+    result = insert(alone, case, [drawn])
     labels, lesions = result.whole_labels(), result.whole_lesions()
     assert (labels[there] == 2).all()
     np.testing.assert_array_equal(labels == 2, there | (lesions > 0))
@@ -236,11 +235,11 @@ def test_tumors_that_are_there_host_none(alone):
     there[12:38, 12:32, 12:28] = True
     case = scan(organ_of(shape, 46) & ~there, tumors=there)
     specs = [wanted("tiny", 3, generator="handcrafted")]
-    site = site_of(case, specs, organ=alone.organ, spacing_mm=alone.spacing_mm)
+    host = host_of(alone, case, specs)
     for seed in range(4):
-        records = draw_in_scan(site, specs, seed=seed).records
+        records = draw_tumors(host, specs, seed=seed).records
         assert not any(there[each.center_voxel] for each in records)
-        lesions = apply_to_scan(alone, case, records).whole_lesions()
+        lesions = insert(alone, case, records).whole_lesions()
         assert not lesions[there].any()
 
 
@@ -248,7 +247,7 @@ def test_effects_stay_inside_the_declared_change(alone):
     """The CT differs from the scan's where the change is not zero, and nowhere else; the change lies in the box."""
     organ = organ_of((60, 44, 15), 40)
     case = scan(organ, THICK)
-    result = apply_to_scan(alone, case, [crafted((30, 22, 22), mass_effect=60.0, capsule_hu=100.0)])
+    result = insert(alone, case, [crafted((30, 22, 22), mass_effect=60.0, capsule_hu=100.0)])
     before = case.ct.data[result.box.slices]
     same = result.change_hu == 0
     assert (bits(result.hu())[same] == bits(before)[same]).all()
@@ -266,8 +265,7 @@ def spec(**fields):
 
 
 def draw(synthesizer, case, specs, seed=0):
-    there = site_of(case, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-    return draw_in_scan(there, specs, seed=seed).records
+    return draw_in_scan(synthesizer, case, specs, seed=seed)
 
 
 TURNS = {"LPS": [[0, -1], [1, -1], [2, 1]], "ASR": [[1, 1], [2, 1], [0, 1]], "IRP": [[2, -1], [0, 1], [1, -1]]}
@@ -296,7 +294,7 @@ def test_a_turned_copy_gets_the_same_tumors_in_the_patient(alone, turn):
     for mine, theirs in zip(*records, strict=True):
         np.testing.assert_allclose(mine.center_mm, theirs.center_mm, atol=1e-9)
         assert replace(mine, center_mm=theirs.center_mm) == theirs
-    results = [apply_to_scan(alone, case, made) for case, made in zip((one, other), records, strict=True)]
+    results = [insert(alone, case, made) for case, made in zip((one, other), records, strict=True)]
     outputs = []
     for case, result in zip((one, other), results, strict=True):
         whole = case.ct.data.copy()
@@ -320,7 +318,7 @@ def test_an_oblique_scan_gets_its_tumor_where_it_was_asked_for(alone):
     records = draw(alone, case, [wanted("tiny", generator="handcrafted", **place)])
     (drawn,) = records
     np.testing.assert_allclose(drawn.center_mm, point, atol=0.5 * 3**0.5)
-    result = apply_to_scan(alone, case, records)
+    result = insert(alone, case, records)
     lesions = result.whole_lesions()
     assert lesions[voxel] == 1
     middle = np.argwhere(lesions == 1).mean(axis=0)
@@ -345,6 +343,6 @@ def test_replay_from_json_gives_the_same_bits(alone):
     case = scan(organ_of((60, 50, 20), 50), THICK)
     records = draw(alone, case, [spec()])
     again = [TumorRecord.from_json(each.to_json()) for each in records]
-    one, other = apply_to_scan(alone, case, records), apply_to_scan(alone, case, again)
+    one, other = insert(alone, case, records), insert(alone, case, again)
     assert (bits(one.change_hu) == bits(other.change_hu)).all()
     assert (one.whole_labels() == other.whole_labels()).all()

@@ -21,12 +21,20 @@ from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.loading import load_recorded, load_synthesizer, model_records
 from difftumor.synthesis.scan.record import ModelRecord, read_record
 from difftumor.synthesis.scan.report import find_warnings, report_tumors
-from difftumor.synthesis.scan.scan import draw_in_scan, site_of
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
 from tests.conftest import contents
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, record, save_tiny_artifacts, tiny_synthesizer, wanted
+from tests.synthesis.makers import (
+    ball,
+    draw_in_scan,
+    host_of,
+    insert,
+    record,
+    save_tiny_artifacts,
+    tiny_synthesizer,
+    wanted,
+)
 
 SHAPE = (40, 36, 30)
 THICK = np.array([[-1.1, 0, 0, 30], [0, -0.9, 0, 12], [0, 0, 2.5, -70], [0, 0, 0, 1.0]])
@@ -42,8 +50,8 @@ def synthesizer():
 
 @pytest.fixture
 def no_picture(monkeypatch):
-    """Drawing takes longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.draw_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+    """Plotting takes longer than all the rest."""
+    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 def write_case(folder, affine, *, dtype=np.int16, radius=13, **options):
@@ -63,8 +71,7 @@ def asked(size, count=1, *, seed=0, **fields):
 
 def draw(synthesizer, scan, size, count=1, seed=0):
     specs = [wanted(size, count)]
-    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-    return draw_in_scan(there, specs, seed=seed).records
+    return draw_in_scan(synthesizer, scan, specs, seed=seed)
 
 
 def allowed_to_change(voxels, records, affine, organ):
@@ -210,7 +217,7 @@ def test_orientation_does_not_matter(synthesizer, tmp_path):
     results = []
     for inputs in (case, dataclasses.replace(case, ct=turned[0], organ_masks=(turned[1],))):
         scan = inputs.read(organ="liver")
-        results.append(apply_to_scan(synthesizer, scan, draw(synthesizer, scan, "tiny", 2)))
+        results.append(insert(synthesizer, scan, draw(synthesizer, scan, "tiny", 2)))
     one, other = results
     # Places in the patient are the same; their last bits depend on the file's affine.
     for mine, theirs in zip(one.records, other.records, strict=True):
@@ -238,12 +245,12 @@ def test_scaled_files_stay_as_stored_outside(synthesizer, tmp_path):
 
 def test_contrast_is_that_of_the_tumor_against_the_organ_around_it(synthesizer, tmp_path):
     scan = write_case(tmp_path, np.eye(4)).read(organ="liver")
-    result = apply_to_scan(synthesizer, scan, draw(synthesizer, scan, "tiny"))
+    result = insert(synthesizer, scan, draw(synthesizer, scan, "tiny"))
     (part,) = result.parts
     after = np.select([part.labels == 2, part.labels == 1], [70, 100], -500).astype(np.float32)
     known = dataclasses.replace(result, parts=(dataclasses.replace(part, after_hu=after),))
-    there = site_of(scan, [wanted("tiny")], organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-    (report,) = report_tumors(known, there, window=synthesizer.window)
+    host = host_of(synthesizer, scan, [wanted("tiny")])
+    (report,) = report_tumors(known, host, window=synthesizer.window)
     assert report.contrast_hu == pytest.approx(-30)
     assert report.sd_hu == 0
 
@@ -276,7 +283,7 @@ def test_tumors_keep_away_from_the_end_of_the_scan(synthesizer, tmp_path):
 
 @pytest.mark.parametrize("irregularity", [1, 3])
 def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(tmp_path, irregularity):
-    """Else they are cut when drawn, not when applied, and tumors drawn after them meet other room."""
+    """Else they are cut when drawn, not when applied, and tumors drawn after them find other space."""
     spacing = (4.0, 5.0, 6.0)
     synthesizer = tiny_synthesizer("kidney", spacing_mm=spacing)
     values = np.full((90, 80, 70), 60, np.int16)
@@ -287,8 +294,7 @@ def test_tumors_that_leave_the_organ_are_drawn_with_all_the_room_they_can_reach(
     ct, mask = (write_nifti(tmp_path / f"{n}.nii.gz", v, affine) for n, v in (("ct", values), ("organ", organ)))
     scan = ScanInputs(ct=ct, organ_masks=(mask,)).read(organ="kidney")
     specs = [wanted("large", irregularity=irregularity)]
-    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=spacing)
-    around = np.argwhere(there.site.mask).min(axis=0)
+    around = np.argwhere(host_of(synthesizer, scan, specs).mask).min(axis=0)
     reach = np.zeros(3, int)
     for seed in range(8):
         sigma_mm = 10.0 * irregularity
@@ -425,7 +431,7 @@ def test_real_liver(real_data, synthesizer, tmp_path, turned):
 def test_a_tumor_cut_by_the_organ_stays_inside_it_on_the_scans_own_grid(synthesizer, tmp_path):
     scan = write_case(tmp_path, FINE).read(organ="liver")
     filling = record(center_voxel=(9, 8, 7), half_axes_mm=(9.0, 9.0, 9.0))
-    inside = apply_to_scan(synthesizer, scan, [filling]).whole_lesions() > 0
+    inside = insert(synthesizer, scan, [filling]).whole_lesions() > 0
     assert inside.sum() > 0.9 * scan.organ_mask.sum()
     assert not (inside & ~scan.organ_mask).any()
 
@@ -483,10 +489,9 @@ def test_tumors_that_leave_the_organ_keep_off_those_that_are_there(tmp_path):
     left = 0
     for seed in range(10):
         specs = [wanted("medium", generator="handcrafted")]
-        there = site_of(scan, specs, organ=kidney.organ, spacing_mm=kidney.spacing_mm)
-        records = draw_in_scan(there, specs, seed=seed).records
+        records = draw_in_scan(kidney, scan, specs, seed=seed)
         if records:
-            result = apply_to_scan(kidney, scan, records)
+            result = insert(kidney, scan, records)
             assert not (result.whole_lesions()[labels == 2] > 0).any()
             left += records[0].may_leave_organ
     assert left > 0

@@ -16,16 +16,16 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import derive_seed
+from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.scan.files import ScanRequest, synthesize_scan
-from difftumor.synthesis.scan.gate import CONTRAST_SAMPLES, QualityGate, Rejection, Trials
+from difftumor.synthesis.scan.gate import CONTRAST_SAMPLES, QualityGate, Rejection, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
-from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.record import read_record
-from difftumor.synthesis.scan.report import look_at
-from difftumor.synthesis.scan.scan import draw_in_scan, site_of
+from difftumor.synthesis.scan.report import appearance_in
+from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, tiny_synthesizer, wanted
+from tests.synthesis.makers import ball, draw_in_scan, insert, tiny_synthesizer, wanted
 
 SHAPE = (44, 44, 44)
 WINDOW = IntensityWindow()
@@ -63,16 +63,17 @@ def flat(monkeypatch):
 
 def run(synthesizer, scan, *, gate=None, attempts=1, seed=0, **fields):
     specs = [wanted("tiny", **{"blur_mm": 1, **fields})]
-    there = site_of(scan, specs, organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm)
-    trials = Trials(synthesizer=synthesizer, scan=scan, gate=gate, window=WINDOW)
-    return draw_in_scan(there, specs, seed=seed, choose=trials, attempts=attempts), trials
+    model_scan = ModelScan(scan, synthesizer.spacing_mm)
+    sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=gate)
+    host = model_scan.host(specs, synthesizer.organ)
+    return draw_tumors(host, specs, seed=seed, accept=sampler, attempts=attempts), sampler
 
 
 class Picky(QualityGate):
     """Lets through what a rule says."""
 
-    def failures(self, record, part, number, looks):
-        self.seen.append((record, part, number, looks))
+    def failures(self, record, part, number, appearance):
+        self.seen.append((record, part, number, appearance))
         return self.rule(record)
 
 
@@ -91,18 +92,18 @@ def spread(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_of_several_textures_the_one_nearest_to_the_contrast_is_kept(flat, scan, seed):
     synthesizer, texture = flat(spread)
-    drawn, trials = run(synthesizer, scan, contrast_hu=-30, seed=seed)
+    drawn, sampler = run(synthesizer, scan, contrast_hu=-30, seed=seed)
     (kept,) = drawn.records
     contrasts = []
     for tried in texture.made[: kept.attempts]:
-        (part,) = apply_to_scan(synthesizer, scan, [replace(kept, texture_seed=tried)]).parts
-        contrasts.append(look_at(part, 1, window=WINDOW).contrast_hu)
+        (part,) = insert(synthesizer, scan, [replace(kept, texture_seed=tried)]).parts
+        contrasts.append(appearance_in(part, 1, window=WINDOW).contrast_hu)
     distances = np.abs(np.array(contrasts) + 30)
     assert kept.texture_seed == texture.made[int(distances.argmin())]
     # Either one came near enough and ended the search, or all of them were made.
     assert kept.attempts == (CONTRAST_SAMPLES if distances.min() > 2 else len(distances))
     assert (distances[:-1] > 2).all()
-    assert trials.rejections == []
+    assert sampler.rejections == []
 
 
 def test_the_first_texture_is_the_tumors_own_and_the_others_follow_from_it(flat, scan):
@@ -112,11 +113,7 @@ def test_the_first_texture_is_the_tumors_own_and_the_others_follow_from_it(flat,
     assert texture.made == [first, *(derive_seed(first, "sample", index) for index in range(1, CONTRAST_SAMPLES))]
     # All are as far: the first is kept, having made eight.
     assert (drawn.records[0].texture_seed, drawn.records[0].attempts) == (first, CONTRAST_SAMPLES)
-    plain = draw_in_scan(
-        site_of(scan, [wanted("tiny", blur_mm=1)], organ=synthesizer.organ, spacing_mm=synthesizer.spacing_mm),
-        [wanted("tiny", blur_mm=1)],
-        seed=0,
-    ).records
+    plain = draw_in_scan(synthesizer, scan, [wanted("tiny", blur_mm=1)])
     assert first == plain[0].texture_seed
 
 
@@ -132,17 +129,17 @@ def test_hand_crafted_tumors_have_their_contrast_by_construction(scan):
     drawn, _ = run(alone, scan, contrast_hu=-30, generator="handcrafted", blur_mm=0)
     (record,) = drawn.records
     assert record.attempts == 1
-    (part,) = apply_to_scan(alone, scan, [record]).parts
-    assert look_at(part, 1, window=WINDOW).contrast_hu == pytest.approx(-30, abs=4)
+    (part,) = insert(alone, scan, [record]).parts
+    assert appearance_in(part, 1, window=WINDOW).contrast_hu == pytest.approx(-30, abs=4)
 
 
 def test_rejections_are_recorded_and_attempts_counted(flat, scan):
     synthesizer, _ = flat(spread)
     gate = picky(lambda record: () if record.attempts == 3 else ("noise", "seam"))
-    drawn, trials = run(synthesizer, scan, gate=gate, attempts=5, count=2)
+    drawn, sampler = run(synthesizer, scan, gate=gate, attempts=5, count=2)
     assert [record.attempts for record in drawn.records] == [3, 3]
-    assert trials.rejections == [Rejection(tumor, ("noise", "seam")) for tumor in (1, 1, 2, 2)]
-    assert trials.rejections[0].to_dict() == {"wanted": 1, "failed": ["noise", "seam"]}
+    assert sampler.rejections == [Rejection(tumor, ("noise", "seam")) for tumor in (1, 1, 2, 2)]
+    assert sampler.rejections[0].to_dict() == {"wanted": 1, "failed": ["noise", "seam"]}
     # Every one is judged by its looks in model space.
     record, part, number, looks = gate.seen[0]
     assert number == 1
@@ -155,10 +152,10 @@ def test_rejections_are_recorded_and_attempts_counted(flat, scan):
 def test_the_gate_gives_up_after_its_attempts(flat, scan):
     synthesizer, texture = flat(spread)
     gate = picky(lambda record: ("flat or strip-like",))
-    drawn, trials = run(synthesizer, scan, gate=gate, attempts=4, count=2)
+    drawn, sampler = run(synthesizer, scan, gate=gate, attempts=4, count=2)
     assert drawn.records == ()
     assert len(texture.made) == 8
-    assert [rejection.wanted for rejection in trials.rejections] == [1] * 4 + [2] * 4
+    assert [rejection.wanted for rejection in sampler.rejections] == [1] * 4 + [2] * 4
     assert drawn.shortfalls == ("2 of 2 tumors were not made, since none that was tried was good enough.",)
 
 
@@ -172,9 +169,9 @@ def test_of_the_textures_that_pass_the_gate_the_nearest_is_kept(flat, scan):
         return ("noise",) if len(bad) == 2 else ()
 
     gate = picky(rule)
-    drawn, trials = run(synthesizer, scan, gate=gate, contrast_hu=-300, attempts=3)
+    drawn, sampler = run(synthesizer, scan, gate=gate, contrast_hu=-300, attempts=3)
     (kept,) = drawn.records
-    assert trials.rejections == [Rejection(1, ("noise",))]
+    assert sampler.rejections == [Rejection(1, ("noise",))]
     assert kept.attempts == CONTRAST_SAMPLES == len(texture.made)
     others = [seed for seed in texture.made if seed != bad[1]]
     assert kept.texture_seed == min(others, key=spread)
@@ -184,8 +181,8 @@ def test_rejected_attempts_count_textures_too(flat, scan):
     """Eight textures of the first attempt fail, and the first of the second passes: nine were made."""
     synthesizer, texture = flat(lambda seed: 70.0)
     gate = picky(lambda record: () if record.attempts == 2 else ("noise",))
-    drawn, trials = run(synthesizer, scan, gate=gate, contrast_hu=-30, attempts=3, blur_mm=0)
-    assert len(trials.rejections) == CONTRAST_SAMPLES
+    drawn, sampler = run(synthesizer, scan, gate=gate, contrast_hu=-30, attempts=3, blur_mm=0)
+    assert len(sampler.rejections) == CONTRAST_SAMPLES
     assert drawn.records[0].attempts == CONTRAST_SAMPLES + 1 == len(texture.made)
 
 
@@ -193,7 +190,7 @@ def test_a_kept_tumor_is_made_again_as_it_was_looked_at(flat, scan):
     synthesizer, _ = flat(spread)
     gate = picky(lambda record: () if record.attempts > 1 else ("noise",))
     drawn, _ = run(synthesizer, scan, gate=gate, attempts=4)
-    (part,) = apply_to_scan(synthesizer, scan, drawn.records).parts
+    (part,) = insert(synthesizer, scan, drawn.records).parts
     seen = gate.seen[-1][1]
     assert part.region == seen.region
     np.testing.assert_array_equal(part.after_hu, seen.after_hu)
@@ -204,7 +201,7 @@ def test_a_kept_tumor_is_made_again_as_it_was_looked_at(flat, scan):
 
 @pytest.fixture
 def files(tmp_path, scan, monkeypatch):
-    monkeypatch.setattr("difftumor.synthesis.scan.files.draw_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
     hu = scan.ct.data.copy()
     hu[~scan.organ_mask] = -200
     ct = write_nifti(tmp_path / "ct.nii.gz", hu)
@@ -251,17 +248,15 @@ def test_a_tumor_is_judged_beside_those_that_are_kept(scan):
     """The second lies in the first, which leaves a shell of it."""
     alone = TumorSynthesizer(organ=get_organ("liver"))
     specs = [wanted("tiny", generator="handcrafted", blur_mm=0)]
-    there = site_of(scan, specs, organ=alone.organ, spacing_mm=alone.spacing_mm)
-    (first,) = draw_in_scan(there, specs, seed=0).records
+    (first,) = draw_in_scan(alone, scan, specs)
     around = replace(first, half_axes_mm=(6.0, 6.0, 6.0), deformation_sigma_mm=0.0)
     gate = picky(lambda record: ("sickle-shaped",))
-    trials = Trials(synthesizer=alone, scan=scan, gate=gate, window=WINDOW)
-    trials.begin(2)
-    assert trials(around, [first]) is None
+    sampler = RejectionSampler(synthesizer=alone, model_scan=ModelScan(scan, alone.spacing_mm), gate=gate)
+    assert sampler(around, [first], 2) is None
     _, part, number, _ = gate.seen[0]
     assert number == 2
     assert 0 < (part.lesions == 2).sum() < 4 / 3 * np.pi * 6**3 - (part.lesions == 1).sum()
     # One that is far away does not matter.
     far = replace(first, center_voxel=(30, 30, 30))
-    trials(replace(around, center_voxel=(12, 12, 14)), [far])
+    sampler(replace(around, center_voxel=(12, 12, 14)), [far], 2)
     assert gate.seen[1][2] in (1, 2)

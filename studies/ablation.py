@@ -1,13 +1,14 @@
 """What makes hand-crafted tumors teach: ``python -m studies.ablation --test TEST organ=liver data.root=HEALTHY``.
 
 The ablation of Hu et al. (CVPR 2023), Table 4: trains segmenters on hand-crafted tumors of all sizes with elastic
-deformation and blurred rims, and on such without some of these, each with several seeds and as many steps, and tests
-all on the same scans. Running it again goes on where it stopped.
+deformation and blurred rims, and on tumors without some of these, each with several seeds and the same number of steps,
+and tests all on the same scans. Rerunning it resumes.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from difftumor.errors import ConfigError
 from difftumor.reporting.tables import Row
 from difftumor.synthesis.sizes import SIZE_CHOICES
 from stages.run.settings import Settings
-from studies.jobs.command import run_command
+from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import (
     SMALL_RADIUS_MM,
@@ -29,7 +30,7 @@ from studies.jobs.segmenters import (
 
 GROUP, TINY = "ablation", "tiny"
 COMPONENTS = ("tiny size", "elastic deformation", "edge blurring")
-# Ablations of configs/segmentation/ablation/ in the order of Table 4, and which of the components they have.
+# Ablations of configs/segmentation/ablation/ in the order of Table 4, and the components they have.
 ABLATIONS: Mapping[str, tuple[bool, bool, bool]] = {
     "no_elastic_no_blur": (True, False, False),
     "no_elastic": (True, False, True),
@@ -39,17 +40,7 @@ ABLATIONS: Mapping[str, tuple[bool, bool, bool]] = {
 }
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return what parses the command line."""
-    return study_parser("ablation", (__doc__ or "").splitlines()[0])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
-    return run_command(command_line(), run_study, arguments)
-
-
-def run_study(words: argparse.Namespace) -> Path:
+def run_study(arguments: argparse.Namespace) -> Path:
     """Train what is not trained yet, test, and write the results.
 
     Returns:
@@ -58,27 +49,29 @@ def run_study(words: argparse.Namespace) -> Path:
     Raises:
         DiffTumorError: An option is wrong, or a training has failed.
     """
-    # What the user says comes after, so that another experiment takes the place of this one.
-    kinds = {name.replace("_", " "): ["experiment=label_free", *words.options, f"{GROUP}={name}"] for name in ABLATIONS}
-    _check_ticks(kinds, words.options)
-    tested = train_and_test(kinds, words)
+    # The user's options come after the experiment, so that another experiment replaces it.
+    kinds = {
+        name.replace("_", " "): ["experiment=label_free", *arguments.options, f"{GROUP}={name}"] for name in ABLATIONS
+    }
+    _check_ticks(kinds, arguments.options)
+    tested = train_and_test(kinds, arguments)
     small = f"sensitivity, radius below {SMALL_RADIUS_MM:g} mm"
     return write_results(
-        words.out,
+        arguments.out,
         "ablation",
         title="What makes hand-crafted tumors teach",
         introduction=[
-            "The ablation of Hu et al. (CVPR 2023), Table 4. Segmenters were trained on hand-crafted tumors that have "
-            f"what is ticked, with as many steps, without validation; seeds: {words.seeds}. All were tested "
-            "on the same scans.",
-            "DSC is the mean over the scans with tumors. Of the small tumors, those with a radius below "
-            f"{SMALL_RADIUS_MM:g} mm, one voxel found is enough. ± is the standard deviation over the seeds.",
+            "The ablation of Hu et al. (CVPR 2023), Table 4. Segmenters were trained on hand-crafted tumors with the "
+            "components ticked, for the same number of steps and without validation, "
+            f"{arguments.seeds} per row. All were tested on the same scans.",
+            f"DSC is the mean over the scans with tumors. Small tumors have a radius below {SMALL_RADIUS_MM:g} mm; one "
+            "common voxel finds a tumor. ± is the standard deviation over the seeds.",
         ],
         rows=table_rows(tested.scores),
         pictures={
             "trainings": Picture(
                 scores_figure(tested, {"tumor_dsc": "tumor DSC", "small_sensitivity": small}),
-                "Every dot is a training; the bars are means.",
+                "Every dot is a training; bars are means.",
             )
         },
         details=tested.details,
@@ -86,31 +79,31 @@ def run_study(words: argparse.Namespace) -> Path:
 
 
 def _check_ticks(kinds: Mapping[str, Sequence[str]], given: Sequence[str]) -> None:
-    """Refuse the user's options that outdo those of the ablations, as the table would tick what is not so.
+    """Refuse options that contradict the ablations, since the ticks of the table would be wrong.
 
     Raises:
         ConfigError: There is one; the message names it.
     """
     for option in given:
         if option.lstrip("+~").partition("=")[0].partition("@")[0] == GROUP:
-            raise ConfigError(f"The study sets {GROUP} itself: leave {option} out, as all of {len(kinds)} are trained.")
+            raise ConfigError(f"The study sets {GROUP} itself: leave out {option}, since it trains all {len(kinds)}.")
     for (kind, options), ticks in zip(kinds.items(), ABLATIONS.values(), strict=True):
-        for option, value, needed in _outdone(settings_of(options), ticks):
+        for option, value, needed in _contradictions(settings_of(options), ticks):
             raise ConfigError(
-                f"{option} is {value} where the ablation '{kind}' needs {needed}: leave the option out, as it is what "
-                "the study compares."
+                f"{option} is {value}, but the ablation '{kind}' needs {needed}: leave out the option, since the study "
+                "sets it."
             )
 
 
-def _outdone(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tuple[str, Any, str]]:
-    """Yield options behind the ticks that are not as these say, with their values and what they must be."""
+def _contradictions(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tuple[str, Any, str]]:
+    """Yield options that contradict the ticks, with their values and what they must be."""
     tiny, elastic, blurred = ticks
     synthesis = settings.synthesis
     if settings.tumors != "handcrafted":
         yield "tumors", settings.tumors, "handcrafted"
-    if synthesis.offline is not None:  # tumors made before are what they are
+    if synthesis.offline is not None:  # tumors made before cannot be changed
         yield "synthesis.offline", synthesis.offline, "null"
-    # Of the groups, some have tiny tumors among others.
+    # Some size groups include tiny tumors.
     with_tiny = {
         name: weight for name, weight in synthesis.sizes.items() if weight and TINY in SIZE_CHOICES.get(name, ())
     }
@@ -124,7 +117,7 @@ def _outdone(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tup
 
 
 def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:
-    """Return the rows of Table 4, with false positives, without which a sensitivity says little."""
+    """Return the rows of Table 4, plus false positives, without which a sensitivity means little."""
     return [
         {
             **{name: "✓" if has else "–" for name, has in zip(COMPONENTS, components, strict=True)},
@@ -134,6 +127,10 @@ def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:
         }
         for components, runs in zip(ABLATIONS.values(), scores.values(), strict=True)
     ]
+
+
+command_line = partial(study_parser, "ablation", __doc__)
+main = partial(run_command, command_line, run_study)
 
 
 if __name__ == "__main__":

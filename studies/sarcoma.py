@@ -2,12 +2,13 @@
 
 Trains an autoencoder on the training patients of one fold, then a diffusion model on all their tumors and another on
 one of them (DiffTumor, Figure 5), makes tumors in the host tissue of the held-out patients with both, and measures how
-far they are from the held-out real tumors. Running it again goes on where it stopped.
+far they are from the held-out real tumors. Rerunning it resumes.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from difftumor.models.artifact import describe_device, pick_device
@@ -15,10 +16,9 @@ from difftumor.models.artifact_config import read_config
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import appearance_figure, curves
 from stages.run.pictures import Curve, read_curves
-from studies.jobs.command import run_command
+from studies.jobs.commands import run_command, train
 from studies.jobs.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.jobs.results import Picture, write_results
-from studies.jobs.training import train
 from studies.sarcoma_data import BODY, write_sarcoma
 
 MODELS = {"all tumors": "all", "one tumor": "1"}
@@ -28,8 +28,8 @@ FULL: Mapping[str, tuple[str, ...]] = {
     "autoencoder": ("validation.scans=4", "perceptual.weight=0"),
     "diffusion": ("validation.synthesize_every_n_epochs=10",),
 }
-# For two cores and two hours: coarse voxels, few codes, short trainings with higher rates, discriminators that weigh
-# little, as few crops need (docs/results.md).
+# For two cores and two hours: coarse voxels, few codes, short trainings with higher learning rates, and discriminators
+# with little weight, which few crops need (docs/results.md).
 SMALL: Mapping[str, tuple[str, ...]] = {
     "both": (
         "trainer=cpu", "data.spacing_mm=[1.5,1.5,3]", "data.crop=[64,64,32]", "data.num_workers=0",
@@ -49,7 +49,7 @@ SMALL: Mapping[str, tuple[str, ...]] = {
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Return what parses the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of <patient>/ct.nii.gz and tumor.nii.gz")
     parser.add_argument("--out", type=Path, default=Path("runs/sarcoma"), help="folder of the study (runs/sarcoma)")
@@ -58,7 +58,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fold", type=int, default=0, help="fold that is held out, from 0 (0)")
     parser.add_argument("--folds", type=int, default=4, help="number of folds (4)")
-    parser.add_argument("--hosts", type=int, default=8, help="crops of held-out patients that get tumors (8)")
+    parser.add_argument("--hosts", type=int, default=8, help="crops of held-out patients to host tumors (8)")
     parser.add_argument("--device", default="auto", help="where tumors are made: auto, cpu, cuda")
     for stage in ("autoencoder", "diffusion"):
         parser.add_argument(
@@ -66,17 +66,12 @@ def command_line() -> argparse.ArgumentParser:
             nargs="+",
             default=[],
             metavar="OPTION",
-            help=f"more options of stages.{stage}, over the size's",
+            help=f"further options of stages.{stage}, which override those of --size",
         )
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
-    return run_command(command_line(), run_study, arguments)
-
-
-def run_study(words: argparse.Namespace) -> Path:
+def run_study(arguments: argparse.Namespace) -> Path:
     """Train what is not trained yet, compare, and write the results.
 
     Returns:
@@ -85,39 +80,39 @@ def run_study(words: argparse.Namespace) -> Path:
     Raises:
         DiffTumorError: An option is wrong, data are missing, or a training has failed.
     """
-    device = pick_device(words.device)
-    preset = FULL if words.size == "full" else SMALL
-    data = write_sarcoma(words.data, words.out / "data", count=words.folds, fold=words.fold)
-    places = (f"data.root={data}", f"runs_dir={words.out}/runs", f"checkpoints_dir={words.out}/checkpoints")
+    device = pick_device(arguments.device)
+    preset = FULL if arguments.size == "full" else SMALL
+    data = write_sarcoma(arguments.data, arguments.out / "data", count=arguments.folds, fold=arguments.fold)
+    places = (f"data.root={data}", f"runs_dir={arguments.out}/runs", f"checkpoints_dir={arguments.out}/checkpoints")
     options = [
-        *BODY, "tumor_stage=late", *places, *preset["both"], *preset["diffusion"], f"latents.cache={words.out}/latents",
-        f"validation.hosts={words.hosts}", *words.diffusion,
+        *BODY, "tumor_stage=late", *places, *preset["both"], *preset["diffusion"],
+        f"latents.cache={arguments.out}/latents", f"validation.hosts={arguments.hosts}", *arguments.diffusion,
     ]  # fmt: skip
     unseen = judged_by(options)
-    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"], *words.autoencoder])
-    artifacts = {name: words.out / "checkpoints" / name.replace(" ", "_") for name in MODELS}
+    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"], *arguments.autoencoder])
+    artifacts = {name: arguments.out / "checkpoints" / name.replace(" ", "_") for name in MODELS}
     for most, artifact in zip(MODELS.values(), artifacts.values(), strict=True):
         train("diffusion", [f"name={artifact.name}", f"artifact={artifact}", f"data.max_tumors={most}", *options])
     comparison = compare(artifacts, unseen, device=device)
     return write_results(
-        words.out,
+        arguments.out,
         "sarcoma",
         title="Stage 2 on soft-tissue sarcomas",
         introduction=[
-            f"Fold {words.fold} of {words.folds} by patient is held out of both stages. One model learned all tumors "
-            "of the training patients, the other a single one. Both made tumors of the same masks in the tissue of "
-            "the held-out patients.",
+            f"Fold {arguments.fold} of {arguments.folds} by patient is held out of both stages. One model learned all "
+            "tumors of the training patients, the other a single one. Both made tumors of the same masks in the tissue "
+            "of the held-out patients.",
             READING,
         ],
         rows=table_rows(comparison),
         pictures=_pictures(
-            comparison, {name: words.out / "runs/diffusion" / path.name for name, path in artifacts.items()}
+            comparison, {name: arguments.out / "runs/diffusion" / path.name for name, path in artifacts.items()}
         ),
         details={
-            "command": words.command,
+            "command": arguments.command,
             "device": describe_device(device),
             **comparison.counts,
-            "autoencoder": _measured(words.out / "checkpoints" / "autoencoder"),
+            "autoencoder": _measured(arguments.out / "checkpoints" / "autoencoder"),
             **{name: _measured(artifact) for name, artifact in artifacts.items()},
         },
     )
@@ -130,7 +125,7 @@ def _pictures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Pic
     references = {each.name: each.appearances for each in comparison.references}
     losses = curves(_losses(runs), y_label="L1 of the noise", smoothing=0.8)
     return {
-        "tumors": Picture(tumors, "Tumors in held-out patients; the mask is outlined at the left."),
+        "tumors": Picture(tumors, "Tumors in held-out patients; the mask is outlined on the left."),
         "appearance": Picture(appearance_figure({**comparison.sets, **references}), "How the tumors look."),
         "losses": Picture(losses, "Losses while training and held out."),
     }
@@ -145,10 +140,13 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, Curve]:
 
 
 def _measured(artifact: Path) -> str:
-    """Say how long a model was trained, and what its last validation found."""
+    """Return how long a model was trained and the metrics of its last validation."""
     config = read_config(artifact)
     metrics = (f"{name.removeprefix('validation/')} {value:.3g}" for name, value in config.metrics.items())
     return f"{config.training['steps']} steps; " + ", ".join(metrics)
+
+
+main = partial(run_command, command_line, run_study)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from difftumor.scans.nifti import check_same_grid, read_ct, read_labels
 
 LISTING = "dataset.json"
 LABEL_NAMES = {"background": 0, "body": 1, "sarcoma": 2}
-LISTING = "dataset.json"
-# Over this, tissue; below, air.
+# Tissue above this, air below.
 BODY_HU = -200
-# The body as an organ of the user's own, for every stage that has one.
+# The body as a user-defined organ, for every stage with one.
 BODY = (
     "organ=liver", "organ.name=body", "organ.label_names=[body]", "organ.tumor_names=[sarcoma]", "organ.cyst_names=[]",
     "organ.minimum_radius_mm=10",
@@ -34,14 +33,13 @@ def body_mask(ct_hu_XYZ: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: int = 0) -> Path:
-    """Write label maps, links to the CTs, and a ``dataset.json`` that states the patients of a fold as validation.
+    """Write label maps, links to the CTs, and a ``dataset.json`` whose validation cases are the patients of one fold.
 
     Args:
         source: Folder of ``<patient>/ct.nii.gz`` and ``<patient>/tumor.nii.gz``.
-        folder: Folder to make. Left alone if it states the same patients and fold, so that what was made of it stays
-            valid.
+        folder: Folder to make; kept if it has the same patients and fold, so that results based on it stay valid.
         count: Number of folds.
-        fold: Which one is held out, from 0.
+        fold: The fold to hold out, from 0.
         seed: Seed of the folds.
 
     Returns:
@@ -49,7 +47,7 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
 
     Raises:
         CaseListError: The source has no patients.
-        ConfigError: The folder holds another split, which models beside it have been trained with.
+        ConfigError: The folder holds another split, with which models beside it were trained.
     """
     patients = sorted(path.parent.name for path in source.glob("*/tumor.nii.gz"))
     if not patients:
@@ -72,12 +70,12 @@ def write_sarcoma(source: Path, folder: Path, *, count: int, fold: int, seed: in
 
 
 def _is_there(listing: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether the folder holds this split; refuse one that holds another."""
+    """Return whether the folder holds this split; refuse a folder with another."""
     if not (folder / LISTING).is_file():
         return False
     if json.loads((folder / LISTING).read_text()) != listing:
         raise ConfigError(
-            f"{folder} holds other patients or another fold, and models beside it have learned from them: "
+            f"{folder} holds other patients or another fold, on which models beside it were trained: "
             "give another --out."
         )
     return True

@@ -2,13 +2,14 @@
 
 Takes patients, folds and the diffusion model of all tumors from the folder of ``studies.sarcoma``, and runs
 ``studies.tumor_sources`` on them: trained on the training patients, tested on the held-out ones. No scan of this data
-set is healthy, but all reach 5 cm beyond the tumor: the slices below and above it host synthetic tumors.
+set is healthy, but all extend 5 cm beyond the tumor: the slices below and above it host synthetic tumors.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -19,20 +20,20 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import folder_written_whole
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import TUMOR
-from studies.jobs.command import run_command
+from studies.jobs.commands import run_command
 from studies.jobs.segmenters import study_parser
 from studies.sarcoma_data import BODY
 from studies.tumor_sources import add_sources
 from studies.tumor_sources import run_study as compare_sources
 
 FEW, HEALTHY, TEST = "few.json", "healthy.json", "test.json"
-# A slab of tumor-free slices is of use from this height, which is that of the crops, so that none has air around.
+# Least height of a slab of tumor-free slices; that of the crops, so that none is padded with air.
 SLAB_MM = 36.0
-# Slices with their center nearer to that of a slice with tumor host no other.
+# Slices closer than this to a slice with tumor do not host synthetic ones.
 MARGIN_MM = 10.0
-# Crops are multiples of this.
+# Crop sizes are multiples of this.
 MULTIPLE = 4
-# For two cores and an hour: the demo's network, and tumors in every host, as short trainings need (docs/results.md).
+# For two cores and an hour: the demo's network, and tumors in every host, which short trainings need (docs/results.md).
 SMALL = (
     "experiment=demo", "trainer=cpu", "synthesis.early_model=null", "synthesis.probability=1.0",
     "synthesis.sizes.early=0.0", "synthesis.sizes.medium=1.0", "synthesis.sizes.large=1.0",
@@ -40,20 +41,14 @@ SMALL = (
 )  # fmt: skip
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return what parses the command line."""
-    parser = study_parser("sarcoma_segmentation", (__doc__ or "").splitlines()[0], data=False)
-    parser.add_argument("--study", type=Path, default=Path("runs/sarcoma"), help="of studies.sarcoma (runs/sarcoma)")
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--study", type=Path, default=Path("runs/sarcoma"), help="folder of studies.sarcoma (runs/sarcoma)"
+    )
     add_sources(parser, chosen=("real", "mixed"))
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
-    return run_command(command_line(), run_study, arguments)
-
-
-def run_study(words: argparse.Namespace) -> Path:
+def run_study(arguments: argparse.Namespace) -> Path:
     """Write the lists, train what is not trained yet, test, and write the results.
 
     Returns:
@@ -62,32 +57,32 @@ def run_study(words: argparse.Namespace) -> Path:
     Raises:
         DiffTumorError: Patients or model are missing, an option is wrong, or a training has failed.
     """
-    model = words.study / "checkpoints" / "all_tumors"
+    model = arguments.study / "checkpoints" / "all_tumors"
     if not model.is_dir():
-        raise ConfigError(f"{model} is missing: run python -m studies.sarcoma --out {words.study} first.")
+        raise ConfigError(f"{model} is missing: run python -m studies.sarcoma --out {arguments.study} first.")
     seen = read_config(model).preprocessing
     spacing_mm = [float(step) for step in seen["spacing_mm"]]
     crop = [*seen["crop"][:2], max(MULTIPLE, int(SLAB_MM / spacing_mm[2]) // MULTIPLE * MULTIPLE)]
-    lists = write_lists(words.study / "data", words.out / "data")
+    lists = write_lists(arguments.study / "data", arguments.out / "data")
     options = [
         *BODY, *SMALL, f"data.root={lists / FEW}", f"data.healthy_root={lists / HEALTHY}",
-        f"synthesis.late_model={model}", f"data.spacing_mm={spacing_mm}", f"data.crop={crop}", *words.options,
+        f"synthesis.late_model={model}", f"data.spacing_mm={spacing_mm}", f"data.crop={crop}", *arguments.options,
     ]  # fmt: skip
-    return compare_sources(argparse.Namespace(**{**vars(words), "options": options, "test": lists / TEST}))
+    return compare_sources(argparse.Namespace(**{**vars(arguments), "options": options, "test": lists / TEST}))
 
 
 def write_lists(data: Path, folder: Path) -> Path:
     """Write lists of the training patients, the held-out ones, and slabs of the training patients without tumor.
 
     Args:
-        data: What ``write_sarcoma`` has made.
-        folder: Folder to make; left alone if it holds the same patients.
+        data: Folder that ``write_sarcoma`` has written.
+        folder: Folder to make; kept if it holds the same patients.
 
     Returns:
         The folder.
 
     Raises:
-        CaseListError: There are no such patients, or no scan has slices enough beside the tumor.
+        CaseListError: There are no patients, or no scan has enough slices beside the tumor.
         ConfigError: The folder holds other patients.
     """
     cases = read_cases(data)
@@ -95,7 +90,7 @@ def write_lists(data: Path, folder: Path) -> Path:
     if (folder / FEW).is_file():
         if [case.id for case in read_cases(folder / FEW).cases] != [case.id for case in training]:
             raise ConfigError(
-                f"{folder} holds other patients, on which models beside it were trained: give another --out."
+                f"{folder} holds other patients, on which the models beside it were trained: give another --out."
             )
         return folder
     with folder_written_whole(folder) as staging:
@@ -124,6 +119,10 @@ def _write_slabs(case: Case, folder: Path) -> Iterator[Case]:
         for image, file in zip((ct, labels), files, strict=True):
             nib.save(image.slicer[:, :, start:stop], file)
         yield replace(case, id=slab, image=files[0], labels=files[1], tumor_organs=())
+
+
+command_line = partial(study_parser, "sarcoma_segmentation", __doc__, more=_add_options, data=False)
+main = partial(run_command, command_line, run_study)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Trains stage 2 once for each number of timesteps T, makes tumors of the same masks in the same held-out healthy crops
 with each, by DDPM as in Figure 6 of DiffTumor, times them, and measures how far they are from held-out real tumors.
-Running it again goes on where it stopped.
+Rerunning it resumes.
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,17 +19,16 @@ from matplotlib.ticker import LogLocator
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes
-from studies.jobs.command import run_command, whole_number
+from studies.jobs.commands import run_command, train, whole_number
 from studies.jobs.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.jobs.results import Picture, write_results
-from studies.jobs.training import train
 
 TIMESTEPS = (1, 2, 4, 10, 50, 200)
 DISTANCES = ("contrast", "sd", "edge")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Return what parses the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/timesteps"), help="folder of the study (runs/timesteps)")
     parser.add_argument(
@@ -40,11 +40,6 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
-    return run_command(command_line(), run_study, arguments)
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     words = text.split(",")
     numbers = tuple(sorted(int(word) for word in words if word.isdecimal()))
@@ -53,7 +48,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def run_study(words: argparse.Namespace) -> Path:
+def run_study(arguments: argparse.Namespace) -> Path:
     """Train what is not trained yet, compare, and write the results.
 
     Returns:
@@ -62,18 +57,18 @@ def run_study(words: argparse.Namespace) -> Path:
     Raises:
         DiffTumorError: An option is wrong, nothing is held out to compare with, or a training has failed.
     """
-    device = pick_device(words.device)
-    counts = words.timesteps
-    unseen = judged_by(words.options)
-    artifacts = {f"T = {count}": words.out / "checkpoints" / f"T{count:03d}" for count in counts}
+    device = pick_device(arguments.device)
+    counts = arguments.timesteps
+    unseen = judged_by(arguments.options)
+    artifacts = {f"T = {count}": arguments.out / "checkpoints" / f"T{count:03d}" for count in counts}
     for count, artifact in zip(counts, artifacts.values(), strict=True):
-        train("diffusion", [*words.options, *_own_options(count, artifact, words.out)])
+        train("diffusion", [*arguments.options, *_own_options(count, artifact, arguments.out)])
     comparison = compare(artifacts, unseen, device=device)
-    rows, centers = picture_rows(comparison, hosts=words.pictured)
+    rows, centers = picture_rows(comparison, hosts=arguments.pictured)
     window_hu = (comparison.window.low_hu, comparison.window.high_hu)
     tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu)
     return write_results(
-        words.out,
+        arguments.out,
         "timesteps",
         title="How many timesteps a tumor needs",
         introduction=[
@@ -83,7 +78,7 @@ def run_study(words: argparse.Namespace) -> Path:
         ],
         rows=table_rows(comparison),
         pictures={
-            "tumors": Picture(tumors, "The same masks (outlined at the left) with each number of timesteps T."),
+            "tumors": Picture(tumors, "The same masks (outlined on the left) with each number of timesteps T."),
             "timesteps": Picture(
                 timesteps_figure(comparison, counts),
                 "Distances from held-out real tumors and time per tumor. Dotted: real tumors of the training cases.",
@@ -91,7 +86,7 @@ def run_study(words: argparse.Namespace) -> Path:
             "appearance": Picture(appearance_figure(comparison.sets), "How the tumors look."),
         },
         details={
-            "command": words.command,
+            "command": arguments.command,
             "times measured on": describe_device(device),
             **comparison.counts,
         },
@@ -99,11 +94,11 @@ def run_study(words: argparse.Namespace) -> Path:
 
 
 def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure:
-    """Draw distances and times over the number of timesteps.
+    """Plot distances and times over the number of timesteps.
 
     Args:
-        comparison: Its models have these numbers of timesteps, in this order.
-        timesteps: Rising.
+        comparison: Models with these numbers of timesteps, in this order.
+        timesteps: Increasing.
     """
     figure, (quality, speed) = new_axes(2, (9.0, 3.4), None)
     training_cases = next(each for each in comparison.references if each.name == REAL)
@@ -120,7 +115,7 @@ def timesteps_figure(comparison: Comparison, timesteps: Sequence[int]) -> Figure
     speed.set(yscale="log", ylim=(min(seconds) / 3, max(seconds) * 3))
     _label(quality, timesteps, "distance from real tumors (HU)", legend=True)
     _label(speed, timesteps, "time per tumor (s)", legend=False)
-    # Less than a decade may be shown.
+    # The axis may span less than a decade.
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speed.yaxis.set_major_formatter("{x:g}")
     return figure
@@ -134,12 +129,15 @@ def _label(axes: Axes, timesteps: Sequence[int], y_label: str, *, legend: bool) 
 
 
 def _own_options(timesteps: int, artifact: Path, out: Path) -> list[str]:
-    """Say which model is trained, and where it goes; what the user says of these is overruled."""
+    """Return the options that name the model and its artifact, which override those of the user."""
     return [
         f"name=T{timesteps:03d}", f"artifact={artifact}", f"runs_dir={out}/runs", f"diffusion.timesteps={timesteps}",
         "diffusion.sampler.kind=ddpm", "diffusion.sampler.steps=null", "diffusion.sampler.eta=0.0",
         "diffusion.sampler.spacing=leading",
     ]  # fmt: skip
+
+
+main = partial(run_command, command_line, run_study)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
 """Which tumors to train a segmenter on: ``python -m studies.tumor_sources --test TEST organ=liver data.root=FEW``.
 
 Trains segmenters on diffusion tumors alone, on hand-crafted ones alone, on the annotated tumors of ``data.root`` alone,
-and on these with diffusion tumors, each with several seeds and as many steps, and tests all on the same scans. Healthy
-scans come from ``data.healthy_root`` too. Running it again goes on where it stopped.
+and on these with diffusion tumors, each with several seeds and the same number of steps, and tests all on the same
+scans. Healthy scans also come from ``data.healthy_root``. Rerunning it resumes.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from difftumor.reporting.tables import Row
-from studies.jobs.command import run_command
+from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
 
-# What is trained on, as ``--sources`` and ``tumors`` have it; how that is called, and more options that it needs.
+# Sources by their name in ``--sources`` and ``tumors``: what the table calls them, and further options they need.
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("diffusion tumors",),
     "handcrafted": ("hand-crafted tumors",),
@@ -24,15 +25,8 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return what parses the command line."""
-    parser = study_parser("tumor_sources", (__doc__ or "").splitlines()[0])
-    add_sources(parser, chosen=tuple(SOURCES))
-    return parser
-
-
 def add_sources(parser: argparse.ArgumentParser, *, chosen: Sequence[str]) -> None:
-    """Let the user choose what is trained on; ``chosen`` is what he gets without."""
+    """Add the option that chooses the sources of tumors; ``chosen`` are the default."""
     known, default = ",".join(SOURCES), ",".join(chosen)
     parser.add_argument(
         "--sources", type=_sources, default=tuple(chosen), metavar="NAMES", help=f"some of {known} ({default})"
@@ -46,12 +40,7 @@ def _sources(text: str) -> tuple[str, ...]:
     return names
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return the exit status."""
-    return run_command(command_line(), run_study, arguments)
-
-
-def run_study(words: argparse.Namespace) -> Path:
+def run_study(arguments: argparse.Namespace) -> Path:
     """Train what is not trained yet, test, and write the results.
 
     Returns:
@@ -61,24 +50,25 @@ def run_study(words: argparse.Namespace) -> Path:
         DiffTumorError: An option is wrong, or a training has failed.
     """
     kinds = {
-        name: [*words.options, f"tumors={source}", *more]
+        name: [*arguments.options, f"tumors={source}", *more]
         for source, (name, *more) in SOURCES.items()
-        if source in words.sources
+        if source in arguments.sources
     }
-    tested = train_and_test(kinds, words)
+    tested = train_and_test(kinds, arguments)
     figure = scores_figure(tested, {"tumor_dsc": "tumor DSC", "sensitivity": "tumor-wise sensitivity"})
     return write_results(
-        words.out,
+        arguments.out,
         "tumor_sources",
         title="Which tumors to train a segmenter on",
         introduction=[
-            f"Each source of tumors trained {words.seeds} segmenters of the same kind, with as many steps and other "
-            "seeds, without validation. All were tested on the same scans, which no model has seen.",
-            "Tumor DSC is the mean over the scans with tumors, sensitivity the share of all tumors of which a voxel "
-            "was found. ± is the standard deviation over the seeds.",
+            f"Each source of tumors trained {arguments.seeds} segmenters of the same kind, for the same number of "
+            "steps and with different seeds, without validation. All were tested on the same scans, which no model has "
+            "seen.",
+            "Tumor DSC is the mean over the scans with tumors, sensitivity the share of tumors with at least one voxel "
+            "found. ± is the standard deviation over the seeds.",
         ],
         rows=table_rows(tested.scores),
-        pictures={"trainings": Picture(figure, "Every dot is a training; the bars are means.")},
+        pictures={"trainings": Picture(figure, "Every dot is a training; bars are means.")},
         details=tested.details,
     )
 
@@ -96,6 +86,10 @@ def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:
         }
         for name, runs in scores.items()
     ]
+
+
+command_line = partial(study_parser, "tumor_sources", __doc__, more=partial(add_sources, chosen=tuple(SOURCES)))
+main = partial(run_command, command_line, run_study)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Diffusion models compared: tumors of the same masks in the same healthy crops, against real tumors."""
+"""Diffusion models compared with real tumors: each makes tumors of the same masks in the same healthy crops."""
 
 import math
 import time
@@ -30,23 +30,23 @@ READING = (
     "Distances are from held-out real tumors, in HU. Contrast (mean inside, less the mean of the surroundings) and "
     "standard deviation inside are compared by their distributions over the tumors (Wasserstein-1 distance), the edge "
     "by the mean profile across the tumor's surface (mean absolute difference). The row of the training "
-    "cases says how near two sets of real tumors are to each other, the row without tumors how far healthy tissue in "
-    "the same masks is."
+    "cases shows how close two sets of real tumors are, the row without tumors how far healthy tissue in the same "
+    "masks is."
 )
-# A model is timed so often; the first time, which loads code, does not count.
+# Timed runs of each model, after one that does not count because it loads code.
 REPEATS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One model, or something to measure models against.
+    """A model, or a reference to compare models with.
 
     Args:
-        name: What it is called.
+        name: Its name in table and figures.
         appearances: How its tumors look.
-        distance: How far they are from the held-out real tumors.
-        tumors: The tumors, host after host; none of a reference.
-        seconds: Median time of one tumor, from CT to CT; None of a reference.
+        distance: Their distance from the held-out real tumors.
+        tumors: The tumors, host by host; empty for a reference.
+        seconds: Median time of one tumor, from CT to CT; None for a reference.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Models beside each other.
+    """Models side by side.
 
     Args:
         real: How the held-out real tumors look.
-        hosts: Healthy crops that all models made their tumors in.
-        references: Real tumors of the training cases, the nearest that can be hoped for; and the masks without tumors.
+        hosts: Healthy crops that host the tumors of all models.
+        references: Real tumors of the training cases, the best a model can hope for, and the masks without tumors.
         models: The models.
         spacing_mm: Voxel size.
-        window: HU that the networks see.
+        window: HU window of the networks.
     """
 
     real: tuple[Appearance, ...]
@@ -83,24 +83,24 @@ class Comparison:
 
     @property
     def sets(self) -> dict[str, tuple[Appearance, ...]]:
-        """What ``appearance_figure`` draws of the held-out tumors and the models."""
+        """The held-out tumors and those of the models, for ``appearance_figure``."""
         return {"real, held out": self.real, **{each.name: each.appearances for each in self.models}}
 
     @property
     def counts(self) -> dict[str, int]:
-        """How much the numbers rest on, by name."""
+        """The numbers of hosts and real tumors, by name."""
         return {"hosts": len(self.hosts), "held-out real tumors": len(self.real)}
 
 
 def judged_by(options: Sequence[str]) -> HeldOut:
-    """Find what models are compared by; before they are trained, as that takes longer.
+    """Return hosts and real tumors to judge models by; called before training, which takes longer.
 
     Args:
-        options: Overrides of stage 2 that say which data, crops and hosts; the models share them.
+        options: Overrides of stage 2 that choose data, crops and hosts; the models share them.
 
     Raises:
         CaseListError: No case hosts a tumor, or no real tumor is held out.
-        DiffTumorError: The options do not work.
+        DiffTumorError: An option is wrong.
     """
     settings = Settings(to_plain(compose_config("diffusion", options)))
     unseen = held_out(settings)
@@ -123,8 +123,8 @@ def compare(artifacts: Mapping[str, Path], unseen: HeldOut, *, device: torch.dev
 
     Args:
         artifacts: Models by name.
-        unseen: What ``judged_by`` found.
-        device: Where to make them.
+        unseen: Result of ``judged_by``.
+        device: Where to make the tumors.
 
     Raises:
         DiffTumorError: An artifact cannot be used.
@@ -156,14 +156,14 @@ def seconds_per_tumor(synthesizer: TumorSynthesizer, host: HostCrop) -> float:
     ct, organ = (volume[None, None].to(synthesizer.device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
-        # On the CPU again, so that a GPU has finished.
+        # Copied to the CPU, so that a GPU has finished.
         synthesizer.apply(ct, organ, [[host.record]], patch_per_tumor=True).ct_hu.cpu()
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 
 
 def picture_rows(comparison: Comparison, *, hosts: int) -> tuple[dict[str, list[Panel]], list[Voxel]]:
-    """Return what ``axial_rows`` draws of the hosts with the largest tumors (before, then each model), and centers."""
+    """Return panels (before, then each model) and centers of the hosts with the largest tumors, for ``axial_rows``."""
     rows: dict[str, list[Panel]] = {}
     centers: list[Voxel] = []
     sizes = [tumor.appearance.voxels for tumor in comparison.models[0].tumors]
@@ -182,7 +182,7 @@ def picture_rows(comparison: Comparison, *, hosts: int) -> tuple[dict[str, list[
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, str | int | float | None]]:
-    """Return a row of numbers for each model and reference; None where nothing was measured."""
+    """Return a row of numbers per model and reference; None for what was not measured."""
     rows: list[dict[str, str | int | float | None]] = []
     for each in comparison.rows:
         distances = {
@@ -201,7 +201,7 @@ def _reference(name: str, looks: Sequence[Appearance], real: Sequence[Appearance
 
 
 def _without_tumor(made: HostedTumor, unseen: HeldOut) -> Appearance:
-    """Measure the healthy tissue in a tumor's place."""
+    """Measure the healthy tissue in place of a tumor."""
     return measure_appearance(
         made.host.ct_hu_XYZ.numpy(),
         made.tumor_XYZ.numpy(),

@@ -1,4 +1,4 @@
-"""What a study leaves behind: its numbers as CSV and Markdown, its figures, and one page with all of it."""
+"""The results of a study: numbers as CSV and Markdown, figures, and one page with everything."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from difftumor.reporting.tables import Cell, Row, Table, write_csv
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure and what it shows.
+    """A figure with its caption.
 
     Args:
         figure: The figure.
@@ -39,13 +39,13 @@ def write_results(
     """Write ``<name>.csv``, ``<name>.md``, the pictures as PNG, and ``report.html``.
 
     Args:
-        folder: Where to; made if needed, other files in it stay.
-        name: Of the table's files.
-        title: Of the page.
+        folder: Folder to write to; made if needed, other files in it stay.
+        name: File name of the table, without suffix.
+        title: Title of the page.
         introduction: Paragraphs above the table that say how to read it.
-        rows: Of the table, all with the same columns.
-        pictures: By file name without suffix.
-        details: What was run on what.
+        rows: Rows of the table, all with the same columns.
+        pictures: Figures by file name without suffix.
+        details: What was run.
 
     Returns:
         The page.
@@ -70,7 +70,7 @@ def write_results(
 
 
 def spoken(column: str) -> str:
-    """Return a column's name as a head of a table: ``sd_distance_hu`` is "SD distance (HU)"."""
+    """Return the heading of a column: "SD distance (HU)" for ``sd_distance_hu``."""
     words = column.split("_")
     unit = f" ({words.pop().upper()})" if words[-1] == "hu" else ""
     if words[0] == "seconds":

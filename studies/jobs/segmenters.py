@@ -1,12 +1,11 @@
-"""Segmenters that differ in what they are trained on, each with several seeds, and tested on the same scans.
+"""Segmenters that differ in their training data, each with several seeds, tested on the same scans.
 
-What the studies of stage 3 share: their options, training with as many steps, prediction, test, and how many trainings
-are summed up.
+Shared by the studies of stage 3: their options, training for the same number of steps, prediction, test, and summary.
 """
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -27,11 +26,10 @@ from difftumor.scans.organs import Organ, resolve_labels
 from stages.run.entry import compose_config
 from stages.run.settings import Settings, construct, to_plain
 from stages.segmentation.cases import choose_cases
-from studies.jobs.command import whole_number
-from studies.jobs.training import command, train
+from studies.jobs.commands import command, train, whole_number
 
 STAGE = "segmentation"
-# Share of a training that its warm-up takes, as published: 100 of 2000 epochs.
+# Share of the training used for warm-up, as published: 100 of 2000 epochs.
 WARM_UP = 0.05
 # Small tumors of Hu et al. 2023, Table 4, have a radius below this.
 SMALL_RADIUS_MM = 5.0
@@ -39,14 +37,14 @@ SMALL_RADIUS_MM = 5.0
 
 @dataclass(frozen=True)
 class SegmenterScores:
-    """What one segmenter reaches on the test scans; None where there is nothing to measure it on.
+    """The scores of one segmenter on the test scans; None if there is nothing to measure.
 
     Args:
         tumor_dsc: Mean over the scans with tumors.
         organ_dsc: Mean over all scans, tumors included.
-        sensitivity: Share of the tumors that were found, one voxel being enough.
-        small_sensitivity: The same of tumors below ``SMALL_RADIUS_MM``.
-        false_positives: Per scan.
+        sensitivity: Share of tumors with at least one voxel found.
+        small_sensitivity: The same for tumors with a radius below ``SMALL_RADIUS_MM``.
+        false_positives: False positives per scan.
     """
 
     tumor_dsc: float | None
@@ -74,8 +72,8 @@ class StudyScores:
     """The segmenters of a study.
 
     Args:
-        scores: Of each training, by what it was trained on.
-        details: What was run on what, for the page.
+        scores: Scores of each training, by training data.
+        details: What was run, for the page.
     """
 
     scores: Mapping[str, Sequence[SegmenterScores]]
@@ -88,14 +86,22 @@ def small_tumors(results: Sequence[CaseResult]) -> list[Any]:
     return [match for match in matches if match.truth.radius_mm < SMALL_RADIUS_MM]
 
 
-def study_parser(name: str, description: str, *, data: bool = True) -> argparse.ArgumentParser:
-    """Return what parses the command line of a study of segmenters.
+def study_parser(
+    name: str,
+    documentation: str | None,
+    *,
+    data: bool = True,
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.ArgumentParser:
+    """Return the parser of the command line of a study of segmenters.
 
     Args:
-        name: Of its module.
-        description: A sentence.
-        data: Whether the user says what to train and test on.
+        name: Name of its module.
+        documentation: Docstring of the module, whose first line describes the study.
+        data: Whether the user chooses what to train and test on.
+        more: Adds further options.
     """
+    description = (documentation or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
     parser.set_defaults(stage=STAGE)
     if data:
@@ -103,49 +109,52 @@ def study_parser(name: str, description: str, *, data: bool = True) -> argparse.
             "--test",
             type=Path,
             required=True,
-            help="scans to test on, with labels: a list or a dataset.json",
+            help="scans to test on, with labels: a list or the folder of a dataset.json",
         )
     parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
     parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")
-    parser.add_argument("--steps", type=whole_number, default=2000, help="steps of each training, about (2000)")
-    parser.add_argument("--overlap", type=float, default=0.5, help="of the windows in prediction (0.5)")
+    parser.add_argument("--steps", type=whole_number, default=2000, help="approximate steps of each training (2000)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of neighboring windows in prediction (0.5)")
     parser.add_argument("--device", default="auto", help="where tumors are predicted: auto, cpu, cuda")
     example = "organ=liver data.root=PATH" if data else "training.accumulate=2"
+    if more is not None:
+        more(parser)
     parser.add_argument("options", nargs="+" if data else "*", help=f"options of stage 3, such as {example}")
     return parser
 
 
-def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace) -> StudyScores:
+def train_and_test(kinds: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> StudyScores:
     """Train what is not trained yet, on all scans and without validation, and test it.
 
     Args:
-        kinds: What is trained on, and all options of stage 3 that say so.
-        words: What ``study_parser`` has parsed, and the whole line as ``command``.
+        kinds: Names of the training data, with all options of stage 3.
+        arguments: Arguments of ``study_parser``, with the whole command line as ``command``.
 
     Raises:
         DiffTumorError: An option is wrong, or a training has failed.
     """
-    device = pick_device(words.device)
+    device = pick_device(arguments.device)
     options = {name: [*own, "fold=null"] for name, own in kinds.items()}
     # All options and the test scans are checked before anything is trained.
-    organs = {name: construct(Organ, settings_of(own).organ) for name, own in options.items()}
-    _check_test(words.test, organs.values())
-    epochs = {name: _epochs(own, steps=words.steps) for name, own in options.items()}
+    settings = {name: settings_of(own) for name, own in options.items()}
+    organs = {name: construct(Organ, each.organ) for name, each in settings.items()}
+    _check_test(arguments.test, organs.values())
+    epochs = {name: _epochs(each, organs[name], steps=arguments.steps) for name, each in settings.items()}
     scores: dict[str, list[SegmenterScores]] = {name: [] for name in kinds}
-    details: dict[str, Cell] = {"command": words.command, "predicted on": describe_device(device)}
-    for seed in range(words.seeds):
+    details: dict[str, Cell] = {"command": arguments.command, "predicted on": describe_device(device)}
+    for seed in range(arguments.seeds):
         for name, own in options.items():
             run = f"{name.replace(' ', '_')}_{seed}"
-            artifact, predictions = words.out / "checkpoints" / run, words.out / "predictions" / run
+            artifact, predictions = arguments.out / "checkpoints" / run, arguments.out / "predictions" / run
             train(
                 STAGE,
                 [
-                    *own, f"seed={seed}", f"name={run}", f"artifact={artifact}", f"runs_dir={words.out}/runs",
+                    *own, f"seed={seed}", f"name={run}", f"artifact={artifact}", f"runs_dir={arguments.out}/runs",
                     f"training.epochs={epochs[name]}", f"training.warmup_epochs={round(WARM_UP * epochs[name])}",
                 ],
             )  # fmt: skip
-            _predict(artifact, predictions, words)
-            results = _test(predictions, words.test, organs[name])
+            _predict(artifact, predictions, arguments)
+            results = _test(predictions, arguments.test, organs[name])
             scores[name].append(SegmenterScores.of(results))
             details[f"steps, {name}"] = int(read_config(artifact).training["steps"])
     ill = [result for result in results if not result.healthy]
@@ -158,7 +167,7 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], words: argparse.Namespace
 
 
 def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: float = 1, digits: int = 2) -> str | None:
-    """Return the mean over the trainings ± the standard deviation, as text; None where there is nothing to measure."""
+    """Return the mean over the trainings ± the standard deviation as text; None if there is nothing to measure."""
     values = [factor * value for run in runs if (value := getattr(run, field)) is not None]
     if not values:
         return None
@@ -167,14 +176,14 @@ def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: floa
 
 
 def scores_figure(tested: StudyScores, fields: Mapping[str, str]) -> Figure:
-    """Draw scores from 0 to 1 of every training, kind below kind.
+    """Plot scores from 0 to 1 of every training, one row per kind.
 
     Args:
         tested: The segmenters.
-        fields: Fields of ``SegmenterScores``, and what they are called.
+        fields: Fields of ``SegmenterScores`` with their labels.
     """
     figure, axes = new_axes(len(fields), (9.0, 0.6 + 0.6 * max(4, len(tested.scores))), None)
-    figure.set_layout_engine("constrained", wspace=0.06)  # or the ends of both scales would touch
+    figure.set_layout_engine("constrained", wspace=0.06)  # keeps the ends of the scales apart
     names = list(tested.scores)
     for place, (axis, (field, label)) in enumerate(zip(axes, fields.items(), strict=True)):
         for row, name in enumerate(names):
@@ -197,22 +206,21 @@ def settings_of(options: Sequence[str]) -> Settings:
     return Settings(to_plain(compose_config(STAGE, options)))
 
 
-def _epochs(options: Sequence[str], *, steps: int) -> int:
-    """Return how many epochs make so many steps, on the cases that the options choose."""
-    settings = settings_of(options)
-    chosen = choose_cases(settings, construct(Organ, settings.organ))
+def _epochs(settings: Settings, organ: Organ, *, steps: int) -> int:
+    """Return how many epochs make this many steps, for the cases that the options choose."""
+    chosen = choose_cases(settings, organ)
     return max(1, round(steps / math.ceil(len(chosen.train) / settings.data.batch_size)))
 
 
 def _check_test(source: Path, organs: Iterable[Organ]) -> None:
-    """Refuse scans that cannot be tested on.
+    """Refuse test scans that cannot be used.
 
     Raises:
         CaseListError: There are none, a file is missing, or a scan has no labels.
         OrganError: An organ is not among the label names.
     """
     listed = read_cases(source)
-    # The test takes a folder without a list for one of label maps.
+    # The test would read a folder without a list as one of label maps.
     listless = source.is_dir() and not (source / "dataset.json").is_file()
     unlabeled = [case.id for case in listed.cases if case.labels is None or listless]
     if unlabeled:
@@ -224,12 +232,12 @@ def _check_test(source: Path, organs: Iterable[Organ]) -> None:
         resolve_labels(listed.label_names, organ, source=source)
 
 
-def _predict(artifact: Path, out: Path, words: argparse.Namespace) -> None:
+def _predict(artifact: Path, out: Path, arguments: argparse.Namespace) -> None:
     command(
         "predict",
         [
-            "--ct", str(words.test), "--model", str(artifact), "--out", str(out), "--overlap", str(words.overlap),
-            "--device", words.device, "--organ-filter", "predicted",
+            "--ct", str(arguments.test), "--model", str(artifact), "--out", str(out),
+            "--overlap", str(arguments.overlap), "--device", arguments.device, "--organ-filter", "predicted",
         ],
     )  # fmt: skip
 

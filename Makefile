@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format clean
+.PHONY: help install demo test test-all nightly lint format docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -16,20 +16,25 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	  { echo "difftumor needs Python 3.11 or newer; choose one with make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "Python cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,test,lint,docs]'
 	@touch $@
 
-install: $(INSTALLED) ## Make .venv and install difftumor in place, with test and lint tools
+install: $(INSTALLED) ## Make .venv and install difftumor in place, with all that training, tests and checks need
 
 demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= ORGANS= ORGAN= LABEL= FRESH=1]
 	$(BIN)/python -m stages.demo $(if $(CT),--ct '$(CT)') $(if $(ORGANS),--organs '$(ORGANS)') \
 	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)') $(if $(FRESH),--fresh)
 
-test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-fast: $(INSTALLED) ## Run the tests that are not marked slow
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
+test: $(INSTALLED) ## Run the tests that are not slow; under 15 minutes on two cores
+	$(PYTEST) -m 'not slow and not nightly'
+
+test-all: $(INSTALLED) ## Run all tests but the nightly ones
+	$(PYTEST) -m 'not nightly'
+
+nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 trained on two processes and on one
+	$(PYTEST) -m nightly
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -39,6 +44,9 @@ lint: $(INSTALLED) ## Check style, format and types
 format: $(INSTALLED) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## Write the API reference to build/api/index.html
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api difftumor
 
 clean: ## Remove caches and builds; keeps .venv, runs and checkpoints
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

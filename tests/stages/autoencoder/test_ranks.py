@@ -52,7 +52,7 @@ def each_rank_has_its_own(name):
     return "running" in name or "num_batches" in name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path, update):
     options = {"start_step": STEPS, "clip_norm": 0.5, "poisoned": (4,), "codebook": {"update": update, "decay": 0.8}}
@@ -69,7 +69,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path, update):
         check_alike(one, parted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_discriminators_join_midway_on_both(tmp_path):
     before = module(network=NETWORK).state_dict()
     one, two = train(tmp_path / "two", ranks=2, start_step=5, adversarial="vanilla", poisoned=(7,))

@@ -1,5 +1,6 @@
 """Boxes of voxels, and grids of voxels in space."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,14 @@ class Box:
         start = [min(max(c - n // 2, 0), max(m - n, 0)) for c, n, m in zip(center, size, within, strict=True)]
         stop = [min(a + n, m) for a, n, m in zip(start, size, within, strict=True)]
         return cls(triple(start), triple(stop))
+
+    @classmethod
+    def around_organ(cls, organ_XYZ: Array, spacing_mm: Sequence[float], margin_mm: float | None) -> "Box":
+        """Return the box of an organ and a margin, inside the array; the whole array if the margin is None."""
+        if margin_mm is None:
+            return cls.whole(organ_XYZ.shape)
+        margin = [math.ceil(margin_mm / step) for step in spacing_mm]
+        return cls.around(organ_XYZ).padded(margin).clipped(organ_XYZ.shape)
 
     @classmethod
     def joined(cls, boxes: "Sequence[Box]") -> "Box":

@@ -1,22 +1,24 @@
-"""Masks and numbers of label maps, and boxes around an organ."""
+"""Label maps as arrays of numbers: which numbers they hold, masks of them, and how they look on another grid."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
-from difftumor.errors import OrganError
+from difftumor.errors import OrganError, VolumeError
 from difftumor.scans.grid import Array, Box, Grid
 from difftumor.scans.nifti import Volume
 
 
 def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
-    """Return the voxels that hold one of the numbers in any of some label maps, or any number where none are given.
+    """Return the voxels that hold one of the numbers in any of the label maps, or any number if none are given.
 
     Raises:
-        OrganError: There is none; the message lists the labels found.
+        OrganError: There are none; the message lists the labels found.
     """
     mask = np.zeros(maps[0].data.shape, np.bool_, order="F")
     for labels in maps:
@@ -32,28 +34,51 @@ def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> ND
 
 
 def label_values(labels: Array) -> list[int]:
-    """Return the numbers above 0 of a label map, slice by slice, for memory."""
+    """Return the numbers above 0 of a label map."""
     found: set[int] = set()
     filled = labels[Box.around(labels).slices]
-    for index in range(filled.shape[2]):
+    for index in range(filled.shape[2]):  # slice by slice, for memory
         values = filled[:, :, index].ravel(order="K")
-        # Counting is many times faster than sorting, where numbers are small.
+        # Counting is many times faster than sorting if numbers are small.
         few = values.dtype == np.uint8
         found.update((np.flatnonzero(np.bincount(values)) if few else np.unique(values)).tolist())
     return sorted(found - {0})
 
 
-def box_around(organ: NDArray[np.bool_], spacing_mm: Sequence[float], margin_mm: float | None) -> Box:
-    """Return the box of an organ and a margin around it, inside the array; the whole array where there is no margin."""
-    if margin_mm is None:
-        return Box.whole(organ.shape)
-    margin = [math.ceil(margin_mm / step) for step in spacing_mm]
-    return Box.around(organ).padded(margin).clipped(organ.shape)
+def resampled(labels: Volume, like: Volume) -> Volume:
+    """Carry a label map to another grid by nearest neighbor; what lies outside of it is background.
+
+    Raises:
+        VolumeError: The grids do not overlap.
+    """
+    return replace(labels, data=carried(labels.data, labels.grid, labels.path, like, order=0), grid=like.grid)
 
 
-def part_of(volume: Volume, box: Box) -> Volume:
-    """Return a box of a volume, where it lies in the patient; its values are a copy."""
-    affine = volume.grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ box.start
-    data = volume.data[box.slices].copy(order="F")
-    return replace(volume, data=data, grid=Grid(box.shape, affine), stored=None)
+def carried(data: Array, grid: Grid, path: Path, like: Volume, *, order: Literal[0, 1]) -> Array:
+    """Carry an array to another grid, with 0 outside of its own.
+
+    Args:
+        data: (X, Y, Z).
+        grid: Its grid.
+        path: Its file, for messages.
+        like: What has the grid wanted.
+        order: 0 for labels (nearest neighbor), 1 for probabilities (linear).
+
+    Raises:
+        VolumeError: The grids do not overlap.
+    """
+    to_data = np.linalg.inv(grid.affine) @ like.grid.affine
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in like.grid.shape], indexing="ij")).reshape(3, -1)
+    seen = to_data[:3, :3] @ corners + to_data[:3, 3:]
+    if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(grid.shape) - 0.5).any():
+        raise VolumeError(f"{path} and {like.path} do not overlap in space: give the prediction of this scan.")
+
+    return scipy.ndimage.affine_transform(
+        data,
+        to_data[:3, :3],
+        to_data[:3, 3],
+        like.grid.shape,
+        order=order,
+        mode="grid-constant",  # up to the outer faces of the outermost voxels, not to their centers
+        output=data.dtype,
+    )

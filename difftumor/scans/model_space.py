@@ -7,20 +7,15 @@ bit-identical to the same box cut from the whole result.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
-from difftumor.errors import VolumeError
 from difftumor.scans.grid import Array, Box, Grid, Voxel, triple
-from difftumor.scans.nifti import Volume
 
-Kind = Literal["image", "labels"]
+DataKind = Literal["image", "labels"]
 
 # Affines stored in float32 move voxels that should coincide this far apart, in voxels, after some hundred steps.
 _SNAP = 1e-4
@@ -61,7 +56,7 @@ class ModelSpace:
         r, a, s = (float(1 / step) for step in self._step)
         return r, a, s
 
-    def to_model(self, data_XYZ: Array, *, kind: Kind, box: Box | None = None) -> Array:
+    def to_model(self, data_XYZ: Array, *, kind: DataKind, box: Box | None = None) -> Array:
         """Carry data on the native grid to model space.
 
         Args:
@@ -82,7 +77,7 @@ class ModelSpace:
         order = triple(np.argsort(-self._step, kind="stable"))
         return _resample(source, Box.whole(source.shape), triple(source.shape), positions, kind, order)
 
-    def to_native(self, data_XYZ: Array, *, kind: Kind, box: Box | None = None, part: Box | None = None) -> Array:
+    def to_native(self, data_XYZ: Array, *, kind: DataKind, box: Box | None = None, part: Box | None = None) -> Array:
         """Carry data in model space to the native grid; arguments, result and errors mirror ``to_model``.
 
         Args:
@@ -145,7 +140,7 @@ class ModelSpace:
         turned = self._turned_box(native_box.clipped(self.native.shape))
         return _enclosing(turned, 1 / self._step, self.grid.shape)
 
-    def _carry(self, data: Array, box: Box, kind: Kind) -> tuple[Array, Box]:
+    def _carry(self, data: Array, box: Box, kind: DataKind) -> tuple[Array, Box]:
         self._check(data, box.shape, "box")
         box = self._within(box, self.grid)
         start, stop = [], []
@@ -159,7 +154,7 @@ class ModelSpace:
         turned = Box(triple(start), triple(stop))
         return self._native_part(data, box, turned, kind), self._native_order(turned)
 
-    def _native_part(self, data: Array, data_box: Box, turned: Box, kind: Kind) -> Array:
+    def _native_part(self, data: Array, data_box: Box, turned: Box, kind: DataKind) -> Array:
         order = triple(np.argsort(self._step, kind="stable"))
         result = _resample(data, data_box, self.grid.shape, self._model_positions(turned), kind, order)
         flips = tuple(slice(None, None, -1) if flipped else slice(None) for flipped in self._flipped)
@@ -225,7 +220,7 @@ def _resample(
     source_box: Box,
     source_shape: Voxel,
     positions: Sequence[NDArray[np.float64]],
-    kind: Kind,
+    kind: DataKind,
     order: Sequence[int],
 ) -> Array:
     """Sample a source axis by axis.
@@ -286,41 +281,3 @@ def _interpolated(data: Array, axis: int, lower: NDArray[np.intp], weight: NDArr
     above *= weight.reshape([-1 if other == axis else 1 for other in range(3)])
     above += below
     return above
-
-
-def resampled(labels: Volume, like: Volume) -> Volume:
-    """Carry a label map to another grid by nearest neighbor; what lies outside of it is background.
-
-    Raises:
-        VolumeError: The grids do not overlap.
-    """
-    return replace(labels, data=carried(labels.data, labels.grid, labels.path, like, order=0), grid=like.grid)
-
-
-def carried(data: Array, grid: Grid, path: Path, like: Volume, *, order: Literal[0, 1]) -> Array:
-    """Carry an array to another grid, with 0 outside of its own.
-
-    Args:
-        data: (X, Y, Z).
-        grid: Its grid.
-        path: Its file, for messages.
-        like: What has the grid wanted.
-        order: 0 for labels (nearest neighbor), 1 for probabilities (linear).
-
-    Raises:
-        VolumeError: The grids do not overlap.
-    """
-    to_data = np.linalg.inv(grid.affine) @ like.grid.affine
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in like.grid.shape], indexing="ij")).reshape(3, -1)
-    seen = to_data[:3, :3] @ corners + to_data[:3, 3:]
-    if (seen.max(1) < -0.5).any() or (seen.min(1) > np.array(grid.shape) - 0.5).any():
-        raise VolumeError(f"{path} and {like.path} do not overlap in space: give the prediction of this scan.")
-    return scipy.ndimage.affine_transform(
-        data,
-        to_data[:3, :3],
-        to_data[:3, 3],
-        like.grid.shape,
-        order=order,
-        mode="grid-constant",  # up to the outer faces of the outermost voxels, not to their centers
-        output=data.dtype,
-    )

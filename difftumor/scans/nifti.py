@@ -9,7 +9,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,6 +63,13 @@ class Volume:
     path: Path
     header: nib.nifti1.Nifti1Header
     stored: StoredImage | None = None
+
+    def part(self, box: Box) -> "Volume":
+        """Return the part in a box, at its place in the patient; its values are a copy."""
+        affine = self.grid.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ box.start
+        data = self.data[box.slices].copy(order="F")
+        return replace(self, data=data, grid=Grid(box.shape, affine), stored=None)
 
 
 def is_nifti(path: Path) -> bool:

@@ -164,7 +164,7 @@ def test_labels_must_be_separate_and_positive(organ, tumor):
 
 def test_unknown_organ_and_convention():
     with pytest.raises(
-        OrganError, match=r"'spline' is not known \(liver, pancreas, kidney are\).*ORGANS in difftumor/organs\.py"
+        OrganError, match=r"'spline' is not known \(liver, pancreas, kidney are\).*ORGANS in difftumor/scans/organs\.py"
     ):
         get_organ("spline")
     with pytest.raises(OrganError, match="choose one of standard, totalsegmentator"):

@@ -4,10 +4,10 @@ The tumors are grown by another process than the one in ``difftumor.synthesis``,
 scans.
 """
 
-from difftumor.datasets.phantom.canvas import LABEL_NAMES, TUMOR_ORGANS
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, make_case
 from difftumor.datasets.phantom.cohort import write_cohort
 from difftumor.datasets.phantom.tumors import PhantomTumor
+from difftumor.datasets.phantom.volume import LABEL_NAMES, TUMOR_ORGANS
 
 __all__ = [
     "LABEL_NAMES",

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.phantom.canvas import LABEL_NAMES, TUMOR_ORGANS, Canvas
-from difftumor.datasets.phantom.fields import Array, Axes, correlated_noise
 from difftumor.datasets.phantom.frame import paint_frame
 from difftumor.datasets.phantom.person import Person
+from difftumor.datasets.phantom.solids import Array, Axes, correlated_noise
 from difftumor.datasets.phantom.tumors import PhantomTumor, paint_tumors
 from difftumor.datasets.phantom.vessels import paint_great_vessels, paint_liver_veins, paint_portal_system
 from difftumor.datasets.phantom.viscera import (
@@ -20,22 +19,23 @@ from difftumor.datasets.phantom.viscera import (
     paint_pancreas,
     paint_spleen,
 )
+from difftumor.datasets.phantom.volume import LABEL_NAMES, TUMOR_ORGANS, PhantomVolume
 from difftumor.errors import ConfigError
 from difftumor.seeding import numpy_generator
 
 
-def paint_anatomy(canvas: Canvas, person: Person) -> None:
+def paint_anatomy(volume: PhantomVolume, person: Person) -> None:
     """Paint a healthy abdomen: HU without noise, and the labels of the organs."""
-    frame = paint_frame(canvas, person)
-    paint_bowel(canvas, person, frame)
-    paint_great_vessels(canvas, person)
-    right, left = paint_kidneys(canvas, person)
-    spleen = paint_spleen(canvas, person, frame, neighbors=(left,))
-    gallbladder = paint_gallbladder(canvas, person)
-    pancreas = paint_pancreas(canvas, person, neighbors=(right, left, spleen))
-    liver = paint_liver(canvas, person, frame, neighbors=(right, spleen, gallbladder, pancreas))
-    paint_portal_system(canvas, person)
-    paint_liver_veins(canvas, person, liver)
+    frame = paint_frame(volume, person)
+    paint_bowel(volume, person, frame)
+    paint_great_vessels(volume, person)
+    right, left = paint_kidneys(volume, person)
+    spleen = paint_spleen(volume, person, frame, neighbors=(left,))
+    gallbladder = paint_gallbladder(volume, person)
+    pancreas = paint_pancreas(volume, person, neighbors=(right, left, spleen))
+    liver = paint_liver(volume, person, frame, neighbors=(right, spleen, gallbladder, pancreas))
+    paint_portal_system(volume, person)
+    paint_liver_veins(volume, person, liver)
 
 
 FIELD_OF_VIEW_MM = 320.0
@@ -137,15 +137,15 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
     check_organs(organs)
     person = Person(seed, index)
     axes = _axes(config)
-    canvas = Canvas(person.space(axes, config.voxel_mm))
-    paint_anatomy(canvas, person)
+    volume = PhantomVolume(person.space(axes, config.voxel_mm))
+    paint_anatomy(volume, person)
     lesions = np.zeros(config.shape, dtype=np.uint16)
     tumors: list[PhantomTumor] = []
     # In an order of our own, so that the order of the option changes nothing.
     wanted = [] if is_healthy(seed, index, config.healthy) else [organ for organ in TUMOR_ORGANS if organ in organs]
     for organ in wanted:
         tumors += paint_tumors(
-            canvas,
+            volume,
             lesions,
             person,
             organ=organ,
@@ -154,10 +154,10 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
         )
     affine = np.diag((*config.voxel_mm, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
-    ct_hu = _with_noise(canvas.hu, person, config)
+    ct_hu = _with_noise(volume.hu, person, config)
     # Of those made, not those wanted: there may have been no room for one.
     grown = tuple(organ for organ in wanted if any(tumor.organ == organ for tumor in tumors))
-    return PhantomCase(ct_hu, canvas.labels, lesions, affine, grown, tuple(tumors))
+    return PhantomCase(ct_hu, volume.labels, lesions, affine, grown, tuple(tumors))
 
 
 def check_organs(organs: Sequence[str]) -> None:

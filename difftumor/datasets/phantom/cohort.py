@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 
 from difftumor import __version__
-from difftumor.datasets.phantom.canvas import LABEL_NAMES
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, check_organs, make_case
+from difftumor.datasets.phantom.volume import LABEL_NAMES
 from difftumor.errors import ConfigError
 from difftumor.files import ResultFolder, folder_written_whole, is_json_with
 

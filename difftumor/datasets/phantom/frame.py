@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difftumor.datasets.phantom.canvas import Canvas
-from difftumor.datasets.phantom.fields import Array
 from difftumor.datasets.phantom.person import Person
-from difftumor.datasets.phantom.solids import Solid, Space, ellipsoid, ellipsoid_distance, smooth_minimum
+from difftumor.datasets.phantom.solids import Array, Solid, Space, ellipsoid, ellipsoid_distance, smooth_minimum
+from difftumor.datasets.phantom.volume import PhantomVolume
 
 # Reference anatomy: origin in the middle of the trunk at the level of L1, x to the right, y forward, z up, mm.
 BODY_HALF_MM = (146.0, 105.0)
@@ -37,9 +36,9 @@ class Frame:
         return solid.inside(walls, smooth_mm=smooth_mm)
 
 
-def paint_frame(canvas: Canvas, person: Person) -> Frame:
+def paint_frame(volume: PhantomVolume, person: Person) -> Frame:
     """Paint the trunk without its organs, and return where the organs may go."""
-    space, draw = canvas.space, person.generator("frame")
+    space, draw = volume.space, person.generator("frame")
     everywhere = space.everything
     body = _trunk(space)
     fat_mm = draw.uniform(10.0, 24.0) + 2.5 * person.bumps("fat", wavelength_mm=70.0).sample(space.axes_mm)
@@ -50,15 +49,15 @@ def paint_frame(canvas: Canvas, person: Person) -> Frame:
     cavity = -smooth_minimum(-(wall + np.float32(WALL_MM)), back, 8.0)
     below = _diaphragm(space, person)
 
-    canvas.paint(Solid(everywhere, body), person.hu("skin"))
-    canvas.paint(Solid(everywhere, body + np.float32(2.0)), person.hu("fat"))
-    canvas.paint(Solid(everywhere, wall), person.hu("muscle"))
-    canvas.paint(Solid(everywhere, cavity), person.hu("mesentery"))
-    _paint_chest(canvas, person, cavity, below)
-    _paint_muscles(canvas, person)
-    _paint_ribs(canvas, person, wall)
-    _paint_pelvis(canvas, person)
-    _paint_spine(canvas, person)
+    volume.paint(Solid(everywhere, body), person.hu("skin"))
+    volume.paint(Solid(everywhere, body + np.float32(2.0)), person.hu("fat"))
+    volume.paint(Solid(everywhere, wall), person.hu("muscle"))
+    volume.paint(Solid(everywhere, cavity), person.hu("mesentery"))
+    _paint_chest(volume, person, cavity, below)
+    _paint_muscles(volume, person)
+    _paint_ribs(volume, person, wall)
+    _paint_pelvis(volume, person)
+    _paint_spine(volume, person)
     return Frame(cavity, below)
 
 
@@ -95,22 +94,22 @@ def _diaphragm(space: Space, person: Person) -> Array:
     return (z - np.maximum(over_right, over_left)) * np.float32(0.85)
 
 
-def _paint_chest(canvas: Canvas, person: Person, cavity: Array, below: Array) -> None:
-    space = canvas.space
+def _paint_chest(volume: PhantomVolume, person: Person, cavity: Array, below: Array) -> None:
+    space = volume.space
     x, y, z = space.coordinates
     # Between the lungs: fat, gullet and vessels; wider in front, where the heart lies.
     mediastinum = ellipsoid_distance((x, y, z), (-4.0, -5.0, 0.0), (34.0, 66.0, np.inf))
     lungs = np.maximum(np.maximum(cavity + 1.0, 3.0 - below), -mediastinum)
     texture = np.float32(25.0) * person.bumps("lung", wavelength_mm=14.0).sample(space.axes_mm)
-    canvas.paint(Solid(space.everything, lungs), np.float32(person.hu("lung")) + texture)
+    volume.paint(Solid(space.everything, lungs), np.float32(person.hu("lung")) + texture)
     heart = ellipsoid(space, person.place("heart", (-28.0, 28.0, 138.0)), (58.0, 46.0, 48.0))
     heart = heart.inside(np.maximum(cavity, 2.0 - below)[heart.box], smooth_mm=4.0)
-    canvas.paint(heart, person.hu("muscle") + 30.0)
-    canvas.paint(heart.grown(-9.0), person.hu("heart"))
+    volume.paint(heart, person.hu("muscle") + 30.0)
+    volume.paint(heart.grown(-9.0), person.hu("heart"))
 
 
-def _paint_muscles(canvas: Canvas, person: Person) -> None:
-    space = canvas.space
+def _paint_muscles(volume: PhantomVolume, person: Person) -> None:
+    space = volume.space
     for side in (-1.0, 1.0):
         # The psoas starts at the first lumbar vertebra and thickens downward.
         box = space.box((min(side * 18, side * 70), -70.0, -260.0), (max(side * 18, side * 70), -5.0, 10.0))
@@ -119,11 +118,11 @@ def _paint_muscles(canvas: Canvas, person: Person) -> None:
         radius = np.float32(4.0) + np.float32(18.0) * thick
         middle = side * (np.float32(27.0) + np.float32(10.0) * thick)
         distance = np.hypot(x - middle, (y + np.float32(42.0)) * np.float32(0.85)) - radius
-        canvas.paint(Solid(box, np.maximum(distance, z - 8.0)), person.hu("muscle"))
+        volume.paint(Solid(box, np.maximum(distance, z - 8.0)), person.hu("muscle"))
 
 
-def _paint_ribs(canvas: Canvas, person: Person, wall: Array) -> None:
-    space = canvas.space
+def _paint_ribs(volume: PhantomVolume, person: Person, wall: Array) -> None:
+    space = volume.space
     x, y, z = space.coordinates
     depth = wall + np.float32(0.5 * WALL_MM)
     shell = np.abs(depth) < 8.0
@@ -138,20 +137,20 @@ def _paint_ribs(canvas: Canvas, person: Person, wall: Array) -> None:
     near = np.where(number < 0, np.float32(50.0), np.maximum(near, (np.float32(0.32) - around) * 90.0))
     distance = np.full(space.shape, 50.0, dtype=np.float32)
     distance[shell] = near
-    _paint_bone(canvas, person, Solid(space.everything, distance), shell_mm=1.6)
+    _paint_bone(volume, person, Solid(space.everything, distance), shell_mm=1.6)
 
 
-def _paint_pelvis(canvas: Canvas, person: Person) -> None:
-    space = canvas.space
+def _paint_pelvis(volume: PhantomVolume, person: Person) -> None:
+    space = volume.space
     for side in (-1.0, 1.0):
         wing = ellipsoid(space, (side * 62.0, -8.0, -185.0), (58.0, 62.0, 74.0))
         x, y, _ = space.at(wing.box)
         plate = np.maximum(np.abs(wing.distance + 5.0) - 5.0, np.float32(70.0) - np.abs(x) - np.float32(0.35) * y)
-        _paint_bone(canvas, person, Solid(wing.box, plate), shell_mm=2.0)
+        _paint_bone(volume, person, Solid(wing.box, plate), shell_mm=2.0)
 
 
-def _paint_spine(canvas: Canvas, person: Person) -> None:
-    space = canvas.space
+def _paint_spine(volume: PhantomVolume, person: Person) -> None:
+    space = volume.space
     box = space.box((-46.0, -96.0, -300.0), (46.0, -14.0, 300.0))
     x, y, z = space.at(box)
     shift = person.generator("spine").uniform(-8.0, 8.0)
@@ -166,12 +165,12 @@ def _paint_spine(canvas: Canvas, person: Person) -> None:
     lateral = np.hypot((y - np.float32(SPINE_Y_MM - 24.0)) * 0.9, phase - 2.0) - np.float32(4.5)
     lateral = np.maximum(lateral, np.abs(x) - 40.0)
     bone = smooth_minimum(smooth_minimum(arch, spinous, 4.0), lateral, 3.0)
-    canvas.paint(Solid(box, column), person.hu("disc"))
-    _paint_bone(canvas, person, Solid(box, bone), shell_mm=2.0)
-    _paint_bone(canvas, person, Solid(box, -vertebra), shell_mm=1.8)
-    canvas.paint(Solid(box, canal), person.hu("cord"))
+    volume.paint(Solid(box, column), person.hu("disc"))
+    _paint_bone(volume, person, Solid(box, bone), shell_mm=2.0)
+    _paint_bone(volume, person, Solid(box, -vertebra), shell_mm=1.8)
+    volume.paint(Solid(box, canal), person.hu("cord"))
 
 
-def _paint_bone(canvas: Canvas, person: Person, bone: Solid, *, shell_mm: float) -> None:
-    canvas.paint(bone, person.hu("cortical_bone"))
-    canvas.paint(bone.grown(-shell_mm), person.hu("marrow"))
+def _paint_bone(volume: PhantomVolume, person: Person, bone: Solid, *, shell_mm: float) -> None:
+    volume.paint(bone, person.hu("cortical_bone"))
+    volume.paint(bone.grown(-shell_mm), person.hu("marrow"))

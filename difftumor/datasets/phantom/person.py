@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.phantom.fields import Array, Axes, SmoothField
-from difftumor.datasets.phantom.solids import WARP_LIMIT_MM, Point, Space
+from difftumor.datasets.phantom.solids import WARP_LIMIT_MM, Array, Axes, Point, SmoothField, Space
 from difftumor.seeding import Key, numpy_generator
 
 # Mean attenuation of a tissue, and how much it spreads from person to person (standard deviation), in HU. The means

@@ -1,4 +1,4 @@
-"""Tumors of a phantom: how many, how large, where, how dark; each is painted and labeled on the canvas."""
+"""Tumors of a phantom: how many, how large, where, how dark; each is painted and labeled on the volume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from difftumor.datasets.phantom.canvas import TUMOR_ORGANS, Canvas, coverage_of, tumor_label
-from difftumor.datasets.phantom.fields import Array
 from difftumor.datasets.phantom.person import Person
-from difftumor.datasets.phantom.solids import Box
+from difftumor.datasets.phantom.solids import Array, Box
+from difftumor.datasets.phantom.volume import TUMOR_ORGANS, PhantomVolume, coverage_of, tumor_label
 from difftumor.errors import SynthesisError
 from difftumor.scans.components import largest_component
 
@@ -100,8 +99,9 @@ def _invaded(arrival: Array, volume: int) -> NDArray[np.bool_]:
 
 def _strength(distance: Array, mask: NDArray[np.bool_], radius_mm: float, generator: np.random.Generator) -> Array:
     """Return how strongly each place differs from the parenchyma: texture, and in larger tumors a rim and necrosis."""
-    noise = generator.standard_normal(distance.shape, dtype=np.float32)
-    texture = _unit(scipy.ndimage.gaussian_filter(noise, 0.25 / _STEP))
+    texture = _unit(
+        scipy.ndimage.gaussian_filter(generator.standard_normal(distance.shape, dtype=np.float32), 0.25 / _STEP)
+    )
     strength = np.float32(1.0) + np.float32(0.1) * texture
     has_rim, is_necrotic = generator.random() < 0.6, generator.random() < 0.7
     rim_mm = max(1.5, generator.uniform(0.12, 0.22) * radius_mm)
@@ -151,7 +151,7 @@ class PhantomTumor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
+class _Host:
     """An organ to grow in: its part of the grid, and how deep inside (positive) or outside each voxel lies, mm."""
 
     box: Box
@@ -160,7 +160,7 @@ class _Site:
 
 
 def paint_tumors(
-    canvas: Canvas,
+    volume: PhantomVolume,
     lesions: NDArray[np.uint16],
     person: Person,
     *,
@@ -171,7 +171,7 @@ def paint_tumors(
     """Grow the tumors of one organ.
 
     Args:
-        canvas: Anatomy to paint on.
+        volume: Anatomy to paint on.
         lesions: (X, Y, Z) map of lesion instances, written in place.
         person: Whose tumors; each organ has a random stream of its own.
         organ: Key of ``TUMOR_ORGANS``.
@@ -179,48 +179,48 @@ def paint_tumors(
         contrast_hu: Smallest and largest contrast.
 
     Returns:
-        Those that there was room for; perhaps none.
+        The tumors that found a place; perhaps none.
 
     Raises:
         SynthesisError: The organ is not in the field of view.
     """
     draw = person.generator("tumors", organ)
     organ_label = int(draw.choice(TUMOR_ORGANS[organ]))
-    site = _site(canvas, organ, organ_label)
+    host = _host_of(volume, organ, organ_label)
     chances = _COUNTS[organ]
     tumors: list[PhantomTumor] = []
     for _ in range(1 + int(draw.choice(len(chances), p=chances))):
-        radius = _draw_radius(draw, radius_mm, min(_LARGEST_MM[organ], 1.25 * float(site.depth_mm.max())))
+        radius = _draw_radius(draw, radius_mm, min(_LARGEST_MM[organ], 1.25 * float(host.depth_mm.max())))
         contrast = float(draw.uniform(*contrast_hu))
-        center = _draw_center(canvas, site, radius, tumors, draw)
+        center = _draw_center(volume, host, radius, tumors, draw)
         if center is None:
             break
-        growth = grow(radius_mm=radius, outside_mm=partial(_outside, canvas, site, center), generator=draw)
+        growth = grow(radius_mm=radius, outside_mm=partial(_outside, volume, host, center), generator=draw)
         tumor = PhantomTumor(organ, int(lesions.max()) + 1, radius, contrast, center)
         softness_mm = float(draw.uniform(0.0, 0.2)) * radius
-        if _paint(canvas, lesions, growth, tumor, organ_label, site.parenchyma_hu, softness_mm):
+        if _paint(volume, lesions, growth, tumor, organ_label, host.parenchyma_hu, softness_mm):
             tumors.append(tumor)
     return tumors
 
 
-def _site(canvas: Canvas, organ: str, organ_label: int) -> _Site:
-    where = canvas.labels == organ_label
+def _host_of(volume: PhantomVolume, organ: str, organ_label: int) -> _Host:
+    where = volume.labels == organ_label
     if not where.any():
         raise SynthesisError(f"The {organ} is not in the phantom's field of view: raise the shape or the spacing.")
     bounds = []
-    for axis, spacing in enumerate(canvas.space.spacing_mm):
+    for axis, spacing in enumerate(volume.space.spacing_mm):
         used = np.flatnonzero(where.any(axis=tuple({0, 1, 2} - {axis})))
         margin = int(np.ceil(10.0 / spacing)) + 1
         bounds.append(slice(max(int(used[0]) - margin, 0), int(used[-1]) + margin + 1))
     box = (bounds[0], bounds[1], bounds[2])
     mask = where[box]
     # Beyond the border of the scan there is no organ, so that tumors stay in view.
-    inside = scipy.ndimage.distance_transform_edt(np.pad(mask, 1), sampling=canvas.space.spacing_mm)[1:-1, 1:-1, 1:-1]
-    outside = scipy.ndimage.distance_transform_edt(~mask, sampling=canvas.space.spacing_mm)
+    inside = scipy.ndimage.distance_transform_edt(np.pad(mask, 1), sampling=volume.space.spacing_mm)[1:-1, 1:-1, 1:-1]
+    outside = scipy.ndimage.distance_transform_edt(~mask, sampling=volume.space.spacing_mm)
     # Of the smallest side, or voxels beside a surface would get the sign of the other side.
-    half_voxel = 0.5 * min(canvas.space.spacing_mm)
+    half_voxel = 0.5 * min(volume.space.spacing_mm)
     depth = np.where(mask, inside - half_voxel, half_voxel - outside).astype(np.float32)
-    return _Site(box, depth, float(np.median(canvas.hu[box][mask])))
+    return _Host(box, depth, float(np.median(volume.hu[box][mask])))
 
 
 def _draw_radius(draw: np.random.Generator, radius_mm: tuple[float, float], largest_mm: float) -> float:
@@ -230,39 +230,40 @@ def _draw_radius(draw: np.random.Generator, radius_mm: tuple[float, float], larg
 
 
 def _draw_center(
-    canvas: Canvas, site: _Site, radius: float, others: list[PhantomTumor], draw: np.random.Generator
+    volume: PhantomVolume, host: _Host, radius: float, others: list[PhantomTumor], draw: np.random.Generator
 ) -> tuple[float, float, float] | None:
     """Return a place deep enough for the radius and away from other tumors, or None if there is none."""
-    enough = min(0.8 * radius, 0.8 * float(site.depth_mm.max()))
-    places = np.argwhere(site.depth_mm >= enough)
-    axes = [axis[part] for axis, part in zip(canvas.space.axes_mm, site.box, strict=True)]
+    enough = min(0.8 * radius, 0.8 * float(host.depth_mm.max()))
+    places = np.argwhere(host.depth_mm >= enough)
+    axes = [axis[part] for axis, part in zip(volume.space.axes_mm, host.box, strict=True)]
     points = np.stack([axis[places[:, i]] for i, axis in enumerate(axes)], axis=1)
     free = np.ones(len(points), dtype=bool)
     for other in others:
         apart = np.linalg.norm(points - np.asarray(other.center_mm, dtype=np.float32), axis=1)
-        free &= apart > 1.5 * (radius + other.radius_mm) + 2 * max(canvas.space.spacing_mm)
+        free &= apart > 1.5 * (radius + other.radius_mm) + 2 * max(volume.space.spacing_mm)
     points = points[free]
     # Drawn in any case, so that the stream does not depend on the outcome.
     pick, jitter = draw.random(), draw.uniform(-0.5, 0.5, size=3)
     if not len(points):
         return None
-    x, y, z = points[int(pick * len(points))] + jitter * np.asarray(canvas.space.spacing_mm)
+    x, y, z = points[int(pick * len(points))] + jitter * np.asarray(volume.space.spacing_mm)
     return float(x), float(y), float(z)
 
 
-def _outside(canvas: Canvas, site: _Site, center: tuple[float, float, float], offsets: Array) -> Array:
+def _outside(volume: PhantomVolume, host: _Host, center: tuple[float, float, float], offsets: Array) -> Array:
     """Return how far outside the organ the lattice around a center lies."""
     axes = []
     for axis, part, middle, spacing in zip(
-        canvas.space.axes_mm, site.box, center, canvas.space.spacing_mm, strict=True
+        volume.space.axes_mm, host.box, center, volume.space.spacing_mm, strict=True
     ):
         axes.append((middle + offsets - axis[part][0]) / spacing)
-    places = np.stack(np.meshgrid(*axes, indexing="ij"))
-    return -scipy.ndimage.map_coordinates(site.depth_mm, places, order=1, mode="nearest")
+    return -scipy.ndimage.map_coordinates(
+        host.depth_mm, np.stack(np.meshgrid(*axes, indexing="ij")), order=1, mode="nearest"
+    )
 
 
 def _paint(
-    canvas: Canvas,
+    volume: PhantomVolume,
     lesions: NDArray[np.uint16],
     growth: Growth,
     tumor: PhantomTumor,
@@ -270,38 +271,38 @@ def _paint(
     parenchyma_hu: float,
     softness_mm: float,
 ) -> bool:
-    """Paint and label a tumor, and return whether there was room for a voxel of it."""
-    reach = LATTICE_REACH * tumor.radius_mm + max(canvas.space.spacing_mm)
+    """Paint and label a tumor, and return whether there was space for a voxel of it."""
+    reach = LATTICE_REACH * tumor.radius_mm + max(volume.space.spacing_mm)
     slices = []
-    for axis, middle in zip(canvas.space.axes_mm, tumor.center_mm, strict=True):
+    for axis, middle in zip(volume.space.axes_mm, tumor.center_mm, strict=True):
         start, stop = np.searchsorted(axis, (middle - reach, middle + reach))
         slices.append(slice(int(start), int(stop)))
     box = (slices[0], slices[1], slices[2])
-    x, y, z = (a[s] - np.float32(m) for a, s, m in zip(canvas.space.axes_mm, box, tumor.center_mm, strict=True))
+    x, y, z = (a[s] - np.float32(m) for a, s, m in zip(volume.space.axes_mm, box, tumor.center_mm, strict=True))
     distance, strength = growth.sample((x, y, z))
     # Other organs and lesions keep their voxels, and a gap of one voxel keeps lesions apart.
     near_lesions = scipy.ndimage.binary_dilation(lesions[box] > 0, np.ones((3, 3, 3), dtype=bool))
-    room = np.isin(canvas.labels[box], (0, organ_label)) & ~near_lesions
-    mask = largest_component((distance < 0) & room)
+    free = np.isin(volume.labels[box], (0, organ_label)) & ~near_lesions
+    mask = largest_component((distance < 0) & free)
     if not mask.any():
-        mask = _nearest(room, (x, y, z))
+        mask = _nearest(free, (x, y, z))
     if not mask.any():
         return False
-    coverage = np.where(room, coverage_of(distance, canvas.space.spacing_mm, softness_mm=softness_mm), np.float32(0.0))
+    coverage = np.where(free, coverage_of(distance, volume.space.spacing_mm, softness_mm=softness_mm), np.float32(0.0))
     coverage[mask] = np.maximum(coverage[mask], np.float32(0.5))
     # Voxels at the edge show the tumor in part: deepen all, so that the labeled mean has the drawn contrast.
     strength = strength / np.clip((coverage * strength)[mask].mean(), 0.5, 1.5)
-    view = canvas.hu[box]
+    view = volume.hu[box]
     view += coverage * (np.float32(parenchyma_hu) - np.float32(tumor.contrast_hu) * strength - view)
-    canvas.labels[box][mask] = tumor_label(tumor.organ)
+    volume.labels[box][mask] = tumor_label(tumor.organ)
     lesions[box][mask] = tumor.lesion
     return True
 
 
-def _nearest(room: NDArray[np.bool_], offsets_mm: tuple[Array, Array, Array]) -> NDArray[np.bool_]:
-    """Return the voxel of the room that is nearest to the center, for a tumor smaller than a voxel."""
-    mask = np.zeros_like(room)
-    places = np.argwhere(room)
+def _nearest(free: NDArray[np.bool_], offsets_mm: tuple[Array, Array, Array]) -> NDArray[np.bool_]:
+    """Return the free voxel that is nearest to the center, for a tumor smaller than a voxel."""
+    mask = np.zeros_like(free)
+    places = np.argwhere(free)
     if len(places):
         squared = sum(np.square(offsets[places[:, i]]) for i, offsets in enumerate(offsets_mm))
         mask[tuple(places[int(np.argmin(squared))])] = True

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difftumor.datasets.phantom.canvas import LIVER, Canvas
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.solids import Solid, Space, tube
+from difftumor.datasets.phantom.volume import LIVER, PhantomVolume
 
 PORTA = (38.0, 12.0, 26.0)
 CONFLUENCE = (13.0, 10.0, 4.0)
@@ -24,9 +24,9 @@ class Segment:
     radius_end: float
 
 
-def paint_great_vessels(canvas: Canvas, person: Person) -> None:
+def paint_great_vessels(volume: PhantomVolume, person: Person) -> None:
     """Paint the aorta, left of the midline, and the inferior vena cava, right of it, with the renal vessels."""
-    space = canvas.space
+    space = volume.space
     aorta = tube(space, [(-6, -9, -95), (-7, -8, 0), (-9, -12, 80), (-20, -20, 260)], (9.0, 10.0, 11.5, 12.5))
     cava = tube(space, [(19, -12, -95), (20, -10, 0), (21, -14, 60), (20, -16, 105)], (10.0, 11.5, 12.5, 12.5))
     iliac = [tube(space, [(m, -10, -92), (s * 48, -2, -200)], (r, r)) for m, s, r in ((-6, -1, 7.0), (19, 1, 7.5))]
@@ -34,28 +34,28 @@ def paint_great_vessels(canvas: Canvas, person: Person) -> None:
         vein = tube(
             space, [(side * 46, -30, height), (side * 25, -8, height + 6), (14, -2, height + 8)], (4.5, 4.5, 5.0)
         )
-        canvas.paint(vein, person.hu("vena_cava"))
-    canvas.paint(cava, person.hu("vena_cava"))
-    canvas.paint(aorta, person.hu("aorta"))
+        volume.paint(vein, person.hu("vena_cava"))
+    volume.paint(cava, person.hu("vena_cava"))
+    volume.paint(aorta, person.hu("aorta"))
     for vessel, tissue in zip(iliac, ("aorta", "vena_cava"), strict=True):
-        canvas.paint(vessel, person.hu(tissue))
+        volume.paint(vessel, person.hu(tissue))
     mesenteric_artery = tube(space, [(-6, 0, 4), (-3, 10, -8), (0, 14, -60)], (3.5, 3.5, 3.0))
-    canvas.paint(mesenteric_artery, person.hu("aorta"))
+    volume.paint(mesenteric_artery, person.hu("aorta"))
 
 
-def paint_portal_system(canvas: Canvas, person: Person) -> None:
+def paint_portal_system(volume: PhantomVolume, person: Person) -> None:
     """Paint splenic, mesenteric and portal vein up to the liver; their voxels belong to no organ but the liver."""
-    space = canvas.space
+    space = volume.space
     splenic = tube(
         space, [(-74, -24, 38), (-46, -8, 23), (-14, 11, 12), CONFLUENCE], (4.0, 4.0, 4.5, 5.5), smooth_mm=3.0
     )
     mesenteric = tube(space, [(14, 18, -90), (13, 17, -30), CONFLUENCE], (4.5, 5.5, 6.0))
     portal = tube(space, [CONFLUENCE, (24, 8, 14), PORTA], (6.5, 6.5, 6.5))
     for vein in (splenic, mesenteric, portal):
-        canvas.paint(vein, person.hu("portal_vein"), label=0, keep=LIVER)
+        volume.paint(vein, person.hu("portal_vein"), label=0, keep=LIVER)
 
 
-def paint_liver_veins(canvas: Canvas, person: Person, liver: Solid) -> None:
+def paint_liver_veins(volume: PhantomVolume, person: Person, liver: Solid) -> None:
     """Paint the branches of the portal vein and the hepatic veins; they stay part of the liver's label."""
     draw = person.generator("liver veins")
     trees = {
@@ -66,9 +66,9 @@ def paint_liver_veins(canvas: Canvas, person: Person, liver: Solid) -> None:
         segments: list[Segment] = []
         for direction in directions:
             _grow(segments, np.asarray(root), np.asarray(direction), radius, generations, draw)
-        veins = _nearest(canvas.space, liver, segments)
+        veins = _nearest(volume.space, liver, segments)
         # A thin cover of parenchyma keeps the branches from showing at the surface of the liver.
-        canvas.paint(veins.inside(liver.distance + np.float32(3.0)), person.hu(tissue))
+        volume.paint(veins.inside(liver.distance + np.float32(3.0)), person.hu(tissue))
 
 
 def _grow(

@@ -16,8 +16,8 @@ from difftumor.evaluation.metrics.froc import CaseFroc, case_froc, falling_thres
 from difftumor.evaluation.metrics.overlap import TOLERANCE_MM, OverlapScores, overlap_scores
 from difftumor.evaluation.metrics.surfaces import check_tolerance
 from difftumor.scans.grid import Grid, compare_grids
+from difftumor.scans.label_maps import carried, resampled
 from difftumor.scans.lesions import find_lesions
-from difftumor.scans.model_space import carried, resampled
 from difftumor.scans.nifti import Volume, check_same_grid
 from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.segmentation.probability_file import read_tumor_probability

@@ -21,7 +21,6 @@ from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorS
 from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.reporting.tables import write_json
 from difftumor.scans.grid import Box, triple
-from difftumor.scans.label_maps import box_around, part_of
 from difftumor.scans.lesions import find_lesions
 from difftumor.scans.nifti import Volume, as_stored
 from difftumor.scans.organs import TUMOR
@@ -179,8 +178,8 @@ class ScanTest:
     def __init__(self, benchmark: Benchmark, model_scan: ModelScan, host: Host) -> None:
         self._benchmark, self._model_scan, self._host = benchmark, model_scan, host
         self._scan = scan = model_scan.scan
-        self.region = box_around(scan.organ_mask, scan.ct.grid.spacing_mm, benchmark.margin_mm)
-        self._healthy = part_of(scan.ct, self.region)
+        self.region = Box.around_organ(scan.organ_mask, scan.ct.grid.spacing_mm, benchmark.margin_mm)
+        self._healthy = scan.ct.part(self.region)
         self._before = benchmark.predict(self._healthy)
         self.healthy_lesions = len(find_lesions(self._before == TUMOR, self._healthy.grid).lesions)
 

@@ -18,7 +18,6 @@ from difftumor.reporting.pictures import mask_center, three_planes
 from difftumor.reporting.plots import to_png
 from difftumor.scans.components import largest_component
 from difftumor.scans.grid import Box
-from difftumor.scans.label_maps import box_around, part_of
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct, read_labels
 from difftumor.scans.organs import TUMOR
@@ -104,8 +103,8 @@ def write_worst(
 
 def _picture(benchmark: Benchmark, row: TumorRow, folder: Path) -> bytes:
     ct, labels = read_ct(folder / CT_FILE), read_labels(folder / LABELS_FILE)
-    box = box_around(labels.data > 0, ct.grid.spacing_mm, benchmark.margin_mm)
-    part = part_of(ct, box)
+    box = Box.around_organ(labels.data > 0, ct.grid.spacing_mm, benchmark.margin_mm)
+    part = ct.part(box)
     space = ModelSpace(part.grid)
     image, true, predicted = map(space.turned, (part.data, labels.data[box.slices], benchmark.predict(part)))
     tumor = largest_component(true == TUMOR)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from difftumor.errors import OrganError
 from difftumor.scans.distances import box_about
 from difftumor.scans.grid import Array, Box, Vector, triple
-from difftumor.scans.model_space import Kind, ModelSpace
+from difftumor.scans.model_space import DataKind, ModelSpace
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
@@ -111,7 +111,7 @@ class ModelScan:
 class _Carried:
     """An array of a scan in model space, filled in as it is asked for."""
 
-    def __init__(self, space: ModelSpace, native: Array, kind: Kind) -> None:
+    def __init__(self, space: ModelSpace, native: Array, kind: DataKind) -> None:
         self._space, self._native, self._kind = space, native, kind
         # Memory is taken by what is written, not by the whole.
         self._model = np.zeros(space.grid.shape, np.float32 if kind == "image" else native.dtype)

@@ -13,7 +13,7 @@ from difftumor.evaluation.cohort.cases import NO_ORGAN, RESAMPLED, Rules, score_
 from difftumor.evaluation.cohort.methods import evaluate_method
 from difftumor.evaluation.cohort.pairs import find_pairs, read_pair, read_truth
 from difftumor.scans.grid import Grid
-from difftumor.scans.model_space import resampled
+from difftumor.scans.label_maps import resampled
 from difftumor.scans.nifti import read_labels
 from difftumor.scans.organs import get_organ
 

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 
 from difftumor.datasets.phantom import LABEL_NAMES, PhantomConfig, case, make_case
-from difftumor.datasets.phantom.canvas import Canvas
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.tumors import LATTICE_POINTS, Growth, PhantomTumor, _paint, paint_tumors
+from difftumor.datasets.phantom.volume import PhantomVolume
 
 LIVER, SPLEEN, TUMOR = (LABEL_NAMES[name] for name in ("liver", "spleen", "liver_tumor"))
 
 
-def canvas(spacing=(2.0, 2.0, 2.0), shape=(24, 24, 24)) -> Canvas:
+def volume(spacing=(2.0, 2.0, 2.0), shape=(24, 24, 24)) -> PhantomVolume:
     x, y, z = ((np.arange(n, dtype=np.float32) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True))
-    made = Canvas(Person(0, 0).space((x, y, z), spacing))
+    made = PhantomVolume(Person(0, 0).space((x, y, z), spacing))
     made.hu[:] = 100.0
     made.labels[:] = SPLEEN
     return made
 
 
-def paint_speck(on: Canvas, lesions: np.ndarray) -> bool:
+def paint_speck(on: PhantomVolume, lesions: np.ndarray) -> bool:
     """Paint a tumor that is smaller than a voxel and lies between the centers of voxels 11 and 12 of each axis."""
     empty = np.full((LATTICE_POINTS,) * 3, 0.1, np.float32)
     growth = Growth(0.2, empty, np.ones_like(empty))
@@ -28,7 +28,7 @@ def paint_speck(on: Canvas, lesions: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("place", [(11, 11, 11), (12, 11, 12)])
 def test_a_tumor_smaller_than_a_voxel_takes_the_nearest_one_with_room(place):
-    on, lesions = canvas(), np.zeros((24, 24, 24), np.uint16)
+    on, lesions = volume(), np.zeros((24, 24, 24), np.uint16)
     on.labels[place] = LIVER
     assert paint_speck(on, lesions)
     assert np.argwhere(lesions).tolist() == [list(place)]
@@ -37,7 +37,7 @@ def test_a_tumor_smaller_than_a_voxel_takes_the_nearest_one_with_room(place):
 
 
 def test_without_room_nothing_is_painted():
-    on, lesions = canvas(), np.zeros((24, 24, 24), np.uint16)
+    on, lesions = volume(), np.zeros((24, 24, 24), np.uint16)
     assert not paint_speck(on, lesions)
     on.labels[:] = LIVER
     lesions[10:14, 10:14, 10:14] = 1
@@ -49,7 +49,7 @@ def test_without_room_nothing_is_painted():
 
 
 def test_a_tumor_of_a_thin_organ_lies_in_it_on_a_coarse_grid():
-    on = canvas(spacing=(1.0, 1.0, 5.0))
+    on = volume(spacing=(1.0, 1.0, 5.0))
     on.labels[12] = LIVER
     lesions = np.zeros(on.labels.shape, np.uint16)
     tumors = paint_tumors(on, lesions, Person(0, 0), organ="liver", radius_mm=(4, 9), contrast_hu=(20, 60))

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.phantom.fields import Array
-from difftumor.datasets.phantom.solids import Solid, Space
+from difftumor.datasets.phantom.solids import Array, Solid, Space
 
 AIR_HU = -1000.0
 
 
-class Canvas:
+class PhantomVolume:
     """HU and labels of one phantom; what is painted later lies on top.
 
     Args:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from difftumor.datasets.phantom.canvas import coverage_of
+from difftumor.datasets.phantom.volume import coverage_of
 
 THICK = (1.0, 1.0, 5.0)
 

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from difftumor.datasets.phantom.fields import SmoothField, correlated_noise
-from difftumor.datasets.phantom.solids import Solid, Space, ellipsoid, smooth_minimum, tube
+from difftumor.datasets.phantom.solids import (
+    SmoothField,
+    Solid,
+    Space,
+    correlated_noise,
+    ellipsoid,
+    smooth_minimum,
+    tube,
+)
 from difftumor.seeding import numpy_generator
 
 

@@ -5,10 +5,10 @@ import pytest
 from scipy.ndimage import binary_dilation, label
 
 from difftumor.datasets.phantom import LABEL_NAMES, TUMOR_ORGANS, PhantomConfig, make_case
-from difftumor.datasets.phantom.canvas import Canvas
 from difftumor.datasets.phantom.case import is_healthy
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.tumors import paint_tumors
+from difftumor.datasets.phantom.volume import PhantomVolume
 from difftumor.errors import ConfigError, SynthesisError
 
 ORGANS = ("liver", "pancreas", "kidney")
@@ -179,17 +179,17 @@ def test_tumors_lie_in_their_organ(fine_cases):
 def test_tumors_leave_other_organs_and_earlier_lesions_alone():
     """A slab of liver, thinner than the tumors, between spleen and an older lesion."""
     person, axis = Person(0, 0), (np.arange(40, dtype=np.float32) - 19.5) * 2
-    canvas = Canvas(person.space((axis, axis, axis), (2.0, 2.0, 2.0)))
-    canvas.hu[:] = 100.0
-    canvas.labels[16:24] = LABEL_NAMES["liver"]
-    canvas.labels[24:] = LABEL_NAMES["spleen"]
-    before, lesions = canvas.labels.copy(), np.zeros(canvas.labels.shape, dtype=np.uint16)
+    volume = PhantomVolume(person.space((axis, axis, axis), (2.0, 2.0, 2.0)))
+    volume.hu[:] = 100.0
+    volume.labels[16:24] = LABEL_NAMES["liver"]
+    volume.labels[24:] = LABEL_NAMES["spleen"]
+    before, lesions = volume.labels.copy(), np.zeros(volume.labels.shape, dtype=np.uint16)
     lesions[:15] = 1
-    tumors = paint_tumors(canvas, lesions, person, organ="liver", radius_mm=(12.0, 12.0), contrast_hu=(40.0, 40.0))
+    tumors = paint_tumors(volume, lesions, person, organ="liver", radius_mm=(12.0, 12.0), contrast_hu=(40.0, 40.0))
     assert tumors[0].lesion == 2
     assert (lesions == 2).sum() > 100
-    assert (canvas.labels[before == LABEL_NAMES["spleen"]] == LABEL_NAMES["spleen"]).all()
-    assert (canvas.hu[before == LABEL_NAMES["spleen"]] == 100.0).all()
+    assert (volume.labels[before == LABEL_NAMES["spleen"]] == LABEL_NAMES["spleen"]).all()
+    assert (volume.hu[before == LABEL_NAMES["spleen"]] == 100.0).all()
     assert (lesions[:15] == 1).all()
     assert (lesions[15] == 0).all()
 

@@ -92,7 +92,7 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
     """
     # Here, so that plotting the preview is all that counts of it: `difftumor synthesize` has loaded it by then.
     from difftumor.reporting.plots import save_png
-    from difftumor.synthesis.scan.files import _write_volumes
+    from difftumor.synthesis.scan.files import write_volumes
     from difftumor.synthesis.scan.report import plot_preview
 
     clock = _Clock()
@@ -119,7 +119,7 @@ def measure_scan(run: Run, folder: Path, *, repeats: int) -> dict[str, Any]:
     forget_peak()
     memory = PeakMemory(torch.device("cpu"))
     clock.timed("preview", lambda: save_png(plot_preview(result, organ=ORGAN), folder / "preview.png"))
-    clock.timed("write", lambda: _write_volumes(result, folder))
+    clock.timed("write", lambda: write_volumes(result, folder))
     stages = {name: np.array(clock.seconds[name]) for name in MAKING}
     whole = np.sum([stages[name] for name in MAKING], axis=0)
     if "patch" in clock.seconds:

@@ -1,6 +1,54 @@
-"""Make tumors in CT and train segmenters on them.
+"""Make tumors in CT, and train and judge segmenters with them.
 
-The library holds the networks, the synthesis and the evaluation; training lives in ``stages``.
+>>> import difftumor as dt
+>>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
+>>> result = dt.synthesize(scan, dt.TumorSpec(generator="handcrafted", size="small", count=2), seed=0)
+>>> result.save("out")
+
+Everything that ``dir(difftumor)`` lists is loaded at first use, so the import itself takes no time. Training lives in
+``stages``.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difftumor.errors import DiffTumorError as DiffTumorError
+    from difftumor.evaluation.cohort.evaluate import evaluate as evaluate
+    from difftumor.models.artifact import load_artifact as load_artifact
+    from difftumor.synthesis.scan.files import SynthesisResult as SynthesisResult
+    from difftumor.synthesis.scan.inputs import Scan as Scan
+    from difftumor.synthesis.scan.setup import GateOptions as GateOptions
+    from difftumor.synthesis.scan.setup import SynthesisOptions as SynthesisOptions
+    from difftumor.synthesis.scan.setup import read_scan as read_scan
+    from difftumor.synthesis.scan.setup import synthesize as synthesize
+    from difftumor.synthesis.spec import Location as Location
+    from difftumor.synthesis.spec import TumorSpec as TumorSpec
+
 __version__ = "0.1.0"
+
+# Name -> module that defines it. The imports above say the same to editors and type checkers; a test compares them.
+_HOMES = {
+    "DiffTumorError": "difftumor.errors",
+    "GateOptions": "difftumor.synthesis.scan.setup",
+    "Location": "difftumor.synthesis.spec",
+    "Scan": "difftumor.synthesis.scan.inputs",
+    "SynthesisOptions": "difftumor.synthesis.scan.setup",
+    "SynthesisResult": "difftumor.synthesis.scan.files",
+    "TumorSpec": "difftumor.synthesis.spec",
+    "evaluate": "difftumor.evaluation.cohort.evaluate",
+    "load_artifact": "difftumor.models.artifact",
+    "read_scan": "difftumor.synthesis.scan.setup",
+    "synthesize": "difftumor.synthesis.scan.setup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])

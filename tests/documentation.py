@@ -1,13 +1,46 @@
-"""The commands that the documentation shows."""
+"""Commands and Python snippets of the documentation, and the files that the snippets read."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+
+from tests.nifti import write_nifti
+from tests.synthesis.makers import ball, save_tiny_artifacts
+
 
 def commands(page: Path) -> list[list[str]]:
     """Return the commands of a page's ``bash`` blocks as words, comments dropped, continued lines joined."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return a page's blocks of code in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def prepare_synthesis(folder: Path) -> None:
+    """Write what the snippets of docs/synthesis.md read."""
+    shape = (40, 40, 40)
+    values = np.random.default_rng(0).normal(100, 10, shape)
+    values[:2] = -1000
+    write_nifti(folder / "ct.nii.gz", values.astype(np.int16))
+    write_nifti(folder / "liver.nii.gz", ball(shape, 17).astype(np.uint8))
+    save_tiny_artifacts(folder / "checkpoints")
+
+
+def prepare_evaluation(folder: Path) -> None:
+    """Write what the snippets of docs/evaluation.md read."""
+    truth = np.zeros((20, 20, 10), np.uint8)
+    truth[2:18, 2:18, 2:8] = 1
+    truth[5:9, 5:9, 4:6] = 2
+    for case in range(3):
+        for name, shift in (("labels", 0), ("predictions", 1), ("predictions_theirs", 2)):
+            write_nifti(folder / name / f"case{case}.nii.gz", np.roll(truth, shift, axis=0))
+
+
+# How the folder is prepared in which a page's snippets run; a page with snippets must be among them.
+PREPARE = {"synthesis.md": prepare_synthesis, "evaluation.md": prepare_evaluation}

@@ -1,4 +1,4 @@
-"""Every command in the documentation exists and is spelled right; tests/stages/demo/test_run.py runs the README."""
+"""Commands in the documentation parse and Python snippets run; tests/stages/demo/test_run.py runs the README."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ import typer
 from difftumor.cli.app import build_app
 from stages.run.entry import compose_config
 from tests.conftest import REPOSITORY
-from tests.documentation import commands
+from tests.documentation import PREPARE, blocks, commands
 
 PAGES = sorted(
     [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")],
@@ -44,6 +44,16 @@ def test_command_is_understood(words):
         assert rest == [".venv/bin/activate"]
     else:
         assert program.startswith(".venv/bin/")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in PREPARE], ids=lambda page: page.name)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    """The snippets of a page run in its order, each with the names of those before it."""
+    monkeypatch.chdir(tmp_path)
+    PREPARE[page.name](tmp_path)
+    names: dict[str, object] = {}
+    for snippet in blocks(page, "python"):
+        exec(compile(snippet, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

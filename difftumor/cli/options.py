@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def option(text: str, panel: str | None = None, **settings: Any) -> Any:
+    """Return a typer option without a default to show, in a panel of the help."""
+    return typer.Option(help=text, show_default=False, rich_help_panel=panel, **settings)
+
+
+def flag(name: str, text: str, panel: str | None = None) -> Any:
+    """Return a typer option that takes no value and has no ``--no-`` form, in a panel of the help."""
+    return typer.Option(name, help=text, rich_help_panel=panel)
+
+
 def parse_names(text: str, *, option: str, known: Sequence[str]) -> tuple[str, ...]:
     """Split ``"liver,kidney"`` into names.
 
@@ -60,9 +70,18 @@ def parse_numbers(text: str, kind: Callable[[str], T], *, option: str, counts: S
     except ValueError:
         numbers = ()
     if len(numbers) not in counts:
-        many = " or ".join(str(count) for count in counts)
-        raise ConfigError(f"{option} {text!r} is not understood: give {many} number(s) with commas between.")
+        many = f"{counts[0]} to {counts[-1]}" if len(counts) > 2 else " or ".join(map(str, counts))
+        raise ConfigError(f"{option} {text!r} is not understood: give {many} numbers, separated by commas.")
     return numbers
+
+
+def parse_organ_labels(text: str | None) -> tuple[int, ...]:
+    """Split ``--organ-label``; empty if not given.
+
+    Raises:
+        ConfigError: They are not whole numbers.
+    """
+    return () if text is None else parse_numbers(text, int, option="--organ-label", counts=range(1, 33))
 
 
 def read_case_list(path: Path) -> CaseList:
@@ -108,12 +127,7 @@ def rule_option(panel: str | None = None) -> Any:
 
 def iou_option(panel: str | None = None) -> Any:
     """Return the option of the least intersection over union, in a panel of the help."""
-    return typer.Option(
-        "--minimum-iou",
-        help="Least intersection over union, for --matching iou (0.1).",
-        show_default=False,
-        rich_help_panel=panel,
-    )
+    return option("Least intersection over union, for --matching iou (0.1).", panel)
 
 
 _DEFAULT_IOU = 0.1

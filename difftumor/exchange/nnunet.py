@@ -20,8 +20,8 @@ from difftumor.reporting.tables import write_json
 from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
 from difftumor.seeding import numpy_generator
-from difftumor.synthesis.scan.cohort import Outcome, Workshop, inputs_of, synthesize_cohort
-from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, LESIONS_FILE
+from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
+from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, LESIONS_FILE, ScanSynthesizer
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"
@@ -130,7 +130,7 @@ def write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
 
 
 def write_copies(
-    set_up: Callable[[], Workshop],
+    load: Callable[[], ScanSynthesizer],
     entries: Sequence[Entry],
     cases: CaseList,
     organ: Organ,
@@ -141,7 +141,7 @@ def write_copies(
     """Make the synthetic copies and put them among the cases; records and pictures go to a folder of their own.
 
     Args:
-        set_up: Makes what makes tumors, once in every process.
+        load: Loads the networks, once in every process.
         entries: The copies.
         cases: The list that their sources are of.
         organ: Where the tumors are.
@@ -153,7 +153,7 @@ def write_copies(
     """
     by_id = {case.id: case for case in cases.cases}
     asked = [(entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ)) for entry in entries]
-    for outcome in synthesize_cohort(set_up, asked, out=folder / SYNTHETIC, jobs=jobs):
+    for outcome in synthesize_cohort(load, asked, out=folder / SYNTHETIC, jobs=jobs):
         if outcome.status != "failed":
             made = folder / SYNTHETIC / outcome.id
             image, label = _places(folder, outcome.id)

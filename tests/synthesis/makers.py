@@ -20,7 +20,8 @@ from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan.inputs import Scan
+from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer, synthesize_files
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
@@ -139,6 +140,20 @@ def tiny_synthesizer(
 def wanted(size: str | dict[str, float], count: int = 1, **fields: Any) -> TumorSpec:
     """Return a wish for some tumors."""
     return TumorSpec.from_dict({"size": size, "count": count, **fields}, where="test")
+
+
+def synthesize_scan(
+    synthesizer: TumorSynthesizer,
+    inputs: ScanInputs,
+    request: dict[str, Any],
+    *,
+    out: Path,
+    models: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ScanReport:
+    """Make the tumors of a request (``tumors``, ``seed``, ``gate``, ``strict``) in the scan of some files."""
+    loaded = ScanSynthesizer(synthesizer=synthesizer, models=models or {}, **request)
+    return synthesize_files(lambda: loaded, inputs, out=out, overwrite=overwrite)
 
 
 def save_tiny_artifacts(folder: Path, *, crop: int = 32, organ: str = "liver") -> Path:

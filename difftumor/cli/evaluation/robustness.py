@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from difftumor.cli.options import Rule, iou_option, parse_names, read_matching, rule_option
+from difftumor.cli.options import Rule, iou_option, parse_names, parse_organ_labels, read_matching, rule_option
 
 TUMORS, SCANS, MODEL, RESULTS = "Which tumors", "Scans and organ", "Segmenter", "Results"
 
@@ -152,7 +152,6 @@ def robustness(
     """
     from difftumor.cli.many import check_outputs, progress_bar, summarized
     from difftumor.cli.synthesis.cases import listed_cases
-    from difftumor.cli.synthesis.options import Files
     from difftumor.errors import CaseListError
     from difftumor.evaluation.robustness import run
     from difftumor.evaluation.robustness.dimensions import DEFAULTS, read_dimensions
@@ -161,6 +160,7 @@ def robustness(
     from difftumor.models.artifact import pick_device
     from difftumor.scans.organs import get_organ
     from difftumor.segmentation.inference import PredictionOptions
+    from difftumor.synthesis.scan.setup import ScanOptions
 
     host = get_organ(organ)
     found_by = read_matching(matching, minimum_iou)
@@ -168,9 +168,9 @@ def robustness(
     chosen = read_dimensions(dimensions, names)
     prediction = PredictionOptions(overlap=overlap, organ_filter=organ_filter, min_volume_mm3=min_volume_mm3)
     check_folder(out, option="--out")
-    labels = Files(None, organ_mask, None, organ_label, convention, None).numbers()
-    listed = listed_cases(cases, organ_mask, convention)
-    scans, unusable = run.usable_scans(listed, host, organ_labels=labels, mask=organ_mask is not None)
+    files = ScanOptions(organ_mask=organ_mask, organ_labels=parse_organ_labels(organ_label), convention=convention)
+    listed = listed_cases(cases, files.mask, convention)
+    scans, unusable = run.usable_scans(listed, host, organ_labels=files.organ_labels, mask=organ_mask is not None)
     inputs = [cases, *model, *(path for scan in scans for paths in scan.inputs.files.values() for path in paths)]
     check_outputs(run.result_names(scans), inputs, out)
     on = pick_device(device)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from difftumor.datasets.tumor_cases import SortedCases
     from difftumor.exchange.nnunet import Entry
     from difftumor.scans.organs import Organ
-    from difftumor.synthesis.scan.setup import Setup
+    from difftumor.synthesis.scan.setup import SynthesisOptions
 
 COPIES = "Synthetic copies"
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export at OUT.")]
@@ -120,7 +120,7 @@ def nnunet(
 
     number, chosen, listed = check_dataset_name(out), get_organ(organ), read_case_list(cases)
     short = {"generator": generator, "preset": preset, "size": size, "count": count}
-    set_up = _set_up(synthetic, tumors, short, organ=chosen, seed=seed, model=model, device=device, jobs=jobs)
+    options = _options(synthetic, tumors, short, organ=chosen, seed=seed, model=model, device=device, jobs=jobs)
     if convention is not None:
         listed = replace(listed, label_names=get_convention(convention))
     given = [file for case in listed.cases for file in (case.image, case.labels) if file is not None]
@@ -129,7 +129,7 @@ def nnunet(
     real, copies = plan_entries(listed, found, copies=synthetic, organ=chosen, seed=seed)
     with folder_written_whole(out) as staging:
         _write_cases(listed, chosen, staging)
-        failed = _write_copies(set_up, copies, listed, chosen, staging, jobs=jobs)
+        failed = _write_copies(options, copies, listed, chosen, staging, jobs=jobs)
         made = [copy for copy in copies if copy.case.id not in failed]
         describe(staging, out.name, [*real, *made], listed, chosen, seed=seed)
     typer.echo(f"{len(real)} cases, {len(made)} synthetic cop{'y' if len(made) == 1 else 'ies'}: {out}")
@@ -176,7 +176,7 @@ def _refuse_failed(failed: list[str], copies: int, out: Path) -> None:
     )
 
 
-def _set_up(
+def _options(
     copies: int,
     tumors: Path | None,
     short: dict[str, Any],
@@ -186,29 +186,16 @@ def _set_up(
     model: Path | None,
     device: str | None,
     jobs: int,
-) -> Setup | None:
+) -> SynthesisOptions | None:
     """Return what makes the synthetic tumors; None where none are wanted."""
-    from difftumor.cli.synthesis.options import refuse, specs_of
-    from difftumor.synthesis.scan.setup import Setup
+    from difftumor.synthesis.scan.setup import SynthesisOptions, plan_tumors, refuse
 
     if not copies:
         others = {"tumors": tumors, "model": model, "device": device, "jobs": jobs if jobs > 1 else None}
-        refuse({**short, **others}, beside="a missing --synthetic")
+        refuse({**short, **others}, beside="a data set without --synthetic")
         return None
-    specs, _ = specs_of(tumors, short)
-    if all(spec.generator == "handcrafted" for spec in specs):
-        refuse({"model": model}, beside="hand-crafted tumors alone")
-    return Setup(
-        organ=organ.name,
-        tumors=specs,
-        seed=seed,
-        model=model,
-        sampling={},
-        precision="fp32",
-        device=device or "auto",
-        gate=None,
-        strict=False,
-    )
+    plan = plan_tumors(tumors, **short)
+    return SynthesisOptions(organ=organ.name, tumors=plan.tumors, seed=seed, model=model, device=device or "auto")
 
 
 def _sorted(listed: CaseList, organ: Organ, *, assume_healthy: bool) -> SortedCases:
@@ -239,16 +226,22 @@ def _write_cases(listed: CaseList, organ: Organ, folder: Path) -> None:
 
 
 def _write_copies(
-    set_up: Setup | None, copies: tuple[Entry, ...], listed: CaseList, organ: Organ, folder: Path, *, jobs: int
+    options: SynthesisOptions | None,
+    copies: tuple[Entry, ...],
+    listed: CaseList,
+    organ: Organ,
+    folder: Path,
+    *,
+    jobs: int,
 ) -> list[str]:
     """Make the synthetic copies, say what became of those that failed, and return their ids."""
     from difftumor.cli.many import progress_bar
     from difftumor.exchange.nnunet import write_copies
 
     failed = []
-    if set_up is not None:
+    if options is not None:
         with progress_bar("Making tumors", len(copies)) as advance:
-            for outcome in write_copies(set_up, copies, listed, organ, folder, jobs=jobs):
+            for outcome in write_copies(options.load, copies, listed, organ, folder, jobs=jobs):
                 if outcome.status == "failed":
                     failed.append(outcome.id)
                     typer.echo(f"Left out {outcome.id}: {outcome.error}", err=True)

@@ -1,297 +1,196 @@
-"""``difftumor synthesize``: tumors in a CT, or in many."""
+"""``difftumor synthesize``: tumors in one CT, or in many."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftumor.cli.synthesis.options import Files, refuse, specs_of
+from difftumor.cli.options import flag, option, parse_organ_labels
 from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
     from difftumor.synthesis.scan.files import ScanReport
-    from difftumor.synthesis.scan.setup import Setup
+    from difftumor.synthesis.scan.report import TumorReport
 
+SCAN, TUMORS, MAKING, RESULTS = "Scan and organ", "Which tumors", "How they are made", "Results"
 BY_MODEL = "by default as the model says."
-WHICH, WHERE, MAKING, MANY = "Which tumors", "Scan and organ", "How they are made", "Results"
+CONVENTIONS = "totalsegmentator, universal_model, msd_liver, msd_pancreas, lits, kits"
+SIZES = (
+    "tiny (4 mm radius), small (8), medium (16), large (32), early (tiny or small), late (medium or large), or mix "
+    "(any); by default early."
+)
+MANY = (
+    "Instead of --ct: many scans, as a folder, a dataset.json, or a CSV or JSON list. If it names no labels, "
+    "--organ-mask or --labels is a folder of files named like the CTs."
+)
+MODEL = (
+    "by default checkpoints/diffusion_ORGAN_early for tumors below 2 cm, checkpoints/diffusion_ORGAN_late for others."
+)
+PRESETS = (
+    "training: texture and shape only; reader: away from vessels, with mass effect and capsule. By default training."
+)
 
 
 def synthesize(
-    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False, rich_help_panel=MANY)],
-    ct: Annotated[
-        Path | None, typer.Option(help="CT in HU (.nii.gz or .nii).", show_default=False, rich_help_panel=WHERE)
-    ] = None,
-    organ_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the organ on the CT's grid.", show_default=False, rich_help_panel=WHERE)
-    ] = None,
+    out: Annotated[Path, option("Folder for the results.", RESULTS)],
+    ct: Annotated[Path | None, option("CT in HU (.nii.gz or .nii).", SCAN)] = None,
+    organ_mask: Annotated[Path | None, option("Mask of the organ on the CT's grid.", SCAN)] = None,
     labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of a mask: a label map on the CT's grid, with --organ-label or --convention.",
-            show_default=False,
-            rich_help_panel=WHERE,
-        ),
+        Path | None, option("Instead of a mask: a label map, with --organ-label or --convention.", SCAN)
     ] = None,
-    organ_label: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N[,N]", help="The organ's numbers in the label map.", show_default=False, rich_help_panel=WHERE
-        ),
-    ] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            help="What the numbers of the label map mean: totalsegmentator, universal_model, msd_liver, msd_pancreas, "
-            "lits, kits.",
-            show_default=False,
-            rich_help_panel=WHERE,
-        ),
-    ] = None,
-    organ: Annotated[
-        str | None, typer.Option(help="liver, pancreas or kidney.", show_default=False, rich_help_panel=WHERE)
-    ] = None,
+    organ_label: Annotated[str | None, option("The organ's numbers in the label map.", SCAN, metavar="N[,N]")] = None,
+    convention: Annotated[str | None, option(f"What the numbers of the label map mean: {CONVENTIONS}.", SCAN)] = None,
+    organ: Annotated[str | None, option("liver, pancreas or kidney.", SCAN)] = None,
     segments: Annotated[
-        Path | None,
-        typer.Option(
-            help="Label map of the organ's segments, for tumors with location: {segment: N}.",
-            show_default=False,
-            rich_help_panel=WHERE,
-        ),
+        Path | None, option("Label map of the organ's segments, for tumors with location: {segment: N}.", SCAN)
     ] = None,
-    cases: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of --ct: many scans, as a folder, a dataset.json, or a CSV or JSON list. Where it names no "
-            "labels, --organ-mask or --labels is a folder of files with the names of the CTs.",
-            show_default=False,
-            rich_help_panel=WHERE,
-        ),
-    ] = None,
-    tumors: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file that says which tumors, in place of the options below.",
-            show_default=False,
-            rich_help_panel=WHICH,
-        ),
-    ] = None,
-    generator: Annotated[
-        str | None,
-        typer.Option(help="diffusion or handcrafted; by default diffusion.", show_default=False, rich_help_panel=WHICH),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="training: texture and shape alone; reader: away from vessels, with mass effect and capsule. "
-            "By default training.",
-            show_default=False,
-            rich_help_panel=WHICH,
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="tiny (4 mm radius), small (8), medium (16), large (32), early (tiny or small), late (medium or "
-            "large), or mix (any); by default early.",
-            show_default=False,
-            rich_help_panel=WHICH,
-        ),
-    ] = None,
+    cases: Annotated[Path | None, option(MANY, SCAN)] = None,
+    tumors: Annotated[Path | None, option("YAML file of the tumors, instead of the options below.", TUMORS)] = None,
+    generator: Annotated[str | None, option("diffusion or handcrafted; by default diffusion.", TUMORS)] = None,
+    preset: Annotated[str | None, option(PRESETS, TUMORS)] = None,
+    size: Annotated[str | None, option(SIZES, TUMORS)] = None,
     radius_mm: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead of a size: radius of the ball of the tumor's volume.",
-            show_default=False,
-            rich_help_panel=WHICH,
-        ),
+        float | None, option("Instead of a size: radius of a ball of the tumor's volume.", TUMORS)
     ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(help="Number of tumors; by default 1.", min=1, show_default=False, rich_help_panel=WHICH),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="The same seed gives the same tumors; by default 0.", show_default=False, rich_help_panel=WHICH
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Diffusion artifact; by default checkpoints/diffusion_ORGAN_early for tumors below 2 cm, "
-            "checkpoints/diffusion_ORGAN_late for others.",
-            show_default=False,
-            rich_help_panel=MAKING,
-        ),
-    ] = None,
-    quality_gate: Annotated[
-        bool,
-        typer.Option("--quality-gate", help="Draw tumors anew that look wrong.", rich_help_panel=MAKING),
-    ] = False,
+    count: Annotated[int | None, option("Number of tumors; by default 1.", TUMORS, min=1)] = None,
+    seed: Annotated[int | None, option("The same seed gives the same tumors; by default 0.", TUMORS)] = None,
+    model: Annotated[Path | None, option(f"Diffusion artifact; {MODEL}", MAKING)] = None,
+    quality_gate: Annotated[bool, flag("--quality-gate", "Redraw implausible tumors.", MAKING)] = False,
     gate_attempts: Annotated[
-        int | None,
-        typer.Option(
-            help="How often the gate has a tumor drawn before it gives it up; by default 10.",
-            min=1,
-            show_default=False,
-            rich_help_panel=MAKING,
-        ),
+        int | None, option("Tumors to try before the gate gives one up; by default 10.", MAKING, min=1)
     ] = None,
     gate_segmenter: Annotated[
-        Path | None,
-        typer.Option(
-            help="Segmenter artifact that must find a tumor for it to pass the gate.",
-            show_default=False,
-            rich_help_panel=MAKING,
-        ),
+        Path | None, option("Segmenter artifact that must find a tumor for it to pass the gate.", MAKING)
     ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Fail where not all that is asked can be had.", rich_help_panel=MAKING),
-    ] = False,
+    strict: Annotated[bool, flag("--strict", "Fail if any request cannot be met.", MAKING)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MAKING)] = "auto",
     precision: Annotated[
-        str, typer.Option(help="What the networks compute in: fp32 or bf16.", rich_help_panel=MAKING)
+        str, typer.Option(help="What networks compute in: fp32 or bf16.", rich_help_panel=MAKING)
     ] = "fp32",
-    sampler: Annotated[
-        str | None, typer.Option(help=f"ddpm or ddim; {BY_MODEL}", show_default=False, rich_help_panel=MAKING)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help=f"Steps of ddim; {BY_MODEL}", min=1, show_default=False, rich_help_panel=MAKING)
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(help=f"Noise that ddim adds, 0 to 1; {BY_MODEL}", show_default=False, rich_help_panel=MAKING),
-    ] = None,
+    sampler: Annotated[str | None, option(f"ddpm or ddim; {BY_MODEL}", MAKING)] = None,
+    steps: Annotated[int | None, option(f"Steps of ddim; {BY_MODEL}", MAKING, min=1)] = None,
+    eta: Annotated[float | None, option(f"Noise that ddim adds, 0 to 1; {BY_MODEL}", MAKING)] = None,
     spacing: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Steps ddim visits: leading, or trailing for few steps; {BY_MODEL}",
-            show_default=False,
-            rich_help_panel=MAKING,
-        ),
+        str | None, option(f"Steps that ddim visits: leading, or trailing for few steps; {BY_MODEL}", MAKING)
     ] = None,
     replay: Annotated[
-        Path | None,
-        typer.Option(
-            help="record.json of an earlier run: make its tumors again, the same to the last bit.",
-            show_default=False,
-            rich_help_panel=MANY,
-        ),
+        Path | None, option("record.json of an earlier run: make its tumors again, bit for bit.", RESULTS)
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes for --cases.", min=1, rich_help_panel=MANY)] = 1,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier result in the folder.", rich_help_panel=MANY)
-    ] = False,
+    jobs: Annotated[int, typer.Option(help="Processes for --cases.", min=1, rich_help_panel=RESULTS)] = 1,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace an earlier result in the folder.", RESULTS)] = False,
 ) -> None:
     """Make tumors in an organ of a CT.
 
-    Writes ct.nii.gz, which equals the input outside the tumors bit by bit, labels.nii.gz (0 background, 1 organ,
+    Writes ct.nii.gz, which equals the input bit for bit outside the tumors, labels.nii.gz (0 background, 1 organ,
     2 tumor), lesions.nii.gz (one number per tumor), record.json and preview.png.
     """
-    from difftumor.synthesis.scan.setup import Gate, Setup
+    from difftumor.synthesis.scan import setup
 
     sampling = {"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing}
-    short = {"generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count}
+    short: dict[str, Any] = {
+        "generator": generator,
+        "preset": preset,
+        "size": size,
+        "radius_mm": radius_mm,
+        "count": count,
+    }
     gate = {"gate_attempts": gate_attempts, "gate_segmenter": gate_segmenter}
-    files = Files(ct, organ_mask, labels, organ_label, convention, segments)
+    files = setup.ScanOptions(
+        ct=ct,
+        organ_mask=organ_mask,
+        labels=labels,
+        organ_labels=parse_organ_labels(organ_label),
+        convention=convention,
+        segments=segments,
+    )
     if replay is not None:
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
         judged = {"quality_gate": quality_gate or None, "strict": strict or None, **gate}
-        refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
-        _replay(replay, files, model=model, device=device, out=out, overwrite=overwrite)
+        setup.refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
+        _say(setup.replay_files(replay, files, model=model, device=device, out=out, overwrite=overwrite))
         return
     if organ is None:
         raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
-    specs, stated_seed = specs_of(tumors, short)
     if not quality_gate:
-        refuse(gate, beside="a missing --quality-gate")
-    if all(spec.generator == "handcrafted" for spec in specs):
-        refuse({"model": model, **sampling}, beside="hand-crafted tumors alone")
-    if cases is None and jobs > 1:
-        refuse({"jobs": jobs}, beside="a single scan")
-    set_up = Setup(
+        setup.refuse(gate, beside="tumors without --quality-gate")
+    plan = setup.plan_tumors(tumors, **short)
+    options = setup.SynthesisOptions(
         organ=organ,
-        tumors=specs,
-        seed=next((value for value in (seed, stated_seed) if value is not None), 0),
+        tumors=plan.tumors,
+        seed=next((value for value in (seed, plan.seed) if value is not None), 0),
         model=model,
-        sampling=sampling,
-        precision=precision,
+        sampler=sampling,
+        precision=precision,  # type: ignore[arg-type]
         device=device,
-        gate=Gate(gate_attempts or 10, gate_segmenter) if quality_gate else None,
+        gate=setup.GateOptions(gate_attempts or 10, gate_segmenter) if quality_gate else None,
         strict=strict,
     )
     if cases is not None:
-        _many(set_up, cases, files, out=out, jobs=jobs, overwrite=overwrite)
-    else:
-        _one(set_up, files, out=out, overwrite=overwrite)
+        from difftumor.cli.synthesis.cases import synthesize_cases
+
+        synthesize_cases(options, cases, files, out=out, jobs=jobs, overwrite=overwrite)
+        return
+    from difftumor.synthesis.scan.files import synthesize_files
+
+    setup.refuse({"jobs": jobs if jobs > 1 else None}, beside="a single scan")
+    report = synthesize_files(options.load, files.inputs(organ), out=out, overwrite=overwrite)
+    _say(report)
+    if quality_gate:
+        passed = len(report.tumors)
+        typer.echo(
+            f"The quality gate passed {passed} tumor{'' if passed == 1 else 's'} and rejected {report.rejected}."
+        )
 
 
-def _one(set_up: Setup, files: Files, *, out: Path, overwrite: bool) -> None:
-    from difftumor.cli.synthesis.cases import UNTESTED
-    from difftumor.scans.organs import get_organ
-    from difftumor.synthesis.scan.files import check_output, synthesize_scan
-
-    inputs = files.inputs(get_organ(set_up.organ).name)
-    # Before the networks are loaded, which takes a while.
-    check_output(out, inputs=inputs, overwrite=overwrite)
-    for path in set_up.untested():
-        typer.echo(f"Warning: {path} does not say how real tumors look: {UNTESTED}", err=True)
-    workshop = set_up()
-    report = synthesize_scan(
-        workshop.synthesizer, inputs, workshop.request, out=out, models=workshop.models, overwrite=overwrite
-    )
-    _print(report)
-    if workshop.request.gate is not None:
-        typer.echo(f"The quality gate let {_tumors(len(report.tumors))} through and rejected {report.rejected}.")
-
-
-def _many(set_up: Setup, source: Path, files: Files, *, out: Path, jobs: int, overwrite: bool) -> None:
-    from difftumor.cli.synthesis.cases import synthesize_cases
-
-    if files.ct or files.segments:
-        raise ConfigError("--cases names the scans: do without --ct and --segments.")
-    if files.organ_mask and files.labels:
-        raise ConfigError("Give the organ as either --organ-mask or --labels.")
-    synthesize_cases(
-        set_up,
-        source,
-        masks=files.organ_mask,
-        maps=files.labels,
-        organ_labels=files.numbers(),
-        convention=files.convention,
-        out=out,
-        jobs=jobs,
-        overwrite=overwrite,
-    )
-
-
-def _replay(path: Path, files: Files, *, model: Path | None, device: str, out: Path, overwrite: bool) -> None:
-    from difftumor.models.artifact import pick_device
-    from difftumor.synthesis.scan.files import replay_scan
-    from difftumor.synthesis.scan.loading import load_recorded
-    from difftumor.synthesis.scan.record import read_record
-
-    record = read_record(path)
-    there = pick_device(device)
-    if str(there) != record.content["device"]:
-        then = record.content["device"]
-        typer.echo(f"Warning: the record was made on {then}, this is {there}: last bits may differ.", err=True)
-    inputs = files.replacing(record.inputs)
-    synthesizer = load_recorded(record, model=model, device=there)
-    _print(replay_scan(synthesizer, record, inputs, out=out, overwrite=overwrite))
-
-
-def _print(report: ScanReport) -> None:
-    from difftumor.cli.synthesis.tumor_table import print_tumors
-
-    for warning in report.warnings:
+def _say(report: ScanReport) -> None:
+    for warning in (*report.notes, *report.warnings):
         typer.echo(f"Warning: {warning}", err=True)
-    print_tumors(report.tumors)
+    _print_tumors(report.tumors)
     typer.echo(f"Results are in {report.folder}.")
 
 
-def _tumors(count: int) -> str:
-    return f"{count} tumor{'' if count == 1 else 's'}"
+# Name, and whether the column holds numbers, which are never broken into lines.
+_COLUMNS = (
+    ("#", True), ("tumor", False), ("diameter\n(mm)", True), ("contrast\n(HU)", True), ("vessels\n(mm)", True),
+    ("center\n(mm)", True), ("tries", True),
+)  # fmt: skip
+# Width of the table in a file or pipe.
+_WIDTH = 110
+
+
+def _print_tumors(tumors: Sequence[TumorReport]) -> None:
+    """Print one row for each tumor; an arrow leads from what was asked to what was achieved."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, numbers in _COLUMNS:
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers)
+    for number, tumor in enumerate(tumors, start=1):
+        table.add_row(str(number), *_cells(tumor))
+    Console(width=None if Console().is_terminal else _WIDTH).print(table)
+
+
+def _cells(tumor: TumorReport) -> list[str]:
+    record = tumor.record
+    around = "" if record.location == "anywhere" else f", {record.location}"
+    center = "none" if tumor.center_mm is None else "({:.0f}, {:.0f}, {:.0f})".format(*tumor.center_mm)
+    return [
+        f"{record.generator} {record.size}{around}",
+        _arrow(tumor.requested_diameter_mm, tumor.diameter_mm, ".1f"),
+        _arrow(record.contrast_hu, tumor.contrast_hu, "+.0f"),
+        _arrow(record.vessel_clearance_mm, tumor.vessel_clearance_mm, ".1f"),
+        center,
+        str(record.attempts),
+    ]
+
+
+def _arrow(requested: float | None, achieved: float | None, style: str) -> str:
+    if requested is None and achieved is None:
+        return "–"
+    asked = "any" if requested is None else format(requested, style)
+    return f"{asked} → {'–' if achieved is None else format(achieved, style)}".replace("-", "−")

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError, sentence_of
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.metrics.surfaces import check_tolerance
@@ -26,10 +25,10 @@ from difftumor.scans.nifti import Volume, as_stored
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.host import Host
-from difftumor.synthesis.scan.files import ScanRequest, describe_request
+from difftumor.synthesis.scan.files import ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
-from difftumor.synthesis.scan.record import FORMAT_VERSION
+from difftumor.synthesis.scan.record import record_content, write_record
 from difftumor.synthesis.scan.report import TumorReport, report_tumors
 from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
@@ -136,7 +135,7 @@ class Benchmark:
                     continue
                 report, score = test.score(first)
                 name = f"{RECORDS}/{file_name(first)}"
-                write_json(staging / name, self._record(inputs, report, seed))
+                write_record(staging / name, self._record(inputs, report, seed))
                 rows |= {variant: _row(case, patient, variant, report, score, name) for variant in variants}
             made = tuple(rows[variant] for variant in plan.variants if variant in rows)
             result = ScanResult(case, "done", made, tuple(notes), test.healthy_lesions)
@@ -153,13 +152,14 @@ class Benchmark:
 
     def _record(self, inputs: ScanInputs, report: TumorReport, seed: int) -> dict[str, Any]:
         """Return what ``difftumor synthesize --replay`` reads."""
-        request = ScanRequest(tumors=(tumor_spec(self.dimensions),), seed=seed)
-        return {
-            "format_version": FORMAT_VERSION, "difftumor_version": __version__,
-            "request": describe_request(request, self.synthesizer.organ), "inputs": inputs.to_record(), "models": {},
-            "device": str(self.synthesizer.device), "shortfalls": [], "rejected": [], "warnings": [],
-            "tumors": [report.to_dict()],
-        }  # fmt: skip
+        asked = ScanSynthesizer(synthesizer=self.synthesizer, tumors=(tumor_spec(self.dimensions),), seed=seed)
+        return record_content(
+            request=asked.request,
+            inputs=inputs.to_record(),
+            models={},
+            device=str(self.synthesizer.device),
+            tumors=[report.to_dict()],
+        )
 
 
 class ScanTest:

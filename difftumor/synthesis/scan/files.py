@@ -1,25 +1,27 @@
-"""From files to files: tumors in a scan, with labels, record and picture in one folder."""
+"""Tumors in a whole scan: made in memory, and written with labels, record and picture into one folder."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from difftumor import __version__
+import numpy as np
+from numpy.typing import NDArray
+
 from difftumor.errors import SynthesisError
 from difftumor.files import check_results, folder_written_whole
 from difftumor.reporting.plots import save_png
-from difftumor.scans.nifti import same_outside, write_ct, write_labels
-from difftumor.scans.organs import Organ
+from difftumor.scans.nifti import as_stored, same_outside, write_ct, write_labels
+from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
-from difftumor.synthesis.host import Host
+from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.gate import QualityGate, RejectionSampler
-from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
-from difftumor.synthesis.scan.record import FORMAT_VERSION, RECORD_FILE, ModelRecord, ScanRecord
+from difftumor.synthesis.scan.record import RECORD_FILE, ModelRecord, ScanRecord, record_content, write_record
 from difftumor.synthesis.scan.report import TumorReport, find_warnings, plot_preview, report_tumors
 from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
@@ -30,92 +32,200 @@ PREVIEW_FILE = "preview.png"
 FILES = (CT_FILE, LABELS_FILE, LESIONS_FILE, RECORD_FILE, PREVIEW_FILE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScanRequest:
-    """What is asked of a scan.
-
-    Args:
-        tumors: What is wanted.
-        seed: The same seed and files give the same tumors.
-        gate: Which tumors are good enough; None for all.
-        strict: Refuse to write a scan that falls short of what is asked.
-    """
-
-    tumors: tuple[TumorSpec, ...] = field(default_factory=lambda: (TumorSpec(),))
-    seed: int = 0
-    gate: QualityGate | None = None
-    strict: bool = False
-
-
 @dataclass(frozen=True)
 class ScanReport:
-    """What was written.
+    """What was written, without the arrays.
 
     Args:
         folder: Where.
         tumors: What each tumor became.
         warnings: What fell short of the request, in sentences.
-        rejected: Tumors that the quality gate did not let through.
+        rejected: How many tumors the quality gate rejected.
+        notes: What a user should know of how they were made, in sentences.
     """
 
     folder: Path
     tumors: tuple[TumorReport, ...]
     warnings: tuple[str, ...]
     rejected: int
+    notes: tuple[str, ...] = ()
 
 
-def synthesize_scan(
-    synthesizer: TumorSynthesizer,
-    inputs: ScanInputs,
-    request: ScanRequest,
-    *,
-    out: Path,
-    models: Mapping[str, ModelRecord] | None = None,
-    overwrite: bool = False,
-) -> ScanReport:
-    """Make tumors in one scan and write CT, labels, lesions, record and preview; all files or none.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SynthesisResult:
+    """A scan with tumors.
 
     Args:
-        synthesizer: What makes the tumors.
+        made: What the tumors change, and where.
+        tumors: What was asked of each tumor and what it became.
+        warnings: What fell short of the request, in sentences.
+        facts: What ``record.json`` says besides tumors and warnings.
+        notes: What a user should know of how they were made, in sentences.
+    """
+
+    made: ScanSynthesis
+    tumors: tuple[TumorReport, ...]
+    warnings: tuple[str, ...]
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> tuple[TumorRecord, ...]:
+        """How each tumor was drawn: all it takes to make it again."""
+        return self.made.records
+
+    @cached_property
+    def ct(self) -> NDArray[np.float32]:
+        """(X, Y, Z) CT with tumors in HU; rounded to the stored type, so that it equals what ``save`` writes."""
+        scan, change_hu = self.made.scan, self.made.change_hu
+        hu: NDArray[np.float32] = scan.ct.data.copy(order="K")
+        part, changed = hu[self.made.box.slices], change_hu != 0
+        part[changed] = as_stored(scan.ct, (part + change_hu)[changed])
+        return hu
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """(X, Y, Z): 0 background, 1 organ, 2 tumor, including tumors that were there before."""
+        return self.made.whole_labels()
+
+    @cached_property
+    def lesions(self) -> NDArray[np.unsignedinteger]:
+        """(X, Y, Z): 0, or the number of the tumor, from 1."""
+        return self.made.whole_lesions()
+
+    def save(self, out: Path | str, *, overwrite: bool = False) -> ScanReport:
+        """Write CT, labels, lesions, record and preview, as ``difftumor synthesize`` does; all files or none.
+
+        Args:
+            out: Folder to write to.
+            overwrite: Replace the files of an earlier run in ``out``.
+
+        Raises:
+            ConfigError: The folder cannot be written to, holds an earlier result or an input.
+        """
+        check_output(Path(out), inputs=self.made.scan.inputs, overwrite=overwrite)
+        return self.write(Path(out))
+
+    def write(self, out: Path) -> ScanReport:
+        """Write to a folder that ``check_output`` has passed; see ``save``."""
+        scan = self.made.scan
+        content = record_content(
+            **self.facts, warnings=self.warnings, tumors=[tumor.to_dict() for tumor in self.tumors]
+        )
+        with folder_written_whole(out, keep_others=True, last=RECORD_FILE) as staging:
+            write_volumes(self.made, staging)
+            write_record(staging / RECORD_FILE, content)
+            save_png(plot_preview(self.made, organ=scan.organ), staging / PREVIEW_FILE)
+        return ScanReport(out, self.tumors, self.warnings, len(self.facts["rejected"]), self.notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSynthesizer:
+    """Makes tumors of one kind in any number of scans.
+
+    Args:
+        synthesizer: Makes the tumors, in the organ it was loaded for.
+        tumors: Which tumors.
+        seed: The same seed and scan give the same tumors.
+        gate: Which tumors are good enough; None for all.
+        strict: Whether falling short of the request is an error.
+        models: The diffusion models behind the synthesizer by size group, for the record.
+    """
+
+    synthesizer: TumorSynthesizer
+    tumors: tuple[TumorSpec, ...]
+    seed: int = 0
+    gate: QualityGate | None = None
+    strict: bool = False
+    models: Mapping[str, ModelRecord] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What is asked, as plain values for ``record.json``."""
+        return {
+            "organ": self.synthesizer.organ.name,
+            "seed": self.seed,
+            "tumors": [spec.to_plain() for spec in self.tumors],
+            "quality_gate": None if self.gate is None else self.gate.to_dict(),
+            "strict": self.strict,
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the gate cannot test: models that don't say what real tumors look like cannot be compared with."""
+        if self.gate is None:
+            return ()
+        silent = dict.fromkeys(str(model.path) for group, model in self.models.items() if group not in self.gate.real)
+        return tuple(
+            f"{path} does not say what real tumors look like: contrast, texture and edge are not tested."
+            for path in silent
+        )
+
+    def for_case(self, case_id: str) -> ScanSynthesizer:
+        """Return the same with the seed of one case of many, which its id decides."""
+        return replace(self, seed=derive_seed(self.seed, "case", case_id))
+
+    def make(self, scan: Scan) -> SynthesisResult:
+        """Make tumors in a scan.
+
+        Args:
+            scan: Not modified.
+
+        Raises:
+            OrganError: The organ is too small.
+            SynthesisError: No tumor has room or passes the gate; or the request is strict and not met.
+        """
+        synthesizer = self.synthesizer
+        model_scan = ModelScan(scan, synthesizer.spacing_mm)
+        host = model_scan.host(self.tumors, synthesizer.organ)
+        sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=self.gate)
+        drawn = draw_tumors(host, self.tumors, seed=self.seed, accept=sampler, attempts=sampler.attempts)
+        self._check_enough(drawn.records, drawn.shortfalls, sampler)
+        made = apply_to_scan(synthesizer, model_scan, drawn.records)
+        tumors = report_tumors(made, host, window=synthesizer.window)
+        warnings = (*drawn.shortfalls, *find_warnings(tumors))
+        if warnings and self.strict:
+            raise SynthesisError(f"{warnings[0]} Ask for something else, or do without --strict.")
+        facts = {
+            "request": self.request,
+            "inputs": None if scan.inputs is None else scan.inputs.to_record(),
+            "models": {group: model.to_dict() for group, model in self.models.items()},
+            "device": str(synthesizer.device),
+            "shortfalls": list(drawn.shortfalls),
+            "rejected": [rejection.to_dict() for rejection in sampler.rejections],
+        }
+        return SynthesisResult(made=made, tumors=tumors, warnings=warnings, facts=facts, notes=self.notes)
+
+    def _check_enough(self, records: Sequence[Any], shortfalls: Sequence[str], sampler: RejectionSampler) -> None:
+        if not records and sampler.rejections:
+            failed = sorted({name for rejection in sampler.rejections for name in rejection.failed})
+            raise SynthesisError(
+                f"None of {len(sampler.rejections)} tumors passed the quality gate (failed: {', '.join(failed)}): "
+                "choose another model or seed, or do without --quality-gate."
+            )
+        if not records:
+            raise no_room(self.synthesizer.organ, self.tumors)
+        if shortfalls and self.strict:
+            raise SynthesisError(f"{shortfalls[0]} Ask for less, or do without --strict.")
+
+
+def synthesize_files(
+    load: Callable[[], ScanSynthesizer], inputs: ScanInputs, *, out: Path, overwrite: bool = False
+) -> ScanReport:
+    """Make tumors in the scan of some files and write the result; all files or none.
+
+    Args:
+        load: Loads the networks, once it is clear that the result can be written.
         inputs: The scan's files, any orientation and spacing; only read.
-        request: What is asked.
         out: Folder to write to.
-        models: The diffusion models behind the synthesizer, for the record.
         overwrite: Replace the files of an earlier run in ``out``.
 
     Raises:
-        DiffTumorError: Of the class that fits, before anything is written; the message names the file or option.
+        DiffTumorError: Before anything is written; the message names the file or option.
     """
     check_output(out, inputs=inputs, overwrite=overwrite)
-    scan = inputs.read(organ=synthesizer.organ.name)
-    model_scan = ModelScan(scan, synthesizer.spacing_mm)
-    host = model_scan.host(request.tumors, synthesizer.organ)
-    sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=request.gate)
-    drawn = draw_tumors(host, request.tumors, seed=request.seed, accept=sampler, attempts=sampler.attempts)
-    _check_enough(drawn.records, drawn.shortfalls, request, synthesizer, sampler)
-    result = apply_to_scan(synthesizer, model_scan, drawn.records)
-    content = {
-        "format_version": FORMAT_VERSION,
-        "difftumor_version": __version__,
-        "request": describe_request(request, synthesizer.organ),
-        "inputs": inputs.to_record(),
-        "models": {stage: model.to_dict() for stage, model in (models or {}).items()},
-        "device": str(synthesizer.device),
-        "shortfalls": list(drawn.shortfalls),
-        "rejected": [rejection.to_dict() for rejection in sampler.rejections],
-    }
-    return _write(result, host, content, synthesizer=synthesizer, out=out, strict=request.strict)
-
-
-def describe_request(request: ScanRequest, organ: Organ) -> dict[str, Any]:
-    """Return plain values that say what is asked, as ``record.json`` keeps them."""
-    return {
-        "organ": organ.name,
-        "seed": request.seed,
-        "tumors": [spec.to_plain() for spec in request.tumors],
-        "quality_gate": None if request.gate is None else request.gate.to_dict(),
-        "strict": request.strict,
-    }
+    loaded = load()
+    return loaded.make(inputs.read(organ=loaded.synthesizer.organ.name)).write(out)
 
 
 def replay_scan(
@@ -126,12 +236,12 @@ def replay_scan(
     Args:
         synthesizer: With the models of the record.
         record: What was made.
-        inputs: The files that it was made from, wherever they are now.
+        inputs: The files it was made from, wherever they are now.
         out: Folder to write to.
         overwrite: Replace the files of an earlier run in ``out``.
 
     Raises:
-        DiffTumorError: As ``synthesize_scan``; or a file is not the one that the record was made from.
+        DiffTumorError: As ``synthesize_files``; or a file is not the one that the record was made from.
     """
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check_same(record.content["inputs"])
@@ -139,67 +249,34 @@ def replay_scan(
     specs = [TumorSpec.from_dict(spec, where=f"{record.path}: tumors") for spec in record.content["request"]["tumors"]]
     model_scan = ModelScan(scan, synthesizer.spacing_mm)
     host = model_scan.host(specs, synthesizer.organ)
-    result = apply_to_scan(synthesizer, model_scan, record.tumors)
-    made_anew = {"tumors", "warnings"}
-    content = {name: value for name, value in record.content.items() if name not in made_anew}
-    content |= {"difftumor_version": __version__, "device": str(synthesizer.device)}
-    return _write(result, host, content, synthesizer=synthesizer, out=out, strict=False)
+    made = apply_to_scan(synthesizer, model_scan, record.tumors)
+    tumors = report_tumors(made, host, window=synthesizer.window)
+    kept = {name: record.content[name] for name in ("request", "inputs", "models", "shortfalls", "rejected")}
+    warnings = (*kept["shortfalls"], *find_warnings(tumors))
+    then, now = record.content["device"], str(synthesizer.device)
+    notes = () if now == then else (f"The record was made on {then}, this is {now}: the last bits may differ.",)
+    facts = {**kept, "device": now}
+    return SynthesisResult(made=made, tumors=tumors, warnings=warnings, facts=facts, notes=notes).write(out)
 
 
-def check_output(out: Path, *, inputs: ScanInputs, overwrite: bool) -> None:
-    """Refuse a folder that must not be written to; see `difftumor.files.check_results`."""
-    given = [path for paths in inputs.files.values() for path in paths]
-    check_results(out, FILES, inputs=given, overwrite=overwrite)
+def write_volumes(made: ScanSynthesis, folder: Path) -> None:
+    """Write CT, labels and lesions.
 
-
-def _check_enough(
-    records: Sequence[Any],
-    shortfalls: Sequence[str],
-    request: ScanRequest,
-    synthesizer: TumorSynthesizer,
-    sampler: RejectionSampler,
-) -> None:
-    if not records and sampler.rejections:
-        failed = sorted({name for rejection in sampler.rejections for name in rejection.failed})
-        raise SynthesisError(
-            f"None of {len(sampler.rejections)} tumors passed the quality gate (failed: {', '.join(failed)}): "
-            "choose another model or seed, or do without --quality-gate."
-        )
-    if not records:
-        raise no_room(synthesizer.organ, request.tumors)
-    if shortfalls and request.strict:
-        raise SynthesisError(f"{shortfalls[0]} Ask for less, or do without --strict.")
-
-
-def _write(
-    result: ScanSynthesis,
-    host: Host,
-    content: Mapping[str, Any],
-    *,
-    synthesizer: TumorSynthesizer,
-    out: Path,
-    strict: bool,
-) -> ScanReport:
-    organ = synthesizer.organ.name
-    tumors = report_tumors(result, host, window=synthesizer.window)
-    warnings = (*content["shortfalls"], *find_warnings(tumors))
-    if warnings and strict:
-        raise SynthesisError(f"{warnings[0]} Ask for something else, or do without --strict.")
-    whole = {**content, "warnings": list(warnings), "tumors": [tumor.to_dict() for tumor in tumors]}
-    with folder_written_whole(out, keep_others=True, last=RECORD_FILE) as staging:
-        _write_volumes(result, staging)
-        (staging / RECORD_FILE).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        save_png(plot_preview(result, organ=organ), staging / PREVIEW_FILE)
-    return ScanReport(out, tumors, warnings, len(content["rejected"]))
-
-
-def _write_volumes(result: ScanSynthesis, folder: Path) -> None:
-    original = result.scan.ct
-    write_ct(folder / CT_FILE, original, result.hu(), result.change_hu != 0, box=result.box)
+    Raises:
+        SynthesisError: The CT file differs from the original outside the tumors.
+    """
+    original = made.scan.ct
+    write_ct(folder / CT_FILE, original, made.hu(), made.change_hu != 0, box=made.box)
     # The promise is checked on the file itself: stored values, not HU, and the header with them.
-    if not same_outside(original, folder / CT_FILE, result.halo, box=result.box):
+    if not same_outside(original, folder / CT_FILE, made.halo, box=made.box):
         raise SynthesisError(
             f"The copy of {original.path} differs from it outside the tumors, so nothing was written: report this."
         )
-    write_labels(folder / LABELS_FILE, result.whole_labels(), original)
-    write_labels(folder / LESIONS_FILE, result.whole_lesions(), original)
+    write_labels(folder / LABELS_FILE, made.whole_labels(), original)
+    write_labels(folder / LESIONS_FILE, made.whole_lesions(), original)
+
+
+def check_output(out: Path, *, inputs: ScanInputs | None, overwrite: bool) -> None:
+    """Refuse a folder that must not be written to; errors as `difftumor.files.check_results`."""
+    given = [] if inputs is None else [path for paths in inputs.files.values() for path in paths]
+    check_results(out, FILES, inputs=given, overwrite=overwrite)

@@ -11,7 +11,7 @@ import torch
 
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.models.artifact import load_artifact
-from difftumor.models.artifact_config import read_config
+from difftumor.models.artifact_config import ArtifactConfig, read_config
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.scans.appearance import AppearanceRanges
@@ -29,14 +29,21 @@ class LoadedTexture:
     """A diffusion model, ready for synthesis.
 
     Args:
-        texture: It.
+        texture: Makes the texture of tumors.
         spacing_mm: Voxel size that it was trained at.
         path: Folder of its artifact.
+        config: Description of the artifact.
     """
 
     texture: DiffusionTexture
     spacing_mm: Vector
     path: Path
+    config: ArtifactConfig
+
+    @property
+    def record(self) -> ModelRecord:
+        """What ``record.json`` says of it."""
+        return ModelRecord(self.path, identities_of(self.config), self.texture.sampling)
 
 
 def load_texture(
@@ -61,7 +68,7 @@ def load_texture(
         patch = [int(size) for size in preprocessing["crop"]]
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtifactError(
-            f"{artifact.path} lacks or misstates a setting for synthesis ({error}): make it again with its stage."
+            f"{artifact.path} lacks or misstates a setting for synthesis ({error}): train it again."
         ) from error
     chosen = sampler if isinstance(sampler, SamplerConfig) else usual.changed(**sampler or {})
     chosen.time_steps(schedule.timesteps)
@@ -75,7 +82,7 @@ def load_texture(
         masked=settings.get("masked", "image"),
         precision=precision,
     )
-    return LoadedTexture(texture, (x, y, z), artifact.path)
+    return LoadedTexture(texture, (x, y, z), artifact.path, artifact.config)
 
 
 def load_synthesizer(
@@ -91,96 +98,89 @@ def load_synthesizer(
     """Load diffusion models, each with the autoencoder it was trained with.
 
     Args:
-        models: Folder of the diffusion model, or folders by stage, ``"early"`` and ``"late"``; None for hand-crafted
-            tumors alone.
+        models: Folder of the diffusion model, or folders by size group, ``"early"`` and ``"late"``; None for
+            hand-crafted tumors only.
         organ: Where tumors are to grow; may differ from the organ that a model was trained on.
         device: Where to put the networks.
-        sampler: How to sample; by default as the artifact says. A mapping holds what is to differ from that, as
-            arguments of `SamplerConfig.changed`.
+        sampler: How to sample; by default as the artifact says. A mapping overrides that in part, with arguments of
+            `SamplerConfig.changed`.
         precision: What the networks compute in, "fp32" or "bf16".
         autoencoder: Where the autoencoder is now; by default where it was in training.
         allow_incomplete: Also take a model whose training has not finished.
 
     Raises:
-        ArtifactError: An artifact is missing, damaged, of another kind, or lacks settings; or the models of both stages
-            were trained at different voxel sizes.
+        ArtifactError: An artifact is missing, damaged, of another kind or lacks settings; or the models were trained
+            at different voxel sizes.
         ConfigError: The sampler does not fit the model, or the precision is unknown.
         OrganError: The organ is unknown.
     """
     host = get_organ(organ) if isinstance(organ, str) else organ
     if models is None:
-        return TumorSynthesizer(organ=host).to(device)
-    paths: dict[str, Path] = dict(models.items()) if isinstance(models, Mapping) else {"": Path(models)}
-    loaded = {
-        path: load_texture(
-            path,
-            device=device,
-            sampler=sampler,
-            precision=precision,
-            autoencoder=autoencoder,
-            allow_incomplete=allow_incomplete,
-        )
-        for path in dict.fromkeys(paths.values())
+        return synthesizer_of({}, organ=host, device=device)
+    options: dict[str, Any] = {
+        "device": device,
+        "sampler": sampler,
+        "precision": precision,
+        "autoencoder": autoencoder,
+        "allow_incomplete": allow_incomplete,
     }
-    spacings = {model.spacing_mm for model in loaded.values()}
+    if isinstance(models, Mapping):
+        return synthesizer_of(load_textures(models, **options), organ=host)
+    loaded = load_texture(models, **options)
+    return TumorSynthesizer(organ=host, diffusion=loaded.texture, spacing_mm=loaded.spacing_mm)
+
+
+def load_textures(paths: Mapping[SizeGroup, Path], **options: Any) -> dict[SizeGroup, LoadedTexture]:
+    """Load diffusion models by size group, each folder once; options and errors as ``load_texture``."""
+    loaded = {path: load_texture(path, **options) for path in dict.fromkeys(paths.values())}
+    return {group: loaded[path] for group, path in paths.items()}
+
+
+def synthesizer_of(
+    models: Mapping[SizeGroup, LoadedTexture], *, organ: Organ, device: torch.device | str = "cpu"
+) -> TumorSynthesizer:
+    """Return a synthesizer with loaded models; without any it makes hand-crafted tumors, on ``device``.
+
+    Raises:
+        ArtifactError: The models were trained at different voxel sizes.
+    """
+    if not models:
+        return TumorSynthesizer(organ=organ).to(device)
+    spacings = {model.spacing_mm for model in models.values()}
     if len(spacings) > 1:
-        listed = " and ".join(str(path) for path in loaded)
+        listed = " and ".join(dict.fromkeys(str(model.path) for model in models.values()))
         raise ArtifactError(f"{listed} were trained at different voxel sizes: give models of one size.")
-    textures = {stage: loaded[path].texture for stage, path in paths.items()}
-    return TumorSynthesizer(organ=host, diffusion=textures.get("", textures), spacing_mm=spacings.pop())
+    textures: dict[str, DiffusionTexture] = {group: model.texture for group, model in models.items()}
+    return TumorSynthesizer(organ=organ, diffusion=textures, spacing_mm=spacings.pop())
 
 
 def find_models(
-    model: Path | str | None, stages: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
+    model: Path | str | None, groups: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
 ) -> dict[SizeGroup, Path]:
-    """Return the folders of the diffusion models to use, by stage.
+    """Return the folders of the diffusion models to use, by size group.
 
     Args:
-        model: Where the user says it is, for all stages; None for the usual places.
-        stages: Of the tumors that are wanted.
+        model: The one that the user names, for all sizes; None for the default places,
+            ``<folder>/diffusion_<organ>_<early or late>``.
+        groups: Size groups of the requested tumors, ``"early"`` and ``"late"``.
         organ: Where tumors are to grow.
-        folder: See `find_artifact`.
-
-    Raises:
-        ArtifactError: There is nothing in a usual place.
-        OrganError: The organ is unknown.
-    """
-    return {stage: find_artifact(model, organ=organ, stage=stage, folder=folder) for stage in sorted(stages)}
-
-
-def find_artifact(
-    path: Path | str | None, *, organ: Organ | str, stage: SizeGroup, folder: Path | str = "checkpoints"
-) -> Path:
-    """Return the folder of the diffusion model to use.
-
-    Args:
-        path: Where the user says it is; None for the usual place, ``<folder>/diffusion_<organ>_<early or late>``.
-        organ: Where tumors are to grow.
-        stage: Of the tumors, ``"early"`` or ``"late"``.
         folder: Where the stages put their artifacts.
 
     Raises:
-        ArtifactError: There is nothing in the usual place.
+        ArtifactError: A default place is empty.
         OrganError: The organ is unknown.
     """
     name = (get_organ(organ) if isinstance(organ, str) else organ).name
-    if path is not None:
-        return Path(path)
-    usual = Path(folder) / f"diffusion_{name}_{stage}"
-    if not usual.is_dir():
-        raise ArtifactError(
-            f"There is no diffusion model at {usual}: make one with python -m stages.diffusion organ={name} "
-            f"tumor_stage={stage}, give the folder of one with --model, or do without: --generator handcrafted."
-        )
-    return usual
-
-
-def model_records(paths: Mapping[SizeGroup, Path], synthesizer: TumorSynthesizer) -> dict[str, ModelRecord]:
-    """Return what a record keeps of the models behind a synthesizer, by stage."""
-    return {
-        stage: ModelRecord(path, artifact_identities(path), synthesizer.diffusion[stage].sampling)
-        for stage, path in paths.items()
-    }
+    found = {}
+    for group in sorted(groups):
+        found[group] = Path(folder) / f"diffusion_{name}_{group}" if model is None else Path(model)
+        if model is None and not found[group].is_dir():
+            raise ArtifactError(
+                f"There is no diffusion model at {found[group]}: train one with python -m stages.diffusion "
+                f"organ={name} tumor_stage={group}, give the folder of one with --model, or use "
+                "--generator handcrafted, which needs none."
+            )
+    return found
 
 
 def load_recorded(
@@ -190,42 +190,40 @@ def load_recorded(
 
     Args:
         record: What was made.
-        model: Where a diffusion model of it is now; by default all are where they were then.
+        model: Where one of its diffusion models is now; by default all are where they were.
         device: Where to put the networks.
 
     Raises:
-        ArtifactError: A model is missing, or is another than the one that made the record.
+        ArtifactError: A model is missing, or is not the one that made the record.
         OrganError: The organ is unknown.
     """
     given = {} if model is None else artifact_identities(model)
     if model is not None and given not in [dict(recorded.identities) for recorded in record.models.values()]:
-        raise ArtifactError(f"{model} is no model that made {record.path}: give one that did, or none.")
+        raise ArtifactError(f"{model} did not make {record.path}: give a model that did, or none.")
     textures, spacing_mm = {}, record.tumors[0].spacing_mm if record.tumors else (1.0, 1.0, 1.0)
-    for stage, recorded in record.models.items():
+    for group, recorded in record.models.items():
         path = model if model is not None and given == dict(recorded.identities) else recorded.path
         if artifact_identities(path) != dict(recorded.identities):
-            raise ArtifactError(
-                f"{path} is not the model that made {record.path} any more: give that one with --model."
-            )
-        textures[stage] = load_texture(path, device=device, **recorded.options).texture
+            raise ArtifactError(f"{path} is no longer the model that made {record.path}: give that one with --model.")
+        textures[group] = load_texture(path, device=device, **recorded.options).texture
     return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
 
 
-def real_tumors(paths: Mapping[SizeGroup, Path]) -> dict[SizeGroup, AppearanceRanges]:
-    """Return how the real tumors look that diffusion models have learned, by stage, where their artifacts say so.
+def real_tumors(models: Mapping[SizeGroup, LoadedTexture]) -> dict[SizeGroup, AppearanceRanges]:
+    """Return how the real tumors look that diffusion models learned from, by size group, if their artifacts say so.
 
     Raises:
-        ArtifactError: An artifact is missing, or says it in a way that is not understood.
+        ArtifactError: An artifact describes them in a way that cannot be read.
     """
-    found: dict[SizeGroup, AppearanceRanges] = {}
-    for stage, path in paths.items():
-        ranges = read_config(path).appearance_ranges(path)
-        if ranges is not None:
-            found[stage] = ranges
-    return found
+    found = {group: model.config.appearance_ranges(model.path) for group, model in models.items()}
+    return {group: ranges for group, ranges in found.items() if ranges is not None}
 
 
 def artifact_identities(diffusion_artifact: Path | str) -> dict[str, str]:
     """Return the identities (SHA-256) of a diffusion model and the artifacts it was trained with, for provenance."""
-    config = read_config(diffusion_artifact)
+    return identities_of(read_config(diffusion_artifact))
+
+
+def identities_of(config: ArtifactConfig) -> dict[str, str]:
+    """Return the identities of a diffusion model and its parents by role."""
     return {"diffusion": config.identity, **{role: parent.identity for role, parent in config.parents.items()}}

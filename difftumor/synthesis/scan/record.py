@@ -1,13 +1,14 @@
-"""``record.json``: what was asked, what came of it, and all that is needed to make the same again."""
+"""``record.json``: what was asked for, what was made, and all it takes to make the same again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.models.sampling import SamplerConfig
 from difftumor.synthesis.records import TumorRecord
@@ -50,7 +51,7 @@ class ScanRecord:
         content: All of it.
         path: Where it was read from.
         inputs: Files that the scan was read from.
-        models: Diffusion models by stage.
+        models: Diffusion models by size group.
         tumors: How they were drawn.
     """
 
@@ -67,26 +68,71 @@ class ScanRecord:
 
     @property
     def host(self) -> Path:
-        """CT that hosts the tumors, without links, by which it is found in lists of cases."""
+        """CT that hosts the tumors, with links resolved, to find it in lists of cases."""
         return self.inputs.ct.resolve()
+
+
+def record_content(
+    *,
+    request: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None,
+    models: Mapping[str, Any],
+    device: str,
+    tumors: Sequence[Mapping[str, Any]],
+    shortfalls: Sequence[str] = (),
+    rejected: Sequence[Mapping[str, Any]] = (),
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what a ``record.json`` holds.
+
+    Args:
+        request: What was asked: ``ScanSynthesizer.request``.
+        inputs: The files: ``ScanInputs.to_record``; None for a scan from arrays.
+        models: Diffusion models by size group: ``ModelRecord.to_dict``.
+        device: Where the tumors were made.
+        tumors: What was asked of each and what it became: ``TumorReport.to_dict``.
+        shortfalls: Why there are fewer tumors than asked for, in sentences.
+        rejected: Tumors that the quality gate rejected: ``Rejection.to_dict``.
+        warnings: What fell short of the request, in sentences.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "difftumor_version": __version__,
+        "request": dict(request),
+        "inputs": inputs,
+        "models": dict(models),
+        "device": device,
+        "shortfalls": list(shortfalls),
+        "rejected": list(rejected),
+        "warnings": list(warnings),
+        "tumors": list(tumors),
+    }
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a ``record.json``, under this or another name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> ScanRecord:
     """Read a ``record.json``.
 
     Raises:
-        SynthesisError: The file is missing, is none, or was written by another release.
+        SynthesisError: The file is missing, not a record, of a scan from arrays, or written by another release.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format_version"]
+        if content.get("inputs", ()) is None:
+            raise ValueError("its scan came from arrays, not from files")
         if version == FORMAT_VERSION:
             models = {
-                stage: ModelRecord(Path(model["path"]), dict(model["identities"]), dict(model["sampling"]))
-                for stage, model in content["models"].items()
+                group: ModelRecord(Path(model["path"]), dict(model["identities"]), dict(model["sampling"]))
+                for group, model in content["models"].items()
             }
             for model in models.values():
-                _ = model.options  # refuses what no sampler takes
+                _ = model.options  # refuses options that no sampler takes
             inputs = ScanInputs.from_record(content["inputs"])
             tumors = [dict(tumor["record"]) for tumor in content["tumors"]]
             content["request"]["organ"], content["device"]

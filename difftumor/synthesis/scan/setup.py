@@ -1,118 +1,363 @@
-"""What ``difftumor synthesize`` is asked for, and how it becomes a synthesizer; once in every process."""
+"""What is asked for: the options of ``difftumor synthesize`` as plain values, and how they become tumors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from difftumor.errors import ConfigError
+
 if TYPE_CHECKING:
-    from difftumor.scans.lesions import SizeGroup
-    from difftumor.synthesis.scan.cohort import Workshop
-    from difftumor.synthesis.scan.gate import QualityGate, Segment
-    from difftumor.synthesis.spec import TumorSpec
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The options of the quality gate.
-
-    Args:
-        attempts: Tumors that are tried before one is given up.
-        segmenter: Artifact that must find a tumor; None for none.
-    """
-
-    attempts: int
-    segmenter: Path | None
+    from difftumor.synthesis.generators.diffusion import Precision
+    from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer, SynthesisResult
+    from difftumor.synthesis.scan.gate import Segment
+    from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+    from difftumor.synthesis.spec import TumorPlan, TumorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Makes a workshop; plain values, so that it can be sent to another process.
+class ScanOptions:
+    """The files of a scan as a user names them.
+
+    Args:
+        ct: CT in HU.
+        organ_mask: Mask of the organ on the CT's grid.
+        labels: Instead of a mask: a label map, with ``organ_labels`` or a ``convention``.
+        organ_labels: The organ's numbers in it, from 1.
+        convention: What all its numbers mean, such as ``"totalsegmentator"``.
+        segments: Label map of the organ's segments.
+    """
+
+    ct: Path | str | None = None
+    organ_mask: Path | str | None = None
+    labels: Path | str | None = None
+    organ_labels: tuple[int, ...] = ()
+    convention: str | None = None
+    segments: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.organ_mask is not None and self.labels is not None:
+            raise ConfigError("Give the organ either as --organ-mask or as --labels, not both.")
+        if self.organ_labels and self.convention is not None:
+            raise ConfigError("--organ-label and --convention contradict each other: give one of them.")
+        if any(number < 1 for number in self.organ_labels):
+            raise ConfigError(f"--organ-label is {min(self.organ_labels)}: give numbers from 1 up.")
+
+    @property
+    def mask(self) -> Path | None:
+        """The file that holds the organ."""
+        given = self.labels if self.organ_mask is None else self.organ_mask
+        return None if given is None else Path(given)
+
+    def inputs(self, organ: str) -> ScanInputs:
+        """Return the files of the scan.
+
+        Raises:
+            ConfigError: One is missing.
+            OrganError: The convention is unknown or does not have the organ.
+        """
+        from difftumor.scans.organs import get_convention, get_organ, resolve_labels
+        from difftumor.synthesis.scan.inputs import ScanInputs
+
+        if self.ct is None:
+            raise ConfigError("Give a CT with --ct, or many scans with --cases.")
+        if self.mask is None:
+            raise ConfigError("The organ is missing: give --organ-mask, or --labels with --organ-label.")
+        numbers, tumors = self.organ_labels, tuple[int, ...]()
+        if self.convention is not None:
+            named = resolve_labels(get_convention(self.convention), get_organ(organ))
+            numbers, tumors = named.organ, named.tumor
+        if self.labels is not None and not numbers:
+            raise ConfigError(
+                f"--labels {self.labels} needs --organ-label or --convention: say which number is the {organ}."
+            )
+        segments = None if self.segments is None else Path(self.segments)
+        return ScanInputs(
+            ct=Path(self.ct), organ_masks=(self.mask,), organ_labels=numbers, tumor_labels=tumors, segments=segments
+        )
+
+    def moved(self, recorded: ScanInputs) -> ScanInputs:
+        """Return the files of a record, replaced by those that are named here because they have moved.
+
+        Raises:
+            ConfigError: A mask is named for a record of several, or a convention is given.
+        """
+        if self.convention is not None:
+            raise ConfigError("--convention does not go with --replay: the record says which labels were used.")
+        if self.mask is not None and len(recorded.organ_masks) > 1:
+            raise ConfigError(
+                f"The record was made from {len(recorded.organ_masks)} masks: put them where it says, and name none."
+            )
+        return replace(
+            recorded,
+            ct=recorded.ct if self.ct is None else Path(self.ct),
+            organ_masks=recorded.organ_masks if self.mask is None else (self.mask,),
+            organ_labels=self.organ_labels or recorded.organ_labels,
+            segments=recorded.segments if self.segments is None else Path(self.segments),
+        )
+
+
+def read_scan(
+    ct: Path | str,
+    *,
+    organ: str,
+    organ_mask: Path | str | None = None,
+    labels: Path | str | None = None,
+    organ_labels: Sequence[int] = (),
+    convention: str | None = None,
+    segments: Path | str | None = None,
+) -> Scan:
+    """Read a CT and an organ in it, of any orientation and spacing.
+
+    Args:
+        ct: CT in HU (.nii.gz or .nii).
+        organ: Name of the organ: liver, pancreas or kidney.
+        organ_mask: Mask of the organ on the CT's grid.
+        labels: Instead of a mask: a label map, with ``organ_labels`` or a ``convention``.
+        organ_labels: The organ's numbers in the mask or label map.
+        convention: What all numbers of the label map mean, such as ``"totalsegmentator"``.
+        segments: Label map of the organ's segments.
+
+    Raises:
+        ConfigError: The organ is not given, or given twice.
+        VolumeError: A file is missing, damaged, or of the wrong kind.
+        GridMismatchError: The grids differ.
+        OrganError: The organ is unknown or absent.
+    """
+    files = ScanOptions(
+        ct=ct,
+        organ_mask=organ_mask,
+        labels=labels,
+        organ_labels=tuple(organ_labels),
+        convention=convention,
+        segments=segments,
+    )
+    return files.inputs(organ).read(organ=organ)
+
+
+def plan_tumors(
+    plan: Path | None = None,
+    *,
+    generator: str | None = None,
+    preset: str | None = None,
+    size: str | None = None,
+    radius_mm: float | None = None,
+    count: int | None = None,
+) -> TumorPlan:
+    """Return which tumors are wanted: those of a ``--tumors`` file, or of the short options, which are fields of one.
+
+    Raises:
+        ConfigError: The file or an option is wrong, or both are given.
+    """
+    from difftumor.synthesis.spec import TumorPlan, TumorSpec, read_plan
+
+    short = {"generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count}
+    if plan is not None:
+        refuse(short, beside="--tumors")
+        return read_plan(plan)
+    given: dict[str, Any] = {name: value for name, value in short.items() if value is not None}
+    if radius_mm is not None:
+        if size is not None:
+            raise ConfigError("--size and --radius-mm contradict each other: give one of them.")
+        if not radius_mm > 0:
+            raise ConfigError(f"--radius-mm is {radius_mm}: give a number above 0.")
+        given["diameter_mm"] = 2 * given.pop("radius_mm")
+    return TumorPlan((TumorSpec.from_dict(given, where="The options"),))
+
+
+def refuse(options: Mapping[str, Any], *, beside: str) -> None:
+    """Refuse options that mean nothing beside another one.
+
+    Args:
+        options: By name; None if not given.
+        beside: The other option, as the error names it.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        option = {"kind": "sampler"}.get(given, given).replace("_", "-")
+        raise ConfigError(f"--{option} does not go with {beside}: leave it out.")
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """The options of the quality gate.
+
+    Args:
+        attempts: How many tumors are tried before one is given up.
+        segmenter: Artifact that must find a tumor; None for none.
+    """
+
+    attempts: int = 10
+    segmenter: Path | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisOptions:
+    """Which tumors, and how they are made; plain values, so that they can be sent to another process.
 
     Args:
         organ: Name of the organ.
-        tumors: What is wanted.
-        seed: Of all that is random.
-        model: Diffusion artifact for all tumors; None for the usual places.
-        sampling: What is to differ from how the model says to sample, or None.
-        precision: What networks compute in.
-        device: Where; ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tumors: Which tumors.
+        seed: The same seed and scan give the same tumors.
+        model: Diffusion artifact for all tumors; None for the default places.
+        sampler: What to change of the model's own sampling: ``kind``, ``steps``, ``eta``, ``spacing``.
+        precision: What networks compute in, ``"fp32"`` or ``"bf16"``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         gate: Options of the quality gate; None for none.
-        strict: Whether to fail where not all can be had.
+        strict: Whether falling short of the request is an error.
+
+    Raises:
+        ConfigError: A model or its sampling is given for hand-crafted tumors only.
     """
 
     organ: str
     tumors: tuple[TumorSpec, ...]
-    seed: int
-    model: Path | None
-    sampling: Mapping[str, Any]
-    precision: str
-    device: str
-    gate: Gate | None
-    strict: bool
+    seed: int = 0
+    model: Path | str | None = None
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    device: str = "auto"
+    gate: GateOptions | None = None
+    strict: bool = False
 
-    def __call__(self) -> Workshop:
-        """Load what is needed."""
-        from difftumor.models.artifact import pick_device
-        from difftumor.synthesis.scan.cohort import Workshop
-        from difftumor.synthesis.scan.files import ScanRequest
-        from difftumor.synthesis.scan.loading import load_synthesizer, model_records
+    def __post_init__(self) -> None:
+        if all(spec.generator == "handcrafted" for spec in self.tumors):
+            refuse({"model": self.model, **self.sampler}, beside="hand-crafted tumors only")
 
-        paths = self._models()
-        synthesizer = load_synthesizer(
-            paths or None,
-            organ=self.organ,
-            device=pick_device(self.device),
-            sampler=self.sampling,
-            precision=self.precision,  # type: ignore[arg-type]
-        )
-        gate = None if self.gate is None else self._quality_gate(paths)
-        request = ScanRequest(tumors=self.tumors, seed=self.seed, gate=gate, strict=self.strict)
-        return Workshop(synthesizer, request, model_records(paths, synthesizer))
-
-    def untested(self) -> list[Path]:
-        """Return the models that do not say how real tumors look, which the gate would compare with.
+    def load(self) -> ScanSynthesizer:
+        """Load the networks.
 
         Raises:
-            ArtifactError: A model is missing.
+            ArtifactError: A model is missing, damaged or of another kind.
+            ConfigError: The sampling does not fit a model, or the precision is unknown.
+            DeviceError: The device is unknown or not there.
+            OrganError: The organ is unknown.
         """
-        from difftumor.models.artifact_config import read_config
-
-        if self.gate is None:
-            return []
-        return [path for path in dict.fromkeys(self._models().values()) if not read_config(path).real_tumors]
-
-    def _models(self) -> dict[SizeGroup, Path]:
-        from difftumor.synthesis.scan.loading import find_models
-
-        stages = frozenset().union(*(spec.size_groups for spec in self.tumors if spec.generator == "diffusion"))
-        return find_models(self.model, stages, organ=self.organ)
-
-    def _quality_gate(self, paths: Mapping[SizeGroup, Path]) -> QualityGate:
+        from difftumor.models.artifact import pick_device
+        from difftumor.scans.organs import get_organ
+        from difftumor.synthesis.scan.files import ScanSynthesizer
         from difftumor.synthesis.scan.gate import QualityGate
-        from difftumor.synthesis.scan.loading import real_tumors
+        from difftumor.synthesis.scan.loading import find_models, load_textures, real_tumors, synthesizer_of
 
-        assert self.gate is not None
-        segment, identity = (None, None) if self.gate.segmenter is None else self._segment(self.gate.segmenter)
-        return QualityGate(real=real_tumors(paths), attempts=self.gate.attempts, segment=segment, segmenter=identity)
+        organ, device = get_organ(self.organ), pick_device(self.device)
+        groups = frozenset().union(*(spec.size_groups for spec in self.tumors if spec.generator == "diffusion"))
+        paths = find_models(self.model, groups, organ=organ)
+        models = load_textures(paths, device=device, sampler=self.sampler, precision=self.precision)
+        gate = None
+        if self.gate is not None:
+            artifact = self.gate.segmenter
+            segment, identity = (None, None) if artifact is None else _load_segmenter(Path(artifact), self.device)
+            gate = QualityGate(
+                real=real_tumors(models), attempts=self.gate.attempts, segment=segment, segmenter=identity
+            )
+        return ScanSynthesizer(
+            synthesizer=synthesizer_of(models, organ=organ, device=device),
+            tumors=self.tumors,
+            seed=self.seed,
+            gate=gate,
+            strict=self.strict,
+            models={group: model.record for group, model in models.items()},
+        )
 
-    def _segment(self, artifact: Path) -> tuple[Segment, str]:
-        import nibabel as nib
-        import numpy as np
 
-        from difftumor.models.artifact import load_artifact, pick_device
-        from difftumor.scans.grid import Grid
-        from difftumor.scans.nifti import Volume
-        from difftumor.segmentation.inference import PredictionOptions, predict_volume
+def synthesize(
+    scan: Scan,
+    tumors: TumorSpec | Sequence[TumorSpec],
+    *,
+    seed: int = 0,
+    model: Path | str | None = None,
+    sampler: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    gate: GateOptions | None = None,
+    strict: bool = False,
+) -> SynthesisResult:
+    """Make tumors in a scan, as ``difftumor synthesize`` does.
 
-        loaded = load_artifact(artifact, kind="segmenter", device=pick_device(self.device))
+    Each call loads the networks; for many scans load them once, with ``SynthesisOptions(...).load()``, and call its
+    ``make`` for each.
 
-        def segment(ct_hu: Any, spacing_mm: Any) -> Any:
-            grid = Grid(ct_hu.shape, np.diag([*spacing_mm, 1.0]))
-            # A tumor is to be found, not outlined: half the usual overlap is enough.
-            volume = Volume(ct_hu, grid, artifact, nib.Nifti1Header())
-            return predict_volume(volume, [loaded], PredictionOptions(overlap=0.5)).labels
+    Args:
+        scan: From ``read_scan``, or from arrays; not modified.
+        tumors: Which tumors.
+        seed: The same seed and scan give the same tumors.
+        model: Diffusion artifact; by default ``checkpoints/diffusion_<organ>_<early or late>``. Hand-crafted tumors
+            need none.
+        sampler: What to change of the model's own sampling: ``kind``, ``steps``, ``eta``, ``spacing``.
+        precision: What networks compute in, ``"fp32"`` or ``"bf16"``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        gate: Redraws implausible tumors; None to keep all.
+        strict: Whether falling short of the request is an error.
 
-        return segment, loaded.config.identity
+    Raises:
+        ArtifactError: A model is missing, damaged or of another kind.
+        ConfigError: Options do not fit each other.
+        SynthesisError: No tumor has room or passes the gate; or the request is strict and not met.
+    """
+    from difftumor.synthesis.spec import TumorSpec
+
+    options = SynthesisOptions(
+        organ=scan.organ,
+        tumors=(tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors),
+        seed=seed,
+        model=model,
+        sampler=sampler or {},
+        precision=precision,
+        device=device,
+        gate=gate,
+        strict=strict,
+    )
+    return options.load().make(scan)
+
+
+def replay_files(
+    record: Path, files: ScanOptions, *, out: Path, model: Path | None = None, device: str = "auto", overwrite: bool
+) -> ScanReport:
+    """Make the tumors of a ``record.json`` again.
+
+    Args:
+        record: The file.
+        files: Inputs that have moved since.
+        out: Folder to write to.
+        model: Where one of its diffusion models is now; by default all are where they were.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        overwrite: Replace the files of an earlier run in ``out``.
+
+    Raises:
+        DiffTumorError: The record cannot be read, or a file or model is not the one it was made with.
+    """
+    from difftumor.models.artifact import pick_device
+    from difftumor.synthesis.scan.files import replay_scan
+    from difftumor.synthesis.scan.loading import load_recorded
+    from difftumor.synthesis.scan.record import read_record
+
+    made = read_record(record)
+    inputs = files.moved(made.inputs)
+    synthesizer = load_recorded(made, model=model, device=pick_device(device))
+    return replay_scan(synthesizer, made, inputs, out=out, overwrite=overwrite)
+
+
+def _load_segmenter(artifact: Path, device: str) -> tuple[Segment, str]:
+    """Return a segmenter for the gate as a function of CT and voxel size, and its identity."""
+    import nibabel as nib
+    import numpy as np
+
+    from difftumor.models.artifact import load_artifact, pick_device
+    from difftumor.scans.grid import Grid
+    from difftumor.scans.nifti import Volume
+    from difftumor.segmentation.inference import PredictionOptions, predict_volume
+
+    loaded = load_artifact(artifact, kind="segmenter", device=pick_device(device))
+
+    def segment(ct_hu: Any, spacing_mm: Any) -> Any:
+        grid = Grid(ct_hu.shape, np.diag([*spacing_mm, 1.0]))
+        # A tumor must be found, not outlined: half the usual overlap is enough.
+        volume = Volume(ct_hu, grid, artifact, nib.Nifti1Header())
+        return predict_volume(volume, [loaded], PredictionOptions(overlap=0.5)).labels
+
+    return segment, loaded.config.identity

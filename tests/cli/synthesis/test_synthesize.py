@@ -121,7 +121,7 @@ def test_replay_gives_the_same_files_from_the_record_alone(case, tmp_path, monke
     capsys.readouterr()
     for option in (("--size", "tiny"), ("--seed", 1), ("--cases", case), ("--sampler", "ddim"), ("--organ", "liver")):
         assert run("synthesize", "--replay", record, *option, "--out", tmp_path / "d") == 1
-        assert f"{option[0]} has no meaning beside --replay" in capsys.readouterr().err
+        assert f"{option[0]} does not go with --replay" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_file_says_which_tumors(case, tmp_path, capsys):
     assert record_of(tmp_path / "other")["request"]["seed"] == 6
     capsys.readouterr()
     assert run(*words(case, tmp_path / "both", tumors=plan)) == 1
-    assert "--size has no meaning beside --tumors" in capsys.readouterr().err
+    assert "--size does not go with --tumors" in capsys.readouterr().err
 
 
 def test_the_file_of_the_documentation_uses_every_field(tmp_path, monkeypatch, capsys):
@@ -175,9 +175,9 @@ def test_what_cannot_be_had_is_told_or_refused(case, tmp_path, capsys):
 def test_the_gate_says_what_it_cannot_test_and_what_it_rejected(case, tmp_path, capsys):
     code = run(*words(case, tmp_path / "out", gate_attempts=2), "--quality-gate")
     printed = capsys.readouterr()
-    assert "does not say how real tumors look" in printed.err
+    assert "does not say what real tumors look like" in printed.err
     if code == 0:
-        assert "The quality gate let 1 tumor through" in printed.out
+        assert "The quality gate passed 1 tumor" in printed.out
     else:
         assert "None of 2 tumors passed the quality gate (failed:" in printed.err
 

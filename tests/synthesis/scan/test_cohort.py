@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.errors import ArtifactError, CaseListError, OrganError
 from difftumor.scans.organs import get_convention, get_organ
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.scan import cohort
-from difftumor.synthesis.scan.cohort import Workshop, inputs_of, synthesize_cohort
-from difftumor.synthesis.scan.files import ScanRequest
+from difftumor.synthesis.scan.cohort import inputs_of, synthesize_cohort
+from difftumor.synthesis.scan.files import ScanSynthesizer
 from difftumor.synthesis.scan.gate import QualityGate
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.record import read_record
@@ -27,10 +26,7 @@ from tests.synthesis.makers import ball, wanted
 SHAPE = (30, 28, 26)
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Plotting takes longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 # Which files
@@ -125,22 +121,22 @@ def scans(folder, names):
     return cases
 
 
-def workshop(*, seed=0, gate=None, **fields):
+def loading(*, seed=0, gate=None, **fields):
     spec = wanted(fields.pop("size", "tiny"), generator="handcrafted", **fields)
-    request = ScanRequest(tumors=(spec,), seed=seed, gate=gate)
-    return lambda: Workshop(TumorSynthesizer(organ=get_organ("liver")), request, {})
+    synthesizer = TumorSynthesizer(organ=get_organ("liver"))
+    return lambda: ScanSynthesizer(synthesizer=synthesizer, tumors=(spec,), seed=seed, gate=gate)
 
 
-def make(set_up, cases, out, **options):
-    return {outcome.id: outcome for outcome in synthesize_cohort(set_up, cases, out=out, **options)}
+def make(load, cases, out, **options):
+    return {outcome.id: outcome for outcome in synthesize_cohort(load, cases, out=out, **options)}
 
 
 def test_seeds_depend_on_the_id_alone(tmp_path):
     cases = scans(tmp_path / "in", ["a", "b", "c"])
-    made = make(workshop(), cases, tmp_path / "all")
+    made = make(loading(), cases, tmp_path / "all")
     assert [outcome.status for outcome in made.values()] == ["made"] * 3
-    make(workshop(), cases[::-1], tmp_path / "reversed")
-    make(workshop(), cases[1:2], tmp_path / "alone")
+    make(loading(), cases[::-1], tmp_path / "reversed")
+    make(loading(), cases[1:2], tmp_path / "alone")
     for name in ("a", "b", "c"):
         assert contents(tmp_path / "all" / name) == contents(tmp_path / "reversed" / name)
     assert contents(tmp_path / "all" / "b") == contents(tmp_path / "alone" / "b")
@@ -157,15 +153,15 @@ def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
     cases[1][1].ct.write_bytes(b"no gzip")
     cases[2][1].organ_masks[0].unlink()
     write_nifti(cases[3][1].ct, np.full(SHAPE, -1000, np.int16))
-    synthesize_scan = cohort.synthesize_scan
+    synthesize_files = cohort.synthesize_files
 
-    def sometimes_broken(synthesizer, inputs, *rest, **options):
+    def sometimes_broken(load, inputs, **options):
         if "strange" in str(inputs.ct):
             raise ZeroDivisionError("float division by zero")
-        return synthesize_scan(synthesizer, inputs, *rest, **options)
+        return synthesize_files(load, inputs, **options)
 
-    monkeypatch.setattr(cohort, "synthesize_scan", sometimes_broken)
-    made = make(workshop(), cases, tmp_path / "out")
+    monkeypatch.setattr(cohort, "synthesize_files", sometimes_broken)
+    made = make(loading(), cases, tmp_path / "out")
     assert {name: outcome.status for name, outcome in made.items()} == {
         "a": "made", "damaged": "failed", "missing": "failed", "strange": "failed", "z": "made",
     }  # fmt: skip
@@ -179,20 +175,20 @@ def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
 def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     (case,) = cases = scans(tmp_path / "in", ["a"])
     out = tmp_path / "out"
-    make(workshop(), cases, out)
+    make(loading(), cases, out)
     before = contents(out / "a")
 
-    def status(set_up, **options):
-        (outcome,) = make(set_up, cases, out, **options).values()
+    def status(load, **options):
+        (outcome,) = make(load, cases, out, **options).values()
         return outcome.status, outcome.error
 
-    assert status(workshop()) == ("done before", "")
+    assert status(loading()) == ("done before", "")
     # Anything else is not what is there, and not replaced unasked.
     others = {
-        "seed": workshop(seed=1),
-        "fields": workshop(mass_effect=20),
-        "number": workshop(count=2),
-        "gate": workshop(gate=QualityGate()),
+        "seed": loading(seed=1),
+        "fields": loading(mass_effect=20),
+        "number": loading(count=2),
+        "gate": loading(gate=QualityGate()),
     }
     for other in others.values():
         what, error = status(other)
@@ -205,40 +201,40 @@ def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     record.write_text(
         json.dumps({**content, "models": {"early": {"path": "m", "identities": {}, "sampling": sampling}}})
     )
-    assert status(workshop())[0] == "failed"
+    assert status(loading())[0] == "failed"
     record.write_text("{")
-    assert status(workshop())[0] == "failed"
-    assert status(workshop(), overwrite=True)[0] == "made"
+    assert status(loading())[0] == "failed"
+    assert status(loading(), overwrite=True)[0] == "made"
     assert contents(out / "a") == before
     # Neither is what was made from other files.
     write_nifti(case[1].organ_masks[0], ball(SHAPE, 10).astype(np.uint8))
-    assert status(workshop())[0] == "failed"
-    assert status(workshop(), overwrite=True)[0] == "made"
+    assert status(loading())[0] == "failed"
+    assert status(loading(), overwrite=True)[0] == "made"
     assert contents(out / "a") != before
 
 
 def test_overwriting_makes_what_is_done_anew(tmp_path):
     cases = scans(tmp_path / "in", ["a"])
-    make(workshop(), cases, tmp_path / "out")
-    (outcome,) = make(workshop(), cases, tmp_path / "out", overwrite=True).values()
+    make(loading(), cases, tmp_path / "out")
+    (outcome,) = make(loading(), cases, tmp_path / "out", overwrite=True).values()
     assert outcome.status == "made"
 
 
-def test_the_workshop_is_set_up_once(tmp_path):
+def test_networks_are_loaded_once(tmp_path):
     calls = []
 
-    def set_up():
+    def load():
         calls.append(1)
-        return workshop()()
+        return loading()()
 
-    make(set_up, scans(tmp_path / "in", ["a", "b"]), tmp_path / "out")
+    make(load, scans(tmp_path / "in", ["a", "b"]), tmp_path / "out")
     assert calls == [1]
 
 
 def test_what_one_scan_has_no_room_for_is_its_own_failure(tmp_path):
     cases = scans(tmp_path / "in", ["a", "b"])
     write_nifti(cases[1][1].organ_masks[0], ball(SHAPE, 2).astype(np.uint8))
-    made = make(workshop(size="small"), cases, tmp_path / "out")
+    made = make(loading(size="small"), cases, tmp_path / "out")
     assert made["a"].status == "made"
     assert (made["b"].status, "no room for a tumor of size 'small'" in made["b"].error) == ("failed", True)
 
@@ -258,30 +254,30 @@ def test_a_map_of_many_structures_without_names_is_not_guessed_at(tmp_path):
 WISH = wanted("tiny", generator="handcrafted")
 
 
-def broken_set_up():
+def broken_load():
     raise ArtifactError("there is no model")
 
 
 def killed_by(folder):
-    """Make a workshop whose process ends at one of the scans."""
-    workshop = Workshop(TumorSynthesizer(organ=get_organ("liver")), ScanRequest(tumors=(WISH,)), {})
-    original = workshop.synthesizer.apply
+    """Load networks whose process ends at one of the scans."""
+    synthesizer = TumorSynthesizer(organ=get_organ("liver"))
+    original = synthesizer.apply
 
     def apply(ct, *arguments, **options):
         if float(ct.max()) > 2000:
             os._exit(9)
         return original(ct, *arguments, **options)
 
-    workshop.synthesizer.apply = apply  # type: ignore[method-assign]
-    return workshop
+    synthesizer.apply = apply  # type: ignore[method-assign]
+    return ScanSynthesizer(synthesizer=synthesizer, tumors=(WISH,))
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_the_set_up_is_said_once_by_any_number_of_processes(tmp_path):
+def test_what_is_wrong_with_the_models_is_said_once_by_any_number_of_processes(tmp_path):
     cases = [(name, ScanInputs(ct=tmp_path / "ct.nii.gz", organ_masks=(tmp_path / "m.nii.gz",))) for name in "abc"]
     for jobs in (1, 2):
         with pytest.raises(ArtifactError, match="there is no model"):
-            list(synthesize_cohort(broken_set_up, cases, out=tmp_path / "out", jobs=jobs))
+            list(synthesize_cohort(broken_load, cases, out=tmp_path / "out", jobs=jobs))
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from scipy import ndimage
 
 from difftumor.errors import ArtifactError, ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
@@ -15,10 +14,10 @@ from difftumor.models.sampling import SamplerConfig
 from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct
-from difftumor.synthesis.scan.files import FILES, ScanRequest, replay_scan, synthesize_scan
+from difftumor.synthesis.scan.files import FILES, replay_scan
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
-from difftumor.synthesis.scan.loading import load_recorded, load_synthesizer, model_records
+from difftumor.synthesis.scan.loading import load_recorded, load_synthesizer, load_texture
 from difftumor.synthesis.scan.record import ModelRecord, read_record
 from difftumor.synthesis.scan.report import find_warnings, report_tumors
 from difftumor.synthesis.shapes import tumor_shape
@@ -32,6 +31,7 @@ from tests.synthesis.makers import (
     insert,
     record,
     save_tiny_artifacts,
+    synthesize_scan,
     tiny_synthesizer,
     wanted,
 )
@@ -48,12 +48,6 @@ def synthesizer():
     return tiny_synthesizer()
 
 
-@pytest.fixture
-def no_picture(monkeypatch):
-    """Plotting takes longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
-
-
 def write_case(folder, affine, *, dtype=np.int16, radius=13, **options):
     values = np.random.default_rng(0).normal(60, 15, SHAPE)
     values[:2], values[-2:] = -1000, 900
@@ -66,7 +60,7 @@ def write_case(folder, affine, *, dtype=np.int16, radius=13, **options):
 
 def asked(size, count=1, *, seed=0, **fields):
     options = {name: fields.pop(name) for name in ("gate", "strict") if name in fields}
-    return ScanRequest(tumors=(wanted(size, count, **fields),), seed=seed, **options)
+    return {"tumors": (wanted(size, count, **fields),), "seed": seed, **options}
 
 
 def draw(synthesizer, scan, size, count=1, seed=0):
@@ -157,7 +151,7 @@ def test_the_record_says_how_to_sample_again(tmp_path, precision):
     model, sampler = save_tiny_artifacts(tmp_path / "checkpoints"), SamplerConfig("ddim", 2, 0.5, "trailing")
     case = write_case(tmp_path, THICK)
     chosen = load_synthesizer(model, organ="liver", sampler=sampler, precision=precision)
-    models = model_records({"early": model}, chosen)
+    models = {"early": load_texture(model, sampler=sampler, precision=precision).record}
     synthesize_scan(chosen, case, asked("tiny"), out=tmp_path / "a", models=models)
     record = read_record(tmp_path / "a" / "record.json")
     assert record.content["models"]["early"]["sampling"] == {
@@ -174,10 +168,10 @@ def test_the_record_says_how_to_sample_again(tmp_path, precision):
 def test_another_model_is_not_taken_for_that_of_the_record(tmp_path):
     case, model = write_case(tmp_path, THICK), save_tiny_artifacts(tmp_path / "checkpoints")
     made = load_synthesizer(model, organ="liver")
-    synthesize_scan(made, case, asked("tiny"), out=tmp_path / "a", models=model_records({"early": model}, made))
+    synthesize_scan(made, case, asked("tiny"), out=tmp_path / "a", models={"early": load_texture(model).record})
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(text.replace('"timesteps": 4', '"timesteps": 5'))
-    with pytest.raises(ArtifactError, match=r"is not the model that made .*record\.json"):
+    with pytest.raises(ArtifactError, match=r"is no longer the model that made .*record\.json"):
         load_recorded(read_record(tmp_path / "a" / "record.json"))
 
 

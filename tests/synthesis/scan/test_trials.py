@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.appearance import Appearance
@@ -17,7 +16,6 @@ from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
-from difftumor.synthesis.scan.files import ScanRequest, synthesize_scan
 from difftumor.synthesis.scan.gate import CONTRAST_SAMPLES, QualityGate, Rejection, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.record import read_record
@@ -25,7 +23,7 @@ from difftumor.synthesis.scan.report import appearance_in
 from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.nifti import write_nifti
-from tests.synthesis.makers import ball, draw_in_scan, insert, tiny_synthesizer, wanted
+from tests.synthesis.makers import ball, draw_in_scan, insert, synthesize_scan, tiny_synthesizer, wanted
 
 SHAPE = (44, 44, 44)
 WINDOW = IntensityWindow()
@@ -200,8 +198,7 @@ def test_a_kept_tumor_is_made_again_as_it_was_looked_at(flat, scan):
 
 
 @pytest.fixture
-def files(tmp_path, scan, monkeypatch):
-    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+def files(tmp_path, scan, no_picture):
     hu = scan.ct.data.copy()
     hu[~scan.organ_mask] = -200
     ct = write_nifti(tmp_path / "ct.nii.gz", hu)
@@ -211,7 +208,7 @@ def files(tmp_path, scan, monkeypatch):
 def test_what_the_gate_rejected_is_in_the_record(flat, files, tmp_path):
     synthesizer, _ = flat(spread)
     gate = picky(lambda record: () if record.attempts > 2 else ("seam",), attempts=6)
-    request = ScanRequest(tumors=(wanted("tiny", 2, blur_mm=1),), gate=gate)
+    request = {"tumors": (wanted("tiny", 2, blur_mm=1),), "gate": gate}
     report = synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
     assert report.rejected == 4
     content = read_record(tmp_path / "out" / "record.json").content
@@ -223,7 +220,7 @@ def test_what_the_gate_rejected_is_in_the_record(flat, files, tmp_path):
 def test_where_none_passes_nothing_is_written(flat, files, tmp_path):
     synthesizer, _ = flat(spread)
     gate = picky(lambda record: ("noise", "seam") if record.attempts == 1 else ("noise",), attempts=2)
-    request = ScanRequest(tumors=(wanted("tiny", 2, blur_mm=1),), gate=gate)
+    request = {"tumors": (wanted("tiny", 2, blur_mm=1),), "gate": gate}
     message = r"None of 4 tumors passed the quality gate \(failed: noise, seam\): .*do without --quality-gate"
     with pytest.raises(SynthesisError, match=message):
         synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
@@ -238,7 +235,7 @@ def test_strict_refuses_what_the_gate_leaves_out(flat, files, tmp_path):
         passed.append(record)
         return () if len(passed) == 1 else ("noise",)
 
-    request = ScanRequest(tumors=(wanted("tiny", 2, blur_mm=1),), gate=picky(rule, attempts=2), strict=True)
+    request = {"tumors": (wanted("tiny", 2, blur_mm=1),), "gate": picky(rule, attempts=2), "strict": True}
     with pytest.raises(SynthesisError, match=r"1 of 2 tumors were not made.* Ask for less, or do without --strict"):
         synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

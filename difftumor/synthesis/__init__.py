@@ -1,1 +1,1 @@
-"""How a tumor is drawn, placed, textured and blended."""
+"""Synthetic tumors: drawing, placing, texturing and blending them."""

@@ -57,12 +57,12 @@ def blurred_weight(mask_XYZ: Tensor, sigma_voxels: float | Sequence[float]) -> T
 
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """What the tumors of a batch add to it, in the only part where they add anything.
+    """What the tumors of a batch add to it, in the part that they change.
 
     Args:
         box: That part, the same for all elements.
-        change_hu: (B, 1, X, Y, Z) of the box: sum of the tumors' changes.
-        weight: Likewise: sum of their weights.
+        change_hu: Sum of the tumors' changes in the box, (B, 1, X, Y, Z).
+        weight: Sum of their weights, of the same shape.
     """
 
     box: Box
@@ -71,7 +71,7 @@ class Blend:
 
     @classmethod
     def empty(cls, ct_B1XYZ: Tensor, box: Box) -> "Blend":
-        """Return one without tumors, in the type and on the device of a batch."""
+        """Return a blend without tumors, of the type and on the device of a batch."""
         part = ct_B1XYZ[(..., *box.slices)]
         return cls(box, torch.zeros_like(part), torch.zeros_like(part))
 
@@ -82,17 +82,17 @@ class Blend:
         self.weight[index] += weight
 
     def applied_to(self, ct_B1XYZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a changed copy of a batch, and where the weight is over 0."""
+        """Return a changed copy of a batch, and the mask of weights above 0."""
         inside, index = self.weight > 0, (..., *self.box.slices)
         made, halo = ct_B1XYZ.clone(), torch.zeros_like(ct_B1XYZ, dtype=torch.bool)
-        # Where halos of several tumors overlap, their weights may sum to more than one.
+        # The weights of overlapping halos may sum to more than one.
         made[index] = add_change(ct_B1XYZ[index], self.change_hu / self.weight.clamp(min=1.0), inside)
         halo[index] = inside
         return made, halo
 
 
 def blend_change(healthy: Tensor, tumor: Tensor, weight: Tensor) -> Tensor:
-    """Return (1 − w) · healthy + w · tumor − healthy, that is w · (tumor − healthy), the change to be added.
+    """Return the change to add: (1 − w) · healthy + w · tumor − healthy = w · (tumor − healthy).
 
     Args:
         healthy: CT limited to the window in which the texture is made, any unit.
@@ -103,9 +103,9 @@ def blend_change(healthy: Tensor, tumor: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_change(ct: Tensor, change: Tensor, halo: Tensor) -> Tensor:
-    """Add a change where the halo is; elsewhere the CT is returned bit by bit.
+    """Add a change inside the halo; elsewhere the CT stays bit-identical.
 
-    The change is added to the CT as it is, not to the CT limited to the window: bone and air keep their contrast.
+    The change is added to the original CT, not to the CT limited to the window, so bone and air keep their contrast.
     """
     return torch.where(halo, ct + change, ct)
 
@@ -113,7 +113,7 @@ def add_change(ct: Tensor, change: Tensor, halo: Tensor) -> Tensor:
 def along_axes(values_XYZ: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Multiply every axis with its matrix, (rows, size of the axis).
 
-    In double precision: the order of a product's sums depends on the number of threads, and the result must not.
+    In double precision, since the order of a product's sums depends on the number of threads, and the result must not.
     """
     result = values_XYZ.double()
     with torch.autocast(values_XYZ.device.type, enabled=False):
@@ -147,7 +147,7 @@ class PlacedTumor:
     Args:
         element: Index in the batch.
         instance: Its number in the lesion map, from 1.
-        record: How it was drawn.
+        record: The tumor.
         box: Box of its voxels.
     """
 
@@ -158,7 +158,7 @@ class PlacedTumor:
 
     @property
     def whole_halo_box(self) -> Box:
-        """Box in which the blurred mask may differ from zero; it may reach beyond the array."""
+        """Box outside of which the blurred mask is zero; it may reach beyond the array."""
         return self.box.padded(blur_radius(self.record.blur_sigma_voxels))
 
     def halo_box(self, shape: Voxel) -> Box:
@@ -168,13 +168,13 @@ class PlacedTumor:
 
 @dataclass(frozen=True)
 class Patch:
-    """What goes through the networks at once for some tumors of one element.
+    """Part of one element that goes through the networks at once, for some of its tumors.
 
     Args:
         element: Index in the batch.
-        box: Where it lies in the array; it reaches beyond an array that is smaller than the patch.
+        box: Its box in the array, beyond which it reaches if the array is smaller.
         tumors: Tumors that get their texture from it.
-        whole: Whether it is a training crop, one patch as a whole.
+        whole: Whether it is a whole training crop.
     """
 
     element: int
@@ -193,15 +193,15 @@ def plan_patches(
 ) -> list[Patch]:
     """Decide which patches are needed.
 
-    A training crop is one patch, with all its tumors together, as in the published recipe. Elsewhere every tumor gets a
-    patch of its own, centered on it but kept inside the array where the array is large enough, and larger than
-    ``patch`` where tumor and halo need it.
+    A training crop is one patch, with all its tumors together, as in the published recipe. Otherwise every tumor gets a
+    patch of its own, centered on it but kept inside the array if that is large enough, and larger than ``patch`` if
+    tumor and halo need it.
 
     Args:
         tumors: All tumors of the batch, in order.
         array: Size of the arrays.
-        patch: Wanted size of a patch.
-        multiple: The networks take multiples of this.
+        patch: Smallest size of a patch.
+        multiple: Sizes are multiples of this, as the networks need.
         together: Whether each array, which then has the patch's size, is one patch.
     """
     if together:

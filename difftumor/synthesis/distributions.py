@@ -1,4 +1,4 @@
-"""Numbers that a user gives as such, or as distributions to draw from."""
+"""Numbers that a user fixes, or gives as distributions to draw from."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from difftumor.errors import ConfigError
 from difftumor.seeding import Key, numpy_generator
 
-Kind = Literal["fixed", "uniform", "normal", "integers", "choice"]
+DistributionKind = Literal["fixed", "uniform", "normal", "integers", "choice"]
 # A normal distribution ends here, in standard deviations, so that its limits can be checked.
 _NORMAL_ENDS = 3.0
 _FORMS = "a number, {uniform: [low, high]}, {normal: [mean, sd]}, {integers: [low, high]} or {choice: [a, b, …]}"
@@ -16,7 +16,7 @@ _FORMS = "a number, {uniform: [low, high]}, {normal: [mean, sd]}, {integers: [lo
 
 @dataclass(frozen=True)
 class Distribution:
-    """A number, or how to draw one.
+    """A fixed number, or how to draw one.
 
     Args:
         kind: ``fixed``, ``uniform`` (low, high), ``normal`` (mean, standard deviation; cut at 3 of them), ``integers``
@@ -27,21 +27,21 @@ class Distribution:
         ConfigError: The numbers do not fit the kind.
     """
 
-    kind: Kind
+    kind: DistributionKind
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        wanted = {"fixed": 1, "choice": max(1, len(self.values))}.get(self.kind, 2)
+        needed = {"fixed": 1, "choice": max(1, len(self.values))}.get(self.kind, 2)
         whole = all(float(value).is_integer() for value in self.values if math.isfinite(value))
         low, high = (self.values[0], self.values[-1]) if self.values else (0.0, 0.0)
         if (
-            len(self.values) != wanted
+            len(self.values) != needed
             or not all(map(math.isfinite, self.values))
             or (self.kind in ("uniform", "integers") and low > high)
             or (self.kind == "normal" and high < 0)
             or (self.kind == "integers" and not whole)
         ):
-            raise ConfigError(f"{self.kind} {list(self.values)} is no distribution: give {_FORMS}.")
+            raise ConfigError(f"{self.kind} {list(self.values)} is not a distribution: give {_FORMS}.")
 
     @classmethod
     def of(cls, value: Any, *, field: str) -> "Distribution":
@@ -59,7 +59,7 @@ class Distribution:
                 return value
             if isinstance(value, Mapping) and len(value) == 1:
                 ((kind, numbers),) = value.items()
-                if kind in get_args(Kind) and kind != "fixed":
+                if kind in get_args(DistributionKind) and kind != "fixed":
                     return cls(kind, tuple(_number(number) for number in numbers))
             return cls("fixed", (_number(value),))
         except (ConfigError, TypeError, ValueError) as error:
@@ -67,7 +67,7 @@ class Distribution:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Lowest and highest number that can come."""
+        """Lowest and highest number that can be drawn."""
         if self.kind == "normal":
             mean, sd = self.values
             return mean - _NORMAL_ENDS * sd, mean + _NORMAL_ENDS * sd
@@ -75,14 +75,14 @@ class Distribution:
 
     @property
     def whole(self) -> bool:
-        """Whether all that can come are whole numbers."""
+        """Whether only whole numbers can be drawn."""
         low, high = self.limits
         if self.kind in ("uniform", "normal"):
             return low == high and low.is_integer()
         return all(float(value).is_integer() for value in self.values)
 
     def draw(self, seed: int, *keys: Key) -> float:
-        """Draw a number, which (seed, keys) decide alone."""
+        """Draw a number, which the seed and the keys alone decide."""
         if self.kind == "fixed":
             return self.values[0]
         generator = numpy_generator(seed, *keys)
@@ -112,5 +112,5 @@ def uniform(low: float, high: float) -> Distribution:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return float(value)

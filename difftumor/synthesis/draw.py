@@ -324,5 +324,5 @@ def _shortfalls(host: Host, missing: Sequence[tuple[Wanted, bool]], total: int) 
         sentences.append(f"The {name} had room{apart} for {total - len(crowded)} of {total} tumors.")
     rejected = len(missing) - len(crowded)
     if rejected:
-        sentences.append(f"{rejected} of {total} tumors were not made, since none that was tried was good enough.")
+        sentences.append(f"{rejected} of {total} tumors were not made, since all that were tried were rejected.")
     return tuple(sentences)

@@ -36,7 +36,7 @@ def mass_effect_map(
     intensity: float,
     device: torch.device | str = "cpu",
 ) -> tuple[Box, Tensor]:
-    """Say where each voxel near a tumor comes from, once the tumor has pushed its surroundings outward: eq. (5).
+    """Map each voxel near a tumor to where it comes from when the tumor pushes its surroundings outward: eq. (5).
 
     Computed on the CPU and moved, so that labels are the same on every machine.
 
@@ -49,9 +49,9 @@ def mass_effect_map(
         device: Where the map goes.
 
     Returns:
-        The box that holds all that moves, clipped to the array, and per voxel of it the place in the box, in voxels,
-        that it takes its value from: (3, X, Y, Z) float32. It lies between the voxel and the center, and is exactly
-        the voxel itself from ``REACH`` on and where I is 0.
+        The box that holds all that moves, clipped to the array, and for each of its voxels the position in the box, in
+        voxels, that it takes its value from: (3, X, Y, Z) float32. This lies between the voxel and the center, and is
+        exactly the voxel itself from ``REACH`` on, or if I is 0.
 
     Raises:
         SynthesisError: The intensity is out of range, or the center lies outside the array.
@@ -84,7 +84,7 @@ def warp_image(image_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
         source: Likewise, on the image's device.
 
     Returns:
-        Tensor of the size of the box; bit by bit the image where a voxel comes from itself.
+        Tensor of the size of the box; bit-identical to the image in voxels that come from themselves.
     """
     image = image_XYZ[box.slices]
     last = torch.tensor([max(n - 1, 1) for n in image.shape], device=image.device).view(3, 1, 1, 1)
@@ -96,9 +96,9 @@ def warp_image(image_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
 
 
 def warp_labels(labels_XYZ: Tensor, box: Box, source: Tensor) -> Tensor:
-    """Return the box of labels after the mass effect: as ``warp_image``, but the nearest voxel's, dtype kept.
+    """Return the box of labels after the mass effect: as ``warp_image``, but of the nearest voxel, dtype kept.
 
-    Where the image moves by less than half a voxel, as around tiny tumors, labels stay.
+    Labels stay if the image moves by less than half a voxel, as around tiny tumors.
     """
     x, y, z = (source + 0.5).long()
     warped: Tensor = labels_XYZ[box.slices][x, y, z]
@@ -125,11 +125,11 @@ def capsule(
         blur_sigma_mm: σd of eq. (7), in mm.
 
     Returns:
-        float32, same shape and device; exactly 0 beyond the blur's reach of the edge, and everywhere where the weight
-        takes no value between the bounds.
+        float32, same shape and device; exactly 0 beyond the blur's reach of the edge, and everywhere if no weight is
+        between the bounds.
     """
     edge = (weight_XYZ >= lower) & (weight_XYZ <= upper)
-    # Eq. (8) adds d · e, but its text speaks of the blurred edge, e' of eq. (7): that is what is meant.
+    # Eq. (8) adds d · e, but its text speaks of the blurred edge, e' of eq. (7), which is meant.
     return hu * blurred_weight(edge, [blur_sigma_mm / step for step in spacing_mm])
 
 
@@ -146,7 +146,7 @@ class MutableBatch:
         ct_hu: float32.
         organ: bool.
         lesions: int32.
-        halo: bool: where the CT may have changed.
+        halo: bool: voxels whose CT may have changed.
     """
 
     ct_hu: Tensor

@@ -67,19 +67,19 @@ class TumorRecord:
         shape_seed: Seed of the deformation.
         center_voxel: Center in voxels of the model-space array that the tumor was drawn for.
         center_mm: The same point in world coordinates (RAS).
-        may_leave_organ: Whether the tumor is kept where it reaches beyond the organ.
+        may_leave_organ: Whether the part of the tumor beyond the organ is kept.
         texture_seed: Seed of the texture's noise.
         blur_sigma_voxels: Standard deviation of the Gaussian that softens the rim, in model voxels.
         spacing_mm: Voxel size of the model space.
-        location: Where it was to be, in words.
-        vessel_clearance_mm: How far vessels were to be from its surface; None where they did not matter.
-        contrast_hu: Contrast asked for; None for any.
-        may_overlap: Whether other tumors leave it whole.
+        location: Requested location, in words.
+        vessel_clearance_mm: Least distance that was asked for from its surface to vessels; None if they did not matter.
+        contrast_hu: Requested contrast; None for any.
+        may_overlap: Whether it may overlap other tumors; otherwise they cut it.
         satellite_of: Number of the tumor that it is a satellite of, from 1; None for none.
-        texture: How its texture is made by hand; None for other generators.
+        texture: Its hand-crafted texture; None for other generators.
         mass_effect: How strongly it pushes its surroundings apart, I in [0, 100] of Hu et al. 2023, eq. (5).
         capsule_hu: How much brighter its capsule is, d of eq. (8); 0 for no capsule.
-        attempts: Tumors that were drawn and made until this one was good enough.
+        attempts: Number of tumors and textures that were tried until this one was accepted.
         format_version: Version of this layout.
     """
 
@@ -139,7 +139,7 @@ class TumorRecord:
         return math.prod(self.half_axes_mm) ** (1 / 3)
 
     def moved(self, offset: Iterable[int]) -> TumorRecord:
-        """Return the record for an array whose first voxel lies ``-offset`` from the old one's; world is unchanged."""
+        """Return the record for an array whose first voxel lies ``-offset`` voxels away in the same scan."""
         x, y, z = (int(c) + int(o) for c, o in zip(self.center_voxel, offset, strict=True))
         return replace(self, center_voxel=(x, y, z))
 

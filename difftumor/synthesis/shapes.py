@@ -2,8 +2,8 @@
 
 Hu et al. 2023, section 3.1: half-axes U(0.75 r, 1.25 r) and an elastic deformation controlled by σe, after Ronneberger
 et al. 2015: random displacements at the points of a coarse 3 x 3 lattice, interpolated by cubics. A volume gets one in
-each of its planes (x-y, x-z, y-z), constant along the third axis. Everything is computed on the CPU, in mm, and one
-rounded operation after the other, so that labels are the same on every machine.
+each of its planes (x-y, x-z, y-z), constant along the third axis. Everything is computed on the CPU, in mm and in a
+fixed order of rounded operations, so that labels are the same on every machine.
 """
 
 import math
@@ -143,12 +143,12 @@ def _guess(terms: Terms, middle: Sequence[int], voxels: float) -> float:
 
 
 def _threshold(level: Array, voxels: float, expected: tuple[float, float] = (0.0, math.inf)) -> float:
-    """Return the c that gives a volume: the volume-th smallest value, infinity where there are fewer.
+    """Return the c that gives a volume: the volume-th smallest value, infinity if there are fewer.
 
     Args:
         level: Values of all voxels.
         voxels: The volume.
-        expected: Only values above the first and up to the second of these are sorted, where the result is among them.
+        expected: Only values above the first and up to the second of these are sorted, if the result is among them.
     """
     rank = max(round(voxels), 1)
     if rank > level.size:
@@ -171,7 +171,7 @@ def _part_below(terms: Terms, bound: float) -> tuple[slice, slice, slice]:
         sides = [slice(None) if i == axis else side for i, side in enumerate(part)]
         pair = [_cut(term, sides) for term in terms[axis]]
         lowest, highest = (sum(end(term, axis=others) for term in pair) for end in (np.min, np.max))
-        # The least magnitude in a slice: 0 where the sum may change its sign. Rounding keeps the order of numbers.
+        # The least magnitude in a slice: 0 if the sum may change its sign. Rounding keeps the order of numbers.
         least = np.maximum(np.maximum(lowest, -highest), 0)
         inside = np.flatnonzero(least * least <= bound)
         part[axis] = slice(int(inside[0]), int(inside[-1]) + 1)

@@ -1,4 +1,4 @@
-"""What tumors a user wants: the content of a ``--tumors`` file, checked before anything is read or drawn."""
+"""What tumors a user asks for: the content of a ``--tumors`` file, checked before anything is read or drawn."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from difftumor.synthesis.distributions import Distribution, fixed, uniform
 from difftumor.synthesis.records import GeneratorName, TextureKind
 from difftumor.synthesis.sizes import size_groups_of, sizes_of
 
-Placement = Literal["uniform", "slice"]
+PlacementRule = Literal["uniform", "slice"]
 Preset = Literal["training", "reader"]
 # Number of tumors as in Hu et al. 2023, Table 6, by size.
 PAPER_COUNT = "paper"
 
 _REGIONS = ("anywhere", "central", "peripheral")
 _LOCATIONS = f"{', '.join(_REGIONS)}, {{point_mm: [x, y, z]}} or {{segment: N}}"
-# Most tumors that one entry may ask for: more is a slip of the keyboard.
+# Most tumors that one entry may ask for: more is likely a typing error.
 _MOST = 1000
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where in an organ tumors are to be.
+    """Where in an organ tumors may be.
 
     Args:
         region: ``"anywhere"``, ``"central"`` (deeper than half of the organ's voxels) or ``"peripheral"`` (less deep).
@@ -48,7 +48,7 @@ class Location:
         """Read what a user wrote.
 
         Raises:
-            ConfigError: It is no location.
+            ConfigError: It is not a location.
         """
         if isinstance(value, Location):
             return value
@@ -111,9 +111,9 @@ class TumorSpec:
         location: Where in the organ.
         placement: ``"uniform"``: anywhere allowed, with equal chance. ``"slice"``: the published recipe, a slice in the
             middle of the organ first.
-        vessel_clearance_mm: Least distance of a tumor's surface from vessels; None where they do not matter.
-        contrast_hu: Mean of a tumor less the organ's; by default Table 1's for the hand-crafted generator, and whatever
-            the diffusion model makes.
+        vessel_clearance_mm: Least distance of a tumor's surface from vessels; None if they do not matter.
+        contrast_hu: Mean of a tumor less the organ's; by default Table 1's for the hand-crafted generator, and free for
+            the diffusion model.
         blur_mm: σ of the Gaussian that softens the rim; by default U(0, 4) for the diffusion generator and U(0.6, 1.2)
             for the hand-crafted one (σc).
         texture: Of the hand-crafted generator: ``"gaussian"`` (CVPR 2023) or ``"salt"`` (NeurIPS workshop 2022).
@@ -133,7 +133,7 @@ class TumorSpec:
     diameter_mm: Distribution | None = None
     irregularity: Distribution = _ONE
     location: Location = _ANYWHERE
-    placement: Placement = "uniform"
+    placement: PlacementRule = "uniform"
     vessel_clearance_mm: Distribution | None = None
     contrast_hu: Distribution | None = None
     blur_mm: Distribution | None = None
@@ -146,7 +146,7 @@ class TumorSpec:
 
     def __post_init__(self) -> None:
         _choice("generator", self.generator, get_args(GeneratorName))
-        _choice("placement", self.placement, get_args(Placement))
+        _choice("placement", self.placement, get_args(PlacementRule))
         _choice("texture", self.texture, get_args(TextureKind))
         if not isinstance(self.may_overlap, bool):
             raise ConfigError(f"may_overlap is {self.may_overlap!r}: give true or false.")
@@ -174,7 +174,7 @@ class TumorSpec:
 
     @property
     def needs_hu(self) -> bool:
-        """Whether drawing looks at the CT, and not at the organ alone."""
+        """Whether drawing needs the CT besides the organ mask."""
         return self.generator == "handcrafted" or self.vessel_clearance_mm is not None
 
     @property
@@ -185,7 +185,7 @@ class TumorSpec:
 
     @property
     def size_groups(self) -> frozenset[SizeGroup]:
-        """Size groups of the tumors that can come, whose diffusion models may be needed."""
+        """Size groups of the tumors that can be drawn, whose diffusion models may be needed."""
         return _size_groups(self.weights, self.diameter_mm) | (
             frozenset() if self.satellites is None else _size_groups(self.satellites.size, self.satellites.diameter_mm)
         )
@@ -195,7 +195,7 @@ class TumorSpec:
         """Read one entry of a ``--tumors`` file.
 
         Args:
-            values: Fields, and ``preset``, on whose fields the others go.
+            values: Fields, and ``preset``, whose fields they replace or complement.
             where: The entry, for messages.
 
         Raises:
@@ -215,11 +215,11 @@ class TumorSpec:
             raise ConfigError(f"{where}: {error}") from error
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what ``from_dict`` reads, every field said."""
+        """Return what ``from_dict`` reads, with every field."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def of_satellites(self) -> TumorSpec:
-        """Return what the satellites are to be: as the tumor, but for their size, and without effects of their own."""
+        """Return the spec of the satellites: the tumor's, but with their count and size, and without effects."""
         assert self.satellites is not None
         return replace(
             self, count=self.satellites.count, size=self.satellites.size, diameter_mm=self.satellites.diameter_mm,
@@ -227,7 +227,7 @@ class TumorSpec:
         )  # fmt: skip
 
     def _take(self, name: str, *, low: float, high: float, whole: bool = False) -> None:
-        """Read a number or distribution and check that all it can give is in range."""
+        """Read a number or distribution and check that it stays in range."""
         value = getattr(self, name)
         if value is None and fields_by_name(type(self))[name].default is None:
             return
@@ -323,7 +323,7 @@ class TumorPlan:
 
     Args:
         tumors: The entries, in order.
-        seed: Seed that the file states; None where it states none.
+        seed: Seed that the file states; None for none.
     """
 
     tumors: tuple[TumorSpec, ...]
@@ -334,7 +334,7 @@ def read_plan(path: Path) -> TumorPlan:
     """Read a ``--tumors`` file: YAML with ``tumors``, a list of entries, and optionally ``seed``.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or has an unknown or wrong field; the message names both.
+        ConfigError: The file is missing, is not YAML, or has an unknown or wrong field; the message names both.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -39,13 +39,13 @@ from difftumor.synthesis.spec import TumorSpec
 
 @dataclass(frozen=True, eq=False)
 class Synthesis:
-    """CT with tumors, and what belongs to it.
+    """A batch of CT with tumors.
 
     Args:
         ct_hu: (B, 1, X, Y, Z) float32; bit-identical to the input outside the halo.
         labels: uint8: 0 background, 1 organ, 2 tumor.
         lesions: int32: 0, or the number of the tumor, in the order of the records from 1.
-        halo: bool: voxels whose weight is over 0.
+        halo: bool: voxels whose weight is above 0.
         change_hu: float32, exactly 0 outside the halo.
         records: What was applied, per element.
     """
@@ -62,8 +62,8 @@ class TumorSynthesizer:
     """Makes tumors in CT in model space.
 
     Args:
-        organ: Where tumors grow, and the rules of their placement and blending.
-        diffusion: Diffusion model, or one for each stage (``"early"``, ``"late"``); None for hand-crafted tumors alone.
+        organ: Host of the tumors, with the rules of their placement and blending.
+        diffusion: Diffusion model, or one for each size group; None for hand-crafted tumors only.
         spacing_mm: Voxel size of model space.
 
     Raises:
@@ -83,13 +83,13 @@ class TumorSynthesizer:
         x, y, z = (float(step) for step in spacing_mm)
         self.spacing_mm: Vector = (x, y, z)
         if isinstance(diffusion, DiffusionTexture):
-            diffusion = {stage: diffusion for stage in get_args(SizeGroup)}  # noqa: C420 keeps the type
+            diffusion = {group: diffusion for group in get_args(SizeGroup)}  # noqa: C420 keeps the type
         self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})
         self._device = torch.device("cpu")
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are; CT for ``apply`` belongs there too."""
+        """Device of the networks, on which ``apply`` takes its CT."""
         return next((texture.device for texture in self.diffusion.values()), self._device)
 
     def to(self, device: torch.device | str) -> TumorSynthesizer:
@@ -101,7 +101,7 @@ class TumorSynthesizer:
 
     @property
     def window(self) -> IntensityWindow:
-        """HU that the networks see; diffusion tumors take values inside it."""
+        """HU window of the networks, inside which the values of diffusion tumors are."""
         return next((texture.window for texture in self.diffusion.values()), IntensityWindow())
 
     def draw(
@@ -122,15 +122,15 @@ class TumorSynthesizer:
             tumors: What is wanted.
             seed: With ``keys``, decides everything; the first tumors do not depend on how many follow.
             keys: For instance ``("epoch", 3, "sample", 17)``.
-            ct_hu_XYZ: CT of the same shape, for hand-crafted tumors and where vessels matter.
+            ct_hu_XYZ: CT of the same shape, for hand-crafted tumors and clearance from vessels.
             affine: (4, 4), voxels of the mask to world mm, for ``center_mm``; by default the spacing alone.
             open_border: Whether tumors may be cut by the array's border, as in a training crop.
 
         Returns:
-            The records; fewer than asked for where the organ has no room for more.
+            The records; fewer than asked for if the organ has no room for more.
 
         Raises:
-            SynthesisError: The mask is empty, not one of the tumors has room, or the CT is needed and not given.
+            SynthesisError: The mask is empty, none of the tumors has room, or the CT is needed and not given.
         """
         specs = (tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors)
         host = Host(
@@ -162,8 +162,8 @@ class TumorSynthesizer:
             ct_hu_B1XYZ: CT in HU, model space; not modified.
             organ_mask_B1XYZ: Organ on the same device; any nonzero voxel counts.
             records: Tumors of every element, possibly none, as ``draw`` returned them for its organ mask.
-            patch_per_tumor: Give every tumor a patch of its own, also where the CT has the size of one patch.
-            tumors_B1XYZ: Tumors that are there already, which cut others; None for none.
+            patch_per_tumor: Give every tumor a patch of its own, even if the CT has the size of one patch.
+            tumors_B1XYZ: Tumors that are there already and cut others; None for none.
 
         Raises:
             SynthesisError: Shapes differ, or a record does not fit: drawn for another generator, spacing or mask.
@@ -182,14 +182,14 @@ class TumorSynthesizer:
             there = None if tumors_B1XYZ is None else tumors_B1XYZ[element, 0].cpu().numpy()
             tumors += self._place(element, organ[element, 0].cpu().numpy(), there, drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
-        whole = {stage: shape == texture.patch and not patch_per_tumor for stage, texture in self.diffusion.items()}
-        # Far from all tumors nothing is computed, unless the networks' whole patch is taken.
+        whole = {group: shape == texture.patch and not patch_per_tumor for group, texture in self.diffusion.items()}
+        # Nothing is computed far from all tumors, unless the networks' whole patch is taken.
         decoded = self.organ.blend == "decoded" and any(whole.values())
         near = Box.whole(shape) if decoded else Box.joined([tumor.halo_box(shape) for tumor in tumors])
         blend = Blend.empty(ct, near)
-        for stage, texture in self.diffusion.items():
-            own = [t for t in tumors if t.record.generator == "diffusion" and t.record.size_group == stage]
-            patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole[stage])
+        for group, texture in self.diffusion.items():
+            own = [t for t in tumors if t.record.generator == "diffusion" and t.record.size_group == group]
+            patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole[group])
             for patch, texture_hu in _textures(texture, patches, ct, lesions):
                 self._blend(patch, texture_hu, texture.window, ct, lesions, blend)
         for tumor in tumors:
@@ -272,14 +272,14 @@ class TumorSynthesizer:
             box = tumor.halo_box(shape)
             index = (patch.element, 0, *box.slices)
             own = blurred_weight(lesions[index] == tumor.instance, tumor.record.blur_sigma_voxels)
-            # The change is what happens inside the window: what bone and air have beyond it stays.
+            # The change is made inside the window: what bone and air have beyond it stays.
             healthy = ct[index].clamp(window.low_hu, window.high_hu)
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, patch.box.start, strict=True))
             blend.add(patch.element, box, blend_change(healthy, texture_hu[inside], own), own)
 
 
 def no_room(organ: Organ, tumors: Sequence[TumorSpec]) -> SynthesisError:
-    """Return the error that says that not one tumor has room."""
+    """Return the error that no tumor has room."""
     sizes = " or ".join(sorted({repr(group) for spec in tumors for group in spec.weights}))
     apart = "" if all(spec.vessel_clearance_mm is None for spec in tumors) else ", less clearance from vessels"
     return SynthesisError(

@@ -23,7 +23,7 @@ from difftumor.synthesis.distributions import Distribution, fixed
 from difftumor.synthesis.records import GeneratorName, TumorRecord
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.sizes import size_groups_of, sizes_of
-from difftumor.synthesis.spec import PAPER_COUNT, Placement, TumorSpec
+from difftumor.synthesis.spec import PAPER_COUNT, PlacementRule, TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.run.data import check_same_preprocessing
 from stages.run.run import say
@@ -53,7 +53,7 @@ class TumorMix:
     generators: Mapping[str, float]
     sizes: Mapping[str, float]
     most_early: int
-    placement: Placement = "slice"
+    placement: PlacementRule = "slice"
     irregularity: Distribution | float = 1.0
     blur_mm: Distribution | float | None = None
     models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
@@ -63,8 +63,10 @@ class TumorMix:
             raise ConfigError(f"synthesis.probability is {self.probability!r}: give a number from 0 to 1.")
         if not isinstance(self.most_early, int) or self.most_early < 1:
             raise ConfigError(f"synthesis.most_early is {self.most_early!r}: give 1 or more.")
-        if self.placement not in get_args(Placement):
-            raise ConfigError(f"synthesis.placement is {self.placement!r}: choose {' or '.join(get_args(Placement))}.")
+        if self.placement not in get_args(PlacementRule):
+            raise ConfigError(
+                f"synthesis.placement is {self.placement!r}: choose {' or '.join(get_args(PlacementRule))}."
+            )
         try:
             TumorSpec(**self._shape)
         except ConfigError as error:

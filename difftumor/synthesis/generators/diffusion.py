@@ -27,19 +27,19 @@ class DiffusionTexture:
 
     Args:
         codec: Between CT and latent.
-        denoiser: Trained on tumors of one organ and stage.
+        denoiser: Trained on tumors of one organ and size group.
         schedule: With the number of timesteps the denoiser was trained with.
         sampler: How to sample.
         window: HU that the networks see.
-        patch: Size of what the networks see at once, one number or one per axis.
+        patch: Size of the patches that the networks see, one number or one per axis.
         patches_at_once: Patches that go through the networks together; bounds the memory.
-        masked: Where the tumor is taken out of the condition, as in the denoiser's training; see ``LatentCodec``.
+        masked: Whether the tumor is removed from the condition's image or its latent, as in the denoiser's training.
         precision: What the networks compute in, whatever the caller's autocast: "fp32", or "bf16" for convolutions and
             products. The sampler's state, the scaling of latents and the search for codes are always float32.
 
     Raises:
         ConfigError: ``patches_at_once`` is less than 1, or the precision is unknown.
-        SynthesisError: The patch is no multiple of what codec and denoiser halve.
+        SynthesisError: The patch is not a multiple of what codec and denoiser halve.
     """
 
     def __init__(

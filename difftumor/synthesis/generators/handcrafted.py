@@ -18,7 +18,7 @@ from difftumor.synthesis.records import TextureRecord
 
 # The paper scales voxels up, and its voxels are about 1 mm: a grain of 1 is noise on a lattice with this step.
 _GRAIN_MM = 1.0
-# Lattice points beyond the texture's border. A cubic spline forgets its end at 0.27 per point: 0.0004 is left.
+# Lattice points beyond the texture's border. The influence of a spline's end falls to 0.27 per point: to 0.0004.
 _MARGIN = 6
 # The workshop paper gives no numbers for salt; these are ours: one point in five is bright, so that salt is rare but
 # the blurred texture isn't flat between, and the limit, in standard deviations, cuts only where grains pile up.
@@ -57,16 +57,16 @@ def handcrafted_texture(
         salt = (torch.rand(lattice, generator=generator) < _SALT_SHARE).float() - _SALT_SHARE
         unit = along_axes(salt, matrices) / (math.sqrt(_SALT_SHARE * (1 - _SALT_SHARE)) * _gain(matrices))
         unit = unit.clamp(-_SALT_LIMIT, _SALT_LIMIT)
-    # What may still depend on the number of threads is rounded away.
+    # Rounding removes what may still depend on the number of threads.
     return torch.round((texture.mean_hu + texture.sd_hu * unit) / _ROUNDED_HU) * _ROUNDED_HU
 
 
 def _scale_and_blur(size: int, spacing_mm: float, *, grain_mm: float, blur_mm: float) -> Tensor:
     """Return eq. (3) along one axis, (size, lattice points) float64: interpolate a lattice to voxels and blur them."""
-    # Voxels larger than the grain are a lattice of their own: between them nothing needs to be interpolated.
+    # Voxels larger than the grain are a lattice of their own, between which nothing needs to be interpolated.
     grain_mm = max(grain_mm, spacing_mm)
     radius = blur_radius(blur_mm / spacing_mm)
-    # Voxels beyond the border are made for the blur to look at, so that the border is like everywhere else.
+    # Voxels beyond the border are made for the blur, so that the border is like everywhere else.
     position = np.arange(-radius, size + radius) * (spacing_mm / grain_mm)
     points = np.arange(math.floor(position[0]) - _MARGIN, math.ceil(position[-1]) + _MARGIN + 1)
     # A spline is linear in its values: interpolating the unit vectors gives the weights of every lattice point.

@@ -1,7 +1,7 @@
 """Tumors in a scan on its own grid: made in model space, and only the change is carried back.
 
 Everything outside the tumors' halo stays as it was stored, whatever the scan's orientation and spacing. Tumors that are
-far apart are made one after the other, so that time and memory go with the tumors, not with the scan.
+far apart are made one after the other, so that time and memory depend on the tumors, not on the scan.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STAYS, _LEAVES_ORGAN, _JOINS_ORGAN = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class ScanPart:
-    """Some tumors that are near to each other, and what is around them, in model space.
+    """Tumors that are near each other, and what is around them, in model space.
 
     Args:
         numbers: Of the tumors, from 1.
@@ -41,7 +41,7 @@ class ScanPart:
         after_hu: float32, the CT with tumors.
         labels: uint8: 0 background, 1 organ, 2 tumor.
         lesions: 0, or the number of the tumor.
-        halo: bool: where the CT may have changed.
+        halo: bool: voxels whose CT may have changed.
         spacing_mm: Voxel size of model space.
     """
 
@@ -57,14 +57,14 @@ class ScanPart:
 
 @dataclass(frozen=True, eq=False)
 class ScanSynthesis:
-    """What tumors do to a scan.
+    """A scan with tumors, on its own grid.
 
     Args:
-        scan: What they were made in; not modified.
-        records: How they were drawn, in voxels of the scan's model space.
+        scan: The scan without them; not modified.
+        records: The tumors, in voxels of the scan's model space.
         box: Part of the scan's own grid that the following arrays cover; it holds all that changes.
         change_hu: float32 change of the CT.
-        halo: bool: where the CT may change: no voxel of model space whose weight is over 0 takes part elsewhere.
+        halo: bool: voxels whose CT may change; elsewhere no voxel of model space with a weight above 0 takes part.
         lesions: 0, or the number of the tumor.
         organ: bool: the organ, which tumors with a mass effect bulge.
         parts: The tumors in model space.
@@ -168,9 +168,8 @@ class _Native:
 def _make_group(
     synthesizer: TumorSynthesizer, model_scan: ModelScan, tumors: Sequence[tuple[int, TumorRecord]]
 ) -> _Native:
-    space = model_scan.space
     records = [record for _, record in tumors]
-    region = _region(records, synthesizer, space.grid.shape)
+    region = _region(records, synthesizer, model_scan.space.grid.shape)
     if region.empty:
         raise SynthesisError(
             f"A tumor lies outside {model_scan.scan.ct.path}: apply records to the scan they were drawn for."
@@ -192,38 +191,40 @@ def _make_group(
         x[0, 0].cpu().numpy() for x in (made.lesions, made.labels, made.halo, made.change_hu)
     )
     lesions = numbers[local]
-    # Tumors are organ here, but those that leave it: what matters is how far the organ reaches.
+    # Tumors count as organ here, except those that leave it: what matters is how far the organ reaches.
     leaves = np.array([False, *(record.may_leave_organ for record in records)])[local]
     organ_now = labels > 0
     relabeled = np.where(organ_now, np.uint8(_JOINS_ORGAN), np.uint8(_LEAVES_ORGAN))
     relabeled[(organ_now == (organ > 0)) | leaves] = _STAYS
 
-    touched = Box.joined([Box.around(x) for x in (halo, change, lesions, relabeled)])
-    model_box = touched.shifted(region.start)
-    cut = touched.slices
-    native_change, change_box = space.change_to_native(np.ascontiguousarray(change[cut]), box=model_box)
-    native_halo, halo_box = space.change_to_native(halo[cut].astype(np.float32), box=model_box)
-    native_lesions, lesions_box = space.labels_to_native(np.ascontiguousarray(lesions[cut]), box=model_box)
-    native_organ, organ_box = space.labels_to_native(np.ascontiguousarray(relabeled[cut]), box=model_box)
-    box = Box.joined([change_box, halo_box, lesions_box, organ_box])
     kept = _kept_box(halo, lesions, synthesizer.spacing_mm)
-    return _Native(
-        box=box,
-        change_hu=_placed(native_change, change_box, box),
-        halo=_placed(native_halo, halo_box, box) > 0,
-        lesions=_placed(native_lesions, lesions_box, box),
-        organ=_placed(native_organ, organ_box, box),
-        part=ScanPart(
-            numbers=tuple(number for number, _ in tumors),
-            region=kept.shifted(region.start),
-            before_hu=before[kept.slices].copy(),
-            after_hu=made.ct_hu[0, 0].cpu().numpy()[kept.slices].copy(),
-            labels=labels[kept.slices].copy(),
-            lesions=lesions[kept.slices].copy(),
-            halo=halo[kept.slices].copy(),
-            spacing_mm=synthesizer.spacing_mm,
-        ),
+    part = ScanPart(
+        numbers=tuple(number for number, _ in tumors),
+        region=kept.shifted(region.start),
+        before_hu=before[kept.slices].copy(),
+        after_hu=made.ct_hu[0, 0].cpu().numpy()[kept.slices].copy(),
+        labels=labels[kept.slices].copy(),
+        lesions=lesions[kept.slices].copy(),
+        halo=halo[kept.slices].copy(),
+        spacing_mm=synthesizer.spacing_mm,
     )
+    touched = Box.joined([Box.around(x) for x in (halo, change, lesions, relabeled)])
+    cut = [np.ascontiguousarray(x[touched.slices]) for x in (change, halo.astype(np.float32), lesions, relabeled)]
+    return _on_native_grid(model_scan.space, touched.shifted(region.start), cut, part)
+
+
+def _on_native_grid(space: ModelSpace, model_box: Box, arrays: Sequence[Array], part: ScanPart) -> _Native:
+    """Carry change, halo, lesions and organ of a box of model space to the scan's own grid."""
+    change_hu, halo, lesions, organ = arrays
+    carried: list[tuple[Array, Box]] = [
+        space.change_to_native(change_hu, box=model_box),
+        space.change_to_native(halo, box=model_box),
+        space.labels_to_native(lesions, box=model_box),
+        space.labels_to_native(organ, box=model_box),
+    ]
+    box = Box.joined([own for _, own in carried])
+    change_hu, halo, lesions, organ = (_placed(data, own, box) for data, own in carried)
+    return _Native(box=box, change_hu=change_hu, halo=halo > 0, lesions=lesions, organ=organ, part=part)
 
 
 def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape: Voxel) -> Box:

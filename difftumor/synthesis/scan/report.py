@@ -1,4 +1,4 @@
-"""What was asked of every tumor in a scan, what it became, and a picture of it."""
+"""What was requested of every tumor in a scan, what was achieved, and a picture of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # measuring needs no pictures
 
 # Below this share of its requested volume a tumor is worth a warning.
 _MOSTLY_THERE = 0.5
-# As is a contrast that is off by more than the noise of a CT.
+# So is a contrast that is off by more than the noise of a CT.
 _CONTRAST_OFF_HU = 15.0
 _PREVIEW_MM = 120.0
 
@@ -35,15 +35,15 @@ class TumorReport:
     """One tumor in a scan.
 
     Args:
-        record: How it was drawn.
+        record: The tumor as it was drawn.
         voxels: Its voxels on the scan's own grid.
         volume_mm3: Their volume.
         diameter_mm: Diameter of the ball of that volume.
         center_mm: Their center of mass in world coordinates (RAS); None without voxels.
-        contrast_hu: Mean of the tumor less the mean of the organ around it; None where too little of either is there.
+        contrast_hu: Mean of the tumor less the mean of the organ around it; None for too few voxels of either.
         sd_hu: Standard deviation inside the tumor; None for too few voxels.
-        vessel_clearance_mm: Distance from the tumor to the nearest vessel in the organ; None where vessels did not
-            matter or there are none.
+        vessel_clearance_mm: Distance from the tumor to the nearest vessel in the organ; None if vessels did not matter
+            or there are none.
     """
 
     record: TumorRecord
@@ -104,7 +104,7 @@ def report_tumors(result: ScanSynthesis, host: Host, *, window: IntensityWindow)
 
 
 def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
-    """Say in sentences which tumors fell short of what was asked of them."""
+    """Return sentences that name the tumors that fall short of their request."""
     warnings = []
     for number, report in enumerate(reports, start=1):
         share = report.volume_mm3 / report.requested_volume_mm3
@@ -114,9 +114,9 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
             warnings.append(
                 f"Tumor {number} was cut to {share:.0%} of its volume by organ, neighbors or the scan's end."
             )
-        contrast, wanted = report.contrast_hu, report.record.contrast_hu
-        if contrast is not None and wanted is not None and abs(contrast - wanted) > _CONTRAST_OFF_HU:
-            warnings.append(f"Tumor {number} has a contrast of {contrast:+.0f} HU, not of {wanted:+.0f}.")
+        contrast, requested = report.contrast_hu, report.record.contrast_hu
+        if contrast is not None and requested is not None and abs(contrast - requested) > _CONTRAST_OFF_HU:
+            warnings.append(f"Tumor {number} has a contrast of {contrast:+.0f} HU, not of {requested:+.0f}.")
         clearance, least = report.vessel_clearance_mm, report.record.vessel_clearance_mm
         if clearance is not None and least is not None and clearance < least:
             warnings.append(f"Tumor {number} is {clearance:.1f} mm from a vessel, not {least:.1f} or more.")
@@ -157,13 +157,13 @@ def appearance_in(part: ScanPart, number: int, *, window: IntensityWindow) -> Ap
 
 
 class _Vessels:
-    """The vessels of an organ, sought when the first tumor asks for them."""
+    """The vessels of an organ, found when first needed."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
 
     def clearance_mm(self, part: ScanPart, number: int) -> float | None:
-        """Return the distance from a tumor to the nearest vessel; None where there are none, or no tumor."""
+        """Return the distance from a tumor to the nearest vessel; None if there are none, or no tumor."""
         box = Box.around(part.lesions == number)
         if self._tree is None or box.empty:
             return None

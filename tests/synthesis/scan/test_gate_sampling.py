@@ -1,4 +1,4 @@
-"""Tumors that are made and looked at before they are kept."""
+"""Tumors that are made and measured before they are accepted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -154,7 +154,7 @@ def test_the_gate_gives_up_after_its_attempts(flat, scan):
     assert drawn.records == ()
     assert len(texture.made) == 8
     assert [rejection.wanted for rejection in sampler.rejections] == [1] * 4 + [2] * 4
-    assert drawn.shortfalls == ("2 of 2 tumors were not made, since none that was tried was good enough.",)
+    assert drawn.shortfalls == ("2 of 2 tumors were not made, since all that were tried were rejected.",)
 
 
 def test_of_the_textures_that_pass_the_gate_the_nearest_is_kept(flat, scan):
@@ -162,7 +162,7 @@ def test_of_the_textures_that_pass_the_gate_the_nearest_is_kept(flat, scan):
     bad: list[int] = []
 
     def rule(record):
-        # The second texture, whatever it is, is not good enough.
+        # The second texture, whatever it is, is rejected.
         bad.append(record.texture_seed)
         return ("noise",) if len(bad) == 2 else ()
 

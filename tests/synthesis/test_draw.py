@@ -1,13 +1,14 @@
 """All that is random about a tumor: its shape, its texture, and the place it takes."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from difftumor.errors import SynthesisError
 from difftumor.scans.organs import get_organ
-from difftumor.synthesis.draw import draw_tumors, wanted_tumors
+from difftumor.synthesis.draw import draw_tumors, draw_unplaced, wanted_tumors
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
@@ -34,13 +35,19 @@ def many(liver, size="tiny", seeds=40, **fields):
     return [record for seed in range(seeds) for record in draw(liver, size, seed=seed, **fields)]
 
 
+def unplaced(liver, size="tiny", seeds=40, **fields):
+    """Draw tumors without looking for their centers."""
+    specs = [wanted(size, **fields)]
+    return [draw_unplaced(liver, wanted_tumors(specs, seed=seed)[0], seed=seed) for seed in range(seeds)]
+
+
 # Shape
 
 
 @pytest.mark.parametrize("generator", ["diffusion", "handcrafted"])
 @pytest.mark.parametrize("diameter_mm", [6, 11.5, 25])
 def test_a_diameter_gives_the_ellipsoid_of_exactly_that_volume(generator, diameter_mm):
-    for record in many(host(), "early", 10, diameter_mm=diameter_mm, generator=generator):
+    for record in unplaced(host(), "early", 10, diameter_mm=diameter_mm, generator=generator):
         assert np.prod(record.half_axes_mm) == pytest.approx((diameter_mm / 2) ** 3, rel=1e-12)
         assert (record.size, record.radius_mm) == ("custom", diameter_mm / 2)
         assert len(set(record.half_axes_mm)) == 3
@@ -48,7 +55,7 @@ def test_a_diameter_gives_the_ellipsoid_of_exactly_that_volume(generator, diamet
 
 @pytest.mark.parametrize("spacing_mm", [EVEN, (0.8, 0.8, 2.0)])
 def test_the_shape_has_the_volume_of_the_diameter(spacing_mm):
-    for record in many(host(spacing_mm=spacing_mm), seeds=6, diameter_mm=12):
+    for record in unplaced(host(spacing_mm=spacing_mm), seeds=6, diameter_mm=12):
         voxels = np.count_nonzero(tumor_shape(record)) * np.prod(spacing_mm)
         assert voxels == pytest.approx(4 / 3 * np.pi * 6**3, rel=0.03)
 
@@ -59,18 +66,18 @@ def test_a_tumor_of_chosen_diameter_is_as_irregular_as_the_class_of_that_size(di
     size = nearest_size(diameter_mm / 2)
     low, high = min(size.deformation_mm), max(size.deformation_mm)
     liver = host(np.ones((20, 20, 20), bool), spacing_mm=(8.0, 8.0, 8.0))
-    for record in many(liver, "early", 12, diameter_mm=diameter_mm):
+    for record in unplaced(liver, "early", 12, diameter_mm=diameter_mm):
         assert low <= record.deformation_sigma_mm <= high
     # In proportion to the radius between the classes.
-    for record in many(liver, "early", 12, diameter_mm=diameter_mm * 1.2):
+    for record in unplaced(liver, "early", 12, diameter_mm=diameter_mm * 1.2):
         assert 1.2 * low <= record.deformation_sigma_mm <= 1.2 * high + 1e-9
 
 
 def test_without_irregularity_there_is_no_deformation():
     liver = host()
-    for record in many(liver, "small", 10, irregularity=0):
+    for record in unplaced(liver, "small", 10, irregularity=0):
         assert record.deformation_sigma_mm == 0
-    usual, double = (many(liver, "small", 10, irregularity=factor) for factor in (1, 2))
+    usual, double = (unplaced(liver, "small", 10, irregularity=factor) for factor in (1, 2))
     for one, two in zip(usual, double, strict=True):
         assert two.deformation_sigma_mm == 2 * one.deformation_sigma_mm > 0
         assert two.half_axes_mm == one.half_axes_mm
@@ -78,7 +85,7 @@ def test_without_irregularity_there_is_no_deformation():
 
 def test_hand_crafted_large_tumors_are_no_longer_than_the_paper_says():
     liver = host(np.ones((20, 20, 20), bool), spacing_mm=(8.0, 8.0, 8.0))
-    networks, by_hand = (many(liver, "large", 40, generator=name) for name in ("diffusion", "handcrafted"))
+    networks, by_hand = (unplaced(liver, "large", 40, generator=name) for name in ("diffusion", "handcrafted"))
     longest = [max(max(r.half_axes_mm) for r in records) / 32 for records in (networks, by_hand)]
     assert 1.25 < longest[0] <= 2
     assert 1.2 < longest[1] <= 1.25
@@ -88,7 +95,7 @@ def test_hand_crafted_large_tumors_are_no_longer_than_the_paper_says():
 
 def test_size_weights_are_chances():
     liver = host(np.ones((20, 20, 20), bool), spacing_mm=(8.0, 8.0, 8.0))
-    drawn = [record.size for record in many(liver, {"tiny": 3, "late": 1, "small": 0}, 400)]
+    drawn = [record.size for record in unplaced(liver, {"tiny": 3, "late": 1, "small": 0}, 400)]
     shares = {name: drawn.count(name) / 400 for name in SIZES}
     # Standard deviations of the shares: at most 0.022.
     assert shares["small"] == 0
@@ -116,7 +123,7 @@ def test_counts_are_drawn_as_asked():
 def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_darker_than_thirty():
     """Table 1: μt is U(30, μp - 10), and the noise is the organ's."""
     liver = host(mean_hu=100)
-    textures = [record.texture for record in many(liver, seeds=200, generator="handcrafted")]
+    textures = [record.texture for record in unplaced(liver, seeds=200, generator="handcrafted")]
     means = np.array([texture.mean_hu for texture in textures])
     assert 30 <= means.min() < 33
     assert 87 < means.max() <= liver.parenchyma.mean_hu - 10
@@ -130,7 +137,7 @@ def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_
 def test_in_a_dark_organ_they_are_darker_by_ten_to_thirty_hu():
     liver = host(mean_hu=25)
     mean_hu = liver.parenchyma.mean_hu
-    means = np.array([r.texture.mean_hu for r in many(liver, seeds=100, generator="handcrafted")])
+    means = np.array([r.texture.mean_hu for r in unplaced(liver, seeds=100, generator="handcrafted")])
     assert mean_hu - 30 <= means.min() < mean_hu - 28
     assert mean_hu - 12 < means.max() <= mean_hu - 10
 
@@ -148,10 +155,10 @@ def test_a_contrast_is_taken_from_the_mean_of_the_organ_without_vessels():
 def test_the_rim_is_as_soft_as_the_generator_has_it_or_as_asked():
     liver = host(spacing_mm=(1.0, 1.0, 2.0))
     millimeters = 2 ** (1 / 3)
-    by_hand = [r.blur_sigma_voxels * millimeters for r in many(liver, generator="handcrafted")]
+    by_hand = [r.blur_sigma_voxels * millimeters for r in unplaced(liver, generator="handcrafted")]
     assert 0.6 <= min(by_hand) < 0.65
     assert 1.15 < max(by_hand) <= 1.2
-    networks = [r.blur_sigma_voxels * millimeters for r in many(liver)]
+    networks = [r.blur_sigma_voxels * millimeters for r in unplaced(liver)]
     assert min(networks) < 0.5
     assert 3.5 < max(networks) <= 4
     assert draw(liver, blur_mm=2)[0].blur_sigma_voxels == pytest.approx(2 / millimeters)
@@ -160,7 +167,7 @@ def test_the_rim_is_as_soft_as_the_generator_has_it_or_as_asked():
 def test_effects_are_drawn_as_asked():
     (record,) = draw(host(), preset="reader")
     assert (record.mass_effect, record.capsule_hu, record.vessel_clearance_mm) == (30, 120, 0)
-    effects = [r.mass_effect for r in many(host(), mass_effect={"uniform": [10, 20]})]
+    effects = [r.mass_effect for r in unplaced(host(), mass_effect={"uniform": [10, 20]})]
     assert 10 <= min(effects) < 11
     assert 19 < max(effects) <= 20
 
@@ -267,12 +274,12 @@ def test_an_organ_full_of_vessels_is_said_to_be_so():
 
 def test_kidney_tumors_leave_half_of_the_time_and_only_medium_and_large_ones():
     liver = host(organ="kidney")
-    medium = [record.may_leave_organ for record in many(liver, "medium", 100)]
+    medium = [record.may_leave_organ for record in unplaced(liver, "medium", 100)]
     assert 35 <= sum(medium) <= 65
-    assert not any(record.may_leave_organ for record in many(liver, "early", 20))
+    assert not any(record.may_leave_organ for record in unplaced(liver, "early", 20))
     # Of a chosen diameter, the class of that size counts.
-    assert not any(record.may_leave_organ for record in many(liver, seeds=20, diameter_mm=15))
-    assert any(record.may_leave_organ for record in many(liver, seeds=20, diameter_mm=30))
+    assert not any(record.may_leave_organ for record in unplaced(liver, seeds=20, diameter_mm=15))
+    assert any(record.may_leave_organ for record in unplaced(liver, seeds=20, diameter_mm=30))
 
 
 def test_large_tumors_of_the_pancreas_are_centered_unless_a_place_is_asked_for():
@@ -367,3 +374,113 @@ def test_a_segment_goes_before_the_rule_that_centers_large_tumors():
     records = [record for seed in range(6) for record in draw_tumors(place, specs, seed=seed).records]
     assert records
     assert all(segments[record.center_voxel] == 1 for record in records)
+
+
+# Which tumors are accepted, and what is said of those that are not
+
+
+def empty_liver(radius=15):
+    return Host(ball((40, 40, 40), radius), organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False)
+
+
+class Rule:
+    """Accepts tumors by a function, and remembers what it was asked."""
+
+    def __init__(self, rule):
+        self.rule, self.asked, self.wanted = rule, [], []
+
+    def __call__(self, record, accepted, wanted):
+        self.wanted.append(wanted)
+        # The number that it would have.
+        self.asked.append((record, len(accepted) + 1))
+        return self.rule(record)
+
+
+def test_without_a_choice_every_tumor_is_drawn_once():
+    drawn = draw_tumors(empty_liver(), [wanted("tiny", 3)], seed=0, attempts=9)
+    assert [record.attempts for record in drawn.records] == [1, 1, 1]
+    assert drawn.shortfalls == ()
+
+
+def test_a_choice_that_keeps_all_changes_nothing():
+    keep = Rule(lambda record: record)
+    specs = [wanted("tiny", 2), wanted("small", 1)]
+    assert draw_tumors(empty_liver(), specs, seed=0, accept=keep, attempts=5) == draw_tumors(
+        empty_liver(), specs, seed=0
+    )
+    assert keep.wanted == [1, 2, 3]
+    assert [number for _, number in keep.asked] == [1, 2, 3]
+
+
+def test_every_attempt_is_another_tumor_and_counts():
+    third = Rule(lambda record: record if record.attempts == 3 else None)
+    drawn = draw_tumors(empty_liver(), [wanted("tiny", 2)], seed=0, accept=third, attempts=5)
+    assert [record.attempts for record in drawn.records] == [3, 3]
+    assert [(record.attempts, number) for record, number in third.asked] == [
+        (1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2),
+    ]  # fmt: skip
+    assert len({record.shape_seed for record, _ in third.asked}) == 6
+    assert len({record.texture_seed for record, _ in third.asked}) == 6
+    # The first attempt is the tumor that is drawn without a choice.
+    first = draw_tumors(empty_liver(), [wanted("tiny", 1)], seed=0).records
+    assert third.asked[0][0] == first[0]
+
+
+def test_a_tumor_is_given_up_after_its_attempts_and_the_next_keeps_its_number():
+    later = Rule(lambda record: record if len(later.asked) > 4 else None)
+    drawn = draw_tumors(empty_liver(), [wanted("tiny", 3)], seed=0, accept=later, attempts=4)
+    assert [number for _, number in later.asked] == [1, 1, 1, 1, 1, 2]
+    assert len(drawn.records) == 2
+    assert drawn.shortfalls == ("1 of 3 tumors were not made, since all that were tried were rejected.",)
+
+
+def test_what_the_choice_returns_takes_its_place():
+    other = Rule(lambda record: replace(record, texture_seed=7, attempts=4))
+    (record,) = draw_tumors(empty_liver(), [wanted("tiny", 1)], seed=0, accept=other, attempts=2).records
+    assert (record.texture_seed, record.attempts) == (7, 4)
+
+
+def test_a_full_organ_is_said_to_be_so():
+    drawn = draw_tumors(empty_liver(radius=6), [wanted("tiny", 9)], seed=0)
+    assert 1 <= len(drawn.records) < 9
+    assert drawn.shortfalls == (f"The liver had room for {len(drawn.records)} of 9 tumors.",)
+
+
+def test_both_reasons_are_told_with_their_own_numbers():
+    """One of the tumors finds no room for its size, one is rejected, and two are kept."""
+    small = Rule(lambda record: record if record.size == "tiny" else None)
+    specs = [wanted("tiny", 2), wanted("small", 1), wanted("large", 1)]
+    drawn = draw_tumors(empty_liver(radius=13), specs, seed=0, accept=small, attempts=2)
+    assert [record.size for record in drawn.records] == ["tiny", "tiny"]
+    assert drawn.shortfalls == (
+        "The liver had room for 3 of 4 tumors.",
+        "1 of 4 tumors were not made, since all that were tried were rejected.",
+    )
+
+
+def test_satellites_count_among_the_tumors_and_fall_with_theirs():
+    none = Rule(lambda record: None if record.satellite_of is None else record)
+    spec = wanted("tiny", 2, satellites={"count": 3, "diameter_mm": 3, "distance_mm": 2})
+    drawn = draw_tumors(empty_liver(), [spec], seed=0, accept=none, attempts=1)
+    assert drawn.records == ()
+    assert drawn.shortfalls == ("2 of 2 tumors were not made, since all that were tried were rejected.",)
+    parents = Rule(lambda record: record if record.satellite_of is None else None)
+    drawn = draw_tumors(empty_liver(), [spec], seed=0, accept=parents, attempts=1)
+    assert len(drawn.records) == 2
+    assert drawn.shortfalls
+    assert all("of 8 tumors" in sentence for sentence in drawn.shortfalls)
+
+
+def test_tumors_take_their_place():
+    """No two are closer than a voxel, also those that a choice brought forth at a later attempt."""
+    second = Rule(lambda record: record if record.attempts == 2 else None)
+    records = draw_tumors(empty_liver(radius=18), [wanted("tiny", 6)], seed=3, accept=second, attempts=2).records
+    assert len(records) >= 4
+    count = np.zeros((40, 40, 40), int)
+    for record in records:
+        shape = tumor_shape(record)
+        voxels = np.argwhere(shape) - np.array(shape.shape) // 2 + record.center_voxel
+        voxels = voxels[((voxels >= 0) & (voxels < 40)).all(axis=1)]
+        count[tuple(voxels.T)] += 1
+    # Drawn shapes may be cut where they meet, but hardly are.
+    assert (count > 1).sum() < 0.05 * (count > 0).sum()

@@ -25,7 +25,8 @@ from difftumor.scans.intensity import IntensityWindow, Normalization
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import torch_generator
-from difftumor.segmentation.inference import PredictionOptions, predict_volume
+from difftumor.segmentation.inference import predict_volume
+from difftumor.segmentation.options import PredictionOptions
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.segmentation.module import SegmentationModule

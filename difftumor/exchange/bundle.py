@@ -19,7 +19,7 @@ from difftumor.models.artifact import Artifact
 from difftumor.models.segmenters import Definition, define_segmenter
 from difftumor.reporting.tables import write_json
 from difftumor.scans.intensity import Normalization
-from difftumor.segmentation.inference import OVERLAP
+from difftumor.segmentation.options import OVERLAP
 
 METADATA_FILE, INFERENCE_FILE = "configs/metadata.json", "configs/inference.json"
 MODEL_FILE, README_FILE = "models/model.pt", "docs/README.md"

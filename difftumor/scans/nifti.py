@@ -136,8 +136,11 @@ def volume_of(ct_hu: ArrayLike, affine: ArrayLike, *, name: str = "the CT") -> V
     values, matrix = np.asarray(ct_hu), np.asarray(affine, np.float64)
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "iuf":
         raise VolumeError(f"{name} is {values.dtype} of shape {values.shape}: give numbers of shape (X, Y, Z).")
+    # NIfTI has no half precision, and few programs read 64-bit integers.
     if values.dtype == np.float16:
         values = values.astype(np.float32)
+    elif values.dtype in (np.int64, np.uint64):
+        values = values.astype(np.int32)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise VolumeError(f"The affine of {name} is not a 4 × 4 matrix of finite numbers: give one from voxels to mm.")
     try:

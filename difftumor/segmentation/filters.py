@@ -10,9 +10,8 @@ from difftumor.scans.components import find_components
 from difftumor.scans.distances import dilated, distance_mm
 from difftumor.scans.grid import Box
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR
+from difftumor.segmentation.options import CLOSING_MM, DILATION_MM
 
-# Gaps in organ masks where tumors were left out are filled, and tumors may bulge out of the organ a little.
-CLOSING_MM, DILATION_MM = 10.0, 5.0
 # Of the organ in its largest piece: a smaller piece is noise, and a larger one the other kidney.
 _PIECE = 0.1
 

@@ -1,9 +1,8 @@
 """From a CT to a label map on its own grid: sliding-window prediction in model space, slab by slab."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,69 +16,13 @@ from difftumor.scans.intensity import Normalization, Scale
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR
-from difftumor.segmentation.filters import (
-    CLOSING_MM,
-    DILATION_MM,
-    drop_small_tumors,
-    keep_inside_organ,
-    predicted_organ,
-)
-from difftumor.segmentation.windows import blend_windows, blended_slabs, check_overlap, evaluating
+from difftumor.segmentation.filters import drop_small_tumors, keep_inside_organ, predicted_organ
+from difftumor.segmentation.options import OVERLAP, PredictionOptions
+from difftumor.segmentation.prediction import Prediction
+from difftumor.segmentation.windows import blend_windows, blended_slabs, evaluating
 
-# Windows that overlap by three quarters, as published: each voxel is seen 64 times.
-OVERLAP = 0.75
-OrganFilter = Literal["mask", "predicted", "none"]
 # Native slices that are carried back at a time.
 _SLAB = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionOptions:
-    """How a scan is predicted, in plain values.
-
-    Args:
-        overlap: Part of a window that its neighbor shares, in [0, 1).
-        flips: Average what the network says of each window mirrored along all its axes: eight times the work.
-        organ_filter: Drop tumor outside of the organ "mask" that is given, outside of the "predicted" organ
-            (`difftumor.segmentation.filters.predicted_organ`), or not ("none").
-        closing_mm: See `difftumor.segmentation.filters.keep_inside_organ`.
-        dilation_mm: See there.
-        min_volume_mm3: Smaller tumors are dropped (`difftumor.segmentation.filters.drop_small_tumors`).
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
-
-    overlap: float = OVERLAP
-    flips: bool = False
-    organ_filter: OrganFilter = "none"
-    closing_mm: float = CLOSING_MM
-    dilation_mm: float = DILATION_MM
-    min_volume_mm3: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_overlap(self.overlap)
-        for name in ("closing_mm", "dilation_mm", "min_volume_mm3"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}: give a number from 0 up.")
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What is predicted of a scan, on its own grid.
-
-    Args:
-        labels: (X, Y, Z) uint8: 0 background, 1 organ, 2 tumor.
-        tumor_probability: (X, Y, Z) float16: probability of tumor where it is the likeliest, also where a filter
-            dropped it; 0 elsewhere.
-        outside_voxels: Tumor voxels that the organ filter dropped.
-        small_voxels: Tumor voxels that were dropped with their tumors for being few.
-    """
-
-    labels: NDArray[np.uint8]
-    tumor_probability: NDArray[np.float16]
-    outside_voxels: int = 0
-    small_voxels: int = 0
 
 
 def predict_probabilities(
@@ -93,16 +36,16 @@ def predict_probabilities(
 ) -> Tensor:
     """Predict class probabilities with overlapping windows, weighted by a Gaussian.
 
-    The CT stays where it is and so does the result: keep a large scan on the CPU while the network is on a GPU, and
-    only windows travel.
+    The result is on the device of the CT: a large scan can stay on the CPU while the network is on a GPU, and only
+    windows are moved.
 
     Args:
         network: Maps (B, 1, X, Y, Z) to logits (B, classes, X, Y, Z).
-        scaled_11XYZ: (1, 1, X, Y, Z), float32, scaled as the network wants it.
+        scaled_11XYZ: (1, 1, X, Y, Z), float32, scaled as the network expects.
         roi: Window (x, y, z) in voxels.
         overlap: Part of a window that its neighbor shares, in [0, 1).
-        windows_per_batch: Windows that go through the network together.
-        padding: What surrounds a scan smaller than the window: what air becomes, ``Scale.lowest``.
+        windows_per_batch: Number of windows that go through the network together.
+        padding: Value around a scan smaller than the window: that of air, ``Scale.lowest``.
 
     Returns:
         (1, classes, X, Y, Z), float32, sums to 1 over classes. The network's mode (train or eval) is as before.
@@ -126,7 +69,7 @@ def predict_probabilities(
 def predict_volume(
     ct: Volume,
     artifacts: Sequence[Artifact],
-    options: PredictionOptions = PredictionOptions(),
+    options: PredictionOptions | None = None,
     *,
     organ_mask: NDArray[Any] | None = None,
     windows_per_batch: int = 1,
@@ -135,27 +78,28 @@ def predict_volume(
     """Predict organ and tumor in a CT, on the CT's own grid.
 
     Probabilities are predicted in model space, averaged over the segmenters, and carried back by linear interpolation;
-    the likeliest class is taken on the native grid, which gives smoother borders than carrying labels. All this goes
-    slab by slab from inferior to superior, so that memory goes with the scan's cross-section, but for the CT, the
-    result and the filters.
+    the likeliest class is taken on the native grid, which gives smoother borders than carrying labels back. This runs
+    slab by slab from inferior to superior: apart from the CT, the result and the filters, memory grows with the scan's
+    cross-section only.
 
     Args:
         ct: The scan, in HU.
         artifacts: Loaded segmenters of one organ and spacing; networks run where their weights are.
-        options: How.
+        options: Windows and filters; by default `PredictionOptions()`.
         organ_mask: (X, Y, Z) on the CT's grid, nonzero in the organ; for the organ filter "mask".
-        windows_per_batch: Windows that go through the network together.
-        watch: Is given every slab of the native grid, and its probabilities (classes, x, y, z).
+        windows_per_batch: Number of windows that go through the network together.
+        watch: Called with every slab of the native grid and its probabilities (classes, x, y, z).
 
     Raises:
-        ConfigError: The organ mask is missing, empty or on another grid, or the segmenters don't fit together.
-        ArtifactError: A network gives values that are no numbers.
+        ConfigError: The organ mask is missing, empty or on another grid, or the segmenters do not fit together.
+        ArtifactError: A network's output is not finite.
     """
+    options = options or PredictionOptions()
     check_together(artifacts)
     if options.organ_filter == "mask":
-        _check_organ_mask(organ_mask, ct)
+        check_organ_mask(organ_mask, ct)
     labels = np.zeros(ct.grid.shape, np.uint8, order="F")
-    # Pages that nothing is written to take no memory.
+    # Untouched pages of an array of zeros take no memory.
     tumor_probability = np.zeros(ct.grid.shape, np.float16, order="F")
     for slab, probabilities in _native_slabs(ct, artifacts, options, windows_per_batch):
         likeliest = probabilities.argmax(0)
@@ -164,11 +108,22 @@ def predict_volume(
         tumor_probability[slab.slices][tumor] = probabilities[TUMOR][tumor]
         if watch is not None:
             watch(slab, probabilities)
-    return _filtered(labels, tumor_probability, ct, organ_mask, options)
+    labels, outside, small = _kept(labels, ct, organ_mask, options)
+    config = artifacts[0].config
+    low_hu, high_hu = config.preprocessing["window_hu"]
+    return Prediction(
+        ct=ct,
+        labels=labels,
+        tumor_probability=tumor_probability,
+        organ=config.organ,
+        window_hu=(low_hu, high_hu),
+        outside_voxels=outside,
+        small_voxels=small,
+    )
 
 
 def check_together(artifacts: Sequence[Artifact]) -> None:
-    """Refuse segmenters whose probabilities must not be averaged: each may scale the CT and cut windows in its own way.
+    """Refuse segmenters whose probabilities cannot be averaged; scaling of the CT and windows may differ.
 
     Raises:
         ConfigError: There are none, or their organs, spacings or numbers of classes differ.
@@ -237,9 +192,9 @@ def _slices(
         if logits_CXYZ is None:
             return
         probabilities_CXYZ = torch.softmax(logits_CXYZ, dim=0)
-        # Compared with NaN every class loses, and the scan would silently hold nothing.
+        # With NaN every comparison is false, and the scan would silently be all background.
         if not torch.isfinite(probabilities_CXYZ).all():
-            raise ArtifactError(f"The segmenter {artifact.path} gives no numbers for {ct.path}: train it anew.")
+            raise ArtifactError(f"The segmenter {artifact.path} gives no finite values for {ct.path}: train it again.")
         yield from np.moveaxis(probabilities_CXYZ.cpu().numpy(), -1, 0)
 
 
@@ -267,13 +222,10 @@ def _mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def _filtered(
-    labels: NDArray[np.uint8],
-    tumor_probability: NDArray[np.float16],
-    ct: Volume,
-    organ_mask: NDArray[Any] | None,
-    options: PredictionOptions,
-) -> Prediction:
+def _kept(
+    labels: NDArray[np.uint8], ct: Volume, organ_mask: NDArray[Any] | None, options: PredictionOptions
+) -> tuple[NDArray[np.uint8], int, int]:
+    """Filter the tumors; return labels, and how many tumor voxels the organ filter and the volume filter dropped."""
     counts = [_tumor_voxels(labels)]
     if options.organ_filter != "none":
         organ = organ_mask if options.organ_filter == "mask" else predicted_organ(labels)
@@ -284,14 +236,19 @@ def _filtered(
     if options.min_volume_mm3 > 0:
         labels = drop_small_tumors(labels, least_mm3=options.min_volume_mm3, voxel_mm3=ct.grid.voxel_mm3)
     counts.append(_tumor_voxels(labels))
-    return Prediction(labels, tumor_probability, counts[0] - counts[1], counts[1] - counts[2])
+    return labels, counts[0] - counts[1], counts[1] - counts[2]
 
 
 def _tumor_voxels(labels: NDArray[np.uint8]) -> int:
     return int(np.count_nonzero(labels == TUMOR))
 
 
-def _check_organ_mask(organ_mask: NDArray[Any] | None, ct: Volume) -> None:
+def check_organ_mask(organ_mask: NDArray[Any] | None, ct: Volume) -> None:
+    """Refuse an organ mask that says nothing about a scan.
+
+    Raises:
+        ConfigError: It is missing, empty, or on another grid.
+    """
     if organ_mask is None:
         raise ConfigError(f"The organ filter is 'mask', but {ct.path} has no organ mask: give one or another filter.")
     if organ_mask.shape != ct.grid.shape:

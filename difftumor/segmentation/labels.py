@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from difftumor.models.artifact import Artifact
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.nifti import Volume
-from difftumor.segmentation.inference import PredictionOptions, check_together, predict_volume
+from difftumor.segmentation.inference import check_together, predict_volume
+from difftumor.segmentation.options import PredictionOptions
 
 # Of what windows gave; a window of 96³ voxels gives 10 MiB.
 MEMORY_BYTES = 4 * 2**30

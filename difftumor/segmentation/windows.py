@@ -11,7 +11,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError
+from difftumor.segmentation.options import check_overlap
 
 
 @contextmanager
@@ -132,16 +132,6 @@ def blended_slabs(
             # What later windows have a say in moves down to the bottom of the next layer.
             sums_CXYZ, weights_XYZ = (F.pad(part[..., done:], (0, done)) for part in (sums_CXYZ, weights_XYZ))
             layer_XYZ = torch.cat([layer_XYZ[..., done:], read_padded(start + window[2], following + window[2])], -1)
-
-
-def check_overlap(overlap: float) -> None:
-    """Refuse windows that overlap wholly.
-
-    Raises:
-        ConfigError: The overlap is out of range.
-    """
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"overlap {overlap} is not in [0, 1): use 0.75 for quality, 0.5 or 0.25 for speed.")
 
 
 def _margins(size: int, window: int) -> tuple[int, int]:

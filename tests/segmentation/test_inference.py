@@ -15,7 +15,8 @@ from difftumor.models.artifact_config import ArtifactConfig
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume, read_ct
-from difftumor.segmentation.inference import PredictionOptions, check_together, predict_probabilities, predict_volume
+from difftumor.segmentation.inference import check_together, predict_probabilities, predict_volume
+from difftumor.segmentation.options import PredictionOptions
 
 PREPROCESSING = {"spacing_mm": [1.0, 1.0, 1.0], "window_hu": [-175.0, 250.0], "crop": [16, 16, 16]}
 
@@ -299,7 +300,7 @@ def test_a_network_that_gives_no_numbers_is_refused(tmp_path):
     ct = write_scan(tmp_path / "ct.nii.gz", "RAS", (1.0, 1.0, 1.0))
     network = Threshold()
     network.scale.data.fill_(float("nan"))
-    with pytest.raises(ArtifactError, match="broken gives no numbers"):
+    with pytest.raises(ArtifactError, match="broken gives no finite values"):
         predicted(ct, segmenter(Threshold()), segmenter(network, name="broken"))
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from difftumor.models.artifact import load_artifact
 from difftumor.scans.nifti import read_ct
-from difftumor.segmentation.inference import PredictionOptions, predict_volume
+from difftumor.segmentation.inference import predict_volume
 from difftumor.segmentation.labels import LabelPredictor, seen_around_mm
+from difftumor.segmentation.options import PredictionOptions
 from tests.cli.models.test_predict import make_segmenter, scan
 
 

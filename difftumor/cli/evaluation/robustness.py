@@ -159,7 +159,7 @@ def robustness(
     from difftumor.files import check_folder
     from difftumor.models.artifact import pick_device
     from difftumor.scans.organs import get_organ
-    from difftumor.segmentation.inference import PredictionOptions
+    from difftumor.segmentation.options import PredictionOptions
     from difftumor.synthesis.scan.setup import ScanOptions
 
     host = get_organ(organ)

@@ -27,8 +27,8 @@ from difftumor.models.artifact import load_artifact
 from difftumor.reporting.plots import save_png
 from difftumor.reporting.tables import Table, write_csv, write_json
 from difftumor.scans.organs import Organ
-from difftumor.segmentation.inference import PredictionOptions
 from difftumor.segmentation.labels import LabelPredictor, seen_around_mm
+from difftumor.segmentation.options import PredictionOptions
 from difftumor.synthesis.scan.cohort import inputs_of
 from difftumor.synthesis.scan.loading import load_synthesizer
 

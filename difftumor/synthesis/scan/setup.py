@@ -350,7 +350,8 @@ def _load_segmenter(artifact: Path, device: str) -> tuple[Segment, str]:
     from difftumor.models.artifact import load_artifact, pick_device
     from difftumor.scans.grid import Grid
     from difftumor.scans.nifti import Volume
-    from difftumor.segmentation.inference import PredictionOptions, predict_volume
+    from difftumor.segmentation.inference import predict_volume
+    from difftumor.segmentation.options import PredictionOptions
 
     loaded = load_artifact(artifact, kind="segmenter", device=pick_device(device))
 

@@ -13,7 +13,8 @@ from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.nifti import read_ct
-from difftumor.segmentation.inference import PredictionOptions, predict_volume
+from difftumor.segmentation.inference import predict_volume
+from difftumor.segmentation.options import PredictionOptions
 from tests.conftest import contents, read_rows, run
 from tests.nifti import voxels, write_nifti
 
@@ -184,10 +185,10 @@ def test_masks_may_be_named_like_their_cts(tmp_path, segmenter):
 def test_the_organ_filter_goes_with_the_mask(tmp_path, segmenter, capsys):
     ct, given = scan(tmp_path / "a.nii.gz"), mask(tmp_path / "mask.nii.gz")
     assert predict(ct, segmenter, tmp_path / "out", "--organ-filter", "mask") == 1
-    assert "--organ-filter mask needs a mask" in capsys.readouterr().err
+    assert "organ filter 'mask' needs an organ mask" in capsys.readouterr().err
     for chosen in ("none", "predicted"):
         assert predict(ct, segmenter, tmp_path / "out", "--organ-mask", given, "--organ-filter", chosen) == 1
-        assert f"--organ-filter {chosen} has no use" in capsys.readouterr().err
+        assert f"organ filter '{chosen}' does not use the organ mask" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert predict(ct, segmenter, tmp_path / "out", "--organ-filter", "predicted", "--min-volume-mm3", 50) == 0
     record = json.loads((tmp_path / "out" / "a.json").read_text())
@@ -209,7 +210,7 @@ def test_lists_of_scans(tmp_path, folder, segmenter, kind):
     assert list(table(tmp_path / "out")) == (["x", "y"] if kind == "csv" else ["a", "b"])
 
 
-def test_the_same_command_goes_on_where_it_stopped(tmp_path, folder, segmenter, capsys):
+def test_the_same_command_resumes(tmp_path, folder, segmenter, capsys):
     out = tmp_path / "out"
     assert predict(folder, segmenter, out) == 0
     before = contents(out)
@@ -293,10 +294,10 @@ def test_one_bad_scan_does_not_stop_the_others(tmp_path, folder, segmenter, caps
 def test_a_network_without_numbers_fails_and_leaves_nothing(tmp_path, folder, segmenter, capsys, monkeypatch):
     monkeypatch.setattr("torch.softmax", lambda logits, dim: logits * float("nan"))
     assert predict(folder / "a.nii.gz", segmenter, tmp_path / "one", "--probabilities") == 1
-    assert "gives no numbers for" in capsys.readouterr().err
+    assert "gives no finite values for" in capsys.readouterr().err
     assert not (tmp_path / "one").exists()
     assert predict(folder, segmenter, tmp_path / "all", "--probabilities") == 1
-    assert all("gives no numbers" in row["error"] for row in table(tmp_path / "all").values())
+    assert all("gives no finite values" in row["error"] for row in table(tmp_path / "all").values())
     assert set(contents(tmp_path / "all")) == {"summary.csv"}
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["summary.csv"]
 
@@ -316,7 +317,7 @@ def test_what_nobody_foresaw_fails_one_scan_only(tmp_path, folder, segmenter, ca
 
 
 def test_an_interruption_leaves_whole_results_alone(tmp_path, folder, segmenter, monkeypatch):
-    from difftumor.segmentation import cases
+    from difftumor.segmentation import prediction
 
     def interrupted(path, labels, like):
         if like.path.name == "b.nii.gz":
@@ -324,11 +325,11 @@ def test_an_interruption_leaves_whole_results_alone(tmp_path, folder, segmenter,
             raise KeyboardInterrupt
         write_labels(path, labels, like)
 
-    write_labels = cases.write_labels
-    monkeypatch.setattr(cases, "write_labels", interrupted)
+    write_labels = prediction.write_labels
+    monkeypatch.setattr(prediction, "write_labels", interrupted)
     assert predict(folder, segmenter, tmp_path / "out") == 130
     assert set(contents(tmp_path / "out")) == {"a.nii.gz", "a.json", "a.png", "summary.csv"}
-    monkeypatch.setattr(cases, "write_labels", write_labels)
+    monkeypatch.setattr(prediction, "write_labels", write_labels)
     assert predict(folder, segmenter, tmp_path / "out") == 0
     assert [row["status"] for row in table(tmp_path / "out").values()] == ["done before", "predicted"]
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.reporting.pictures import axial_rows
-from difftumor.reporting.plots import appearance_figure, curves
+from difftumor.reporting.plots import curves
 from stages.run.pictures import Curve, read_curves
 from studies.jobs.commands import run_command, train
 from studies.jobs.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.reporting.pictures import axial_rows
-from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes
+from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
 from studies.jobs.commands import run_command, train, whole_number
 from studies.jobs.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
 from studies.jobs.results import Picture, write_results

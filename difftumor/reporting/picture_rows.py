@@ -1,4 +1,4 @@
-"""Rows of pictures of CT volumes, drawn as radiologists look at them; `difftumor.reporting.pictures` says which rows.
+"""Rows of pictures of CT volumes; `difftumor.reporting.pictures` says which rows.
 
 Arrays are volumes (X, Y, Z) in RAS model space: the first axis grows towards the patient's right, the second towards
 anterior, the third towards the head. The patient's right is on the left of the picture, anterior up (axial) or left
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,43 @@ from difftumor.reporting.plots import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABEL_NAMES: Mapping[int, str] = {1: "organ", 2: "tumor"}
 # Bright enough on gray CT, and distinguishable with the common kinds of color blindness.
 LABEL_COLORS = ("#4cc9f0", "#ff6b35", "#ffe14d", "#9bf06a", "#e07bff", "#ffffff")
 
 
+class Style(TypedDict, total=False):
+    """How a picture looks; every field has a default.
+
+    Attributes:
+        window_hu: Lowest (black) and highest (white) value of CT panels.
+        difference_hu: Value at the ends of the color bar; the largest difference in the picture by default.
+        label_names: Names for the legend; a label without a name is called by its number.
+        column_inches: Width of a column; a page of the report holds about 11 inches.
+        title: Text above the whole picture.
+    """
+
+    window_hu: tuple[float, float]
+    difference_hu: float | None
+    label_names: Mapping[int, str]
+    column_inches: float
+    title: str | None
+
+
+_DEFAULTS: Style = {
+    "window_hu": (-160.0, 240.0), "difference_hu": None, "label_names": {1: "organ", 2: "tumor"}, "column_inches": 2.6,
+    "title": None,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Panel:
-    """One column of `three_planes`.
+    """One picture of a row, or one column of all its rows.
 
     Args:
         title: Text above the column.
         image: (X, Y, Z), CT in HU, or a signed difference in HU.
         kind: "ct" is shown in gray, "difference" blue (negative) to red (positive) with white at zero.
-        labels: (X, Y, Z) integers of the same shape, outlined over the image; 0 is not drawn.
+        labels: (X, Y, Z) integers of the same shape, outlined over the image; 0 is left out.
         zoom_mm: Side of the cube around the center that this column shows; None for the whole volume.
     """
 
@@ -54,7 +77,7 @@ class Plane:
     letters: str
 
 
-# Columns and rows of the picture run against the array's axes, hence the flips in `_slice`.
+# Columns and rows of the picture run against the array's axes, hence the flips in `_View.cut`.
 AXIAL = Plane("Axial", 2, 0, 1, "RLAP")
 PLANES = (AXIAL, Plane("Coronal", 1, 0, 2, "RLSI"), Plane("Sagittal", 0, 1, 2, "APSI"))
 
@@ -82,23 +105,36 @@ class PictureRow:
         Raises:
             ValueError: It lies outside the volumes, or their shapes differ or are not 3-D.
         """
-        shape = _check_panels(self.panels)
+        shape = self.panels[0].image.shape
+        for panel in self.panels:
+            for array in (panel.image, panel.labels):
+                if array is not None and (array.ndim != 3 or array.shape != shape):
+                    raise ValueError(f"panel {panel.title!r} has shape {array.shape}, expected one 3-D shape, {shape}")
         middle = tuple(size // 2 for size in shape) if self.center is None else tuple(int(i) for i in self.center)
         if len(middle) != 3 or not all(0 <= index < size for index, size in zip(middle, shape, strict=True)):
             raise ValueError(f"center {middle} lies outside a volume of shape {shape}")
         return middle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _View:
-    """What a panel shows of one plane."""
+    """What is seen of a panel."""
 
+    panel: Panel
     plane: Plane
     position: int  # of the slice, along plane.through
     columns: slice  # voxels shown, in array order
     rows: slice
     width_mm: float
     height_mm: float
+
+    def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Return the picture (rows, columns), turned so that row 0 is the top and column 0 the left."""
+        index: list[Any] = [slice(None)] * 3
+        index[self.plane.through], index[self.plane.column], index[self.plane.row] = (
+            self.position, self.columns, self.rows,
+        )  # fmt: skip
+        return np.asarray(volume[tuple(index)]).T[::-1, ::-1]
 
 
 @dataclass(frozen=True)
@@ -118,51 +154,40 @@ _LETTER_PLACES = (
     (0.5, 0.97, "center", "top"),
     (0.5, 0.03, "center", "bottom"),
 )
-# Inches. The foot holds the legend, and above it the window where the picture is too narrow for both in a line.
+# Inches. The foot holds the legend, and above it the window if the picture is too narrow for both in a line.
 _TITLE_IN, _LEFT_IN, _GAP_IN, _BAR_IN, _FOOT_IN, _NARROW_IN = 0.32, 0.34, 0.08, 0.95, 0.36, 5.0
 
 
-def draw_rows(
-    rows: Sequence[PictureRow],
-    *,
-    spacing_mm: Sequence[float],
-    window_hu: tuple[float, float],
-    column_inches: float,
-    difference_hu: float | None = None,
-    label_names: Mapping[int, str] = LABEL_NAMES,
-    title: str | None = None,
-) -> Figure:
-    """Draw rows of as many pictures each.
+def render_rows(rows: Sequence[PictureRow], *, spacing_mm: Sequence[float], **style: Unpack[Style]) -> Figure:
+    """Render rows of as many pictures each.
 
     Args:
         rows: From top to bottom.
         spacing_mm: Voxel size (x, y, z), for the right proportions.
-        window_hu: Lowest (black) and highest (white) value of CT panels.
-        difference_hu: Value at the ends of the color bar; the largest difference in the picture when None.
-        label_names: Names for the legend; a label without a name is called by its number.
-        column_inches: Width of a column.
-        title: Text above the whole picture.
+        **style: Fields of `Style`.
 
     Raises:
         ValueError: No rows or panels, rows of different lengths, shapes that differ within a row, or a center outside.
     """
+    style = {**_DEFAULTS, **style}
+    title, window_hu, column_inches = style["title"], style["window_hu"], style["column_inches"]
     if not rows or not rows[0].panels or len({len(row.panels) for row in rows}) != 1:
         raise ValueError("a picture needs rows of at least one panel, as many in each")
-    panels = [panel for row in rows for panel in row.panels]
     views = [[_view(row.plane, panel, row.middle, spacing_mm) for panel in row.panels] for row in rows]
-    has_bar = any(panel.kind == "difference" for panel in panels)
+    shown = [view for some in views for view in some]
+    has_bar = any(view.panel.kind == "difference" for view in shown)
     layout = _lay_out(views, column_inches, has_title=title is not None, has_bar=has_bar)
     width, height = layout.size
     figure = new_figure(layout.size)
-    limit = difference_hu if difference_hu is not None else _largest_difference(_shown(rows, views))
+    limit = style["difference_hu"] or _largest_difference(shown)
     bar_artist = None
     for row, views_of_row, cells, y in zip(rows, views, layout.cells, layout.row_centers, strict=True):
-        for column, (panel, view, (left, bottom, w, h)) in enumerate(zip(row.panels, views_of_row, cells, strict=True)):
+        for column, (view, (left, bottom, w, h)) in enumerate(zip(views_of_row, cells, strict=True)):
             place = (left / width, bottom / height, w / width, h / height)
             axes = figure.add_axes(place, label=f"{row.name} {column}")
-            low, high = (-limit, limit) if panel.kind == "difference" else window_hu
-            artist = _draw(axes, panel, view, spacing_mm, low, high)
-            bar_artist = artist if panel.kind == "difference" else bar_artist
+            is_difference = view.panel.kind == "difference"
+            artist = _render(axes, view, spacing_mm, (-limit, limit) if is_difference else window_hu)
+            bar_artist = artist if is_difference else bar_artist
         name = _fitted(row.name, max(h for *_, h in cells))
         figure.text(0.16 / width, y / height, name, rotation=90, ha="center", va="center", fontsize=9)
     for panel, x in zip(rows[0].panels, layout.column_centers, strict=True):
@@ -172,18 +197,8 @@ def draw_rows(
         _add_color_bar(figure, bar_artist, layout)
     if title is not None:
         figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, weight="bold")
-    _add_foot(figure, panels, _labels_seen(_shown(rows, views)), label_names, window_hu)
+    _add_foot(figure, shown, style["label_names"], window_hu)
     return figure
-
-
-def _check_panels(panels: Sequence[Panel]) -> tuple[int, int, int]:
-    shape = panels[0].image.shape
-    for panel in panels:
-        for array in (panel.image, panel.labels):
-            if array is not None and (array.ndim != 3 or array.shape != shape):
-                raise ValueError(f"panel {panel.title!r} has shape {array.shape}, expected one 3-D shape, {shape}")
-    x, y, z = shape
-    return x, y, z
 
 
 def _view(plane: Plane, panel: Panel, center: Sequence[int], spacing_mm: Sequence[float]) -> _View:
@@ -195,7 +210,7 @@ def _view(plane: Plane, panel: Panel, center: Sequence[int], spacing_mm: Sequenc
         start = min(max(center[axis] - count // 2, 0), size - count)
         ranges.append((slice(start, start + count), count * float(spacing_mm[axis])))
     (columns, width_mm), (rows, height_mm) = ranges
-    return _View(plane, center[plane.through], columns, rows, width_mm, height_mm)
+    return _View(panel, plane, center[plane.through], columns, rows, width_mm, height_mm)
 
 
 def _lay_out(views: Sequence[Sequence[_View]], column_inches: float, *, has_title: bool, has_bar: bool) -> _Layout:
@@ -217,20 +232,15 @@ def _lay_out(views: Sequence[Sequence[_View]], column_inches: float, *, has_titl
     return _Layout((width, height), top, tuple(cells), centers, tuple(row_centers))
 
 
-def _slice(volume: NDArray[Any], view: _View) -> NDArray[Any]:
-    """Cut one picture (rows, columns) out of a volume, turned so that row 0 is the top and column 0 the left."""
-    index: list[Any] = [slice(None)] * 3
-    index[view.plane.through], index[view.plane.column], index[view.plane.row] = view.position, view.columns, view.rows
-    return np.asarray(volume[tuple(index)]).T[::-1, ::-1]
-
-
-def _draw(axes: Any, panel: Panel, view: _View, spacing_mm: Sequence[float], low: float, high: float) -> Any:
+def _render(axes: Any, view: _View, spacing_mm: Sequence[float], limits: tuple[float, float]) -> Any:
+    panel = view.panel
     colors = "RdBu_r" if panel.kind == "difference" else "gray"
     extent = (0, view.width_mm, view.height_mm, 0)
-    picture = _slice(panel.image, view).astype(np.float32)
-    artist = axes.imshow(picture, cmap=colors, vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+    picture = view.cut(panel.image).astype(np.float32)
+    artist = axes.imshow(picture, cmap=colors, vmin=limits[0], vmax=limits[1], extent=extent, interpolation="bilinear")
     if panel.labels is not None:
-        _draw_labels(axes, _slice(panel.labels, view), view, spacing_mm)
+        steps_mm = float(spacing_mm[view.plane.column]), float(spacing_mm[view.plane.row])
+        _outline(axes, view.cut(panel.labels), steps_mm)
     axes.set(xticks=[], yticks=[], xlim=(0, view.width_mm), ylim=(view.height_mm, 0), aspect="auto")
     from matplotlib.patheffects import withStroke
 
@@ -241,29 +251,24 @@ def _draw(axes: Any, panel: Panel, view: _View, spacing_mm: Sequence[float], low
     return artist
 
 
-def _draw_labels(axes: Any, labels: NDArray[Any], view: _View, spacing_mm: Sequence[float]) -> None:
-    dx, dy = float(spacing_mm[view.plane.column]), float(spacing_mm[view.plane.row])
+def _outline(axes: Any, labels: NDArray[Any], steps_mm: tuple[float, float]) -> None:
+    dx, dy = steps_mm
     for value in np.unique(labels[labels != 0]):
-        color = LABEL_COLORS[(int(value) - 1) % len(LABEL_COLORS)]
         # A rim of zeros closes outlines that reach the picture's edge.
         padded = np.pad(labels == value, 1).astype(np.float32)
         x, y = (np.arange(padded.shape[1]) - 0.5) * dx, (np.arange(padded.shape[0]) - 0.5) * dy
-        axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.1)
+        axes.contour(x, y, padded, levels=[0.5], colors=[_color(value)], linewidths=1.1)
 
 
-def _shown(rows: Sequence[PictureRow], views: Sequence[Sequence[_View]]) -> list[tuple[Panel, _View]]:
-    return [pair for row, some in zip(rows, views, strict=True) for pair in zip(row.panels, some, strict=True)]
+def _color(label: int) -> str:
+    return LABEL_COLORS[(int(label) - 1) % len(LABEL_COLORS)]
 
 
-def _largest_difference(shown: Sequence[tuple[Panel, _View]]) -> float:
-    """Largest absolute difference seen in the picture; 1 HU where there is none, for a scale that is not empty."""
-    seen = [float(np.abs(_slice(panel.image, view)).max()) for panel, view in shown if panel.kind == "difference"]
+def _largest_difference(views: Sequence[_View]) -> float:
+    """Largest absolute difference seen in the picture; 1 HU if there is none, for a scale that is not empty."""
+    images = [view.cut(view.panel.image) for view in views if view.panel.kind == "difference"]
+    seen = [float(np.abs(image).max()) for image in images]
     return max([value for value in seen if np.isfinite(value) and value > 0], default=1.0)
-
-
-def _labels_seen(shown: Sequence[tuple[Panel, _View]]) -> list[int]:
-    seen = [np.unique(_slice(panel.labels, view)) for panel, view in shown if panel.labels is not None]
-    return sorted({int(value) for values in seen for value in values if value != 0})
 
 
 def _add_color_bar(figure: Figure, artist: Any, layout: _Layout) -> None:
@@ -278,28 +283,24 @@ def _add_color_bar(figure: Figure, artist: Any, layout: _Layout) -> None:
 
 def _fitted(text: str, inches: float) -> str:
     """Shorten a text that would run into its neighbor (about 0.085 inch per letter at 10 points)."""
-    room = max(4, int(inches / 0.085))
-    return text if len(text) <= room else text[: room - 1] + "…"
+    most = max(4, int(inches / 0.085))
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _add_foot(
-    figure: Figure,
-    panels: Sequence[Panel],
-    values: Sequence[int],
-    names: Mapping[int, str],
-    window_hu: tuple[float, float],
-) -> None:
+def _add_foot(figure: Figure, views: Sequence[_View], names: Mapping[int, str], window_hu: tuple[float, float]) -> None:
+    """Add the legend of the labels that are seen, and the window."""
     from matplotlib.lines import Line2D
 
     width, height = figure.get_size_inches()
+    seen = [np.unique(view.cut(view.panel.labels)) for view in views if view.panel.labels is not None]
     handles = [
-        Line2D([], [], color=LABEL_COLORS[(v - 1) % len(LABEL_COLORS)], linewidth=2.5, label=names.get(v, f"label {v}"))
-        for v in values
+        Line2D([], [], color=_color(value), linewidth=2.5, label=names.get(value, f"label {value}"))
+        for value in sorted({int(value) for values in seen for value in values if value != 0})
     ]
     if handles:
         place = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.0), "borderaxespad": 0.3}
         figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=9, **place)
-    if any(panel.kind == "ct" for panel in panels):
+    if any(view.panel.kind == "ct" for view in views):
         text = f"window {window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
         style: dict[str, Any] = {"ha": "right", "va": "baseline", "fontsize": 8, "color": "#444444"}
         figure.text(0.99, (0.36 if width < _NARROW_IN else 0.14) / height, text, **style)

@@ -1,4 +1,4 @@
-"""A self-contained HTML page of text, tables and figures, to be read anywhere, without a network."""
+"""A self-contained HTML page of text, tables and figures that needs no network."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ pre, code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 # 57.3±23.5, 15 / 18, −1.2 to +3.0, <0.001, or a dash for none.
 _NUMBERS = re.compile(r"[+−<]?\d[\d.,]*(( to |±| / )[+−]?\d[\d.]*)?|–")
 
-# Shrunk further than this, the letters of a picture are too small: on a phone it is scrolled sideways instead.
+# Below this scale the text in a picture is too small to read: on a phone it scrolls sideways instead.
 _LEAST_SCALE = 0.7
 
 
@@ -130,10 +130,10 @@ class Report:
         """Add a matplotlib figure or the bytes of a PNG file.
 
         Args:
-            picture: The figure, or a PNG that was drawn at `dpi`.
+            picture: The figure, or a PNG that was made at `dpi`.
             caption: Text below it.
             alt: Text for those who can't see it; the caption when None.
-            dpi: Pixels per inch, which decide how large it is shown.
+            dpi: Pixels per inch, which decide the size on the page.
 
         Raises:
             ValueError: The bytes are not a PNG.

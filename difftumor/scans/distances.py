@@ -16,18 +16,20 @@ Distance = NDArray[np.float32]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
-def distance_mm(mask_XYZ: Mask, spacing_mm: Vector, *, closed: bool = False) -> Distance:
+def distance_mm(mask_XYZ: Mask, spacing_mm: Vector, *, closed: bool = False, threads: int = 1) -> Distance:
     """Return the exact distance of each voxel to the nearest voxel that is not in a mask, center to center.
 
     Args:
         mask_XYZ: The mask.
         spacing_mm: Size of a voxel along each axis.
         closed: Whether what lies beyond the array is taken not to be in the mask.
+        threads: How many to use; the result does not depend on it.
 
     Returns:
         0 outside the mask, infinity where no voxel is outside.
     """
-    whole: Distance = edt.edt(np.ascontiguousarray(mask_XYZ), anisotropy=spacing_mm, black_border=closed, parallel=1)
+    mask = np.ascontiguousarray(mask_XYZ)
+    whole: Distance = edt.edt(mask, anisotropy=spacing_mm, black_border=closed, parallel=threads)
     return whole
 
 

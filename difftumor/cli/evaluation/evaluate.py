@@ -39,7 +39,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="Folder of another method's predictions on the same labels, to be tested against; may be repeated.",
+            help="Folder of another method's predictions on the same labels, to compare with; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -52,11 +52,14 @@ def evaluate(
     ] = None,
     froc: Annotated[
         bool,
-        typer.Option("--froc", help="Free-response curve, from PREDICTIONS/probabilities (predict --probabilities)."),
+        typer.Option(
+            "--froc",
+            help="Add the free-response curve, from PREDICTIONS/probabilities (predict --probabilities).",
+        ),
     ] = False,
     ct: Annotated[
         Path | None,
-        typer.Option(help="Folder of CTs for the pictures, where --labels names none.", show_default=False),
+        typer.Option(help="Folder of CTs for the pictures, if --labels names none.", show_default=False),
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalized surface distance.")] = 2.0,
     matching: Annotated[Rule, rule_option()] = "overlap",
@@ -64,13 +67,11 @@ def evaluate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample predictions on other grids to that of their labels.")
     ] = False,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Cases without a prediction are no error.")
-    ] = False,
-    worst: Annotated[int, typer.Option(min=0, help="Worst cases to picture.")] = 4,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept cases without a prediction.")] = False,
+    worst: Annotated[int, typer.Option(min=0, help="Number of worst cases to picture.")] = 4,
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and permutations.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
 ) -> None:
     """Compare predicted label maps with true ones, and methods with each other.
 
@@ -131,7 +132,7 @@ def _named(
         if name == taken or name in found:
             raise ConfigError(f"{option} {word} has the name {name!r} of another method: give {option} NAME={folder}.")
         if Path(name).name != name or name in (".", ".."):
-            raise ConfigError(f"{option} {word} has a name with slashes: give another one.")
+            raise ConfigError(f"{option} {word} has a name with slashes: give another.")
         found[name] = folder
     return found
 
@@ -157,7 +158,9 @@ def _check(
 
     check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
     if unknown := healthy.keys() - methods.keys():
-        raise ConfigError(f"--healthy names {unknown.pop()}, which is none of {', '.join(methods)}: correct the name.")
+        raise ConfigError(
+            f"--healthy names {unknown.pop()}, which is not one of {', '.join(methods)}: correct the name."
+        )
     if ct is not None and not ct.is_dir():
         raise ConfigError(f"There is no folder {ct}: give --ct a folder of CTs, or leave it out.")
     inputs = [*methods.values(), *healthy.values()]

@@ -23,10 +23,10 @@ def tables(
     ],
     out: Annotated[Path, typer.Option(help="Folder for tables.md and tables.tex.", show_default=False)],
 ) -> None:
-    """Join evaluations into tables of methods by organs.
+    """Combine evaluations into tables of methods by organs.
 
-    DSC and NSD by organ as Table 7 of DiffTumor, early-stage sensitivity by organ as its Tables 2 and 3; and for each
-    organ the methods, their detection and, where there are folds, the folds.
+    DSC and NSD by organ as in Table 7 of DiffTumor, sensitivity to early tumors by organ as in its Tables 2 and 3; and
+    for each organ the methods, their detection and, if there are any, the folds.
     """
     from difftumor.evaluation.cohort.tables import folds_table, methods_table, organ_tables, sensitivity_table
     from difftumor.files import check_results, written_whole
@@ -77,7 +77,7 @@ def _summaries(word: str) -> dict[str, Mapping[str, Any]]:
         for each in found.values():
             each["settings"]["organ"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CaseListError(f"{file} is no summary of evaluate: give a folder that it has written.") from error
+        raise CaseListError(f"{file} is not a summary of evaluate: give a folder that it has written.") from error
     return found
 
 
@@ -87,7 +87,7 @@ def _add(
     """Add a summary.
 
     Raises:
-        CaseListError: There is one of this method and organ, or it was made by other rules than the others.
+        CaseListError: This method and organ are there already, or it was made by other rules than the others.
     """
     from difftumor.errors import CaseListError
 

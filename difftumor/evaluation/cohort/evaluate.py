@@ -288,7 +288,7 @@ def evaluate(
     folders = {first: Path(predictions), **{other: Path(folder) for other, folder in (compare or {}).items()}}
     scans = {first: healthy} if isinstance(healthy, str | Path) else dict(healthy or {})
     if unknown := scans.keys() - folders.keys():
-        raise ConfigError(f"healthy names {unknown.pop()}, which is none of {', '.join(folders)}: correct the name.")
+        raise ConfigError(f"healthy names {unknown.pop()}, which is not one of {', '.join(folders)}: correct the name.")
     truth = read_truth(Path(labels), organ if isinstance(organ, Organ) else get_organ(organ))
     cohorts = {
         method: find_pairs(folder, truth, healthy=Path(scans[method]) if method in scans else None, resample=resample)

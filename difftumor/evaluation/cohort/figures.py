@@ -11,6 +11,7 @@ from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.methods import Method
 from difftumor.evaluation.metrics.froc import FrocCurve
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
+from difftumor.scans.lesions import EARLY_DIAMETER_MM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def sensitivity_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
         detection = summary["detection"]
         rates = {
             "all": detection["sensitivity"],
-            "early stage\n(< 20 mm across)": detection["early_sensitivity"],
+            f"early\n(< {EARLY_DIAMETER_MM:g} mm)": detection["early_sensitivity"],
             **{f"radius\n{name}": rate for name, rate in detection["sensitivity_by_radius"].items()},
         }
         names = list(rates)

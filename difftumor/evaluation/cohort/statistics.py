@@ -1,7 +1,7 @@
 """Intervals and paired tests: how far the numbers of an evaluation can be trusted.
 
-What is independent is the patient, not the scan or the tumor: scans of one patient are drawn, or swapped, together. All
-random choices come from a seed, so that results repeat.
+Patients are independent, scans and tumors are not: scans of one patient are resampled, or swapped, together. All
+randomness comes from a seed, so results repeat.
 """
 
 import math
@@ -20,11 +20,11 @@ Name = TypeVar("Name", bound=Hashable)
 LEVEL = 0.95
 RESAMPLES = 5000
 PERMUTATIONS = 9999
-# So many signs can be flipped in fewer ways than that.
+# The signs of up to this many differences can be flipped in fewer ways than that.
 _ALL_FLIPS = 13
-# With fewer patients there are too few ways to draw or split them, and an interval says nothing.
+# Fewer patients can be resampled or split in too few ways for an interval to say anything.
 LEAST_PATIENTS = 4
-# With fewer, an interval is too narrow, which deserves a warning.
+# With fewer, intervals are too narrow, and a warning is due.
 FEW_PATIENTS = 10
 
 
@@ -54,10 +54,10 @@ class PairedTest:
         patients: How many.
         first: Mean over the patients of the first method.
         second: Mean over the patients of the second method.
-        difference: The second mean less the first.
+        difference: The second mean minus the first.
         interval: Of the difference; None for fewer than two patients.
-        wilcoxon_p: Two-sided p of the Wilcoxon signed-rank test; zeros are ranked and left out (Pratt). Exact where up
-            to 13 patients differ.
+        wilcoxon_p: Two-sided p of the Wilcoxon signed-rank test; zeros are ranked and left out (Pratt). Exact if
+            at most 13 patients differ.
         permutation_p: Two-sided p of the test that swaps the methods patient by patient.
     """
 
@@ -71,7 +71,7 @@ class PairedTest:
 
 
 def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval | None:
-    """Return Wilson's interval of a proportion; None out of nothing.
+    """Return Wilson's interval of a proportion; None if the total is 0.
 
     Raises:
         ConfigError: The level is not between 0 and 1.
@@ -79,7 +79,7 @@ def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval 
     """
     check_level(level)
     if not 0 <= hits <= total:
-        raise ValueError(f"{hits} hits of {total} are no proportion")
+        raise ValueError(f"{hits} hits of {total} are not a proportion")
     if total == 0:
         return None
     found = scipy.stats.binomtest(hits, total).proportion_ci(level, method="wilson")
@@ -94,14 +94,14 @@ def bootstrap_mean(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Return the percentile interval of a mean over scans, where whole patients are resampled.
+    """Return the percentile interval of a mean over scans; whole patients are resampled.
 
     Args:
         values: One per scan, finite.
-        patients: Whose scan it is; each scan a patient of its own when None.
-        seed: Same seed, same interval, whatever the order of the scans.
+        patients: Whose scan it is; if None, each scan is a patient of its own.
+        seed: The same seed gives the same interval, whatever the order of the scans.
         level: Share of the resampled means in the interval.
-        resamples: How often patients are drawn.
+        resamples: How often patients are resampled.
 
     Returns:
         The interval; None for fewer than two patients, who say nothing about others.
@@ -122,9 +122,24 @@ def bootstrap_ratio(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Return the percentile interval of sum(parts) / sum(wholes) over scans; see `bootstrap_mean`.
+    """Return the percentile interval of sum(parts) / sum(wholes) over scans; whole patients are resampled.
 
-    Patients whose wholes sum to nothing, such as those without tumors, take no part.
+    Patients whose wholes sum to 0, such as those without tumors, do not count.
+
+    Args:
+        parts: One per scan.
+        wholes: One per scan.
+        patients: Whose scan it is; if None, each scan is a patient of its own.
+        seed: The same seed gives the same interval, whatever the order of the scans.
+        level: Share of the resampled ratios in the interval.
+        resamples: How often patients are resampled.
+
+    Returns:
+        The interval; None for fewer than two patients that count.
+
+    Raises:
+        ConfigError: The level is not between 0 and 1.
+        ValueError: Parts, wholes and patients differ in number.
     """
     check_level(level)
     owners = _owners(patients, len(parts))
@@ -165,8 +180,8 @@ def paired_test(
     Args:
         first: Scores of the first method, one per scan.
         second: Scores of the second method on the same scans.
-        patients: Whose scan it is; each scan a patient of its own when None.
-        seed: Of the interval and, for more than 13 patients, of the permutations; all are tried for fewer.
+        patients: Whose scan it is; if None, each scan is a patient of its own.
+        seed: Of the interval and, for more than 13 patients, of the permutations; for fewer, all are tried.
         level: Of the interval.
 
     Returns:
@@ -182,7 +197,7 @@ def paired_test(
         return None
     owners = _owners(patients, len(first))
     before, after = (_patient_means(np.asarray(scores, np.float64), owners) for scores in (first, second))
-    # What differs by rounding alone is equal.
+    # Differences due to rounding alone are none.
     means = np.sort(np.round(after - before, 12))
     return PairedTest(
         patients=len(means),
@@ -198,7 +213,7 @@ def paired_test(
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Return p values adjusted for their number by Holm's step-down method, under the same names.
 
-    The k-th smallest of m is multiplied by m − k + 1, and none becomes smaller than the one before it.
+    The k-th smallest of m is multiplied by m − k + 1, and none may be smaller than the one before it.
     """
     adjusted: dict[Name, float] = {}
     largest = 0.0
@@ -209,7 +224,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
 
 
 def _wilcoxon_p(differences: NDArray[np.float64], seed: int) -> float:
-    """Two-sided p of the signed ranks, exact where few differ: with zeros or ties SciPy would approximate it."""
+    """Two-sided p of the signed ranks, exact if few differ: with zeros or ties SciPy would approximate it."""
     ranks = np.sign(differences) * scipy.stats.rankdata(np.abs(differences))
     ranks = ranks[ranks != 0]
     if len(ranks) <= _ALL_FLIPS:
@@ -218,8 +233,8 @@ def _wilcoxon_p(differences: NDArray[np.float64], seed: int) -> float:
 
 
 def _permutation_p(differences: NDArray[np.float64], seed: int) -> float:
-    """Two-sided p of the mean when signs are flipped; all flips are tried where there are fewer than `PERMUTATIONS`."""
-    if len(differences) < 2:  # Both ways around are as likely.
+    """Two-sided p of the mean when signs are flipped; all flips are tried if there are fewer than `PERMUTATIONS`."""
+    if len(differences) < 2:  # Both signs are equally likely.
         return 1.0
     found = scipy.stats.permutation_test(
         (differences,),
@@ -248,7 +263,7 @@ def _owners(patients: Sequence[Hashable] | None, count: int) -> list[int]:
 
 
 def check_level(level: float) -> None:
-    """Refuse a confidence level that is none.
+    """Check a confidence level.
 
     Raises:
         ConfigError: It is not between 0 and 1.

@@ -1,8 +1,8 @@
 """Tables of an evaluation: cases and lesions one by one, and the tables of the papers from what ``summary.json`` holds.
 
-DiffTumor prints means ± standard deviations over cases (Table 2), early-stage sensitivity by organ (Tables 2 and 3),
-DSC and NSD by fold with their average (Tables 4 to 6), and DSC and NSD by organ (Table 7). Hu et al. print DSC and NSD
-by method (Table 3) and by fold (Table 5).
+DiffTumor prints means ± standard deviations over cases (Table 2), sensitivity to early tumors by organ (Tables 2 and
+3), DSC and NSD by fold with their average (Tables 4 to 6), and DSC and NSD by organ (Table 7). Hu et al. print DSC and
+NSD by method (Table 3) and by fold (Table 5).
 """
 
 import math
@@ -13,7 +13,7 @@ from difftumor.evaluation.cohort.cases import FRACTIONS, SCORES, CaseResult, Sco
 from difftumor.evaluation.cohort.folds import fold_order
 from difftumor.evaluation.cohort.summary import MEASURES
 from difftumor.reporting.tables import Cell, Row, Table
-from difftumor.scans.lesions import Lesion
+from difftumor.scans.lesions import EARLY_DIAMETER_MM, Lesion
 
 Summary = Mapping[str, Any]
 NONE = "–"
@@ -85,7 +85,7 @@ def _lesion(case: str, kind: str, lesion: Lesion) -> dict[str, Cell]:
 def scores_table(summary: Summary) -> Table:
     """Return the scores of one method with their intervals: of organs over all cases, of tumors over those with tumor.
 
-    DSC and NSD of tumors stand there over all cases too, where a healthy scan scores 1 or 0.
+    DSC and NSD of tumors are also given over all cases, where a healthy scan scores 1 or 0.
     """
     rows = [
         (
@@ -116,7 +116,7 @@ def detection_table(summary: Summary) -> Table:
     rates = {
         "Tumor-wise sensitivity": detection["sensitivity"],
         **{f"– radius {name}": rate for name, rate in detection["sensitivity_by_radius"].items()},
-        "– early stage (diameter under 20 mm)": detection["early_sensitivity"],
+        f"– early (diameter under {EARLY_DIAMETER_MM:g} mm)": detection["early_sensitivity"],
         "Precision": detection["precision"],
         "Patient-wise sensitivity": detection["patient_sensitivity"],
         "Patient-wise specificity": detection["patient_specificity"],
@@ -147,7 +147,7 @@ def detection_table(summary: Summary) -> Table:
 
 
 def methods_table(summaries: Mapping[str, Summary]) -> Table:
-    """Return mean ± SD of DSC and NSD by method, as Table 7 of DiffTumor and Table 3 of Hu et al.; the best is bold."""
+    """Return mean ± SD of DSC and NSD by method (Table 7 of DiffTumor, Table 3 of Hu et al.); the best is bold."""
     columns = {"tumor_dsc": "cases_with_tumor", "tumor_nsd": "cases_with_tumor", "organ_dsc": "all_cases",
                "organ_nsd": "all_cases"}  # fmt: skip
     entries = [[summary["scores"][group][name] for name, group in columns.items()] for summary in summaries.values()]
@@ -169,7 +169,7 @@ def methods_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def sensitivity_table(summaries: Mapping[str, Summary]) -> Table:
-    """Return tumor-wise sensitivity by size and what is false, by method; the best is bold."""
+    """Return sensitivity by size, precision and false positives by method; the best is bold."""
     bins = list(next(iter(summaries.values()))["detection"]["sensitivity_by_radius"])
     values, rows, totals = [], [], []
     for method, summary in summaries.items():
@@ -181,14 +181,14 @@ def sensitivity_table(summaries: Mapping[str, Summary]) -> Table:
         ]  # fmt: skip
         false = detection["false_positives_per_scan"]
         values.append([None, None, *(rate["value"] for rate in rates), None if false is None else -false])
-        # Precision is over what a method predicts, so over the scans that it was given.
+        # Precision is over what a method predicts, and so over the scans that it was given.
         sizes = [rate["total"] for rate in rates]
         sizes[len(bins) + 2] = summary["cases"]
         totals.append([0, 0, *sizes, summary["cases"]])
         counted = (str(summary["cases"]), str(rates[0]["total"]))
         rows.append((method, *counted, *(percent(rate["value"]) for rate in rates), number(false)))
     header = (
-        "Method", "scans", "tumors", "Sensitivity (%)", "early stage", *(f"radius {name}" for name in bins),
+        "Method", "scans", "tumors", "Sensitivity (%)", "early", *(f"radius {name}" for name in bins),
         "Precision (%)", "Patient-wise sensitivity (%)", "Specificity (%)", "FP per scan",
     )  # fmt: skip
     return Table(
@@ -217,9 +217,9 @@ def froc_table(curves: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def folds_table(summaries: Mapping[str, Summary]) -> Table | None:
-    """Return DSC and NSD of tumors by fold, as Tables 4 to 6 of DiffTumor and Table 5 of Hu et al.; None without folds.
+    """Return DSC and NSD of tumors by fold (Tables 4 to 6 of DiffTumor, Table 5 of Hu et al.); None without folds.
 
-    The average is that of the folds' means, as there; beside it stands the mean over all cases pooled.
+    The average is that of the folds' means, as in the papers; beside it is the mean over all cases pooled.
     """
     if not all(summary.get("folds") for summary in summaries.values()):
         return None
@@ -260,10 +260,10 @@ def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level:
 
 
 def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[Table, Table]:
-    """Return methods by organs: DSC and NSD (Table 7 of DiffTumor), early-stage sensitivity (Tables 2 and 3).
+    """Return methods by organs: DSC and NSD (Table 7 of DiffTumor), sensitivity to early tumors (Tables 2 and 3).
 
     Args:
-        summaries: By method and organ; not every pair need be there.
+        summaries: By method and organ; pairs may be missing.
     """
     methods = list(dict.fromkeys(method for method, _ in summaries))
     organs = list(dict.fromkeys(organ for _, organ in summaries))
@@ -291,18 +291,18 @@ def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[Table, T
     detection = Table(
         ("Method", *organs),
         [(method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)],
-        title="Early-stage tumor detection: tumor-wise sensitivity (%)",
+        title="Detection of early tumors: tumor-wise sensitivity (%)",
         bold=best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
     )
     return segmentation, detection
 
 
 def best(values: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> frozenset[tuple[int, int]]:
-    """Return the cells with the highest value of their column, where several rows are over as many cases and differ.
+    """Return the cells with the highest value of their column, if its rows differ and are over as many cases.
 
     Args:
-        values: Rows of values without the column of names, which stands before them in the table.
-        counts: What each value was measured on: only what was measured on as much can be called better.
+        values: Rows of values, without the column of names before them.
+        counts: How many cases each value was measured on; only values of as many cases are compared.
     """
     found: set[tuple[int, int]] = set()
     for column in range(len(values[0]) if values else 0):

@@ -1,8 +1,8 @@
 """Detection of lesions: which true ones were found, which predicted ones are false.
 
-True and predicted lesions are matched one to one, among the pairs that a rule allows. Of all such matchings the one
-with the most voxels in common is taken, and of those one with the most lesions found. So a prediction that runs over
-two lesions finds the one it covers more of, and of two predictions in one lesion the smaller counts as false.
+True and predicted lesions are matched one to one, among the pairs that a rule allows. The matching with the most voxels
+in common counts, and among equals one with the most lesions found. So a prediction that covers two lesions finds the
+one it covers more of, and of two predictions in one lesion the smaller one is false.
 """
 
 import math
@@ -39,16 +39,16 @@ def center_hits(truth: Components, prediction: Components) -> tuple[Indices, Ind
 
 
 def one_to_one(rows: Indices, columns: Indices, voxels: Indices, shape: tuple[int, int]) -> Indices:
-    """Return which pairs of a one-to-one matching have the most voxels, and of those the most pairs."""
+    """Return the pairs of the one-to-one matching with the most voxels, and among equals the most pairs."""
     degree = np.bincount(rows, minlength=shape[0])[rows] + np.bincount(columns, minlength=shape[1])[columns]
-    alone = degree == 2  # in no other pair: most are, and what is left is small
+    alone = degree == 2  # in no other pair, like most, which leaves a small problem
     contested = np.flatnonzero(~alone)
     if not contested.size:
         return np.flatnonzero(alone)
     lesions, row = np.unique(rows[contested], return_inverse=True)
     predictions, column = np.unique(columns[contested], return_inverse=True)
-    # Every lesion has a partner of its own to fall back on, which stands for being missed and adds nothing but the
-    # constant that keeps entries from being zero, and with that from being no entries.
+    # Every lesion has a partner of its own that stands for being missed. Its weight is 1, because a sparse matrix drops
+    # zeros; all other weights are 1 higher, too.
     weights = 1 + voxels[contested] * (1 + min(len(lesions), len(predictions))) + 1
     numbers = np.arange(len(lesions))
     table = scipy.sparse.coo_array(
@@ -71,10 +71,10 @@ class Matching:
     """When a predicted lesion may match a true one.
 
     Args:
-        rule: "overlap": a voxel in common is enough. "iou": their intersection over union is at least ``minimum_iou``.
-            "center": the voxel nearest to the predicted lesion's center of mass (the higher one where two are as near)
-            belongs to the true lesion. A reader who looks where the prediction points then looks at the lesion; large
-            predictions that only graze it don't count.
+        rule: "overlap": they share a voxel. "iou": their intersection over union is at least ``minimum_iou``. "center":
+            the voxel nearest to the predicted lesion's center of mass (the higher one of two equally near) belongs to
+            the true lesion, so that a reader who looks where the prediction points sees the lesion, and a large
+            prediction that only grazes it does not count.
         minimum_iou: For "iou" only, above 0 and at most 1.
 
     Raises:
@@ -93,14 +93,14 @@ class Matching:
             raise ConfigError(f"minimum_iou does not go with the matching rule {self.rule!r}; give the rule 'iou'.")
 
     def __str__(self) -> str:
-        """One sentence, to be printed with every result."""
+        """One sentence, printed with every result."""
         condition = {
             "overlap": "they have a voxel in common",
             "iou": f"their intersection over union is at least {self.minimum_iou:g}",
             "center": "its center of mass lies in the true one",
         }[self.rule]
         return (
-            f"A predicted lesion can find a true one where {condition}; they are matched one to one, with the most "
+            f"A predicted lesion can find a true one if {condition}; they are matched one to one, with the most "
             "voxels in common."
         )
 
@@ -115,8 +115,8 @@ class Match:
 
     Attributes:
         truth: The true lesion.
-        prediction: The predicted lesion, or None where the true one was missed.
-        overlap_voxels: Voxels in common; 0 where it was missed, and possible where it was found by its center.
+        prediction: The predicted lesion, or None if the true one was missed.
+        overlap_voxels: Voxels in common; 0 if it was missed, and possibly if it was found by its center.
     """
 
     truth: Lesion
@@ -131,7 +131,7 @@ class CaseDetection:
     Attributes:
         case: Id of the scan.
         matches: One per true lesion, in order of its index.
-        false_positives: Predicted lesions that match none.
+        false_positives: Predicted lesions without a match.
     """
 
     case: str
@@ -168,7 +168,7 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """The fraction; None where the whole is empty."""
+        """The fraction; None if the total is 0."""
         return self.hits / self.total if self.total else None
 
 
@@ -179,12 +179,12 @@ class DetectionSummary:
     Attributes:
         sensitivity: True lesions found.
         sensitivity_by_radius: The same by equivalent radius, named like "5–10 mm".
-        early_sensitivity: The same for lesions smaller than 20 mm in equivalent diameter.
+        early_sensitivity: The same for early lesions, as `difftumor.scans.lesions.size_group` says.
         precision: Predicted lesions that are true.
         f1: Harmonic mean of sensitivity and precision, 2 TP / (2 TP + FP + FN); None without any lesion.
         false_positives_per_scan: Predicted lesions that are not true, per scan; None without scans.
-        patient_sensitivity: Patients with tumor in one of whose scans with tumor any tumor was predicted.
-        patient_specificity: Healthy patients in none of whose scans any was.
+        patient_sensitivity: Patients with tumor, found if any tumor was predicted in one of their scans with tumor.
+        patient_specificity: Healthy patients, right if no tumor was predicted in any of their scans.
     """
 
     sensitivity: Rate
@@ -199,12 +199,12 @@ class DetectionSummary:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assignment:
-    """A matching of lesions, which are counted from 0.
+    """A matching of lesions, counted from 0.
 
     Attributes:
-        truth: True lesions that were found, rising.
-        prediction: For each of them the predicted lesion that found it.
-        overlap_voxels: For each of them the voxels in common.
+        truth: True lesions that were found, in order.
+        prediction: The predicted lesion that found each.
+        overlap_voxels: The voxels they have in common.
     """
 
     truth: Indices

@@ -1,7 +1,7 @@
 """Free-response operating characteristic (FROC) of tumor probabilities: lesions found against false positives per scan.
 
-At each threshold the predicted lesions are the components of the voxels whose probability reaches it, matched with the
-true lesions as those of a label map are.
+At each threshold the predicted lesions are the components of the voxels whose probability reaches it. They are matched
+with the true lesions like those of a label map.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from difftumor.scans.grid import Box, Grid
 # False positives per scan at which sensitivities are read and averaged (doi 10.1016/j.media.2017.06.015).
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 THRESHOLDS = (0.99, 0.975, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.025, 0.01)
-# Probabilities are often stored as whole numbers with a slope, so that 1 may come back a little larger.
+# Probabilities are often stored as integers with a slope, so that 1 may be read as a little more.
 _ROUNDING = 1e-3
 
 
@@ -31,7 +31,7 @@ class CaseFroc:
         case: Id of the scan.
         thresholds: Falling, (T,).
         found: True lesions found, (T,).
-        false_positives: Predicted lesions that match none, (T,).
+        false_positives: Predicted lesions without a match, (T,).
         lesions: True lesions.
     """
 
@@ -49,7 +49,7 @@ class FrocCurve:
     Attributes:
         thresholds: Falling, (T,).
         found: True lesions found, (T,).
-        false_positives: Predicted lesions that match none, (T,).
+        false_positives: Predicted lesions without a match, (T,).
         lesions: True lesions.
         scans: Number of scans.
     """
@@ -62,7 +62,7 @@ class FrocCurve:
 
     @property
     def sensitivity(self) -> NDArray[np.float64] | None:
-        """Fraction of the true lesions found at each threshold, (T,); None where there are none."""
+        """Fraction of the true lesions found at each threshold, (T,); None if there are none."""
         return self.found / self.lesions if self.lesions else None
 
     @property
@@ -73,15 +73,15 @@ class FrocCurve:
     def sensitivity_at(self, rates: Sequence[float] = RATES) -> NDArray[np.float64] | None:
         """Return the highest sensitivity at no more than some numbers of false positives per scan.
 
-        Nothing is interpolated: each value is reached at one of the thresholds. So it never falls from one rate to a
-        higher one, although the curve itself may where lesions grow together. Below the first point of the curve it is
-        0, which predicting nothing reaches; beyond the last point it stays what the curve has reached.
+        Nothing is interpolated: each value is reached at one of the thresholds. So it never falls from one rate to the
+        next, although the curve itself may, where lesions merge. Below the first point of the curve it is 0, as if
+        nothing were predicted; beyond the last point it stays at the highest value of the curve.
 
         Args:
             rates: False positives per scan, (R,).
 
         Returns:
-            (R,); None where there are no true lesions.
+            (R,); None without true lesions.
         """
         if self.sensitivity is None:
             return None
@@ -89,7 +89,7 @@ class FrocCurve:
         return np.where(reached, self.sensitivity, 0.0).max(axis=1)
 
     def mean_sensitivity(self, rates: Sequence[float] = RATES) -> float | None:
-        """Return the mean of `sensitivity_at`; None where there are no true lesions."""
+        """Return the mean of `sensitivity_at`; None without true lesions."""
         at = self.sensitivity_at(rates)
         return None if at is None else float(at.mean())
 
@@ -132,7 +132,7 @@ def case_froc(
             raise ValueError(f"an array {array.shape} is not on the grid {grid.shape}")
     if not (probability.min() >= -_ROUNDING and probability.max() <= 1 + _ROUNDING):
         raise ValueError(f"probabilities from {probability.min()} to {probability.max()} are not in [0, 1]")
-    # Nothing is found, nor matched, outside the box of what the lowest threshold finds and of the truth.
+    # Nothing is found or matched outside the box around the truth and what the lowest threshold finds.
     box = Box.joined([Box.around(probability >= thresholds[-1]), Box.around(truth_tumor)])
     truth, likely = find_components(truth_tumor[box.slices]), probability[box.slices]
     found, false = [], []
@@ -151,7 +151,7 @@ def case_froc(
 
 
 def froc_curve(cases: Sequence[CaseFroc]) -> FrocCurve:
-    """Sum the counts of scans; for a bootstrap, of those that were drawn, as often as they were.
+    """Sum the counts of scans; in a bootstrap, a scan counts as often as it was drawn.
 
     Raises:
         ValueError: There are no scans, or their thresholds differ.

@@ -1,10 +1,10 @@
 """Scores of a predicted mask: overlap, distances between surfaces, error of volume.
 
-Empty masks have scores by rule, so that a mean over cases means the same whoever takes it, and is never undefined:
-where truth and prediction are both empty they agree and have the best scores; where one of them is empty, scores are
-the worst there can be. `OverlapScores.empty` says which scores these are.
+Empty masks have scores by rule, so that a mean over cases is always defined and always means the same: if truth and
+prediction are both empty, they agree and have the best scores; if one of them is empty, scores are the worst possible.
+`OverlapScores.empty` says which scores these are.
 
-All is computed on the given grid.
+Everything is computed on the given grid.
 """
 
 import math
@@ -36,13 +36,13 @@ class OverlapScores:
     Attributes:
         dsc: Dice similarity coefficient, in [0, 1]. Both empty: 1; one empty: 0.
         nsd: Normalized surface distance, in [0, 1]. Both empty: 1; one empty: 0.
-        hd95_mm: 95th percentile of the Hausdorff distance. Both empty: 0; one empty: the diagonal of the scan, which is
-            the largest distance there can be on its grid.
+        hd95_mm: 95th percentile of the Hausdorff distance. Both empty: 0; one empty: the diagonal of the scan,
+            the largest distance possible on its grid.
         assd_mm: Average symmetric surface distance; the same rules.
         volume_error_ml: Predicted minus true volume.
-        volume_error: The same as a fraction of the mean of both volumes, in [−2, 2]. Both empty: 0; prediction empty:
+        volume_error: The same divided by the mean of both volumes, in [−2, 2]. Both empty: 0; prediction empty:
             −2; truth empty: 2.
-        empty: Which of the masks is empty; other than "neither", the scores are those of the rules.
+        empty: Which of the masks is empty; unless "neither", the scores are those of the rules.
     """
 
     dsc: float
@@ -68,8 +68,8 @@ def overlap_scores(
         prediction_XYZ: Nonzero inside the prediction.
         truth_XYZ: Nonzero inside the truth; the same shape.
         spacing_mm: Voxel size along each axis.
-        tolerance_mm: Largest distance at which two surfaces still agree.
-        voxel_mm3: Volume of a voxel, where the axes are not square to each other; else the product of the spacing.
+        tolerance_mm: Largest distance at which two surfaces agree; 0 or more, checked by `check_tolerance`.
+        voxel_mm3: Volume of a voxel if the axes are not at right angles; by default the product of the spacing.
 
     Raises:
         ValueError: Shapes differ or are not 3-D, or the spacing is out of range.
@@ -108,7 +108,7 @@ _EMPTY: dict[tuple[bool, bool], Empty] = {
 
 
 def dice(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Return the Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|); 1 where both are empty.
+    """Return the Dice similarity coefficient 2 |P ∩ T| / (|P| + |T|); 1 if both are empty.
 
     Raises:
         ValueError: The shapes differ.

@@ -1,8 +1,8 @@
-"""Surfaces of two masks, and how far they are apart.
+"""Surfaces of two masks, and how far apart they are.
 
-A surface is made of the patches that marching cubes puts between voxel centers, each weighed by its area in mm², so
-that thick slices count as much as they should (Nikolov et al. 2021, doi 10.2196/26151). Distances are measured once;
-every surface metric is derived from them. The axes of the grid are taken as square to each other.
+A surface consists of the patches that marching cubes puts between voxel centers, each weighted by its area in mm², so
+that thick slices count as they should (Nikolov et al. 2021, doi 10.2196/26151). Distances are measured once; every
+surface metric is derived from them. The axes of the grid are assumed to be at right angles.
 """
 
 import math
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import edt
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import ConfigError
+from difftumor.scans.distances import distance_mm
 from difftumor.scans.grid import Box, Vector
 
 # Distances are rounded to 32 bits, and so are the voxel sizes of many files: three voxels of 0.8 mm are within 2.4 mm.
@@ -23,11 +23,11 @@ _ROUNDING_MM = 1e-4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SurfaceDistances:
-    """Distances between two surfaces, patch by patch; empty arrays where a mask is empty.
+    """Distances between two surfaces, patch by patch; the arrays of an empty mask are empty.
 
     Attributes:
-        truth_mm: From each patch of the truth to the nearest of the prediction; infinite where there is none.
-        prediction_mm: From each patch of the prediction to the nearest of the truth; infinite where there is none.
+        truth_mm: From each patch of the truth to the nearest of the prediction; infinite if it has none.
+        prediction_mm: From each patch of the prediction to the nearest of the truth; infinite if it has none.
         truth_mm2: Areas of the patches of the truth.
         prediction_mm2: Areas of the patches of the prediction.
     """
@@ -41,9 +41,9 @@ class SurfaceDistances:
 def surface_distances(
     prediction_XYZ: NDArray[Any], truth_XYZ: NDArray[Any], *, spacing_mm: Sequence[float]
 ) -> SurfaceDistances:
-    """Measure how far the surfaces of two masks are apart.
+    """Measure how far apart the surfaces of two masks are.
 
-    Beyond the array is outside of both masks: a mask that reaches the border has a surface there.
+    A mask that reaches the border of the array has a surface there.
 
     Args:
         prediction_XYZ: Nonzero inside the prediction.
@@ -67,7 +67,7 @@ def surface_distances(
 
 
 def check_masks(prediction_XYZ: NDArray[Any], truth_XYZ: NDArray[Any], spacing_mm: Sequence[float]) -> Vector:
-    """Return the spacing as three numbers, after masks and spacing have been checked.
+    """Check masks and spacing, and return the spacing as three numbers.
 
     Raises:
         ValueError: Shapes differ or are not 3-D, or the spacing is not three positive numbers.
@@ -104,7 +104,7 @@ def normalized_surface_distance(distances: SurfaceDistances, *, tolerance_mm: fl
 def hausdorff_mm(distances: SurfaceDistances, *, percent: float = 95.0) -> float:
     """Return the robust Hausdorff distance: the larger of the percentiles of both directions.
 
-    The percentile of a direction is the least distance within which that percentage of the surface's area lies.
+    The percentile of a direction is the smallest distance within which that percentage of the surface's area lies.
 
     Args:
         distances: Of two masks that are not empty.
@@ -129,13 +129,13 @@ def average_distance_mm(distances: SurfaceDistances) -> float:
 def _percentile(values: NDArray[np.float64], weights: NDArray[np.float64], percent: float) -> float:
     order = np.argsort(values)
     share = np.cumsum(weights[order])
-    # The last place is taken where rounding leaves the sum of all below the whole.
+    # The last one if rounding leaves the sum of all below the whole.
     place = min(int(np.searchsorted(share, percent / 100 * share[-1])), len(order) - 1)
     return float(values[order[place]])
 
 
 def _patch_codes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return which of its eight corners are in a mask, for each cube of voxel centers; one more per axis than the mask.
+    """Return which corners of each cube of voxel centers are in a mask; one cube more per axis than voxels.
 
     Corner (a, b, c) of a cube is bit 7 − 4a − 2b − c, as in MONAI's table. The bits of an axis are set for all cubes
     at once.
@@ -155,7 +155,7 @@ def _patch_codes(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def _patches(
     mask_XYZ: NDArray[np.bool_], areas_mm2: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return which cubes hold surface, those with corners both inside and outside, and the areas in these in mm²."""
+    """Return which cubes hold surface, having corners both inside and outside, and its area in each in mm²."""
     codes = _patch_codes(mask_XYZ)
     surface = codes + np.uint8(1) > 1  # neither 0 nor 255, which becomes 0
     return surface, areas_mm2[codes[surface]]
@@ -175,6 +175,9 @@ def _distances(from_XYZ: NDArray[np.bool_], to_XYZ: NDArray[np.bool_], spacing_m
         return np.full(np.count_nonzero(from_XYZ), np.inf)
     import torch
 
-    threads = torch.get_num_threads()  # the result is the same with any
-    distance_mm: NDArray[np.float32] = edt.edt(~to_XYZ, anisotropy=spacing_mm, black_border=False, parallel=threads)
-    return distance_mm[from_XYZ].astype(np.float64)
+    threads = torch.get_num_threads()
+    if to_XYZ.flags.f_contiguous:  # transposed, it lies in memory as the transform wants it
+        distances_mm = distance_mm(~to_XYZ.T, spacing_mm[::-1], threads=threads).T
+    else:
+        distances_mm = distance_mm(~to_XYZ, spacing_mm, threads=threads)
+    return distances_mm[from_XYZ].astype(np.float64)

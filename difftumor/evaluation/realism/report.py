@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difftumor.evaluation.realism.distances import Sample
+from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.evaluation.realism.quality import Quality
 from difftumor.evaluation.realism.record import EXPLANATION, HEADER, USUAL, table_row
 from difftumor.evaluation.realism.tumor_samples import HIGH_HU, LOW_HU, SHAPE_BIN_HU, CropSpec, TumorCrop
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import three_planes
-from difftumor.reporting.plots import CURVE_COLORS, appearance_figure, finish_axes, new_axes, to_png
+from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes, to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell, Table
 

@@ -139,7 +139,7 @@ def test_evaluate_compares_methods_with_healthy_scans_and_folds(cohort, capsys):
         (("--compare", "no"), "no folder no"),
         (("--ct", "no"), "There is no folder no"),
         (("--out", "labels"), "holds what is evaluated"),
-        (("--healthy", "other=labels"), "names other, which is none of predictions"),
+        (("--healthy", "other=labels"), "names other, which is not one of predictions"),
         (("--folds", "no.csv"), "no.csv cannot be read"),
         (("--level", "95"), "confidence level is 95"),
         (("--minimum-iou", "0.5"), "minimum_iou does not go with"),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from difftumor.reporting.plots import appearance_figure
+from difftumor.evaluation.realism.figures import appearance_figure
 from tests.scans.test_appearance import tumor_of
 
 

@@ -111,7 +111,7 @@ def summary_markdown(findings: Findings) -> str:
         parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
     troubles = [f"- {name}, {case}: {why}" for name, case, why in _troubles(findings)]
     if troubles:
-        parts += ["## Not evaluated", "\n".join(troubles)]
+        parts += ["## Cases that do not count, or only in part", "\n".join(troubles)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -123,7 +123,8 @@ def results_page(findings: Findings, *, command: str = "") -> Report:
     for paragraph in (_counts(summary), *findings.remarks):
         report.paragraph(paragraph)
     if troubles := _troubles(findings):
-        report.table(Table(("method", "case", "not evaluated, because"), troubles, title="Cases that do not count"))
+        title = "Cases that do not count, or only in part"
+        report.table(Table(("method", "case", "why"), troubles, title=title))
     notes = [(name, *note) for name, each in findings.summaries.items() for note in each["notes"].items()]
     if notes:
         report.table(Table(("method", "case", "note"), notes))

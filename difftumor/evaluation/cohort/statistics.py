@@ -74,10 +74,8 @@ def wilson_interval(hits: int, total: int, *, level: float = LEVEL) -> Interval 
     """Return Wilson's interval of a proportion; None if the total is 0.
 
     Raises:
-        ConfigError: The level is not between 0 and 1.
         ValueError: There are more hits than trials, or fewer than 0.
     """
-    check_level(level)
     if not 0 <= hits <= total:
         raise ValueError(f"{hits} hits of {total} are not a proportion")
     if total == 0:
@@ -107,7 +105,6 @@ def bootstrap_mean(
         The interval; None for fewer than two patients, who say nothing about others.
 
     Raises:
-        ConfigError: The level is not between 0 and 1.
         ValueError: Values and patients differ in number.
     """
     return bootstrap_ratio(values, [1.0] * len(values), patients, seed=seed, level=level, resamples=resamples)
@@ -138,10 +135,8 @@ def bootstrap_ratio(
         The interval; None for fewer than two patients that count.
 
     Raises:
-        ConfigError: The level is not between 0 and 1.
         ValueError: Parts, wholes and patients differ in number.
     """
-    check_level(level)
     owners = _owners(patients, len(parts))
     if len(parts) != len(wholes):
         raise ValueError(f"{len(parts)} parts and {len(wholes)} wholes differ in number")
@@ -188,7 +183,6 @@ def paired_test(
         The tests; None without scans.
 
     Raises:
-        ConfigError: The level is not between 0 and 1.
         ValueError: The numbers of values differ.
     """
     if len(first) != len(second):
@@ -263,7 +257,7 @@ def _owners(patients: Sequence[Hashable] | None, count: int) -> list[int]:
 
 
 def check_level(level: float) -> None:
-    """Check a confidence level.
+    """Check a confidence level, once for all intervals.
 
     Raises:
         ConfigError: It is not between 0 and 1.

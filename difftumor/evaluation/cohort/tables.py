@@ -131,7 +131,7 @@ def detection_table(summary: Summary) -> Table:
         )
         for name, rate in rates.items()
     ]
-    rows.append(("F1", percent(detection["f1"]), NONE, _percent_range(detection["f1_interval"]), ""))
+    rows.append(("F1", percent(detection["f1"]), NONE, _percent_range(detection["f1_interval"]), NONE))
     false = detection["false_positives_per_scan_interval"]
     rows.append(
         (
@@ -139,7 +139,7 @@ def detection_table(summary: Summary) -> Table:
             number(detection["false_positives_per_scan"]),
             NONE,
             NONE if false is None else f"{number(false[0])} to {number(false[1])}",
-            "",
+            NONE,
         )
     )
     header = ("Detection", "%", f"{_percent_of(summary)} (Wilson)", "the same over patients (bootstrap)", "count")

@@ -1,15 +1,19 @@
 """How tumors look, as a figure: contrast, texture and edge of sets of tumors side by side."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
 from difftumor.scans.appearance import EDGE_BINS_MM, Appearance, mean_edge_hu
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def appearance_figure(sets: Mapping[str, Sequence[Appearance]], *, title: str | None = None) -> Figure:

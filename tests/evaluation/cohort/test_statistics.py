@@ -10,6 +10,7 @@ from difftumor.errors import ConfigError
 from difftumor.evaluation.cohort.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
+    check_level,
     holm,
     paired_test,
     wilson_interval,
@@ -164,6 +165,4 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("level", [0, 1, -1, float("nan")])
 def test_a_level_is_between_0_and_1(level):
     with pytest.raises(ConfigError, match="confidence level"):
-        wilson_interval(1, 2, level=level)
-    with pytest.raises(ConfigError, match="confidence level"):
-        bootstrap_mean([1, 2], seed=0, level=level)
+        check_level(level)

@@ -153,7 +153,7 @@ def _check(
     """
     from difftumor.datasets.label_folders import label_files
     from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.folders import RESULT_FILES
+    from difftumor.evaluation.cohort.results import RESULT_FILES
     from difftumor.files import check_results
 
     check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)

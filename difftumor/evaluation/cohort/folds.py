@@ -17,7 +17,7 @@ def read_folds(path: Path) -> dict[str, str]:
     """Return the fold of each case, by its id.
 
     Args:
-        path: A ``splits_final.json`` of nnU-Net, where a fold predicts its validation cases, or a CSV file with the
+        path: A ``splits_final.json`` of nnU-Net, in which a fold predicts its validation cases, or a CSV file with the
             columns ``case`` and ``fold``.
 
     Raises:

@@ -6,20 +6,26 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftumor.evaluation.cohort.cases import FRACTIONS
-from difftumor.evaluation.cohort.folders import COMPARED, RESULT_FILES
 from difftumor.evaluation.cohort.tables import detection_table, scores_table
 from difftumor.files import ResultFolder, written_whole
-from difftumor.reporting.plots import save_png
+from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RESULT_FILES = (
+    "cases.csv", "lesions.csv", "summary.json", "summary.md", "tables.tex", "report.html", "sensitivity.png",
+    "scores.png", "froc.png", "worst_cases.png",
+)  # fmt: skip
+# Holds the scores of the other methods, a folder each.
+COMPARED = "compared"
 _CAPTIONS = {
     "scores": "DSC and NSD of each case: median, quartiles, and whiskers to the last case within 1.5 times the "
     "interquartile range. Tumors are those of the cases with tumor.",
@@ -65,6 +71,11 @@ class Findings:
         """Title of page and Markdown."""
         return f"Evaluation: {self.first['settings']['organ']}"
 
+    @cached_property
+    def pictures(self) -> Mapping[str, bytes]:
+        """The figures as PNG, which takes a while; once for files and page."""
+        return {name: to_png(figure) for name, figure in self.figures.items()}
+
 
 def write_results(folder: Path, findings: Findings, *, command: str = "") -> str:
     """Write `RESULT_FILES`, and cases and lesions of the other methods.
@@ -96,8 +107,9 @@ def write_results(folder: Path, findings: Findings, *, command: str = "") -> str
     for name in RESULT_FILES:
         if name.endswith(".png") and name.removesuffix(".png") not in findings.figures:
             (folder / name).unlink(missing_ok=True)
-    for name, figure in findings.figures.items():
-        save_png(figure, folder / f"{name}.png")
+    for name, picture in findings.pictures.items():
+        with written_whole(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(picture)
     results_page(findings, command=command).write(folder / "report.html")
     return text
 
@@ -133,11 +145,11 @@ def results_page(findings: Findings, *, command: str = "") -> Report:
         report.table(table)
     report.heading("Figures")
     for figure in ("scores", "sensitivity", "froc"):
-        if figure in findings.figures:
-            report.figure(findings.figures[figure], caption=_CAPTIONS[figure].format(level=level))
-    if "worst_cases" in findings.figures:
+        if figure in findings.pictures:
+            report.figure(findings.pictures[figure], caption=_CAPTIONS[figure].format(level=level))
+    if "worst_cases" in findings.pictures:
         report.heading("Worst cases")
-        report.figure(findings.figures["worst_cases"], caption=_CAPTIONS["worst_cases"])
+        report.figure(findings.pictures["worst_cases"], caption=_CAPTIONS["worst_cases"])
     report.heading("All numbers")
     report.table(scores_table(summary))
     report.table(detection_table(summary))

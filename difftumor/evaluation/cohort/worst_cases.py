@@ -94,7 +94,7 @@ def _cut(
     space = ModelSpace(truth.grid)
     true, predicted = (space.to_model(labels.data, kind="labels") for labels in (truth, prediction))
     middle = _middle(true, predicted)
-    # Moved inward near a border, and smaller where the scan is.
+    # Near a border the box is moved inward; it is never larger than the scan.
     box = Box.centered(middle, (_SIDE_MM,) * 3, within=space.grid.shape)
     image = _image(ct, truth.grid, space, box, true[box.slices])
     center = tuple(int(index - start) for index, start in zip(middle, box.start, strict=True))

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from difftumor.evaluation.cohort.evaluate import Evaluation
-from difftumor.evaluation.cohort.folders import COMPARED, RESULT_FILES
-from difftumor.evaluation.cohort.results import results_page, summary_markdown, write_results
+from difftumor.evaluation.cohort.results import COMPARED, RESULT_FILES, results_page, summary_markdown, write_results
 from tests.evaluation.cohort.methods import method, scored
 
 

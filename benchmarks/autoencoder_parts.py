@@ -32,7 +32,7 @@ LR, BETAS = 3e-4, (0.9, 0.999)
 PARTS = ("encode", "decode", "quantize", "update", "generator", "discriminators", "joint")
 
 
-class Parts:
+class AutoencoderParts:
     """Networks of the published sizes with random weights, inputs, and one function per part.
 
     Args:
@@ -142,7 +142,7 @@ class Parts:
 
 def measure(part: str, options: Namespace) -> dict[str, Any]:
     """Measure one part, or the machine's "ceilings", in this process, which should be a fresh one."""
-    return common.measure(part, options, make=Parts, trainings={"joint": _measure_training})
+    return common.measure(part, options, make=AutoencoderParts, trainings={"joint": _measure_training})
 
 
 def _measure_training(options: Namespace) -> dict[str, Any]:

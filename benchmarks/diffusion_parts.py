@@ -28,7 +28,7 @@ LR, BETAS = 1e-4, (0.9, 0.999)
 EMA = {"decay": 0.995, "start": 2000, "every": 10}
 
 
-class Parts:
+class DiffusionParts:
     """Networks of the published sizes with random weights, CT and tumors, and one function per part.
 
     Args:
@@ -89,7 +89,7 @@ class Parts:
 
 def measure(part: str, options: Namespace) -> dict[str, Any]:
     """Measure one part, or the machine's "ceilings", in this process, which should be a fresh one."""
-    return common.measure(part, options, make=Parts, trainings={"training": _measure_training})
+    return common.measure(part, options, make=DiffusionParts, trainings={"training": _measure_training})
 
 
 def _measure_training(options: Namespace) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def random_pairs(kind: str, size: int, count: int) -> Iterator[Pair]:
-    """Yield pairs of masks: voxels drawn one by one, or the 5 % that are highest in smooth noise."""
+    """Yield pairs of masks: single random voxels, or the 5 % that are highest in smooth noise."""
     generator = np.random.default_rng(0)
 
     def mask() -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ class PeakMemory:
 
 
 def forget_peak() -> None:
-    """Let the largest resident set of this process begin anew, at what it is now."""
+    """Reset the largest resident set of this process to its present size."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -61,7 +61,7 @@ def write_crops(data: Path, folder: Path, size: int) -> None:
 
 
 def train(dataset: Path, out: Path, arguments: argparse.Namespace) -> Path:
-    """Run stage 1 on the crops; calling again goes on with it. Returns the run's folder."""
+    """Run stage 1 on the crops, or resume it, and return the run's folder."""
     options = {
         "name": "overfit", "data.root": dataset, "runs_dir": out / "runs", "checkpoints_dir": out / "checkpoints",
         "trainer": arguments.trainer, "trainer.log_every_n_steps": 5, "trainer.validate_every_n_epochs": 1,

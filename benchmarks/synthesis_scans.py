@@ -152,9 +152,9 @@ class _Clock:
 def _synthesizer(run: Run, clock: _Clock) -> TumorSynthesizer:
     if run.preset != "diffusion":
         return TumorSynthesizer(organ=get_organ(ORGAN))
-    from diffusion_parts import Parts
+    from diffusion_parts import DiffusionParts
 
-    texture = Parts(Namespace(device="cpu", size=(96, 96, 96), batch=1, precision="fp32")).texture
+    texture = DiffusionParts(Namespace(device="cpu", size=(96, 96, 96), batch=1, precision="fp32")).texture
     make = texture.make
     texture.make = lambda *given: clock.timed("patch", lambda: make(*given))  # type: ignore[method-assign]
     return TumorSynthesizer(organ=get_organ(ORGAN), diffusion=texture)

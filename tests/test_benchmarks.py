@@ -42,7 +42,7 @@ def diffusion(monkeypatch):
 def test_every_part_runs(bench):
     command, parts, _ = bench
     options = command.arguments([*SMALL, "--precision", "bf16"])
-    made = parts.Parts(options)
+    made = parts.AutoencoderParts(options)
     assert made["encode"]().shape == (1, 8, 5, 4, 4)
     assert made["decode"]().shape == (1, 1, 20, 16, 16)
     assert made["quantize"]().indices.shape == (1, 5, 4, 4)
@@ -90,7 +90,7 @@ def made_parts(diffusion, *given):
     command, parts = diffusion
     options = command.arguments([*SMALL_TUMORS, *given])
     options.batch = 2
-    return parts.Parts(options)
+    return parts.DiffusionParts(options)
 
 
 def test_a_tumor_is_its_stages_one_after_the_other(diffusion, monkeypatch):

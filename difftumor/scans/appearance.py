@@ -1,8 +1,8 @@
-"""How tumors look in CT: contrast, inner variation and edge of each, what is usual, and how far two sets are apart.
+"""How tumors look in CT: contrast, inner variation and edge, their usual ranges, and the distance of two sets.
 
-The CT is clipped to the HU window, since more the networks neither see nor make. A tumor's *surroundings* are the
-voxels of its organ, other tumors left out, whose distance from its surface lies in ``SURROUNDINGS_MM``: beyond its rim,
-near enough to be the tissue it grows in. Distances are negative inside. What cannot be measured is NaN, never 0.
+The CT is clipped to the HU window, since the networks see and make nothing beyond. A tumor's *surroundings* are the
+voxels of its organ, without other tumors, whose distance from its surface lies in ``SURROUNDINGS_MM``: beyond its rim,
+but close enough to be the tissue it grows in. Distances are negative inside. What cannot be measured is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:  # artifacts are described without torch, which it needs
 SURROUNDINGS_MM = (5.0, 15.0)
 # The edge profile: shells of 1 mm; in coarse voxels some of them are empty.
 EDGE_BINS_MM = tuple(float(edge) for edge in range(-8, 9))
-# Nothing farther from a tumor's surface is looked at.
+# Nothing farther from a tumor's surface counts.
 REACH_MM = max(SURROUNDINGS_MM[1], -EDGE_BINS_MM[0], EDGE_BINS_MM[-1])
-# Fewer voxels than these say nothing about a tumor, its surroundings or a shell.
+# A tumor, its surroundings or a shell with fewer voxels is not measured.
 LEAST_VOXELS = 8
-# The step at the edge lies between the shells within so many millimeters on either side.
+# The step at the edge is measured between the shells within this distance on either side.
 EDGE_STEP_MM = 2.0
-# What is usual of tumors is known at these percentiles.
+# Usual ranges are stored as these percentiles.
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-# The quantities that may be usual or not: how they are called, and the attribute of an appearance that holds them.
+# Quantities with a usual range, and the attribute of an appearance that holds each.
 QUANTITIES: Mapping[str, str] = {"contrast": "contrast_hu", "texture": "sd_hu", "edge": "edge_step_hu"}
-# Whatever is as near to the median of real tumors is usual, even of one: an abdominal CT has about this much noise.
+# Values this close to the median of real tumors are usual, even if there is only one: abdominal CT is about this noisy.
 LEAST_REACH_HU = 10.0
 
 
@@ -47,7 +47,7 @@ class Appearance:
         sd_hu: Standard deviation inside the tumor.
         edge_hu: Mean of each shell between ``EDGE_BINS_MM``, less the mean of the surroundings; shells outside the
             tumor count voxels of the organ alone.
-        voxels: Of the tumor.
+        voxels: Voxels of the tumor.
     """
 
     contrast_hu: float
@@ -57,10 +57,10 @@ class Appearance:
 
     @property
     def edge_step_hu(self) -> float:
-        """By how many HU the mean changes over the tumor's surface, from within ``EDGE_STEP_MM`` inside to outside.
+        """Change of the mean across the tumor's surface, from ``EDGE_STEP_MM`` inside to outside, in HU.
 
-        Positive for a tumor darker than what it grows in. Shells that were not measured are left out; NaN if a side has
-        none.
+        Positive for a tumor darker than its surroundings. Shells that were not measured are left out; NaN if a side
+        has none.
         """
         surface = EDGE_BINS_MM.index(0.0)
         first, last = EDGE_BINS_MM.index(-EDGE_STEP_MM), EDGE_BINS_MM.index(EDGE_STEP_MM)
@@ -69,25 +69,25 @@ class Appearance:
         return float(np.mean(outside) - np.mean(inside)) if inside and outside else math.nan
 
     def to_row(self) -> tuple[float, ...]:
-        """Return all numbers in one row; ``from_row`` gives back the same."""
+        """Return all numbers in one row, for ``from_row``."""
         return self.contrast_hu, self.sd_hu, float(self.voxels), *self.edge_hu
 
     @classmethod
     def from_row(cls, row: Sequence[float]) -> Appearance:
-        """Read what ``to_row`` gave."""
+        """Return the appearance of a row of ``to_row``."""
         contrast_hu, sd_hu, voxels, *edge_hu = (float(value) for value in row)
         return cls(contrast_hu=contrast_hu, sd_hu=sd_hu, edge_hu=tuple(edge_hu), voxels=int(voxels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppearanceRanges:
-    """How the real tumors look that a model has learned: ``PERCENTILES`` of each quantity; None where no tumor has it.
+    """How the real tumors behind a model look: ``PERCENTILES`` of each quantity; None if no tumor has it.
 
     Attributes:
-        tumors: How many were measured, whether or not each has every quantity.
-        contrast_hu: Of ``Appearance.contrast_hu``.
-        sd_hu: Of ``Appearance.sd_hu``.
-        edge_step_hu: Of ``Appearance.edge_step_hu``.
+        tumors: Number of tumors, including those that lack a quantity.
+        contrast_hu: Percentiles of ``Appearance.contrast_hu``.
+        sd_hu: Percentiles of ``Appearance.sd_hu``.
+        edge_step_hu: Percentiles of ``Appearance.edge_step_hu``.
     """
 
     tumors: int
@@ -97,7 +97,7 @@ class AppearanceRanges:
 
     @classmethod
     def of(cls, appearances: Sequence[Appearance]) -> AppearanceRanges:
-        """Take the percentiles, linear between tumors, of those that have a quantity."""
+        """Return the percentiles, interpolated between tumors, over those that have a quantity."""
         values = {name: [getattr(each, name) for each in appearances] for name in QUANTITIES.values()}
         finite = {name: [value for value in found if math.isfinite(value)] for name, found in values.items()}
         percentiles = {
@@ -106,11 +106,11 @@ class AppearanceRanges:
         return cls(tumors=len(appearances), **percentiles)
 
     def limits_hu(self, quantity: str) -> tuple[float, float] | None:
-        """Return between which values one of ``QUANTITIES`` is usual; None where no tumor has it.
+        """Return the usual range of one of ``QUANTITIES``; None if no tumor has it.
 
-        They are the 1st and 99th percentile. With few tumors these are close to the extremes of what was seen, so that
-        each moves out by half of the distance between the 25th and 75th percentile, divided by √tumors, and is at least
-        ``LEAST_REACH_HU`` from the median.
+        It reaches from the 1st to the 99th percentile. With few tumors these are close to the observed extremes, so
+        each end moves out by half of the interquartile range divided by √tumors, and is at least ``LEAST_REACH_HU``
+        from the median.
         """
         values = getattr(self, QUANTITIES[quantity])
         if values is None:
@@ -120,7 +120,7 @@ class AppearanceRanges:
         return min(at[1] - more, at[50] - LEAST_REACH_HU), max(at[99] + more, at[50] + LEAST_REACH_HU)
 
     def outside(self, appearance: Appearance) -> tuple[str, ...]:
-        """Return those of ``QUANTITIES`` in which a tumor is unusual, see ``limits_hu``; what is unknown is not."""
+        """Return the ``QUANTITIES`` of a tumor outside ``limits_hu``; unknown ones do not count."""
         found = []
         for quantity, name in QUANTITIES.items():
             value, limits = getattr(appearance, name), self.limits_hu(quantity)
@@ -129,16 +129,16 @@ class AppearanceRanges:
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able mapping; ``from_dict`` gives back the same."""
+        """Return a JSON-able mapping, for ``from_dict``."""
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {"percentiles": list(PERCENTILES), **listed}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> AppearanceRanges:
-        """Read what ``to_dict`` gave.
+        """Return the ranges of a mapping of ``to_dict``.
 
         Raises:
-            ValueError: It is nothing of the kind.
+            ValueError: The mapping is not of this form.
         """
         names = {"percentiles", "tumors", *QUANTITIES.values()}
         if set(content) != names:
@@ -153,7 +153,7 @@ class AppearanceRanges:
 
 @dataclass(frozen=True, kw_only=True)
 class AppearanceDistance:
-    """How far two sets of tumors are apart, in HU; NaN where a set has nothing to compare.
+    """The distance of two sets of tumors, in HU; NaN if a set has nothing to compare.
 
     Attributes:
         contrast_hu: Wasserstein-1 distance of the contrasts, the area between their cumulative distributions.
@@ -181,7 +181,7 @@ def measure_appearance(
         tumor_XYZ: Mask of the tumor.
         organ_XYZ: Mask of the organ without other tumors; voxels of this tumor may belong to it or not.
         spacing_mm: Voxel size along X, Y, Z.
-        window: HU that count.
+        window: HU window.
 
     Raises:
         ValueError: The shapes differ or are not 3-D.
@@ -210,26 +210,26 @@ def measure_appearance(
 
 
 def reach_voxels(spacing_mm: Sequence[float]) -> list[int]:
-    """Return how many voxels around a tumor's box count for its appearance, along X, Y, Z."""
+    """Return the margin around a tumor's box that its appearance depends on, in voxels along X, Y, Z."""
     return [math.ceil(REACH_MM / step) + 1 for step in spacing_mm]
 
 
 def surface_distance_mm(
     mask_XYZ: NDArray[np.bool_], spacing_mm: Sequence[float], *, reach_mm: float = REACH_MM
 ) -> NDArray[np.float64]:
-    """Return how far the center of each voxel is from a mask's surface, negative inside.
+    """Return the distance of each voxel's center from a mask's surface, negative inside.
 
-    Measured to the nearest voxel on the other side as the box that it is: at 1 mm, the voxels on both sides of a face
-    are half a millimeter from it. Infinite beyond the reach, or where there is no other side.
+    The distance is to the nearest voxel on the other side, taken as a box: at 1 mm, the voxels on both sides of a face
+    are half a millimeter from it. Infinite beyond the reach, or if there is no other side.
 
     Args:
         mask_XYZ: Boolean mask.
         spacing_mm: Voxel size along X, Y, Z.
-        reach_mm: How far it is measured.
+        reach_mm: Largest distance that is measured.
     """
     mask = np.asarray(mask_XYZ, bool)
     distance_mm = _distance_mm(mask, spacing_mm, reach_mm)
-    # Every other side that is nearest to a voxel of the mask lies in the mask's box or next to it.
+    # For a voxel of the mask, the nearest voxel outside lies in the mask's box or next to it.
     box = Box.around(mask).padded(1).clipped(mask.shape).slices
     inside_mm = _distance_mm(~mask[box], spacing_mm, reach_mm)
     distance_mm[box] = np.where(mask[box], -inside_mm, distance_mm[box])
@@ -237,7 +237,7 @@ def surface_distance_mm(
 
 
 def appearance_distance(one: Sequence[Appearance], other: Sequence[Appearance]) -> AppearanceDistance:
-    """Compare two sets of tumors; every tumor counts the same, whatever its size."""
+    """Return the distance of two sets of tumors; every tumor counts the same, whatever its size."""
     profiles = np.abs(mean_edge_hu(one) - mean_edge_hu(other))
     measured = np.isfinite(profiles)
     return AppearanceDistance(
@@ -248,7 +248,7 @@ def appearance_distance(one: Sequence[Appearance], other: Sequence[Appearance]) 
 
 
 def mean_edge_hu(tumors: Sequence[Appearance]) -> NDArray[np.float64]:
-    """Return the mean edge profile of a set, shell by shell over the tumors that have it; NaN where none has."""
+    """Return the mean edge profile of a set, shell by shell over the tumors that have it; NaN if none has."""
     profiles = np.array([tumor.edge_hu for tumor in tumors], np.float64).reshape(-1, len(EDGE_BINS_MM) - 1)
     counts = np.isfinite(profiles).sum(axis=0)
     return np.where(counts > 0, np.nansum(profiles, axis=0) / np.maximum(counts, 1), np.nan)
@@ -257,13 +257,12 @@ def mean_edge_hu(tumors: Sequence[Appearance]) -> NDArray[np.float64]:
 def _distance_mm(target: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float) -> NDArray[np.float64]:
     """Return the distance of each voxel's center to the nearest target voxel, a box; infinite beyond the reach."""
     reaches = [math.ceil(reach_mm / step + 0.5) for step in spacing_mm]
-    # What lies further from the target than it reaches is infinite, and so, along the axes that are still to be passed,
-    # is all beyond the target's own box.
+    # Voxels beyond the reach are infinite, and so is, along axes not yet processed, all outside the target's box.
     own = Box.around(target)
     near = own.padded(reaches).clipped(target.shape)
     square = np.where(target[own.slices], 0.0, math.inf)
-    # Axis after axis, as boxes are products of their sides; the axis in front, where slices are fast, then goes last.
-    # SciPy's transform knows centers alone: with thick slices, the nearest center is often not that of the nearest box.
+    # Axis by axis, since boxes are products of their sides; the first axis, where slicing is fast, moves to the end.
+    # SciPy's transform only knows centers: with thick slices, the nearest center is often not that of the nearest box.
     for axis, (step, reach) in enumerate(zip(spacing_mm, reaches, strict=True)):
         room = (own.start[axis] - near.start[axis], near.stop[axis] - own.stop[axis])
         before = np.pad(square, (room, (0, 0), (0, 0)), constant_values=math.inf)

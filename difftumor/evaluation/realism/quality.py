@@ -186,14 +186,14 @@ def _resamples(sets: Sequence[Patients], settings: QualitySettings) -> list[tupl
     found = []
     paired = sets[0].keys() == sets[1].keys()
     for repeat in range(settings.resamples):
-        drawn = []
+        chosen = []
         for name, patients in zip(("real", "real" if paired else "synthetic"), sets, strict=True):
             places = numpy_generator(settings.seed, "resample", name, repeat).integers(
                 len(patients), size=len(patients)
             )
             groups = list(patients.values())
-            drawn.append(np.concatenate([groups[place] for place in places]))
-        found.append((drawn[0], drawn[1]))
+            chosen.append(np.concatenate([groups[place] for place in places]))
+        found.append((chosen[0], chosen[1]))
     return found
 
 
@@ -207,14 +207,16 @@ def _measure(
     values = distances.between(real, synthetic)
     halves = np.array([distances.between(one, other) for one, other, _ in splits]).reshape(-1, len(values))
     against = np.array([distances.between(one, made) for one, _, made in splits]).reshape(-1, len(values))
-    drawn = np.array([distances.between(*pair) for pair in resamples if distances.resampled]).reshape(-1, len(values))
+    resampled = np.array([distances.between(*pair) for pair in resamples if distances.resampled]).reshape(
+        -1, len(values)
+    )
     tumors = float(np.mean([len(one) for one, _, _ in splits])) if splits else 0.0
     found = []
     for column, (name, value) in enumerate(zip(distances.names, values, strict=True)):
         measurement = Measurement(
             name=name,
             value=value,
-            interval=_interval(value, drawn[:, column]),
+            interval=_interval(value, resampled[:, column]),
             scale=_scale(tumors, halves[:, column], against[:, column]),
             warnings=_warnings(distances, name, value, min(len(real), len(synthetic))),
         )
@@ -222,14 +224,14 @@ def _measure(
     return found
 
 
-def _interval(value: float, drawn: np.ndarray) -> tuple[float, float] | None:
+def _interval(value: float, resampled: np.ndarray) -> tuple[float, float] | None:
     """Return the pivotal interval, which subtracts from the value as much as resampling adds to it.
 
     Only a kernel distance may be negative, and then its value or that of a resample is.
     """
-    known = drawn[np.isfinite(drawn)]
+    known = resampled[np.isfinite(resampled)]
     # A resample may by chance hold no tumor with this quantity; if most do, there is no interval.
-    if 2 * len(known) <= len(drawn) or not math.isfinite(value):
+    if 2 * len(known) <= len(resampled) or not math.isfinite(value):
         return None
     low, high = (2 * value - float(edge) for edge in np.percentile(known, (97.5, 2.5)))
     least = 0.0 if min(value, known.min()) >= 0 else -math.inf

@@ -43,7 +43,7 @@ def read_weights(path: Path) -> WeightsFile:
         PublishedFileError: The file is missing, damaged, would run code, or holds no weights.
     """
     if not path.is_file():
-        raise PublishedFileError(f"There is no file {path}: give the weights of the feature network, see --features.")
+        raise PublishedFileError(f"There is no file {path}: give --features a file with the weights of the network.")
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)

@@ -1,4 +1,4 @@
-"""From which diameter, and from which contrast, tumors are found: logistic regression on the logarithm of either."""
+"""The diameter and the contrast from which tumors are found: logistic regression on the logarithm of either."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from difftumor.seeding import numpy_generator
 
 RESAMPLES = 1000
 _POINTS = 81
-# Fewer tumors say nothing about a curve.
+# Fewer tumors give no curve.
 _LEAST = 5
-# Weight of slope² in the likelihood, in standard deviations of the logarithm: next to nothing, but enough that tumors
-# found exactly from some size on give a steep curve and not an infinite one.
+# Weight of slope² in the likelihood, in standard deviations of the logarithm: tiny, but enough to keep the slope finite
+# if all tumors are found from some size on and none below.
 _RIDGE = 0.02
 _STEPS, _LONGEST_STEP, _LEAST_STEP = 60, 2.0, 1e-9
 _LEAST_HU = 1.0
@@ -32,20 +32,20 @@ class Curve:
 
     Attributes:
         quantity: "diameter" or "contrast".
-        unit: Of it.
-        tumors: How many it is of.
-        found: How many of them were found.
-        smallest: Least value that was measured.
-        largest: Greatest one.
-        half: Where half are found; None where that is not within what was measured.
-        half_low: Lower end of its 95 % interval by bootstrap over patients; None below what was measured.
-        half_high: Upper end; None above what was measured.
-        has_interval: Whether there are patients enough for one.
+        unit: Unit of the quantity.
+        tumors: Number of tumors.
+        found: Number of tumors found.
+        smallest: Least measured value.
+        largest: Greatest measured value.
+        half: Value at which half are found; None if it lies outside the measured range.
+        half_low: Lower end of its 95 % interval by bootstrap over patients; None below the measured range.
+        half_high: Upper end; None above the measured range.
+        has_interval: Whether there are enough patients for an interval.
         why_not: Why ``half`` is None.
         x: Values of the quantity.
-        probability: At these.
-        low: Lower end of its interval at each, or None.
-        high: Upper end.
+        probability: Probability of detection at ``x``.
+        low: Lower ends of its intervals, or None.
+        high: Upper ends.
         points: Level by level: mean of the quantity, tumors, tumors found.
     """
 
@@ -68,7 +68,7 @@ class Curve:
 
     @property
     def sentence(self) -> str:
-        """What it says."""
+        """Where half of the tumors are found, in a sentence."""
         if self.half is None:
             return f"Half found by {self.quantity}: not reached, {self.why_not}."
         ends = self._end(self.half_low, "below", self.smallest), self._end(self.half_high, "above", self.largest)
@@ -93,15 +93,15 @@ class Curve:
 
 
 def diameter_curve(rows: Sequence[TumorRow], *, seed: int) -> Curve | None:
-    """Return how detection goes with the diameter, from the tumors that differ in size; None for fewer than five."""
+    """Return detection over diameter, from the tumors that vary in size; None for fewer than five."""
     return _curve([(row, row.diameter_mm) for row in rows if row.dimension == "size"], "diameter", "mm", seed)
 
 
 def contrast_curve(rows: Sequence[TumorRow], intensity: Dimension, *, seed: int) -> Curve | None:
-    """Return how detection goes with the absolute contrast, from the tumors that differ in intensity.
+    """Return detection over absolute contrast, from the tumors that vary in intensity.
 
-    Tumors that were asked for on the other side of the organ's brightness than the mean of the dimension are another
-    kind, and left out. Those that turned out there count with the least contrast: they are the hardest to see.
+    Tumors requested on the other side of the organ's brightness than the mean (bright instead of dark ones) are another
+    kind and left out. Those that merely ended up there count with the least contrast: they are the hardest to see.
     """
     sign = math.copysign(1.0, intensity.mean)
     pairs = [
@@ -113,23 +113,23 @@ def contrast_curve(rows: Sequence[TumorRow], intensity: Dimension, *, seed: int)
 
 
 def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, seed: int) -> Curve | None:
-    # Levels at one limit are one tumor, which counts once.
+    # Levels at the same limit share one tumor, which counts once.
     outermost_first = sorted(pairs, key=lambda pair: -abs(pair[0].level))
     pairs = list({(row.case, row.record): (row, value) for row, value in outermost_first}.values())
     if len(pairs) < _LEAST or len({value for _, value in pairs}) < 2:
         return None
-    # The order of scans must not decide which patients a resample holds.
+    # Resamples must not depend on the order of scans.
     pairs = sorted(pairs, key=lambda pair: (pair[0].patient, pair[0].case, pair[0].level, pair[0].repeat))
     rows, values = [row for row, _ in pairs], np.array([value for _, value in pairs])
     found = np.array([row.found for row in rows], float)
     logs, limits = np.log(values), (float(values.min()), float(values.max()))
     grid = np.linspace(logs.min(), logs.max(), _POINTS)
     probability = _fitted(logs, found, np.ones((1, len(rows))), grid)[0]
-    drawn = _resampled([row.patient for row in rows], seed)
+    resamples = _resampled([row.patient for row in rows], seed)
     low = high = None
     ends: list[float] = []
-    if drawn is not None:
-        curves = _fitted(logs, found, drawn, grid)
+    if resamples is not None:
+        curves = _fitted(logs, found, resamples, grid)
         tail = (1 - LEVEL) / 2
         low, high = np.quantile(curves, [tail, 1 - tail], axis=0)
         halves = np.array([_half(grid, curve) for curve in curves])
@@ -144,15 +144,16 @@ def _curve(pairs: Sequence[tuple[TumorRow, float]], quantity: str, unit: str, se
     return Curve(
         quantity=quantity, unit=unit, tumors=len(rows), found=int(found.sum()), smallest=limits[0], largest=limits[1],
         half=math.exp(half) if math.isfinite(half) else None, half_low=shown[0], half_high=shown[1],
-        has_interval=drawn is not None, why_not=_why_not(probability, found, limits, quantity, unit), x=np.exp(grid),
-        probability=probability, low=low, high=high, points=tuple(_point(rows, values, level) for level in levels),
+        has_interval=resamples is not None, why_not=_why_not(probability, found, limits, quantity, unit),
+        x=np.exp(grid), probability=probability, low=low, high=high,
+        points=tuple(_point(rows, values, level) for level in levels),
     )  # fmt: skip
 
 
 def _widened(ends: Sequence[float], logs: NDArray[np.float64], found: NDArray[np.float64]) -> list[float]:
-    """Return the ends of an interval that reaches over the gap between all missed and all found, if there is one.
+    """Return the ends of an interval, extended over the gap between missed and found tumors if they do not overlap.
 
-    Where in the gap half are found is not known: resamples all hold tumors on both sides, and agree by chance.
+    Nobody knows where in the gap half are found: resamples hold tumors on both sides of it and agree by chance.
     """
     missed, seen = logs[found == 0], logs[found == 1]
     if not len(missed) or not len(seen) or missed.max() >= seen.min():
@@ -172,7 +173,7 @@ def _why_not(
     quantity: str,
     unit: str,
 ) -> str:
-    """Return why a curve, of values between the limits, passes one half nowhere; empty where it does."""
+    """Return why a curve does not cross one half between the limits; empty if it does."""
     if found.all():
         return f"all were found, down to {limits[0]:.3g} {unit}"
     if not found.any():
@@ -187,7 +188,7 @@ def _why_not(
 
 
 def _half(grid: NDArray[np.float64], probability: NDArray[np.float64]) -> float:
-    """Return where a curve rises through one half; -inf where it is above, inf where it is below or falls."""
+    """Return where a curve rises through one half; -inf if it is above, inf if it is below or falls."""
     rising = probability[-1] > probability[0]
     if not rising or probability[0] > 0.5 or probability[-1] < 0.5:
         return -math.inf if probability.mean() > 0.5 else math.inf
@@ -195,7 +196,7 @@ def _half(grid: NDArray[np.float64], probability: NDArray[np.float64]) -> float:
 
 
 def _resampled(patients: Sequence[str], seed: int) -> NDArray[np.float64] | None:
-    """Return (resamples, rows): how often each row is drawn when patients are; None for too few patients."""
+    """Return (resamples, rows): how often each row occurs when patients are resampled; None for too few patients."""
     names = sorted(set(patients))
     if len(names) < LEAST_PATIENTS:
         return None
@@ -218,7 +219,7 @@ def _fitted(
         h00, h01, h11 = curvature.sum(1) + _RIDGE, (curvature * z).sum(1), (curvature * z**2).sum(1) + _RIDGE
         determinant = h00 * h11 - h01**2
         steps = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
-        # A long step overshoots where the curve is steep.
+        # Long steps overshoot on steep curves.
         shrink = np.minimum(1.0, _LONGEST_STEP / np.maximum(np.hypot(*steps), 1e-12))
         intercept, slope = intercept + shrink * steps[0], slope + shrink * steps[1]
         if np.hypot(*steps).max() < _LEAST_STEP:

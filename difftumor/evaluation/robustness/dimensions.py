@@ -1,7 +1,7 @@
-"""The five dimensions in which tumors are varied, each with a distribution and limits (Hu et al. 2023, section 5.5).
+"""The five dimensions in which tumors vary, each with a distribution and limits (Hu et al. 2023, section 5.5).
 
-The paper names dimensions and levels, μ to μ ± 3σ, but not the distributions behind them. Those here are of its Tables
-1 and 6; docs/robustness.md says how.
+The paper names dimensions and levels, μ to μ ± 3σ, but not the distributions behind them. Those here are derived from
+its Tables 1 and 6; docs/robustness.md says how.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import yaml
 
 from difftumor.errors import ConfigError
 
-# In standard deviations from the mean.
+# Standard deviations from the mean.
 LEVELS = (-3, -2, -1, 0, 1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One respect in which tumors differ.
+    """One property in which tumors vary.
 
     Args:
         name: A key of ``DEFAULTS``.
-        unit: Of its values; empty for none.
-        mean: μ; the median where ``log``.
-        sd: σ; the factor from one level to the next where ``log``.
-        low: No value is below this.
-        high: Nor above this.
+        unit: Unit of its values; empty for none.
+        mean: μ; the median if ``log``.
+        sd: σ; the factor from one level to the next if ``log``.
+        low: Lower limit of its values.
+        high: Upper limit of its values.
         log: Whether the logarithm is normally distributed.
     """
 
@@ -44,24 +44,24 @@ class Dimension:
     log: bool = False
 
     def at(self, level: int) -> tuple[float, bool]:
-        """Return the value so many σ from the mean, and whether a limit has held it back."""
+        """Return the value at a level, and whether it is held at a limit."""
         wanted = self.mean * self.sd**level if self.log else self.mean + level * self.sd
         value = min(max(wanted, self.low), self.high)
         return value, value != wanted
 
     def to_plain(self) -> dict[str, float]:
-        """Return what a ``--dimensions`` file says of it."""
+        """Return its entry in a ``--dimensions`` file."""
         return {"mean": self.mean, self.spread: self.sd, "min": self.low, "max": self.high}
 
     @property
     def spread(self) -> str:
-        """What a file calls σ."""
+        """The name of σ in a file."""
         return "factor" if self.log else "sd"
 
 
-# Shape: σe over r of Table 6, all sizes alike (mixture of four uniform distributions). Size: ±3σ are the tiny and the
+# Shape: σe over r of Table 6, a mixture of the uniform distributions of its four sizes. Size: ±3σ are the tiny and the
 # large tumors of Table 6. Texture: η of Table 1. Intensity: μt - μp of Table 1 in a liver of 110 HU. Location: ±3σ are
-# the least and the most deep places.
+# the shallowest and the deepest centers.
 DEFAULTS: Mapping[str, Dimension] = MappingProxyType(
     {
         dimension.name: dimension
@@ -77,7 +77,7 @@ DEFAULTS: Mapping[str, Dimension] = MappingProxyType(
 
 
 def level_name(level: int) -> str:
-    """Return a level as it is written, such as ``μ + 2σ``."""
+    """Return the name of a level, such as ``μ + 2σ``."""
     return "μ" if level == 0 else f"μ {'+' if level > 0 else '−'} {'' if abs(level) == 1 else abs(level)}σ"
 
 
@@ -86,14 +86,14 @@ def read_dimensions(path: Path | None, only: Sequence[str] = ()) -> dict[str, Di
 
     Args:
         path: YAML file (``--dimensions``) that maps names to ``mean``, ``sd`` (``factor`` for the size), ``min`` and
-            ``max``; what it leaves out is as in ``DEFAULTS``. None for these.
-        only: Names that are wanted; all by default.
+            ``max``; whatever it leaves out is as in ``DEFAULTS``. None for the defaults.
+        only: Names of the dimensions to vary; all by default.
 
     Returns:
-        All dimensions, for the mean of each is part of every tumor; those that are not wanted have σ = 0.
+        All dimensions, since every tumor needs the mean of each; those not to vary have σ = 0.
 
     Raises:
-        ConfigError: The file cannot be read, or names or numbers in it do not work.
+        ConfigError: The file cannot be read, or a name or number in it is wrong.
     """
     given = {} if path is None else _content(path)
     found = {name: _changed(default, given.get(name, {}), path) for name, default in DEFAULTS.items()}
@@ -102,12 +102,12 @@ def read_dimensions(path: Path | None, only: Sequence[str] = ()) -> dict[str, Di
 
 
 def varied(dimensions: Mapping[str, Dimension]) -> list[str]:
-    """Return the names of the dimensions in which tumors are to differ."""
+    """Return the names of the dimensions that vary."""
     return [name for name, one in dimensions.items() if one.sd != (1.0 if one.log else 0.0)]
 
 
 def plain_dimensions(dimensions: Mapping[str, Dimension]) -> dict[str, dict[str, float]]:
-    """Return what a ``--dimensions`` file says of all of them."""
+    """Return all dimensions as the content of a ``--dimensions`` file."""
     return {name: one.to_plain() for name, one in dimensions.items()}
 
 
@@ -118,7 +118,9 @@ def _content(path: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--dimensions {path} cannot be read ({reason}): give a YAML file.") from error
     if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"--dimensions {path} names no dimension: write such as 'size: {{mean: 15, factor: 1.3}}'.")
+        raise ConfigError(
+            f"--dimensions {path} names no dimension: write for instance 'size: {{mean: 15, factor: 1.3}}'."
+        )
     if unknown := [str(name) for name in content if name not in DEFAULTS]:
         raise ConfigError(f"--dimensions {path} names {unknown[0]!r}: known are {', '.join(DEFAULTS)}.")
     return content

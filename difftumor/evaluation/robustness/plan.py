@@ -1,4 +1,4 @@
-"""The tumors of a scan: drawn before any is made, alike but for the one field that a dimension varies."""
+"""The tumors of a scan, drawn before any is made: alike except for the one property that a dimension varies."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
 
 
-class Places:
-    """The voxels of an organ as centers of tumors.
+class CandidateCenters:
+    """The voxels of an organ as candidate centers of tumors.
 
     Args:
         host: The organ; not modified.
@@ -35,11 +35,11 @@ class Places:
         self._organ = np.ascontiguousarray(host.mask[self._box.slices])
 
     def fitting(self, shape: Mask) -> NDArray[np.intp]:
-        """Return (N, 3) the voxels on which the middle of a shape, of odd sizes, can lie so that all of it is organ."""
+        """Return the centers, (N, 3) voxels, at which a whole shape (of odd sizes) lies in the organ."""
         return np.argwhere(self._fits(shape)) + self._box.start
 
     def by_depth(self, shape: Mask, generator: np.random.Generator) -> NDArray[np.intp]:
-        """Return the same from the least to the most deep; the order of those of one depth is random."""
+        """Return the same from the shallowest to the deepest, with random order at equal depth."""
         fits = np.argwhere(self._fits(shape))
         fits = fits[generator.permutation(len(fits))]
         fits += self._box.start
@@ -47,13 +47,13 @@ class Places:
         return fits[np.argsort(depth_mm, kind="stable")]
 
     def depth_at(self, center: Voxel) -> float:
-        """Return how far an organ voxel is from the organ's surface, in mm; the end of the scan is one."""
+        """Return the distance of an organ voxel from the organ's surface, in mm; the scan's end counts as surface."""
         return float(self._host.depth_mm[tuple(np.subtract(center, self._host.box.start))])
 
     def _fits(self, shape: Mask) -> NDArray[np.bool_]:
         if any(n > m for n, m in zip(Box.around(shape).shape, self._organ.shape, strict=True)):
             return np.zeros_like(self._organ)
-        # Voxels of the shape that lie in the organ, for every place at once; beyond the box there is none.
+        # Number of the shape's voxels in the organ, for all centers at once; there is no organ beyond the box.
         turned = shape[::-1, ::-1, ::-1].astype(np.float32)
         inside = scipy.signal.fftconvolve(self._organ.astype(np.float32), turned, mode="same")
         fits: NDArray[np.bool_] = inside > np.count_nonzero(shape) - 0.5
@@ -72,16 +72,16 @@ def joined(shapes: Sequence[Mask]) -> Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One tumor that is to be made.
+    """One tumor to make.
 
     Args:
-        dimension: In which it is varied.
-        level: So many σ from the mean.
-        value: Of the dimension.
-        clamped: Whether a limit has held the value back.
-        repeat: Which tumor of the scan is varied, from 0.
+        dimension: Dimension that is varied.
+        level: Level in σ from the mean.
+        value: Value of the dimension.
+        clamped: Whether the value is held at a limit.
+        repeat: Number of the varied tumor in its scan, from 0.
         depth_mm: Distance of its center from the organ's surface.
-        record: All that is random about it, in voxels of the scan's model space.
+        record: Its record, in voxels of the scan's model space.
     """
 
     dimension: str
@@ -98,8 +98,8 @@ class ScanPlan:
     """The tumors of one scan.
 
     Args:
-        variants: Dimension by dimension and level by level; the levels 0 of several are one tumor.
-        notes: What could not be had, in sentences.
+        variants: Dimension by dimension and level by level; several dimensions share one tumor at level 0.
+        notes: Sentences on tumors without room.
     """
 
     variants: tuple[Variant, ...]
@@ -107,7 +107,7 @@ class ScanPlan:
 
 
 def tumor_spec(dimensions: Mapping[str, Dimension]) -> TumorSpec:
-    """Return what the tumor is that has the mean of every dimension."""
+    """Return the specification of the tumor with the mean of every dimension."""
     return TumorSpec(
         generator="handcrafted",
         diameter_mm=fixed(dimensions["size"].mean),
@@ -122,20 +122,20 @@ def plan_scan(host: Host, dimensions: Mapping[str, Dimension], *, seed: int, rep
     Args:
         host: The organ, with its CT; made with ``tumor_spec``.
         dimensions: All of ``dimensions.DEFAULTS``, as ``read_dimensions`` returns them.
-        seed: Of this scan.
-        repeats: How many tumors are varied, each with its own shape, texture and place.
+        seed: Seed of this scan.
+        repeats: Number of tumors to vary, each with its own shape, texture and place.
 
     Raises:
         SynthesisError: The organ has no room for the tumor of the mean size.
     """
-    places = Places(host)
+    centers = CandidateCenters(host)
     specs = [replace(tumor_spec(dimensions), count=fixed(repeats))]
     variants: list[Variant] = []
     notes: list[str] = []
     for repeat, wanted in enumerate(wanted_tumors(specs, seed=seed)):
         drawn = draw_unplaced(host, wanted, seed=seed)
         base = replace(drawn, deformation_sigma_mm=dimensions["shape"].mean * drawn.radius_mm, may_leave_organ=False)
-        own = _Repeat(host, places, dimensions, base, repeat, seed)
+        own = _Repeat(host, centers, dimensions, base, repeat, seed)
         variants += own.at_one_place(notes)
         if "location" in varied(dimensions):
             variants += own.elsewhere()
@@ -143,13 +143,13 @@ def plan_scan(host: Host, dimensions: Mapping[str, Dimension], *, seed: int, rep
 
 
 def vary(base: TumorRecord, dimension: str, value: float, host: Host) -> TumorRecord:
-    """Return a tumor that differs from another in one dimension, its place apart.
+    """Return a tumor that differs from another in one dimension other than location.
 
     Args:
         base: The other one.
         dimension: ``"shape"``, ``"size"``, ``"texture"`` or ``"intensity"``.
-        value: Of the dimension.
-        host: The organ, whose brightness a contrast is measured against.
+        value: Value of the dimension.
+        host: The organ, from whose brightness contrast is measured.
     """
     assert base.texture is not None
     if dimension == "shape":
@@ -168,17 +168,17 @@ def vary(base: TumorRecord, dimension: str, value: float, host: Host) -> TumorRe
 
 @dataclass(frozen=True)
 class _Repeat:
-    """One tumor of a scan, and what it becomes."""
+    """One tumor of a scan and its variants."""
 
     host: Host
-    places: Places
+    centers: CandidateCenters
     dimensions: Mapping[str, Dimension]
     base: TumorRecord
     repeat: int
     seed: int
 
     def at_one_place(self, notes: list[str]) -> list[Variant]:
-        """Return all but the location's, where the largest of them has room; sizes without room are noted."""
+        """Return the variants of all dimensions but location, at one center; note the sizes without room."""
         found = [
             (name, level, *self.dimensions[name].at(level))
             for name in varied(self.dimensions)
@@ -199,9 +199,9 @@ class _Repeat:
         return kept
 
     def elsewhere(self) -> list[Variant]:
-        """Return the location's: all places where the tumor has room, by their depth, of which each level takes one."""
+        """Return the variants of the location: of all centers with room, ordered by depth, each level takes one."""
         generator = numpy_generator(self.seed, "repeat", self.repeat, "depth")
-        by_depth = self.places.by_depth(tumor_shape(self.base), generator)
+        by_depth = self.centers.by_depth(tumor_shape(self.base), generator)
         variants = []
         for level in LEVELS:
             value, clamped = self.dimensions["location"].at(level)
@@ -214,17 +214,17 @@ class _Repeat:
         return self.base if same else vary(self.base, dimension, value, self.host)
 
     def _place(self, needed: Sequence[TumorRecord], larger: Sequence[TumorRecord]) -> tuple[Voxel, float]:
-        """Return a center where all that is needed has room, and as many of the larger ones as can; their radius."""
+        """Return a center with room for what is needed and as many larger ones as possible; the largest radius."""
         generator = numpy_generator(self.seed, "repeat", self.repeat, "place")
         for count in range(len(larger), -1, -1):
             kept = [*needed, *larger[:count]]
-            centers = self.places.fitting(joined([tumor_shape(record) for record in dict.fromkeys(kept)]))
-            if len(centers):
-                center = triple(centers[int(generator.integers(len(centers)))])
+            found = self.centers.fitting(joined([tumor_shape(record) for record in dict.fromkeys(kept)]))
+            if len(found):
+                center = triple(found[int(generator.integers(len(found)))])
                 return center, max(record.radius_mm for record in kept)
         raise SynthesisError(
             f"The {self.base.organ} has no room for a tumor of {2 * self.base.radius_mm:.3g} mm in all its shapes: "
-            "give --dimensions with a smaller mean of the size."
+            "give --dimensions with a smaller mean size."
         )
 
     def _variant(
@@ -232,7 +232,7 @@ class _Repeat:
     ) -> Variant:
         x, y, z = (float(v) for v in (self.host.to_world @ [*center, 1.0])[:3])
         placed = replace(record, center_voxel=center, center_mm=(x, y, z)).moved(self.host.start)
-        depth_mm = self.places.depth_at(center)
+        depth_mm = self.centers.depth_at(center)
         return Variant(
             dimension=name, level=level, value=value, clamped=clamped, repeat=self.repeat, depth_mm=depth_mm,
             record=placed,
@@ -244,12 +244,12 @@ def _radius(record: TumorRecord) -> float:
 
 
 def _order(variant: Variant) -> tuple[int, int, int]:
-    # The order of the file is that of the heatmap.
+    # In the order of the heatmap.
     return list(DEFAULTS).index(variant.dimension), variant.level, variant.repeat
 
 
 def distinct(variants: Sequence[Variant]) -> Iterator[list[Variant]]:
-    """Yield the variants that are one tumor together, in the order in which they first come."""
+    """Yield groups of variants that share one tumor, in order of first appearance."""
     groups: dict[TumorRecord, list[Variant]] = {}
     for variant in variants:
         groups.setdefault(variant.record, []).append(variant)
@@ -257,11 +257,11 @@ def distinct(variants: Sequence[Variant]) -> Iterator[list[Variant]]:
 
 
 def file_name(variant: Variant) -> str:
-    """Return the name of a tumor's record, such as ``size+2_0.json``; ``mean_0.json`` is in several cells."""
+    """Return the file name of a record, such as ``size+2_0.json``; ``mean_0.json`` belongs to several cells."""
     kind = "mean" if is_mean(variant.dimension, variant.level) else f"{variant.dimension}{variant.level:+d}"
     return f"{kind}_{variant.repeat}.json"
 
 
 def is_mean(dimension: str, level: int) -> bool:
-    """Whether a tumor has the mean of every dimension, at the place of all but those that differ in location."""
+    """Whether a tumor has the mean of every dimension and lies where all but the location's variants lie."""
     return level == 0 and dimension != "location"

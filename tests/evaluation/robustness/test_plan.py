@@ -7,7 +7,15 @@ import pytest
 from scipy import ndimage
 
 from difftumor.errors import SynthesisError
-from difftumor.evaluation.robustness.plan import Places, distinct, file_name, joined, plan_scan, tumor_spec, vary
+from difftumor.evaluation.robustness.plan import (
+    CandidateCenters,
+    distinct,
+    file_name,
+    joined,
+    plan_scan,
+    tumor_spec,
+    vary,
+)
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.host import Host
@@ -141,7 +149,7 @@ def test_the_largest_sizes_are_dropped_and_all_others_stay(host):
     assert levels == list(range(-3, -3 + len(levels)))
     assert 4 <= len(levels) < 7
     shapes = [tumor_shape(v.record) for v in found]
-    places = Places(host)
+    places = CandidateCenters(host)
     assert len(places.fitting(joined(shapes)))
     base = next(v.record for v in found if v.level == 0)
     following = vary(base, "size", chosen["size"].at(levels[-1] + 1)[0], host)
@@ -162,7 +170,7 @@ def test_places_are_those_of_an_erosion():
     organ = rough_organ((30, 26, 28), 1)
     shape = ball((7, 5, 9), 3.4)
     shape[6, 4, 8] = True  # not symmetric: a shape must not be mirrored
-    places = Places(Host(organ, organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False))
+    places = CandidateCenters(Host(organ, organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False))
     expected = np.argwhere(ndimage.binary_erosion(organ, shape))
     np.testing.assert_array_equal(places.fitting(shape), expected)
     depth = ndimage.distance_transform_edt(np.pad(organ, 1))[1:-1, 1:-1, 1:-1]
@@ -174,7 +182,7 @@ def test_places_are_those_of_an_erosion():
 
 
 def test_the_end_of_the_scan_is_a_surface():
-    places = Places(
+    places = CandidateCenters(
         Host(np.ones((9, 9, 9), bool), organ=get_organ("liver"), spacing_mm=(1.0, 1.0, 1.0), open_border=False)
     )
     ordered = places.by_depth(np.ones((1, 1, 1), bool), numpy_generator(0))

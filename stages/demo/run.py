@@ -235,7 +235,3 @@ def _run(step: Step, earlier: StepCost | None, console: Console) -> StepCost:
     if code:
         raise TrainingError(f"The step '{step.name}' failed (exit status {code}): see its message above, then rerun.")
     return StepCost(command=typed, wall_s=time.perf_counter() - start, peak_memory_gib=usage.ru_maxrss / 2**20)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,20 +15,17 @@ from torch.optim import Adam
 from training_steps import measure_steps
 
 from difftumor.models.autoencoder import Autoencoder
-from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder.critics import AXIAL, Critics
 from stages.autoencoder.losses import PLANES, PerceptualLoss, random_positions
 from stages.autoencoder.module import AutoencoderModule
-from stages.autoencoder.options import StepOptions
+from stages.autoencoder.options import AutoencoderOptions
+from stages.run.entry import compose_options
 
-# Published weights of the losses (eq. 2) and training settings.
-WEIGHTS = {
-    "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
-    "feature_matching": 4.0,
-}  # fmt: skip
-PERCEPTUAL_WEIGHT = 4.0
+# As published: Adam, and the losses of the autoencoder (eq. 2).
 LR, BETAS = 3e-4, (0.9, 0.999)
+WEIGHTS = {"l1": 4.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0, "feature_matching": 4.0}
+PERCEPTUAL_WEIGHT = 4.0
 PARTS = ("encode", "decode", "quantize", "update", "generator", "discriminators", "joint")
 
 
@@ -146,12 +143,13 @@ def measure(part: str, options: Namespace) -> dict[str, Any]:
 
 
 def _measure_training(options: Namespace) -> dict[str, Any]:
+    overrides = ["discriminators.start_step=0", f"training.compile={str(options.compile).lower()}"]
+    published = compose_options("autoencoder", AutoencoderOptions, overrides)
     module = AutoencoderModule(
-        seed=0, network={}, codebook={"update": "ema", "decay": 0.99, "restart_below": 1.0},
-        discriminator_channels=64, start_step=0, adversarial="hinge", weights=WEIGHTS,
-        perceptual=_perceptual() if options.perceptual else None, perceptual_weight=PERCEPTUAL_WEIGHT,
-        options=StepOptions(lr=LR, betas=BETAS, compile=options.compile), window=IntensityWindow(),
-        spacing_mm=(1, 1, 1), crop=options.size,
+        seed=0, network=published.network, codebook=published.codebook, discriminators=published.discriminators,
+        weights=published.loss_weights, perceptual=_perceptual() if options.perceptual else None,
+        perceptual_weight=published.perceptual.weight, optimizer=published.optimizer, training=published.training,
+        window=published.data.window, spacing_mm=published.data.spacing_mm, crop=options.size,
     )  # fmt: skip
     ct_BCXYZ = 425 * torch.rand(options.batch, 1, *options.size, generator=torch_generator(0)) - 175
     return measure_steps(module, lambda _: {"ct": ct_BCXYZ}, options)

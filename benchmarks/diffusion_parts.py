@@ -22,10 +22,7 @@ Network = TypeVar("Network", Autoencoder, Denoiser)
 # What an early tumor is made of, one after the other; "denoise" is one of the calls in "sample".
 STAGES = ("condition", "sample", "decode")
 PARTS = ("condition", "denoise", "sample", "decode", "tumor", "training")
-# Published training settings of early tumors.
-TIMESTEPS = 4
-LR, BETAS = 1e-4, (0.9, 0.999)
-EMA = {"decay": 0.995, "start": 2000, "every": 10}
+TIMESTEPS = 4  # as published for early tumors
 
 
 class DiffusionParts:
@@ -99,12 +96,15 @@ def _measure_training(options: Namespace) -> dict[str, Any]:
 
     from difftumor.models.artifact import Parent
     from stages.diffusion.module import DiffusionModule
+    from stages.diffusion.options import DiffusionOptions
+    from stages.run.entry import compose_options
 
+    published = compose_options("diffusion", DiffusionOptions)
     module = DiffusionModule(
-        seed=0, network={}, codec=random_codec(torch.device("cpu")), autoencoder=Parent(Path(), ""),
-        tumor_stage="early", timesteps=TIMESTEPS, sampler=SamplerConfig(), masked="image", loss="l1", ema=EMA,
-        lr=LR, betas=BETAS, organ="liver", window=IntensityWindow(), spacing_mm=(1, 1, 1),
-        crop=options.size, compiled=options.compile,
+        seed=0, network=published.network, codec=random_codec(torch.device("cpu")), autoencoder=Parent(Path(), ""),
+        size_group="early", diffusion=published.diffusion, ema=published.ema, optimizer=published.optimizer,
+        organ="liver", window=published.data.window, spacing_mm=published.data.spacing_mm, crop=options.size,
+        compiled=options.compile,
     )  # fmt: skip
     ct_hu_BCXYZ, mask_BCXYZ = _ct_and_tumor(options)
     batch = {"ct": ct_hu_BCXYZ, "labels": TUMOR * mask_BCXYZ}

@@ -21,7 +21,7 @@ from difftumor.models.denoiser import Denoiser
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.grid import Grid
-from difftumor.scans.intensity import IntensityWindow, Normalization
+from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import torch_generator
@@ -29,10 +29,11 @@ from difftumor.segmentation.inference import predict_volume
 from difftumor.segmentation.options import PredictionOptions
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from stages.run.entry import compose_options
 from stages.segmentation.module import SegmentationModule
-from stages.segmentation.stopwatch import Stopwatch
-from stages.segmentation.tumors import TumorMix, TumorsOnTheFly, finished
-from stages.segmentation.tumors_ahead import TumorsAhead
+from stages.segmentation.options import SegmentationOptions
+from stages.segmentation.tumor_mix import TumorMix
+from stages.segmentation.tumors import Stopwatch, TumorsAhead, TumorsOnTheFly, finished
 
 ORGAN = "liver"
 # A step without tumors, with those of the published recipe, with these made ahead, and with those of Hu et al.
@@ -68,10 +69,13 @@ def _training(part: str, options: Namespace) -> dict[str, Any]:
     mix = MIXES.get("published" if part == "ahead" else part)
     tumors = None if mix is None else TumorsOnTheFly(synthesizer=_synthesizer(mix, options), mix=mix)
     waited = Stopwatch() if part == "ahead" else None
+    size = [f"backbone.size={options.swin_size}"] if options.backbone == "swinunetr" else []
+    overrides = [f"backbone={options.backbone}", *size, "training.epochs=1", "training.warmup_epochs=0"]
+    published = compose_options("segmentation", SegmentationOptions, overrides)
     module = SegmentationModule(
-        seed=0, backbone=_backbone(options), tumors=tumors, lr=2e-4, weight_decay=1e-5, warmup_epochs=0, epochs=1,
-        overlap=0.75, windows_per_batch=1, organ=ORGAN, normalization=Normalization(IntensityWindow()),
-        spacing_mm=(1, 1, 1), crop=options.size, waited=waited,
+        seed=0, backbone=published.backbone, tumors=tumors, optimizer=published.optimizer,
+        training=published.training, windows=published.validation, organ=ORGAN,
+        normalization=published.data.scaling, spacing_mm=published.data.spacing_mm, crop=options.size, waited=waited,
     )  # fmt: skip
     device = torch.device(options.device)
     wrap: dict[str, Callable[..., Any]] = {}
@@ -111,7 +115,7 @@ def _synthesizer(mix: TumorMix, options: Namespace) -> TumorSynthesizer:
             patch=options.size,
             patches_at_once=options.batch,
         )
-        for stage in sorted(mix.stages)
+        for stage in sorted(mix.groups)
     }
     return TumorSynthesizer(organ=get_organ(ORGAN), diffusion=textures)
 

@@ -8,22 +8,24 @@ and tests all on the same scans. Rerunning it resumes.
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from difftumor.errors import ConfigError
 from difftumor.reporting.tables import Row
+from difftumor.synthesis.distributions import fixed
 from difftumor.synthesis.sizes import SIZE_CHOICES
-from stages.run.settings import Settings
+from stages.segmentation.options import SegmentationOptions
 from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import (
     SMALL_RADIUS_MM,
     SegmenterScores,
     mean_and_spread,
+    options_of,
     scores_figure,
-    settings_of,
     study_parser,
     train_and_test,
 )
@@ -88,32 +90,34 @@ def _check_ticks(kinds: Mapping[str, Sequence[str]], given: Sequence[str]) -> No
         if option.lstrip("+~").partition("=")[0].partition("@")[0] == GROUP:
             raise ConfigError(f"The study sets {GROUP} itself: leave out {option}, since it trains all {len(kinds)}.")
     for (kind, options), ticks in zip(kinds.items(), ABLATIONS.values(), strict=True):
-        for option, value, needed in _contradictions(settings_of(options), ticks):
+        for option, value, needed in _contradictions(options_of(options), ticks):
             raise ConfigError(
                 f"{option} is {value}, but the ablation '{kind}' needs {needed}: leave out the option, since the study "
                 "sets it."
             )
 
 
-def _contradictions(settings: Settings, ticks: tuple[bool, bool, bool]) -> Iterator[tuple[str, Any, str]]:
+def _contradictions(options: SegmentationOptions, ticks: tuple[bool, bool, bool]) -> Iterator[tuple[str, Any, str]]:
     """Yield options that contradict the ticks, with their values and what they must be."""
     tiny, elastic, blurred = ticks
-    synthesis = settings.synthesis
-    if settings.tumors != "handcrafted":
-        yield "tumors", settings.tumors, "handcrafted"
+    synthesis = options.synthesis
+    if options.tumors != "handcrafted":
+        yield "tumors", options.tumors, "handcrafted"
     if synthesis.offline is not None:  # tumors made before cannot be changed
         yield "synthesis.offline", synthesis.offline, "null"
     # Some size groups include tiny tumors.
-    with_tiny = {
-        name: weight for name, weight in synthesis.sizes.items() if weight and TINY in SIZE_CHOICES.get(name, ())
-    }
+    sizes = asdict(synthesis.sizes)
+    with_tiny = {name: weight for name, weight in sizes.items() if weight and TINY in SIZE_CHOICES.get(name, ())}
     if tiny and not with_tiny:
         yield f"synthesis.sizes.{TINY}", 0, "more"
     if not tiny:
         yield from ((f"synthesis.sizes.{name}", weight, "0") for name, weight in with_tiny.items())
-    for name, has in (("irregularity", elastic), ("blur_mm", blurred)):
-        if (synthesis[name] != 0) != has:
-            yield f"synthesis.{name}", synthesis[name], "another value" if has else "0"
+    for name, value, has in (
+        ("irregularity", synthesis.irregularity, elastic),
+        ("blur_mm", synthesis.blur_mm, blurred),
+    ):
+        if (value != fixed(0)) != has:
+            yield f"synthesis.{name}", None if value is None else value.to_plain(), "another value" if has else "0"
 
 
 def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:

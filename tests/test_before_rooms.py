@@ -20,6 +20,7 @@ from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
 from tests.conftest import REPOSITORY
+from tests.stages.builds import KINDS
 from tests.stages.tumor_cohort import write_cohort
 
 BEFORE = REPOSITORY / "tests" / "data" / "before_rooms"
@@ -59,13 +60,13 @@ def test_finished_runs_are_known_as_such(workplace, stage, capsys):
     def no_build(settings):
         raise AssertionError("must not be built")
 
-    run_stage(stage=stage, config=compose_config(stage, EXPECTED["commands"][stage]), build=no_build)
+    run_stage(compose_config(stage, EXPECTED["commands"][stage]), KINDS[stage], no_build)
     assert "has finished" in capsys.readouterr().out
 
 
 def test_a_killed_run_resumes_with_the_same_command(workplace, capsys):
     config = compose_config("segmentation", EXPECTED["commands"]["segmentation"])
-    artifact = run_stage(stage="segmentation", config=config, build=segmentation.build)
+    artifact = run_stage(config, KINDS["segmentation"], segmentation.build)
     assert read_config(artifact).training["steps"] == 9
     resumed, whole = (load_file(folder / "model.safetensors") for folder in (artifact, Path("checkpoints", SEGMENTER)))
     for name, value in whole.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +20,23 @@ from difftumor.models.autoencoder import Autoencoder, AutoencoderOutput
 from difftumor.scans.intensity import IntensityWindow
 from stages.autoencoder.critics import AXIAL, Critics
 from stages.autoencoder.data import Scan
-from stages.autoencoder.losses import PLANES, Adversarial, PerceptualLoss, psnr, random_positions
-from stages.autoencoder.options import StepOptions
-from stages.autoencoder.safe_steps import SafeSteps, Step, Undo
+from stages.autoencoder.losses import PLANES, PerceptualLoss, psnr, random_positions
+from stages.autoencoder.options import (
+    AutoencoderNetworkOptions,
+    AutoencoderTrainingOptions,
+    ClippedAdamOptions,
+    CodebookOptions,
+    DiscriminatorOptions,
+    LossWeights,
+)
+from stages.autoencoder.safe_steps import SafeSteps, StepOutcome, Undo
 from stages.autoencoder.validation import MONITOR, ScanValidation
 from stages.run.callbacks import LAST
-from stages.run.module import StageModule, adam_betas, initial_weights, preprocessing
+from stages.run.module import StageModule, initial_weights, preprocessing
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _MicroBatch:
     """What a micro-batch leaves behind, without its graph."""
 
     losses: Mapping[str, Tensor]
@@ -43,16 +50,14 @@ class AutoencoderModule(StageModule):
 
     Args:
         seed: Everything random derives from it.
-        network: What decides the autoencoder's computation: arguments of ``Autoencoder``, recorded in the artifact.
-        codebook: How its codes learn: ``update``, ``decay``, ``restart_below``.
-        discriminator_channels: Width of both discriminators.
-        start_step: Step at which the discriminators join.
-        adversarial: Their loss.
-        weights: Of the losses named in ``WEIGHTED`` (eq. 2); that of the codebook counts where its codes learn by
-            gradient.
+        network: What decides the autoencoder's computation, recorded in the artifact.
+        codebook: How its codes learn.
+        discriminators: Their width, their loss, and when they join.
+        weights: Of the losses (eq. 2); that of the codebook counts only if its codes learn by gradient.
         perceptual: The perceptual loss, or None; it stays out of checkpoints.
         perceptual_weight: Its weight.
-        options: How steps are taken.
+        optimizer: Of both Adams.
+        training: How steps are taken.
         window: HU that the network sees.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
@@ -63,15 +68,14 @@ class AutoencoderModule(StageModule):
         self,
         *,
         seed: int,
-        network: Mapping[str, Any],
-        codebook: Mapping[str, Any],
-        discriminator_channels: int,
-        start_step: int,
-        adversarial: Adversarial,
-        weights: Mapping[str, float],
+        network: AutoencoderNetworkOptions,
+        codebook: CodebookOptions,
+        discriminators: DiscriminatorOptions,
+        weights: LossWeights,
         perceptual: PerceptualLoss | None,
         perceptual_weight: float,
-        options: StepOptions,
+        optimizer: ClippedAdamOptions,
+        training: AutoencoderTrainingOptions,
         window: IntensityWindow,
         spacing_mm: Sequence[float],
         crop: Sequence[int],
@@ -79,24 +83,25 @@ class AutoencoderModule(StageModule):
     ) -> None:
         super().__init__(seed=seed)
         self.automatic_optimization = False
-        self.architecture = {"name": "vqgan3d", **network}
+        self.architecture = {"name": "vqgan3d", **asdict(network)}
         with initial_weights(seed, "autoencoder"):
             self.autoencoder = Autoencoder(
-                **network,
-                codebook_update=codebook["update"],
-                codebook_decay=codebook["decay"],
-                restart_below=codebook["restart_below"],
-                gradient_checkpointing=options.gradient_checkpointing,
+                **asdict(network),
+                codebook_update=codebook.update,
+                codebook_decay=codebook.decay,
+                restart_below=codebook.restart_below,
+                gradient_checkpointing=training.gradient_checkpointing,
             )
-            self.critics = Critics(base_channels=discriminator_channels, kind=adversarial)
+            self.critics = Critics(base_channels=discriminators.base_channels, kind=discriminators.loss)
         # In a tuple, so that Lightning neither saves it nor trains it.
         self._perceptual = (perceptual,)
-        self.start_step = start_step
-        self.weights = {**weights, "perceptual": perceptual_weight}
-        if codebook["update"] == "ema":
+        self.start_step = discriminators.start_step
+        self.weights = {**asdict(weights), "perceptual": perceptual_weight}
+        if codebook.update == "ema":
             self.weights["codebook"] = 0.0  # moving averages stand for this term
-        self.options = options
-        self.steps = SafeSteps(limit=options.nonfinite_limit, clip_norm=options.clip_norm)
+        self.optimizer = optimizer
+        self.training_options = training
+        self.steps = SafeSteps(limit=training.nonfinite_limit, clip_norm=optimizer.clip_norm)
         self.window = window
         self.spacing_mm = tuple(spacing_mm)
         self.crop = tuple(crop)
@@ -109,14 +114,14 @@ class AutoencoderModule(StageModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One Adam for the autoencoder and one for the discriminators."""
-        lr, betas = self.options.lr, adam_betas(self.options.betas)
+        lr, betas = self.optimizer.lr, self.optimizer.betas
         return [Adam(network.parameters(), lr=lr, betas=betas) for network in (self.autoencoder, self.critics)]
 
     def on_fit_start(self) -> None:
         """Bring the perceptual loss along, which is no submodule, and compile what is worth it."""
         if self._perceptual[0] is not None:
             self._perceptual[0].to(self.device)
-        if self.options.compile:
+        if self.training_options.compile:
             for network in (self.autoencoder.encoder, self.autoencoder.decoder, *self.critics.children()):
                 network.compile()
 
@@ -128,7 +133,7 @@ class AutoencoderModule(StageModule):
         optimizers = self._optimizers()
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        size = len(ct_BCZXY) // self.options.accumulate
+        size = len(ct_BCZXY) // self.training_options.accumulate
         slices = zip(ct_BCZXY.split(size), self._positions(ct_BCZXY).split(size, dim=1), strict=True)
         parts = [self._backward(ct, positions_4B, joined="discriminators" in optimizers) for ct, positions_4B in slices]
 
@@ -197,7 +202,7 @@ class AutoencoderModule(StageModule):
         """Place the codes on features of the first batch."""
         if self.autoencoder.codebook.needs_init:
             with torch.no_grad():
-                parts = ct_BCZXY.split(len(ct_BCZXY) // self.options.accumulate)
+                parts = ct_BCZXY.split(len(ct_BCZXY) // self.training_options.accumulate)
                 features = torch.cat([self.autoencoder.encode(part) for part in parts])
             self.autoencoder.codebook.initialize(features, generator=self.step_generator("codebook"))
 
@@ -211,7 +216,7 @@ class AutoencoderModule(StageModule):
         sizes = [ct_BCZXY.shape[axis] for axis in (AXIAL, *PLANES)]
         return torch.stack([random_positions(n, len(ct_BCZXY) * ranks, generator) for n in sizes])[:, rank::ranks]
 
-    def _backward(self, ct_BCZXY: Tensor, positions_4B: Tensor, *, joined: bool) -> _Part:
+    def _backward(self, ct_BCZXY: Tensor, positions_4B: Tensor, *, joined: bool) -> _MicroBatch:
         """Add a micro-batch's gradients to those of the step."""
         axial_B, planes_3B = positions_4B[0], positions_4B[1:]
         real = self.critics.see(ct_BCZXY, axial_B) if joined else {}
@@ -228,7 +233,7 @@ class AutoencoderModule(StageModule):
             total = torch.stack([self.weights[names[name]] * value for name, value in wanted.items()]).sum()
             self._backpropagate(total)
             losses |= {**wanted, "discriminators": total}
-        return _Part(
+        return _MicroBatch(
             losses={name: value.detach() for name, value in losses.items()},
             metrics={"perplexity": output.quantized.perplexity, "psnr": psnr(fake_BCZXY.detach(), ct_BCZXY)},
             features_BCZXY=output.features.detach(),
@@ -252,9 +257,9 @@ class AutoencoderModule(StageModule):
         model = self.trainer.strategy.model
         # SafeSteps averages over ranks, once per step.
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
-            self.manual_backward(loss / self.options.accumulate)
+            self.manual_backward(loss / self.training_options.accumulate)
 
-    def _log_step(self, step: Step, metrics: Mapping[str, Tensor]) -> None:
+    def _log_step(self, step: StepOutcome, metrics: Mapping[str, Tensor]) -> None:
         norms = {f"{name}_gradient_norm": value for name, value in step.gradient_norms.items()}
         for name, value in {**step.losses, **norms, **metrics}.items():
             self.log(f"training/{name}", value, prog_bar=name in ("loss", "psnr"))

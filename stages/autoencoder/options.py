@@ -1,64 +1,175 @@
-"""Options of stage 1 that need no data to be checked."""
+"""The options of stage 1; ``configs/autoencoder.yaml`` holds their defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 from difftumor.errors import ConfigError
-from stages.run.module import adam_betas
-from stages.run.settings import Settings, check_not_negative, check_positive, check_switch, check_whole, construct
-
-# What eq. 2 weighs besides the perceptual loss.
-WEIGHTED = ("l1", "codebook", "commitment", "slice_adversarial", "volume_adversarial", "feature_matching")
+from stages.autoencoder.losses import Adversarial, Backbone
+from stages.run.options import AdamOptions, DataOptions, RunOptions, StepOptions
+from stages.run.reading import Count, Hint, NotNegative, NumberRange, Positive, ShareBelowOne, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepOptions:
-    """How steps are taken; ``configs/autoencoder.yaml`` says what each option does."""
+class AutoencoderDataOptions(DataOptions):
+    """The group ``data``, with more than all stages have.
 
-    lr: float
-    betas: Sequence[float]
-    clip_norm: float | None = None
-    accumulate: int = 1
-    nonfinite_limit: int = 20
-    compile: bool = False
-    gradient_checkpointing: bool = False
+    Args:
+        foreground_ratio: Crops centered on labeled voxels per crop centered elsewhere.
+        validation_share: Share of the patients that is held out, if the list states no validation cases.
+    """
 
-    def __post_init__(self) -> None:
-        check_positive(optimizer__lr=self.lr)
-        adam_betas(self.betas)
-        if self.clip_norm is not None:
-            check_positive(optimizer__clip_norm=self.clip_norm)
-        check_whole(1, training__accumulate=self.accumulate, training__nonfinite_limit=self.nonfinite_limit)
-        check_switch(training__compile=self.compile, training__gradient_checkpointing=self.gradient_checkpointing)
+    foreground_ratio: Positive
+    validation_share: Annotated[float, NumberRange(most=0.5)]
 
 
-def step_options(settings: Settings) -> StepOptions:
-    """Check the options of stage 1 that data have no say in, and return how steps are taken.
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderNetworkOptions:
+    """The section ``network``: arguments of ``Autoencoder`` that the artifact records."""
+
+    base_channels: int
+    levels: int
+    latent_channels: int
+    codes: int
+    norm_groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookOptions:
+    """The section ``codebook``: how its codes learn.
+
+    Args:
+        update: By moving averages, or by the gradient of eq. 1.
+        decay: Of the moving averages, and of the counts that restarts go by.
+        restart_below: A code with fewer vectors per step on average restarts; 0 for never.
+    """
+
+    update: Literal["ema", "gradient"]
+    decay: ShareBelowOne
+    restart_below: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorOptions:
+    """The section ``discriminators``.
+
+    Args:
+        base_channels: Width of both.
+        start_step: Step at which they join.
+        loss: Their loss.
+    """
+
+    base_channels: Count
+    start_step: WholeNumber
+    loss: Adversarial
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The section ``loss_weights``: what eqs. 1 and 2 weigh, but for the perceptual loss."""
+
+    l1: NotNegative
+    codebook: NotNegative
+    commitment: NotNegative
+    slice_adversarial: NotNegative
+    volume_adversarial: NotNegative
+    feature_matching: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualOptions:
+    """The section ``perceptual``.
+
+    Args:
+        weight: Weight of LPIPS; 0 trains without it.
+        backbone: Network whose features are compared.
+        weights: File of the backbone's weights; None for torchvision's.
+    """
+
+    weight: NotNegative
+    backbone: Backbone
+    weights: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedAdamOptions(AdamOptions):
+    """The section ``optimizer``.
+
+    Args:
+        clip_norm: Norm that each optimizer's gradients are scaled down to; None leaves them.
+    """
+
+    clip_norm: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainingOptions(StepOptions):
+    """The section ``training``.
+
+    Args:
+        accumulate: Batches per step.
+        nonfinite_limit: Skipped steps in a row that stop the run.
+        gradient_checkpointing: Whether activations are computed again for the backward pass.
+    """
+
+    accumulate: Count
+    nonfinite_limit: Count
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanValidationOptions:
+    """The section ``validation``.
+
+    Args:
+        scans: How many of the held-out scans are validated on; None for all.
+        overlap: Share of a window that its neighbor shares.
+    """
+
+    scans: Annotated[
+        Count | None,
+        Hint("a whole number, 1 or more, null for all held-out scans, or data.validation_share=0 to hold none out"),
+    ]
+    overlap: ShareBelowOne
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanPictureOptions:
+    """The section ``pictures``.
+
+    Args:
+        every_n_epochs: In the first validation after so many epochs, and in the last; 0 for never.
+        scans: How many of the scans validated on are pictured.
+    """
+
+    every_n_epochs: WholeNumber
+    scans: WholeNumber
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderOptions(RunOptions):
+    """All options of stage 1, one field per section.
 
     Raises:
-        ConfigError: Names the option.
+        ConfigError: The trainer's precision or strategy is not one that stage 1 can take.
     """
-    training, codebook, critics = settings.training, settings.codebook, settings.discriminators
-    if critics.loss not in ("hinge", "vanilla"):
-        raise ConfigError(f"discriminators.loss is {critics.loss!r}: choose hinge or vanilla.")
-    check_whole(1, discriminators__base_channels=critics.base_channels)
-    check_whole(0, discriminators__start_step=critics.start_step)
-    if codebook.update not in ("ema", "gradient"):
-        raise ConfigError(f"codebook.update is {codebook.update!r}: choose ema or gradient.")
-    check_not_negative(codebook__decay=codebook.decay, codebook__restart_below=codebook.restart_below)
-    check_not_negative(**{f"loss_weights__{name}": settings.loss_weights[name] for name in WEIGHTED})
-    check_not_negative(perceptual__weight=settings.perceptual.weight)
-    if str(settings.trainer.precision) in ("16-true", "bf16-true"):
-        raise ConfigError(f"trainer.precision is {settings.trainer.precision!r}: choose bf16-mixed or 16-mixed.")
-    if not str(settings.trainer.strategy).startswith(("auto", "ddp", "single_device")):
-        raise ConfigError(f"trainer.strategy is {settings.trainer.strategy!r}: stage 1 knows auto and ddp.")
-    return construct(
-        StepOptions,
-        settings.optimizer,
-        accumulate=training.accumulate,
-        nonfinite_limit=training.nonfinite_limit,
-        compile=training.compile,
-        gradient_checkpointing=training.gradient_checkpointing,
-    )
+
+    stage: Annotated[Literal["autoencoder"], Hint("leave it at 'autoencoder', or call python -m stages.<stage>")]
+    data: AutoencoderDataOptions
+    network: AutoencoderNetworkOptions
+    codebook: CodebookOptions
+    discriminators: DiscriminatorOptions
+    loss_weights: LossWeights
+    perceptual: PerceptualOptions
+    optimizer: ClippedAdamOptions
+    training: AutoencoderTrainingOptions
+    validation: ScanValidationOptions
+    pictures: ScanPictureOptions
+
+    def __post_init__(self) -> None:
+        if str(self.trainer.precision) in ("16-true", "bf16-true"):
+            raise ConfigError(f"trainer.precision is {self.trainer.precision!r}: choose bf16-mixed or 16-mixed.")
+        if not self.trainer.strategy.startswith(("auto", "ddp", "single_device")):
+            raise ConfigError(f"trainer.strategy is {self.trainer.strategy!r}: stage 1 knows auto and ddp.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -16,29 +15,17 @@ from difftumor.scans.intensity import IntensityWindow
 from stages.autoencoder.data import Scan
 from stages.run.module import StageModule
 from stages.run.pictures import PictureFolder, due
-from stages.run.settings import check_whole
 
 # One scale for all pictures, so that they can be compared.
 DIFFERENCE_HU = 100.0
 
 
-@dataclass(frozen=True)
-class PictureOptions:
-    """The group ``pictures`` of the config; ``configs/autoencoder.yaml`` says what each option does."""
-
-    every_n_epochs: int
-    scans: int
-
-    def __post_init__(self) -> None:
-        check_whole(0, pictures__every_n_epochs=self.every_n_epochs, pictures__scans=self.scans)
-
-
-class Pictures:
+class ScanPictures:
     """Draws crops into the run's folder and TensorBoard.
 
     Args:
-        options: How often: in the first validation after so many epochs, and in the last; 0 for never.
-        cases: Ids of the scans to draw.
+        cases: Ids of the scans to picture.
+        every_n_epochs: In the first validation after so many epochs, and in the last; 0 for never.
         window: HU that the network sees.
         crop: Voxels along X, Y, Z that are shown.
         spacing_mm: Voxel size.
@@ -46,14 +33,14 @@ class Pictures:
 
     def __init__(
         self,
-        options: PictureOptions,
-        *,
         cases: Sequence[str],
+        *,
+        every_n_epochs: int,
         window: IntensityWindow,
         crop: Sequence[int],
         spacing_mm: Sequence[float],
     ) -> None:
-        self.every_n_epochs = options.every_n_epochs
+        self.every_n_epochs = every_n_epochs
         self.folder = PictureFolder(cases, group="reconstruction")
         self.window = window
         self.crop = tuple(crop)

@@ -17,7 +17,7 @@ from difftumor.errors import TrainingError
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class StepOutcome:
     """What came of a step.
 
     Attributes:
@@ -56,7 +56,7 @@ class SafeSteps:
     @torch.no_grad()
     def take(
         self, losses: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer], *, scaler: GradScaler | None = None
-    ) -> Step:
+    ) -> StepOutcome:
         """Step with all optimizers if the losses and all gradients are finite on all ranks, else with none.
 
         Args:
@@ -85,7 +85,7 @@ class SafeSteps:
             self._culprit = culprit
             self.skipped += 1
             self.in_a_row += not settling
-        return Step(culprit is None, dict(zip(losses, values, strict=True)), norms)
+        return StepOutcome(culprit is None, dict(zip(losses, values, strict=True)), norms)
 
     def check(self, *, step: int, last: Path) -> None:
         """Stop a run that skips one step after another.

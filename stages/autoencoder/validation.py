@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from difftumor.errors import ConfigError
 from difftumor.evaluation.autoencoder.fidelity import measure_fidelity
 from difftumor.evaluation.autoencoder.reconstruction import reconstruct
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.scans.intensity import IntensityWindow
 from stages.autoencoder.data import Scan
-from stages.autoencoder.pictures import Pictures
+from stages.autoencoder.pictures import ScanPictures
 from stages.run.module import StageModule
 
 # The best network is chosen by this.
@@ -25,24 +23,6 @@ MONITOR = "validation/psnr"
 # Larger scans are blended and measured on the CPU, and only their windows visit the GPU: some ten copies are needed.
 MOST_DEVICE_VOXELS = 2**26
 NAMES = ("psnr", "ssim", "l1", "mae_hu", "organ_mae_hu", "organ_bias_hu", "edge_ratio", "noise_ratio")
-
-
-@dataclass(frozen=True)
-class ValidationOptions:
-    """The group ``validation`` of the config; ``configs/autoencoder.yaml`` says what each option does."""
-
-    scans: int | None
-    overlap: float
-
-    def __post_init__(self) -> None:
-        scans, overlap = self.scans, self.overlap
-        if scans is not None and (isinstance(scans, bool) or not isinstance(scans, int) or scans < 1):
-            raise ConfigError(
-                f"validation.scans is {scans!r}: give a whole number above 0, null for all held-out scans, or "
-                "data.validation_share=0 to hold none out."
-            )
-        if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
-            raise ConfigError(f"validation.overlap is {overlap!r}: give a number from 0, below 1.")
 
 
 class ScanMetrics(Metric):
@@ -93,7 +73,7 @@ class ScanValidation(nn.Module):
     """Measures and draws scans one by one.
 
     Args:
-        options: Which scans and how.
+        overlap: Share of a window that its neighbor shares.
         codes: Codes of the codebook.
         window: HU that the network sees.
         crop: Windows, (x, y, z) in voxels.
@@ -103,16 +83,16 @@ class ScanValidation(nn.Module):
 
     def __init__(
         self,
-        options: ValidationOptions,
         *,
+        overlap: float,
         codes: int,
         window: IntensityWindow,
         crop: Sequence[int],
         windows_per_batch: int,
-        pictures: Pictures,
+        pictures: ScanPictures,
     ) -> None:
         super().__init__()
-        self.overlap = options.overlap
+        self.overlap = overlap
         self.window = window
         self.crop = tuple(crop)
         self.windows_per_batch = windows_per_batch

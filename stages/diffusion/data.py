@@ -17,22 +17,12 @@ from difftumor.datasets.crops import with_class_centers
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to
 from difftumor.datasets.tumor_cases import AnnotatedTumor
 from difftumor.scans.grid import Box, Grid, Voxel, triple
-from difftumor.scans.lesions import LesionMap, SizeGroup, SizeRule, find_lesions
+from difftumor.scans.lesions import LesionMap, find_lesions
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume, read_grid
 from difftumor.scans.organs import TUMOR, Organ, resolve_labels
+from stages.diffusion.options import LesionRules
 from stages.run.data import CropData
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionRules(SizeRule):
-    """The group ``lesions`` of the config: which tumors the model learns.
-
-    Args:
-        stage: Size group of the tumors: ``"early"`` or ``"late"``.
-    """
-
-    stage: SizeGroup
 
 
 def tumors_of(labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> LesionMap:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,40 +15,13 @@ from torch import Tensor
 from difftumor.datasets.caching import file_facts
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
-from difftumor.errors import ConfigError, TrainingError
-from difftumor.files import check_folder
+from difftumor.errors import TrainingError
 from difftumor.scans.grid import Voxel
 from difftumor.seeding import derive_seed
 from stages.diffusion.data import TumorCrops, crop_name
 from stages.diffusion.latent_cache import LatentCache, latent_key
 from stages.diffusion.latent_filling import CaseCrops, fill
 from stages.diffusion.module import DiffusionModule
-from stages.run.settings import check_whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentOptions:
-    """The group ``latents`` of the config.
-
-    Args:
-        cache: Folder of the latents; None encodes random crops in every step.
-        crops: Crops per case to draw from.
-
-    Raises:
-        ConfigError: An option is out of range, or the folder cannot be one.
-    """
-
-    cache: str | None
-    crops: int
-
-    def __post_init__(self) -> None:
-        check_whole(1, latents__crops=self.crops)
-        if self.cache is None:
-            return
-        if not isinstance(self.cache, str) or not self.cache:
-            raise ConfigError(f"latents.cache is {self.cache!r}: give a folder, or null to encode in every step.")
-        if not Path(self.cache).is_dir():  # one that is there may be full, and is not written to then
-            check_folder(Path(self.cache), option="latents.cache")
 
 
 class CachedTumorCrops(TumorCrops):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +13,28 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from difftumor.datasets.transforms import Item
-from difftumor.errors import ConfigError
 from difftumor.models.artifact import Parent, save_artifact
 from difftumor.models.denoiser import Denoiser
 from difftumor.models.ema import ExponentialMovingAverage
-from difftumor.models.latent_codec import LatentCodec, Masked
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.latent_codec import LatentCodec
+from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import torch_generator
+from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
-from stages.run.module import StageModule, adam_betas, initial_weights, preprocessing
+from stages.run.module import StageModule, initial_weights, preprocessing
+from stages.run.options import AdamOptions
 
-NoiseLoss = Literal["l1", "l2"]
 MakeHosts = Callable[[Denoiser, NoiseSchedule], HostValidation]
 
 
-def network_channels(codec: LatentCodec) -> dict[str, int]:
-    """Return the arguments of ``Denoiser`` that follow from the codec."""
-    return {"latent_channels": codec.latent_channels, "condition_channels": codec.latent_channels + 1}
+def network_arguments(network: DenoiserOptions, codec: LatentCodec) -> dict[str, Any]:
+    """Return the arguments of ``Denoiser``: its channels follow from the codec."""
+    channels = codec.latent_channels
+    return {"latent_channels": channels, "condition_channels": channels + 1, **asdict(network)}
 
 
 class DiffusionModule(StageModule):
@@ -41,17 +42,13 @@ class DiffusionModule(StageModule):
 
     Args:
         seed: Everything random derives from it.
-        network: Constructor arguments of ``Denoiser``, without the channels, which follow from the codec.
+        network: The denoiser's size; its channels follow from the codec.
         codec: Around the frozen autoencoder; neither trained nor saved here.
         autoencoder: The autoencoder's artifact, recorded as parent.
-        tumor_stage: Which tumors the model learns.
-        timesteps: T of the noise schedule.
-        sampler: How the model is to be sampled.
-        masked: Where the tumor is taken out of the condition.
-        loss: Distance between noise and prediction.
-        ema: ``decay``, ``start`` and ``every`` of the moving average.
-        lr: Learning rate of Adam.
-        betas: Its momentum coefficients.
+        size_group: Which tumors the model learns.
+        diffusion: Noise schedule, sampler, condition and loss.
+        ema: How the moving average follows.
+        optimizer: Adam's options.
         organ: Recorded in the artifact.
         window: HU that the networks see.
         spacing_mm: Voxel size, recorded in the artifact.
@@ -61,24 +58,20 @@ class DiffusionModule(StageModule):
         compiled: Compile the denoiser for training.
 
     Raises:
-        ConfigError: An option is unknown or out of range.
+        ConfigError: The denoiser's sizes do not go together.
     """
 
     def __init__(
         self,
         *,
         seed: int,
-        network: Mapping[str, Any],
+        network: DenoiserOptions,
         codec: LatentCodec,
         autoencoder: Parent,
-        tumor_stage: SizeGroup,
-        timesteps: int,
-        sampler: SamplerConfig,
-        masked: Masked,
-        loss: NoiseLoss,
-        ema: Mapping[str, Any],
-        lr: float,
-        betas: Sequence[float],
+        size_group: SizeGroup,
+        diffusion: NoiseOptions,
+        ema: AverageOptions,
+        optimizer: AdamOptions,
         organ: str,
         window: IntensityWindow,
         spacing_mm: Sequence[float],
@@ -88,30 +81,25 @@ class DiffusionModule(StageModule):
         compiled: bool = False,
     ) -> None:
         super().__init__(seed=seed)
-        if loss not in get_args(NoiseLoss):
-            raise ConfigError(f"loss is {loss!r}: choose l1, as published, or l2, as in the paper's eq. 6.")
-        if masked not in get_args(Masked):
-            raise ConfigError(f"masked is {masked!r}: choose image, as published, or latent, as in the paper.")
-        arguments = {**network_channels(codec), **network}
+        arguments = network_arguments(network, codec)
         self.architecture = {"name": "factorized_unet", **arguments}
         with initial_weights(seed, "denoiser"):
             self.denoiser = Denoiser(**arguments)
         # Neither is a submodule: the average has an entry of its own in checkpoints, the autoencoder none.
-        self.ema = ExponentialMovingAverage(self.denoiser, **ema)
+        self.ema = ExponentialMovingAverage(self.denoiser, **asdict(ema))
         self.codec = codec
-        self.schedule = NoiseSchedule(timesteps)
-        self.sampler = sampler
-        sampler.time_steps(timesteps)  # refuses steps that do not fit
+        self.schedule = NoiseSchedule(diffusion.timesteps)
+        self.sampler = diffusion.sampler
         self.parents = {"autoencoder": autoencoder}
-        self.tumor_stage = tumor_stage
-        self.masked, self.loss = masked, loss
-        self.lr, self.betas = lr, adam_betas(betas)
+        self.size_group = size_group
+        self.masked, self.loss = diffusion.masked, diffusion.loss
+        self.optimizer = optimizer
         self.organ = organ
         self.window = window
         self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
         self.cases = dict(cases or {})
         self.compiled = compiled
-        self.losses_by_time = TimestepLosses(visited_times(timesteps))
+        self.losses_by_time = TimestepLosses(visited_times(diffusion.timesteps))
         self.hosts = None if hosts is None else hosts(self.ema.module, self.schedule)
 
     @property
@@ -121,7 +109,7 @@ class DiffusionModule(StageModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Adam on the denoiser alone."""
-        return Adam(self.denoiser.parameters(), lr=self.lr, betas=self.betas)
+        return Adam(self.denoiser.parameters(), lr=self.optimizer.lr, betas=self.optimizer.betas)
 
     def on_fit_start(self) -> None:
         """Bring along what is no submodule, and compile what is trained."""
@@ -219,7 +207,7 @@ class DiffusionModule(StageModule):
                 "timesteps": self.schedule.timesteps,
                 "sampler": asdict(self.sampler),
                 "masked": self.masked,
-                "tumor_stage": self.tumor_stage,
+                "tumor_stage": self.size_group,
             },
             training={**training, "cases": self.cases},
             metrics=metrics,

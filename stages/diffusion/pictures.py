@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -15,20 +14,9 @@ from difftumor.scans.organs import TUMOR
 from stages.diffusion.hosts import HostedTumor
 from stages.run.module import StageModule
 from stages.run.pictures import PictureFolder
-from stages.run.settings import check_whole
 
 # One scale for all pictures, so that they can be compared.
 DIFFERENCE_HU = 100.0
-
-
-@dataclass(frozen=True)
-class PictureOptions:
-    """The group ``pictures`` of the config; ``configs/diffusion.yaml`` says what each option does."""
-
-    hosts: int
-
-    def __post_init__(self) -> None:
-        check_whole(0, pictures__hosts=self.hosts)
 
 
 class HostPictures:

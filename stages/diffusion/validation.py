@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
@@ -17,28 +16,12 @@ from stages.diffusion.hosts import HeldOut, synthesize
 from stages.diffusion.pictures import HostPictures
 from stages.run.module import StageModule
 from stages.run.pictures import due
-from stages.run.settings import check_whole
 
 # The best network is chosen by this.
 MONITOR = "validation/loss"
 # Held-out crops are judged at so many timesteps, evenly spread, or at all where there are fewer.
 MOST_TIMES = 8
 _ROW = len(EDGE_BINS_MM) - 1 + 3
-
-
-@dataclass(frozen=True)
-class ValidationOptions:
-    """The group ``validation`` of the config; ``configs/diffusion.yaml`` says what each option does."""
-
-    crops: int
-    hosts: int
-    synthesize_every_n_epochs: int
-
-    def __post_init__(self) -> None:
-        check_whole(1, validation__crops=self.crops)
-        check_whole(
-            0, validation__hosts=self.hosts, validation__synthesize_every_n_epochs=self.synthesize_every_n_epochs
-        )
 
 
 def visited_times(timesteps: int) -> list[int]:

@@ -20,7 +20,7 @@ from stages.run.run import say
 SAID_EVERY = 50
 
 
-def read_root(root: Any, labels: str | None = None, *, option: str = "data.labels") -> CaseList:
+def read_root(root: Path | None, labels: str | None = None, *, option: str = "data.labels") -> CaseList:
     """Read the cases of ``data.root`` and check their headers, before anything is loaded.
 
     Args:
@@ -36,7 +36,7 @@ def read_root(root: Any, labels: str | None = None, *, option: str = "data.label
         raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
     if labels is not None and labels not in CONVENTIONS:
         raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
-    cases = read_cases(Path(str(root)))
+    cases = read_cases(root)
     say(f"Checking the {len(cases.cases)} cases of {cases.source}.")
     check_cases(cases).raise_if_any()
     return cases if labels is None else replace(cases, label_names=dict(get_convention(labels)))

@@ -19,77 +19,18 @@ from difftumor.datasets.transforms import Item, SeededDataset
 from difftumor.errors import ConfigError
 from difftumor.files import check_folder
 from difftumor.models.artifact_config import read_config
-from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import derive_seed, torch_generator
 from stages.run.module import StageModule
-from stages.run.settings import check_positive, check_whole
+from stages.run.options import DataOptions
 
 
-def check_sizes(data: Any, *, multiple: int) -> None:
-    """Check the options that all stages have under ``data``.
-
-    Args:
-        data: Settings with ``crop``, ``spacing_mm`` and ``num_workers``.
-        multiple: Crops must be multiples of this, or the networks' down- and up-sampling would not meet.
-
-    Raises:
-        ConfigError: Names the option.
-    """
-    if len(data.crop) != 3 or any(not isinstance(n, int) or n < multiple or n % multiple for n in data.crop):
-        raise ConfigError(f"data.crop is {list(data.crop)}: give three multiples of {multiple}.")
-    if len(data.spacing_mm) != 3 or any(not n > 0 for n in data.spacing_mm):
-        raise ConfigError(f"data.spacing_mm is {list(data.spacing_mm)}: give three numbers of millimeters above 0.")
-    if not isinstance(data.num_workers, int) or data.num_workers < 0:
-        raise ConfigError(f"data.num_workers is {data.num_workers!r}: give 0 or more.")
-
-
-def check_steps(settings: Any) -> int:
-    """Check the options of stages whose epochs are counted in steps.
-
-    Args:
-        settings: Settings with ``training.steps``, ``training.steps_per_epoch``, ``data.batch_size``,
-            ``data.foreground_ratio`` and ``optimizer.lr``.
-
-    Returns:
-        Number of epochs.
-
-    Raises:
-        ConfigError: Names the option.
-    """
-    data, training = settings.data, settings.training
-    check_whole(
-        1,
-        training__steps=training.steps,
-        training__steps_per_epoch=training.steps_per_epoch,
-        data__batch_size=data.batch_size,
-    )
-    check_positive(data__foreground_ratio=data.foreground_ratio, optimizer__lr=settings.optimizer.lr)
-    if training.steps % training.steps_per_epoch:
-        raise ConfigError(
-            f"training.steps is {training.steps}: give a multiple of training.steps_per_epoch, "
-            f"which is {training.steps_per_epoch}."
-        )
-    return int(training.steps // training.steps_per_epoch)
-
-
-def window_of(data: Any) -> IntensityWindow:
-    """Return the window of ``data.window_hu``.
-
-    Raises:
-        ConfigError: It is not two numbers in rising order.
-    """
-    try:
-        low_hu, high_hu = data.window_hu
-        return IntensityWindow(float(low_hu), float(high_hu))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"data.window_hu is {data.window_hu!r}: give two HU values, the lower one first.") from error
-
-
-def check_same_preprocessing(data: Any, artifact: Path, *, names: Sequence[str] = ("spacing_mm", "window_hu")) -> None:
+def check_same_preprocessing(
+    data: DataOptions, artifact: Path, *, names: Sequence[str] = ("spacing_mm", "window_hu")
+) -> None:
     """Check that an earlier stage saw CT at the same spacing and window.
 
     Args:
-        data: Settings with ``spacing_mm`` and ``window_hu``.
+        data: The options under ``data``.
         artifact: Folder of the earlier stage's artifact.
         names: Which of the two have to be the same.
 
@@ -99,7 +40,7 @@ def check_same_preprocessing(data: Any, artifact: Path, *, names: Sequence[str] 
     """
     preprocessing = read_config(artifact).preprocessing
     for name in names:
-        trained, wanted = ([float(value) for value in values[name]] for values in (preprocessing, data))
+        trained, wanted = ([float(value) for value in values] for values in (preprocessing[name], getattr(data, name)))
         if trained != wanted:
             raise ConfigError(f"data.{name} is {wanted}, but {artifact} was trained with {trained}: set them alike.")
 
@@ -168,7 +109,7 @@ class Caching:
         spacing_mm: Voxel size that they are kept at.
 
     Raises:
-        ConfigError: The rate is out of range, or the folder cannot be one.
+        ConfigError: The folder cannot be one.
     """
 
     rate: float | Literal["auto"] = 0.0
@@ -176,17 +117,13 @@ class Caching:
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.rate, int | float) and not isinstance(self.rate, bool)
-        if self.rate != "auto" and not (is_number and 0 <= self.rate <= 1):
-            raise ConfigError(f"data.cache_rate is {self.rate!r}: give auto, or a share from 0 to 1.")
-        if self.folder is not None and not self.folder.is_dir():  # one that is there may be full, and only be read
+        if self.folder is not None and not self.folder.is_dir():  # an existing one may be full, and is then only read
             check_folder(self.folder, option="data.cache_dir")
 
     @classmethod
-    def of(cls, data: Any) -> Caching:
-        """Return what settings with ``cache_rate``, ``cache_dir`` and ``spacing_mm`` say."""
-        folder = None if data.cache_dir is None else Path(str(data.cache_dir))
-        return cls(rate=data.cache_rate, folder=folder, spacing_mm=tuple(data.spacing_mm))
+    def of(cls, data: DataOptions) -> Caching:
+        """Return what the options under ``data`` say."""
+        return cls(rate=data.cache_rate, folder=data.cache_dir, spacing_mm=data.spacing_mm)
 
     def rate_of(self, cases: Sequence[Case], *, processes: int) -> float:
         """Return the share of the cases that each of so many processes on this machine keeps in memory."""

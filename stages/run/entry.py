@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from difftumor.errors import ConfigError, DiffTumorError
 from stages.run.folder import flatten
-from stages.run.run import Stage, run_stage
-from stages.run.settings import Settings
+from stages.run.reading import read_options, to_plain
+from stages.run.run import OptionsT, Stage, run_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -40,12 +40,27 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
             raise ConfigError(_explain(error, stage)) from error
 
 
-def command_line(stage: str, build: Callable[[Settings], Stage]) -> None:
+def compose_options(stage: str, kind: type[OptionsT], overrides: Sequence[str] = ()) -> OptionsT:
+    """Compose a stage's config and read it as its options.
+
+    Args:
+        stage: Name of the stage.
+        kind: Its options.
+        overrides: What the user types.
+
+    Raises:
+        ConfigError: As ``compose_config``, or an option is of the wrong type or out of range.
+    """
+    return read_options(kind, to_plain(compose_config(stage, overrides)))
+
+
+def command_line(stage: str, kind: type[OptionsT], build: Callable[[OptionsT], Stage]) -> None:
     """Run a stage from ``sys.argv``; prints one sentence and exits with 1 when something is wrong.
 
     Args:
         stage: Name of the stage and of its file in ``configs/``.
-        build: Makes the stage from its settings.
+        kind: Its options.
+        build: Makes the stage from them.
     """
     overrides = [item for item in sys.argv[1:] if not item.startswith("-")]
     if len(overrides) == len(sys.argv) - 1:  # --help, --multirun and other flags are Hydra's own
@@ -60,7 +75,7 @@ def command_line(stage: str, build: Callable[[Settings], Stage]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=stage)
     def task(config: DictConfig) -> None:
         try:
-            run_stage(stage=stage, config=config, build=build)
+            run_stage(config, kind, build)
         except DiffTumorError as error:
             _fail(error)
 

@@ -70,15 +70,15 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, *, runs_dir: str, stage: str, name: str) -> RunFolder:
+    def of(cls, *, runs_dir: Path, stage: str, name: str) -> RunFolder:
         """Return the folder of a run.
 
         Raises:
             ConfigError: The name would not be a single folder.
         """
-        if not re.fullmatch(r"[\w][\w.+=-]*", str(name)):
+        if not re.fullmatch(r"[\w][\w.+=-]*", name):
             raise ConfigError(f"name is {name!r}: use letters, digits, '_', '-', '.', '+' and '=' only.")
-        return cls(Path(runs_dir) / stage / str(name))
+        return cls(runs_dir / stage / name)
 
     @property
     def last(self) -> Path:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError, TrainingError
+from difftumor.errors import TrainingError
 from difftumor.models.artifact import Parent
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import Key, derive_seed, torch_generator
@@ -93,19 +93,6 @@ def preprocessing(*, window: IntensityWindow, spacing_mm: Sequence[float], crop:
         "window_hu": (window.low_hu, window.high_hu),
         "crop": tuple(crop),
     }
-
-
-def adam_betas(betas: Sequence[float]) -> tuple[float, float]:
-    """Return Adam's two momentum coefficients.
-
-    Raises:
-        ConfigError: They are not two numbers from 0, below 1.
-    """
-    numbers = [b for b in betas if isinstance(b, int | float) and 0 <= b < 1] if isinstance(betas, Sequence) else []
-    if len(numbers) != 2 or len(betas) != 2:
-        given = list(betas) if isinstance(betas, tuple) else betas
-        raise ConfigError(f"optimizer.betas is {given!r}: give two numbers from 0, below 1.")
-    return float(numbers[0]), float(numbers[1])
 
 
 @contextmanager

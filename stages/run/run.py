@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
@@ -20,8 +20,11 @@ from difftumor.models.artifact_config import read_config
 from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
 from stages.run.folder import Ownership, RunFolder, Start
 from stages.run.module import StageModule
-from stages.run.settings import Settings, construct, to_plain
-from stages.run.trainer import TrainerOptions, make_trainer
+from stages.run.options import RunOptions
+from stages.run.reading import read_options, to_plain
+from stages.run.trainer import make_trainer
+
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,15 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One call: where things go and what was asked for."""
+    """One call: what was asked for, as values for the record and as options, and where it goes."""
 
-    stage: str
     values: Mapping[str, Any]
+    options: RunOptions
     folder: RunFolder
-    artifact: Path
-    fresh: bool
-    seed: int
-    trainer: TrainerOptions
+
+    @property
+    def artifact(self) -> Path:
+        return self.options.artifact
 
     @property
     def best(self) -> Path:
@@ -69,23 +72,26 @@ class _Run:
 
     @property
     def ownership(self) -> Ownership:
-        return Ownership(stage=self.stage, run=self.folder.path.name)
+        return Ownership(stage=self.options.stage, run=self.folder.path.name)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"stage": self.stage, "run": self.folder.path.name, "seed": self.seed, "config": dict(self.values)}
+        options = self.options
+        return {
+            "stage": options.stage, "run": self.folder.path.name, "seed": options.seed, "config": dict(self.values),
+        }  # fmt: skip
 
 
-def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Stage]) -> Path:
-    """Train a stage, or go on with it, and write its artifact.
+def run_stage(config: DictConfig, kind: type[OptionsT], build: Callable[[OptionsT], Stage]) -> Path:
+    """Train a stage, or resume its training, and write its artifact.
 
     The run lives in ``runs/<stage>/<name>/``: the resolved config, TensorBoard logs, ``last.ckpt``. Calling again with
     the same config resumes from there; a finished run is left as it is.
 
     Args:
-        stage: Name of the stage.
         config: Composed config.
-        build: Makes module and data from the settings; it checks what can be checked before data are loaded.
+        kind: The stage's options, which the config is read as.
+        build: Makes module and data from them; it checks what can be checked before data are loaded.
 
     Returns:
         Folder of the artifact.
@@ -94,59 +100,43 @@ def run_stage(*, stage: str, config: DictConfig, build: Callable[[Settings], Sta
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
     values = to_plain(config)
-    settings = Settings(values)
-    run = _prepare(stage, values, settings)
-    if not run.fresh and run.folder.is_finished(run.artifact, max_epochs=run.trainer.max_epochs):
-        run.folder.check_parents()
-        if not run.folder.changed(values):
-            say(f"{run.folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
+    options = read_options(kind, values)
+    folder = RunFolder.of(runs_dir=options.runs_dir, stage=options.stage, name=str(options.name))
+    run = _Run(values=values, options=options, folder=folder)
+    if not options.fresh and folder.is_finished(run.artifact, max_epochs=options.trainer.max_epochs):
+        folder.check_parents()
+        if not folder.changed(values):
+            say(f"{folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
             return run.artifact
-    built = build(settings)
-    settings.check_all_read()
+    built = build(options)
     trainer, keep = _trainer(run, built)
-    resuming = not run.fresh and run.folder.last.is_file()
+    resuming = not options.fresh and folder.last.is_file()
     if _is_rank_zero():  # srun and torchrun start all ranks at once; one of them minds the folder
         _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
-    say(f"{'Going on with' if resuming else 'Starting'} {run.folder.path}")
-    _fit(run, built, trainer, run.folder.last if resuming else None)
+    say(f"{'Resuming' if resuming else 'Starting'} {folder.path}")
+    _fit(run, built, trainer, folder.last if resuming else None)
     if trainer.is_global_zero:
         _export(run, built, trainer, keep)
     trainer.strategy.barrier("artifact")
     return run.artifact
 
 
-def _prepare(stage: str, values: Mapping[str, Any], settings: Settings) -> _Run:
-    if not isinstance(settings.seed, int) or not isinstance(settings.fresh, bool):
-        raise ConfigError("seed must be an integer and fresh must be true or false: correct that option.")
-    if settings.stage != stage:
-        raise ConfigError(f"stage is {settings.stage!r}: leave it at {stage!r}, or call python -m stages.<stage>.")
-    _ = settings.checkpoints_dir  # read by interpolation, in `artifact` and in the paths of parent artifacts
-    return _Run(
-        stage=stage,
-        values=values,
-        folder=RunFolder.of(runs_dir=settings.runs_dir, stage=stage, name=settings.name),
-        artifact=Path(settings.artifact),
-        fresh=settings.fresh,
-        seed=settings.seed,
-        trainer=construct(TrainerOptions, settings.trainer),
-    )
-
-
 def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
+    options = run.options.trainer
     keep = KeepLastAndBest(
         run.folder.path,
-        every_n_epochs=run.trainer.checkpoint_every_n_epochs,
+        every_n_epochs=options.checkpoint_every_n_epochs,
         best=run.best,
         monitor=built.monitor,
         mode=built.mode,
         training=run.provenance,
     )
-    epochs = run.trainer.max_epochs or built.epochs
-    callbacks: list[Callback] = [keep, *progress_display(run.trainer.progress_bar)]
+    epochs = options.max_epochs or built.epochs
+    callbacks: list[Callback] = [keep, *progress_display(options.progress_bar)]
     if built.patience is not None and built.monitor is not None:
         callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience, strict=False))
     trainer = make_trainer(
-        run.trainer, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
+        options, folder=run.folder.path, epochs=epochs, callbacks=callbacks, accumulate=built.accumulate
     )
     return trainer, keep
 
@@ -154,7 +144,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
 def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
     """Check that the run may go on, or make its folder anew; nothing is touched before all checks have passed."""
     run.folder.check_usable()
-    if not run.fresh:
+    if not run.options.fresh:
         for artifact in (run.artifact, run.best):
             run.ownership.check(artifact)
     if resuming:
@@ -209,7 +199,7 @@ def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest)
     if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
         module.export(run.best, complete=True, training=config.training, metrics=config.metrics)
-    run.folder.mark_finished(run.artifact, max_epochs=run.trainer.max_epochs)
+    run.folder.mark_finished(run.artifact, max_epochs=run.options.trainer.max_epochs)
     say(f"Finished: {run.artifact}")
 
 

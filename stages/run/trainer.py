@@ -4,57 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from difftumor.errors import ConfigError, DeviceError
-from stages.run.settings import check_positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """The group ``trainer`` of the config; ``configs/trainer/auto.yaml`` says what each option does."""
-
-    accelerator: str
-    devices: int
-    num_nodes: int
-    strategy: str
-    precision: Any
-    max_epochs: int | None
-    limit_train_batches: int | float | None
-    limit_val_batches: int | float | None
-    validate_every_n_epochs: int
-    checkpoint_every_n_epochs: int
-    log_every_n_steps: int
-    profiler: str | None
-    progress_bar: bool
-
-    def __post_init__(self) -> None:
-        check_positive(
-            trainer__num_nodes=self.num_nodes,
-            trainer__validate_every_n_epochs=self.validate_every_n_epochs,
-            trainer__checkpoint_every_n_epochs=self.checkpoint_every_n_epochs,
-            trainer__log_every_n_steps=self.log_every_n_steps,
-        )
-        if self.max_epochs is not None:
-            check_positive(trainer__max_epochs=self.max_epochs)
-        if self.accelerator not in ("auto", "cpu", "gpu", "cuda"):
-            raise ConfigError(f"trainer.accelerator is {self.accelerator!r}: choose auto, cpu or gpu.")
-        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
-        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-        if str(self.precision) in ("16", "16-mixed") and not on_gpu:  # Lightning would take bfloat16 after a warning
-            raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
-        if self.profiler not in (None, "simple", "advanced"):
-            raise ConfigError(f"trainer.profiler is {self.profiler!r}: choose null, simple or advanced.")
+from difftumor.errors import ConfigError
+from stages.run.options import TrainerOptions
 
 
 def make_trainer(
@@ -75,7 +35,7 @@ def make_trainer(
     try:
         return pl.Trainer(
             accelerator=options.accelerator,
-            devices=options.devices,
+            devices=list(options.devices) if isinstance(options.devices, tuple) else options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
             precision=options.precision,

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases
-from difftumor.errors import CaseListError, ConfigError
+from difftumor.errors import CaseListError
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE
 from difftumor.synthesis.scan.record import RECORD_FILE, read_record
 from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
 from stages.run.run import say
-from stages.run.settings import Settings
 from stages.segmentation.data import Origin
-
-# Which tumors are trained on: annotated ones, ones made in healthy scans by one generator, or annotated and made ones.
-Tumors = Literal["real", "diffusion", "handcrafted", "mixed"]
+from stages.segmentation.options import SegmentationOptions, Tumors
 
 
 @dataclass(frozen=True)
@@ -44,37 +40,34 @@ class ChosenCases:
         return *self.real, *self.made
 
 
-def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
+def choose_cases(options: SegmentationOptions) -> ChosenCases:
     """Read the lists of a run, and choose what it trains and validates on.
 
     Raises:
-        ConfigError: ``tumors`` is unknown, or an option about the data does not work.
+        ConfigError: An option about the data does not work.
         CaseListError: A list is malformed, or there is nothing to train on.
     """
-    tumors = settings.tumors
-    if tumors not in get_args(Tumors):
-        raise ConfigError(f"tumors is {tumors!r}: choose {', '.join(get_args(Tumors))}.")
-    data = settings.data
+    tumors, data, organ = options.tumors, options.data, options.organ
     if data.root is None and data.labels is None and data.healthy_root is not None and tumors not in ("real", "mixed"):
         # No annotated tumor is trained on, and none need be there.
-        listed, found = CaseList((), {}, Path(str(data.healthy_root))), SortedCases((), (), ())
+        listed, found = CaseList((), {}, data.healthy_root), SortedCases((), (), ())
     else:
         listed = read_root(data.root, data.labels)
         found = sort_and_say(listed, organ, workers=data.num_workers)
-    stated = stated_validation(listed, fold=settings.fold)
+    stated = stated_validation(listed, fold=options.fold)
     origins = {case: Origin(listed, healthy=False, made=False) for case in found.tumor}
     origins |= {case: Origin(listed, healthy=True, made=True) for case in found.healthy}
-    found, elsewhere, set_apart = _with_more_healthy(settings, organ, found)
+    found, elsewhere, set_apart = _with_more_healthy(options, found)
     origins |= elsewhere
-    fold, unseen = settings.fold, stated
+    fold, unseen = options.fold, stated
     if tumors in ("diffusion", "handcrafted") and not stated and fold is not None:
         # No annotated tumor is trained on: too few for folds are all there to validate on, and none are no error.
         patients = {case.patient for case in found.tumor}
-        if len(patients) < settings.folds.count:
+        if len(patients) < options.folds.count:
             fold, unseen = None, found.tumor
-    train, validation = found.split(fold=fold, count=settings.folds.count, seed=settings.folds.seed, stated=unseen)
+    train, validation = found.split(fold=fold, count=options.folds.count, seed=options.folds.seed, stated=unseen)
     real = train.tumor if tumors in ("real", "mixed") else ()
-    offline = settings.synthesis.offline
+    offline = options.synthesis.offline
     if tumors == "real":
         made: tuple[Case, ...] = ()
     elif offline is None:
@@ -82,7 +75,7 @@ def choose_cases(settings: Settings, organ: Organ) -> ChosenCases:
     else:
         held_out = {case.patient for case in (*validation, *stated, *set_apart)}
         known = {case.image.resolve(): case for case in (*listed.cases, *elsewhere, *set_apart)}
-        ready = _made_before(Path(str(offline)), organ, known, held_out)
+        ready = _made_before(offline, organ, known, held_out)
         origins |= ready
         made = tuple(ready)
     _check_any(tumors, real, made, listed, organ)
@@ -102,15 +95,15 @@ def _check_any(tumors: Tumors, real: tuple[Case, ...], made: tuple[Case, ...], l
 
 
 def _with_more_healthy(
-    settings: Settings, organ: Organ, found: SortedCases
+    options: SegmentationOptions, found: SortedCases
 ) -> tuple[SortedCases, dict[Case, Origin], tuple[Case, ...]]:
     """Add the scans of ``data.healthy_root``; its stated validation cases, which come last, are of no use here."""
-    labels = settings.data.healthy_labels  # read in any case, as every key must be
-    if settings.data.healthy_root is None:
+    data, organ = options.data, options.organ
+    if data.healthy_root is None:
         return found, {}, ()
-    healthy = read_root(settings.data.healthy_root, labels, option="data.healthy_labels")
+    healthy = read_root(data.healthy_root, data.healthy_labels, option="data.healthy_labels")
     held_out = stated_validation(healthy)
-    more = sort_and_say(healthy, organ, assume_healthy=True, workers=settings.data.num_workers)
+    more = sort_and_say(healthy, organ, assume_healthy=True, workers=data.num_workers)
     say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])
     fit = tuple(case for case in more.healthy if case not in held_out)
     # A scan in both lists counts once, with the labels of the list that is about healthy scans.

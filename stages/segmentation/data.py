@@ -15,7 +15,7 @@ from difftumor.datasets.transforms import Item, load_case, pad_to
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.organs import Organ, resolve_labels
 from stages.run.data import CropData, seeded_loader
-from stages.segmentation.tumors_ahead import TumorsAhead
+from stages.segmentation.tumors import TumorsAhead
 
 
 @dataclass(frozen=True)

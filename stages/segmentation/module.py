@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from difftumor.scans.intensity import Normalization, Scale
 from difftumor.scans.organs import BACKGROUND, TUMOR
 from difftumor.segmentation.inference import predict_probabilities
 from stages.run.module import StageModule, initial_weights, preprocessing
-from stages.segmentation.stopwatch import Stopwatch
-from stages.segmentation.tumors import TumorsOnTheFly, finished
+from stages.segmentation.options import AdamWOptions, BackboneOptions, EpochOptions, WindowOptions
+from stages.segmentation.tumors import Stopwatch, TumorsOnTheFly, finished
 
 
 class SegmentationModule(StageModule):
@@ -29,14 +30,11 @@ class SegmentationModule(StageModule):
 
     Args:
         seed: Everything random derives from it.
-        backbone: ``name`` and options of ``build_segmenter``.
+        backbone: Name and options of the segmenter.
         tumors: Makes tumors in healthy crops; None trains on real tumors alone. Neither trained nor saved here.
-        lr: Learning rate of AdamW after the warm-up.
-        weight_decay: Its weight decay.
-        warmup_epochs: The learning rate rises linearly for so many epochs, then falls along a cosine.
-        epochs: Length of the run.
-        overlap: Of the windows in validation, in [0, 1).
-        windows_per_batch: Windows that go through the network together in validation.
+        optimizer: AdamW's options.
+        training: Length of the run, and of the linear warm-up that comes before the cosine.
+        windows: How validation segments whole scans.
         organ: Recorded in the artifact.
         normalization: How the network wants its scans, recorded in the artifact.
         spacing_mm: Voxel size, recorded in the artifact.
@@ -47,21 +45,18 @@ class SegmentationModule(StageModule):
         cases: What is trained on, recorded in the artifact.
 
     Raises:
-        ConfigError: The backbone or one of its options is unknown.
+        ConfigError: An option of the backbone is out of range.
     """
 
     def __init__(
         self,
         *,
         seed: int,
-        backbone: Mapping[str, Any],
+        backbone: BackboneOptions,
         tumors: TumorsOnTheFly | None,
-        lr: float,
-        weight_decay: float,
-        warmup_epochs: int,
-        epochs: int,
-        overlap: float,
-        windows_per_batch: int,
+        optimizer: AdamWOptions,
+        training: EpochOptions,
+        windows: WindowOptions,
         organ: str,
         normalization: Normalization,
         spacing_mm: Sequence[float],
@@ -71,7 +66,7 @@ class SegmentationModule(StageModule):
         cases: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(seed=seed)
-        self.architecture = dict(backbone)
+        self.architecture = asdict(backbone)
         with initial_weights(seed, "segmenter"):
             self.segmenter = build_segmenter(**self.architecture)
         # Its networks are no submodules: frozen, and not in checkpoints.
@@ -79,12 +74,9 @@ class SegmentationModule(StageModule):
         # Means over all ranks; Lightning's own would round where ranks differ in their number of scans.
         self.tumor_dsc, self.organ_dsc = MeanMetric(), MeanMetric()
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.overlap = overlap
-        self.windows_per_batch = windows_per_batch
+        self.optimizer = optimizer
+        self.training_options = training
+        self.windows = windows
         self.organ = organ
         self.normalization = normalization
         self.preprocessing = {
@@ -105,7 +97,7 @@ class SegmentationModule(StageModule):
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW on the segmenter alone."""
-        return AdamW(self.segmenter.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return AdamW(self.segmenter.parameters(), lr=self.optimizer.lr, weight_decay=self.optimizer.weight_decay)
 
     def on_fit_start(self) -> None:
         """Bring along what is no submodule."""
@@ -114,7 +106,8 @@ class SegmentationModule(StageModule):
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rate, from the epoch alone."""
-        lr = self.lr * learning_rate_factor(self.current_epoch, warmup=self.warmup_epochs, total=self.epochs)
+        warmup, total = self.training_options.warmup_epochs, self.training_options.epochs
+        lr = self.optimizer.lr * learning_rate_factor(self.current_epoch, warmup=warmup, total=total)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for group in optimizer.param_groups:
@@ -169,8 +162,8 @@ class SegmentationModule(StageModule):
             self.segmenter,
             scale(batch["ct"]),
             roi=self.crop,
-            overlap=self.overlap,
-            windows_per_batch=self.windows_per_batch,
+            overlap=self.windows.overlap,
+            windows_per_batch=self.windows.windows_per_batch,
             padding=scale.lowest,
         )
         predicted = probabilities.argmax(1, keepdim=True).cpu().numpy()

@@ -1,140 +1,30 @@
-"""Tumors made during training, on the device, in healthy crops (DiffTumor, section 3.3; Hu et al., section 3)."""
+"""Tumors made during training, in healthy crops (DiffTumor, section 3.3; Hu et al., section 3).
+
+They are made on the device when a batch is there, or one batch ahead, and the time they take is measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
-from difftumor.errors import ArtifactError, ConfigError, SynthesisError
-from difftumor.models.artifact import Parent
-from difftumor.models.artifact_config import read_config
-from difftumor.scans.lesions import SizeGroup
-from difftumor.scans.organs import BACKGROUND, Organ
-from difftumor.seeding import numpy_generator
-from difftumor.synthesis.distributions import Distribution, fixed
-from difftumor.synthesis.records import GeneratorName, TumorRecord
-from difftumor.synthesis.scan.loading import load_synthesizer
-from difftumor.synthesis.sizes import size_groups_of, sizes_of
-from difftumor.synthesis.spec import PAPER_COUNT, PlacementRule, TumorSpec
+from difftumor.errors import ConfigError, SynthesisError
+from difftumor.scans.organs import BACKGROUND
+from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.run.data import check_same_preprocessing
-from stages.run.run import say
-from stages.run.settings import Settings
+from stages.segmentation.tumor_mix import TumorMix
 
-
-@dataclass(frozen=True, kw_only=True)
-class TumorMix:
-    """Which tumors are made.
-
-    Args:
-        probability: Chance that a healthy crop gets tumors.
-        generators: ``"diffusion"`` and ``"handcrafted"`` to their weights; weights need not sum to 1.
-        sizes: Size class or group (``early``: tiny or small) to its weight.
-        most_early: Early diffusion tumors come one to so many at once, larger ones alone; of hand-crafted tumors there
-            are as many as Hu et al. 2023 have them, Table 6.
-        placement: ``"slice"`` (published) or ``"uniform"``.
-        irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids.
-        blur_mm: σ of the Gaussian that softens rims, 0 for sharp ones; None leaves it to the generator.
-        models: Stages whose diffusion models are there; the others' sizes are not made with diffusion.
-
-    Raises:
-        ConfigError: A value is out of range, a size is unknown, or no size is left for a generator.
-    """
-
-    probability: float
-    generators: Mapping[str, float]
-    sizes: Mapping[str, float]
-    most_early: int
-    placement: PlacementRule = "slice"
-    irregularity: Distribution | float = 1.0
-    blur_mm: Distribution | float | None = None
-    models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ConfigError(f"synthesis.probability is {self.probability!r}: give a number from 0 to 1.")
-        if not isinstance(self.most_early, int) or self.most_early < 1:
-            raise ConfigError(f"synthesis.most_early is {self.most_early!r}: give 1 or more.")
-        if self.placement not in get_args(PlacementRule):
-            raise ConfigError(
-                f"synthesis.placement is {self.placement!r}: choose {' or '.join(get_args(PlacementRule))}."
-            )
-        try:
-            TumorSpec(**self._shape)
-        except ConfigError as error:
-            raise ConfigError(f"synthesis.{error}") from error
-        for name, weights in (("sizes", self.sizes), ("generators", self.generators)):
-            for key, weight in weights.items():
-                if name == "sizes":
-                    sizes_of(key)
-                elif key not in get_args(GeneratorName):
-                    raise ConfigError(
-                        f"synthesis.generators has {key!r}: choose {' and '.join(get_args(GeneratorName))}."
-                    )
-                if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-                    raise ConfigError(f"synthesis.{name}.{key} is {weight!r}: give a weight of 0 or more.")
-            if not sum(weights.values()) > 0:
-                raise ConfigError(f"synthesis.{name} has no weight above 0: give one to what is to be made.")
-        if self.uses("diffusion") and not self._sizes_of("diffusion"):
-            raise ConfigError(
-                "synthesis.sizes has no weight above 0 for a size whose diffusion model is there: add one."
-            )
-
-    def uses(self, generator: GeneratorName) -> bool:
-        """Whether some tumors come from a generator."""
-        return self.generators.get(generator, 0) > 0
-
-    @property
-    def stages(self) -> frozenset[SizeGroup]:
-        """Stages of the diffusion tumors that are wanted, whether their model is there or not."""
-        wanted = (size_groups_of(size) for size, weight in self.sizes.items() if weight > 0)
-        return frozenset().union(*wanted) if self.uses("diffusion") else frozenset()
-
-    @property
-    def left_out(self) -> list[str]:
-        """Sizes that are wanted and not made with diffusion, because a model of theirs is not there."""
-        if not self.uses("diffusion"):
-            return []
-        return [size for size, weight in self.sizes.items() if weight > 0 and not size_groups_of(size) <= self.models]
-
-    def draw(self, seed: int) -> TumorSpec | None:
-        """Draw what tumors a crop is to get, or None for a crop that stays healthy."""
-        generator = numpy_generator(seed, "mix")
-        wanted = generator.random() < self.probability
-        kind: GeneratorName = _drawn(generator, self.generators)  # type: ignore[assignment]
-        size = _drawn(generator, self._sizes_of(kind))
-        several = int(generator.integers(1, self.most_early + 1))
-        if not wanted:
-            return None
-        count = fixed(several if size_groups_of(size) == {"early"} else 1)
-        return TumorSpec(
-            generator=kind,
-            size=size,
-            count=count if kind == "diffusion" else PAPER_COUNT,  # type: ignore[arg-type]
-            placement=self.placement,
-            **self._shape,
-        )
-
-    @property
-    def _shape(self) -> dict[str, Any]:
-        return {"irregularity": self.irregularity, "blur_mm": self.blur_mm}
-
-    def _sizes_of(self, generator: GeneratorName) -> dict[str, float]:
-        left_out = self.left_out if generator == "diffusion" else ()
-        return {size: weight for size, weight in self.sizes.items() if weight > 0 and size not in left_out}
-
-
-def _drawn(generator: np.random.Generator, weights: Mapping[str, float]) -> str:
-    chances = np.array(list(weights.values()), dtype=float)
-    return str(generator.choice(list(weights), p=chances / chances.sum()))
+# Keys of a batch that are computed with; the others stay where they are.
+_ON_DEVICE = ("ct", "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +50,7 @@ class TumorsOnTheFly:
     """Puts tumors into the healthy crops of a batch; what a crop gets depends on its seed alone.
 
     Args:
-        synthesizer: With a diffusion model for every stage of the mix's.
+        synthesizer: With a diffusion model for every size group of the mix's.
         mix: Which tumors are made.
 
     Raises:
@@ -168,7 +58,7 @@ class TumorsOnTheFly:
     """
 
     def __init__(self, *, synthesizer: TumorSynthesizer, mix: TumorMix) -> None:
-        if missing := sorted((mix.stages & mix.models) - set(synthesizer.diffusion)):
+        if missing := sorted((mix.groups & mix.models) - set(synthesizer.diffusion)):
             raise ConfigError(
                 f"synthesis.sizes has sizes of the {missing[0]} model, which is not given: leave them out."
             )
@@ -184,7 +74,7 @@ class TumorsOnTheFly:
     def __call__(
         self, ct_hu_B1XYZ: Tensor, labels_B1XYZ: Tensor, seeds: Sequence[int], healthy: Sequence[bool]
     ) -> Made:
-        """Make tumors; all of one generator and stage go through the networks together.
+        """Make tumors; all of one generator and size group go through the networks together.
 
         Args:
             ct_hu_B1XYZ: Crops in HU, on the device of the synthesizer; not modified.
@@ -237,91 +127,117 @@ def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:
     return {**batch, "ct": made.ct_hu, "labels": made.labels, **counts}
 
 
-def tumors_of(settings: Settings, organ: Organ) -> tuple[TumorsOnTheFly | None, dict[str, Parent]]:
-    """Load what makes the tumors of a run.
+class Stopwatch:
+    """Adds up seconds; on a GPU those of the stream, without having the processor wait for it."""
 
-    Returns:
-        It, or None where tumors are real or made before; and the diffusion models by role, as they were when they were
-        loaded.
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._started: float | torch.cuda.Event | None = None
 
-    Raises:
-        ConfigError: An option is wrong, or a model is missing.
-        ArtifactError: A model cannot be used, or was replaced while it was loaded.
+    def start(self, device: torch.device) -> None:
+        """Start; a start that nothing has stopped is forgotten."""
+        self._started = time.perf_counter() if device.type != "cuda" else _event()
+
+    def stop(self) -> None:
+        """Stop, if it was started."""
+        if isinstance(self._started, float):
+            self._seconds += time.perf_counter() - self._started
+        elif self._started is not None:
+            self._events.append((self._started, _event()))
+        self._started = None
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Measure a block."""
+        self.start(device)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def add(self, seconds: float) -> None:
+        """Add what was measured elsewhere."""
+        self._seconds += seconds
+
+    def take(self) -> float:
+        """Return the seconds so far, and begin anew at 0."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        total = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        self._seconds, self._events = 0.0, []
+        return total
+
+
+class TumorsAhead:
+    """A loader whose batches have their tumors already: one thread makes those of the next, on a GPU in its own stream.
+
+    What is made does not depend on it: tumors follow from each crop's seed.
+
+    Args:
+        loader: Batches of stage 3.
+        finish: Makes the tumors of a batch that is on the device.
+        device: Where the segmenter trains.
+        waited: Adds up how long training waited for tumors.
     """
-    options = settings.synthesis
-    given: dict[SizeGroup, Path | None] = {"early": _path(options.early_model), "late": _path(options.late_model)}
-    generators = dict(options.generators)
-    if settings.tumors in ("diffusion", "handcrafted"):
-        generators = {settings.tumors: 1.0}
-    mix = TumorMix(
-        probability=options.probability,
-        generators=generators,
-        sizes=dict(options.sizes),
-        most_early=options.most_early,
-        placement=options.placement,
-        irregularity=options.irregularity,
-        blur_mm=options.blur_mm,
-    )
-    allow_incomplete = options.allow_incomplete
-    if settings.tumors == "real" or options.offline is not None:
-        return None, {}
-    models = _models(given, mix, settings)
-    if models:
-        mix = TumorMix(**{**vars(mix), "models": frozenset(models)})
-    if mix.left_out:
-        say(f"No tumors of size {', '.join(mix.left_out)} are made, because their diffusion model is not given.")
-    parents = {f"diffusion_{stage}": Parent.at(path) for stage, path in models.items()}
-    for path in models.values():
-        check_same_preprocessing(settings.data, path, names=("spacing_mm",))
-    if models:
-        synthesizer = load_synthesizer(models, organ=organ, allow_incomplete=allow_incomplete)
-    else:
-        synthesizer = TumorSynthesizer(organ=organ, spacing_mm=settings.data.spacing_mm)
-    _check_unchanged(parents)
-    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix), parents
+
+    def __init__(
+        self, loader: DataLoader[Item], *, finish: Callable[[Item], Item], device: torch.device, waited: Stopwatch
+    ) -> None:
+        self.loader = loader
+        self.finish = finish
+        self.device = device
+        self.waited = waited
+
+    @property
+    def sampler(self) -> Any:
+        """The loader's, which Lightning tells the epoch."""
+        return self.loader.sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the loader's batches, in order."""
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        batches = iter(self.loader)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tumors") as pool:
+            ahead = pool.submit(self._next, batches, stream)
+            while True:
+                asked = time.perf_counter()
+                if stream is not None:
+                    self.waited.start(self.device)  # when the GPU has done all that it was given
+                batch, event, seconds = ahead.result()
+                if batch is None:
+                    return
+                ahead = pool.submit(self._next, batches, stream)
+                if event is not None:
+                    current = torch.cuda.current_stream(self.device)
+                    current.wait_event(event)
+                    self.waited.stop()
+                    for name in _ON_DEVICE:
+                        batch[name].record_stream(current)
+                else:
+                    # Waiting for the disk is not waiting for tumors.
+                    self.waited.add(min(time.perf_counter() - asked, seconds))
+                yield batch
+
+    def _next(
+        self, batches: Iterator[Item], stream: torch.cuda.Stream | None
+    ) -> tuple[Item | None, torch.cuda.Event | None, float]:
+        """Return the next batch with its tumors, when they are there, and the seconds they took; None at the end."""
+        batch = next(batches, None)
+        if batch is None:
+            return None, None, 0.0
+        begun = time.perf_counter()
+        with torch.cuda.stream(stream):  # of no effect without one
+            moved = {name: batch[name].to(self.device, non_blocking=True) for name in _ON_DEVICE}
+            batch = self.finish({**batch, **moved})
+            event = stream.record_event() if stream is not None else None
+        return batch, event, time.perf_counter() - begun
 
 
-def warn_of_leaks(settings: Settings, models: Mapping[str, Parent], validation: Sequence[Case]) -> None:
-    """Say where a diffusion model has seen scans that are to judge the segmenter, and how to train it without."""
-    for role, model in models.items():
-        seen = set(read_config(model.path).training.get("cases", {}).get("training", ()))
-        shared = [case.id for case in validation if case.id in seen]
-        if shared:
-            fold = "" if settings.fold is None else f" fold={settings.fold}"
-            stage = role.removeprefix("diffusion_")
-            say(
-                f"Note: {model.path} was trained on {len(shared)} of the {len(validation)} validation cases; to keep "
-                f"them unseen, train it with python -m stages.diffusion organ={settings.organ.name} "
-                f"tumor_stage={stage} data.root={settings.data.root}{fold} folds.count={settings.folds.count} "
-                f"folds.seed={settings.folds.seed}."
-            )
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value)
-
-
-def _models(given: Mapping[SizeGroup, Path | None], mix: TumorMix, settings: Settings) -> dict[SizeGroup, Path]:
-    """Return the diffusion artifacts that are given and needed."""
-    if not mix.uses("diffusion"):
-        return {}
-    models = {stage: path for stage, path in given.items() if path is not None and stage in mix.stages}
-    if not models:
-        raise ConfigError(
-            f"tumors={settings.tumors} needs a diffusion model for its sizes: give synthesis.early_model=PATH, "
-            "or do without: tumors=handcrafted, tumors=real."
-        )
-    for stage, path in models.items():
-        if not path.is_dir():
-            raise ConfigError(
-                f"synthesis.{stage}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
-                f"organ={settings.organ.name} tumor_stage={stage}, or do without it: synthesis.{stage}_model=null."
-            )
-    return models
-
-
-def _check_unchanged(parents: Mapping[str, Parent]) -> None:
-    """Refuse models that were replaced between reading their descriptions and loading them."""
-    for parent in parents.values():
-        if Parent.at(parent.path) != parent:
-            raise ArtifactError(f"{parent.path} was replaced while it was being loaded: rerun the same command.")
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

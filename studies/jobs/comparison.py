@@ -20,9 +20,9 @@ from difftumor.scans.organs import TUMOR
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor, synthesize
+from stages.diffusion.options import DiffusionOptions
 from stages.diffusion.train import held_out
-from stages.run.entry import compose_config
-from stages.run.settings import Settings, to_plain
+from stages.run.entry import compose_options
 
 REAL = "real tumors, training cases"
 HEALTHY = "no tumor"
@@ -102,8 +102,7 @@ def judged_by(options: Sequence[str]) -> HeldOut:
         CaseListError: No case hosts a tumor, or no real tumor is held out.
         DiffTumorError: An option is wrong.
     """
-    settings = Settings(to_plain(compose_config("diffusion", options)))
-    unseen = held_out(settings)
+    unseen = held_out(compose_options("diffusion", DiffusionOptions, options))
     source, rules = unseen.reader.cases.source, unseen.reader.rules
     if not unseen.real:
         raise CaseListError(

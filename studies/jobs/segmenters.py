@@ -23,9 +23,9 @@ from difftumor.models.artifact_config import read_config
 from difftumor.reporting.plots import CURVE_COLORS, new_axes
 from difftumor.reporting.tables import Cell
 from difftumor.scans.organs import Organ, resolve_labels
-from stages.run.entry import compose_config
-from stages.run.settings import Settings, construct, to_plain
+from stages.run.entry import compose_options
 from stages.segmentation.cases import choose_cases
+from stages.segmentation.options import SegmentationOptions
 from studies.jobs.commands import command, train, whole_number
 
 STAGE = "segmentation"
@@ -136,10 +136,10 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], arguments: argparse.Names
     device = pick_device(arguments.device)
     options = {name: [*own, "fold=null"] for name, own in kinds.items()}
     # All options and the test scans are checked before anything is trained.
-    settings = {name: settings_of(own) for name, own in options.items()}
-    organs = {name: construct(Organ, each.organ) for name, each in settings.items()}
+    typed = {name: options_of(own) for name, own in options.items()}
+    organs = {name: each.organ for name, each in typed.items()}
     _check_test(arguments.test, organs.values())
-    epochs = {name: _epochs(each, organs[name], steps=arguments.steps) for name, each in settings.items()}
+    epochs = {name: _epochs(each, steps=arguments.steps) for name, each in typed.items()}
     scores: dict[str, list[SegmenterScores]] = {name: [] for name in kinds}
     details: dict[str, Cell] = {"command": arguments.command, "predicted on": describe_device(device)}
     for seed in range(arguments.seeds):
@@ -197,19 +197,18 @@ def scores_figure(tested: StudyScores, fields: Mapping[str, str]) -> Figure:
     return figure
 
 
-def settings_of(options: Sequence[str]) -> Settings:
-    """Compose the settings of a training.
+def options_of(overrides: Sequence[str]) -> SegmentationOptions:
+    """Compose the options of a training.
 
     Raises:
         ConfigError: An option is unknown.
     """
-    return Settings(to_plain(compose_config(STAGE, options)))
+    return compose_options(STAGE, SegmentationOptions, overrides)
 
 
-def _epochs(settings: Settings, organ: Organ, *, steps: int) -> int:
+def _epochs(options: SegmentationOptions, *, steps: int) -> int:
     """Return how many epochs make this many steps, for the cases that the options choose."""
-    chosen = choose_cases(settings, organ)
-    return max(1, round(steps / math.ceil(len(chosen.train) / settings.data.batch_size)))
+    return max(1, round(steps / math.ceil(len(choose_cases(options).train) / options.data.batch_size)))
 
 
 def _check_test(source: Path, organs: Iterable[Organ]) -> None:

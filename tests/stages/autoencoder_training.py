@@ -9,13 +9,20 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder.losses import PLANES, take_slices
 from stages.autoencoder.module import AutoencoderModule
-from stages.autoencoder.options import StepOptions
+from stages.autoencoder.options import (
+    AutoencoderNetworkOptions,
+    AutoencoderTrainingOptions,
+    ClippedAdamOptions,
+    CodebookOptions,
+    DiscriminatorOptions,
+    LossWeights,
+)
 
 WEIGHTS = {
     "l1": 4.0, "codebook": 1.0, "commitment": 0.25, "slice_adversarial": 1.0, "volume_adversarial": 1.0,
     "feature_matching": 4.0,
 }  # fmt: skip
-NETWORK = {"base_channels": 2, "norm_groups": 2, "codes": 16}
+NETWORK = {"base_channels": 2, "levels": 2, "latent_channels": 8, "codes": 16, "norm_groups": 2}
 CODEBOOK = {"update": "ema", "decay": 0.99, "restart_below": 1.0}
 TRAINER = {
     "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -31,18 +38,39 @@ class SliceDistance(torch.nn.Module):
         return sum((take_slices(fake, p, a) - take_slices(real, p, a)).square().mean() for a, p in pairs)
 
 
-def module(lr=1e-3, betas=(0.9, 0.999), **options):
-    """Make a small module; options are those of AutoencoderModule and of StepOptions."""
-    steps = {name: options.pop(name) for name in StepOptions.__annotations__ if name in options}
-    codebook = {**CODEBOOK, **options.pop("codebook", {})}
+def module(
+    *,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    clip_norm=None,
+    start_step=0,
+    adversarial="hinge",
+    codebook=CODEBOOK,
+    weights=WEIGHTS,
+    seed=0,
+    perceptual=None,
+    perceptual_weight=0.0,
+    **training,
+):
+    """Make a small module; ``training`` are fields of AutoencoderTrainingOptions."""
+    steps = {
+        "steps": 8, "steps_per_epoch": 8, "accumulate": 1, "nonfinite_limit": 20, "compile": False,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
     return AutoencoderModule(
-        **{
-            "seed": 0, "network": NETWORK, "codebook": codebook, "discriminator_channels": 2, "start_step": 0,
-            "adversarial": "hinge", "weights": WEIGHTS, "perceptual": None, "perceptual_weight": 0.0,
-            "options": StepOptions(lr=lr, betas=betas, **steps),
-            "window": IntensityWindow(), "spacing_mm": (1, 1, 1), "crop": (16, 16, 16), **options,
-        }
-    )  # fmt: skip
+        seed=seed,
+        network=AutoencoderNetworkOptions(**NETWORK),
+        codebook=CodebookOptions(**{**CODEBOOK, **codebook}),
+        discriminators=DiscriminatorOptions(base_channels=2, start_step=start_step, loss=adversarial),
+        weights=LossWeights(**weights),
+        perceptual=perceptual,
+        perceptual_weight=perceptual_weight,
+        optimizer=ClippedAdamOptions(lr=lr, betas=betas, clip_norm=clip_norm),
+        training=AutoencoderTrainingOptions(**{**steps, **training}),
+        window=IntensityWindow(),
+        spacing_mm=(1, 1, 1),
+        crop=(16, 16, 16),
+    )
 
 
 def crops(count, seed=7):

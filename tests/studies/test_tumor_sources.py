@@ -14,6 +14,7 @@ from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores, StudyScores, scores_figure
 from studies.tumor_sources import SOURCES, main, table_rows
 from tests.conftest import read_rows
+from tests.stages.builds import KINDS
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
 from tests.studies.test_timesteps import written
 
@@ -23,7 +24,7 @@ def in_this_process(monkeypatch):
     """Run stages and commands here: thirty-two interpreters would start otherwise."""
 
     def train(stage, options):
-        run_stage(stage=stage, config=compose_config(stage, options), build=build)
+        run_stage(compose_config(stage, options), KINDS[stage], build)
 
     def command(name, options):
         with pytest.raises(SystemExit) as ended:

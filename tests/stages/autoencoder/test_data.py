@@ -14,7 +14,7 @@ from difftumor.models.artifact_config import read_config
 from stages.autoencoder.data import OwnScans, Scan, evenly_spaced
 from stages.autoencoder.train import build
 from stages.run.run import run_stage
-from tests.stages.builds import built_from
+from tests.stages.builds import KINDS, built_from
 from tests.stages.ranks import trainer_of
 
 ONE_STEP = ("training.steps=1", "training.steps_per_epoch=1", "validation.scans=null")
@@ -83,7 +83,7 @@ def abdomen_atlas(folder, labelled=range(4)):
 )  # fmt: skip
 def test_any_source_trains(write, labelled, tiny_config, tmp_path):
     root = write(tmp_path / "data")
-    artifact = run_stage(stage="autoencoder", config=tiny_config(f"data.root={root}", *ONE_STEP), build=build)
+    artifact = run_stage(tiny_config(f"data.root={root}", *ONE_STEP), KINDS["autoencoder"], build)
     config = read_config(artifact)
     assert config.training["steps"] == 1
     assert math.isfinite(config.metrics["validation/psnr"])
@@ -126,7 +126,7 @@ def test_scans_of_mixed_spacing_meet_in_model_space(tiny_config, tmp_path):
         item = train_set(config).loaded[index]
         assert item["case"] == case.id
         assert all(abs(size - expected) <= 1 for size, expected in zip(item["ct"].shape[1:], (20, 18, 22), strict=True))
-    artifact = run_stage(stage="autoencoder", config=config, build=build)
+    artifact = run_stage(config, KINDS["autoencoder"], build)
     assert math.isfinite(read_config(artifact).metrics["validation/psnr"])
 
 

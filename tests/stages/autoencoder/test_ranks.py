@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from tests.stages.autoencoder_training import CODEBOOK, Batches, SliceDistance, module
+from tests.stages.autoencoder_training import Batches, SliceDistance, module
 from tests.stages.ranks import trainer_of
 
 STEPS = 11  # one of them is skipped
@@ -26,7 +26,7 @@ class Keep(Callback):
 def train(folder, *, ranks, poisoned=(), **options):
     """Train; returns what each rank ends with."""
     folder.mkdir()
-    ours = module(perceptual=SliceDistance(), perceptual_weight=4.0, network=NETWORK, **options)
+    ours = module(perceptual=SliceDistance(), perceptual_weight=4.0, **options)
     trainer_of(ranks, callbacks=[Keep(folder)]).fit(ours, Batches(STEPS, 4, poisoned))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
@@ -40,7 +40,7 @@ def check_same(one, two):
 
 def check_alike(one, two):
     """Training has moved everything by the same, but for float sums and a vector halfway between two codes."""
-    start = module(network=NETWORK, codebook=dict(CODEBOOK)).state_dict()
+    start = module().state_dict()
     for name, value in one["state"].items():
         if not each_rank_has_its_own(name) and not torch.equal(value, start[name]):
             apart = (two["state"][name] - value).norm() / (value - start[name]).norm()
@@ -71,7 +71,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path, update):
 
 @pytest.mark.nightly
 def test_discriminators_join_midway_on_both(tmp_path):
-    before = module(network=NETWORK).state_dict()
+    before = module().state_dict()
     one, two = train(tmp_path / "two", ranks=2, start_step=5, adversarial="vanilla", poisoned=(7,))
     check_same(one, two)
     assert one["skipped"] == {"skipped": 1, "in_a_row": 0}

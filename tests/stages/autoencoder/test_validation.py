@@ -9,7 +9,6 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from difftumor.errors import ConfigError
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.models.autoencoder import Autoencoder
@@ -17,22 +16,22 @@ from difftumor.reporting.pictures import three_planes
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder.data import Scan
-from stages.autoencoder.pictures import PictureOptions, Pictures, labelled_center
+from stages.autoencoder.pictures import ScanPictures, labelled_center
 from stages.autoencoder.train import build
-from stages.autoencoder.validation import ScanMetrics, ScanValidation, ValidationOptions
+from stages.autoencoder.validation import ScanMetrics, ScanValidation
 from stages.run.run import run_stage
+from tests.stages.builds import KINDS
 
 CROP = (16, 16, 16)
 
 
 def drawing(every, *cases):
-    options = PictureOptions(every_n_epochs=every, scans=len(cases))
-    return Pictures(options, cases=cases, window=IntensityWindow(), crop=CROP, spacing_mm=(1, 1, 1))
+    return ScanPictures(cases, every_n_epochs=every, window=IntensityWindow(), crop=CROP, spacing_mm=(1, 1, 1))
 
 
 def validation():
     return ScanValidation(
-        ValidationOptions(scans=None, overlap=0.25),
+        overlap=0.25,
         codes=16,
         window=IntensityWindow(),
         crop=CROP,
@@ -113,29 +112,9 @@ def test_states_stay_out_of_checkpoints():
     assert not validation().state_dict()
 
 
-@pytest.mark.parametrize("scans", [0, -1, 2.0, True, "all"])
-def test_a_wrong_number_of_scans_is_named(scans):
-    with pytest.raises(ConfigError, match=r"validation\.scans is .*null for all"):
-        ValidationOptions(scans=scans, overlap=0.25)
-
-
-@pytest.mark.parametrize("overlap", [1, -0.1, None, "half"])
-def test_a_wrong_overlap_is_named(overlap):
-    with pytest.raises(ConfigError, match=r"validation\.overlap is .*below 1"):
-        ValidationOptions(scans=None, overlap=overlap)
-
-
-@pytest.mark.parametrize(("every", "scans", "name"), [(-1, 2, "every_n_epochs"), (1, 1.5, "scans")])
-def test_wrong_picture_options_are_named(every, scans, name):
-    with pytest.raises(ConfigError, match=rf"pictures\.{name} is .*whole number, 0 or more"):
-        PictureOptions(every_n_epochs=every, scans=scans)
-
-
 def drawn_epochs(*, every, interval, epochs):
     """Epochs, from 1, that are validated and drawn."""
-    pictures = Pictures(
-        PictureOptions(every, 1), cases=("a",), window=IntensityWindow(), crop=CROP, spacing_mm=(1, 1, 1)
-    )
+    pictures = drawing(every, "a")
     found = []
     for epoch in range(1, epochs + 1):
         trainer = SimpleNamespace(current_epoch=epoch - 1, max_epochs=epochs, check_val_every_n_epoch=interval)
@@ -216,7 +195,7 @@ def test_the_best_artifact_is_that_of_the_best_validation_on_whole_scans(tiny_co
         return stage
 
     config = tiny_config(f"data.root={folder}", "data.validation_share=0.5", "trainer.validate_every_n_epochs=1")
-    artifact = run_stage(stage="autoencoder", config=config, build=build_moving)
+    artifact = run_stage(config, KINDS["autoencoder"], build_moving)
     best = load_artifact(artifact.with_name("autoencoder_best"), kind="autoencoder")
     assert best.config.training["validation_epoch"] == 2
     assert float(last_convolution(best.network).bias) == pytest.approx(0.1)

@@ -18,7 +18,7 @@ from difftumor.synthesis.spec import TumorSpec
 from stages.diffusion.hosts import synthesize
 from stages.diffusion.pictures import host_picture
 from stages.diffusion.train import held_out
-from stages.run.settings import Settings, to_plain
+from tests.stages.builds import options_of
 from tests.stages.tumor_cohort import with_validation
 
 HEALTHY = {"healthy0", "healthy1", "silent_healthy"}
@@ -36,7 +36,7 @@ def rest(tiny_diffusion, stated):
 
     def make(*overrides):
         options = (f"data.root={stated}", "validation.hosts=7", *overrides)
-        return held_out(Settings(to_plain(tiny_diffusion(*options))))
+        return held_out(options_of(tiny_diffusion(*options)))
 
     return make
 
@@ -182,18 +182,18 @@ def test_no_more_real_tumors_than_validation_crops(tiny_diffusion, tumor_cohort,
     folder = with_validation(tumor_cohort, tmp_path / "two", "early1", "early2")
     for most, expected in ((1, 1), (2, 2), (9, 2)):
         config = tiny_diffusion(f"data.root={folder}", f"validation.crops={most}")
-        assert len(held_out(Settings(to_plain(config))).real) == expected
+        assert len(held_out(options_of(config)).real) == expected
 
 
 def test_without_held_out_tumors_healthy_scans_host_and_nothing_is_real(tiny_diffusion, tumor_cohort, tmp_path):
-    found = held_out(Settings(to_plain(tiny_diffusion("validation.hosts=3"))))
+    found = held_out(options_of(tiny_diffusion("validation.hosts=3")))
     assert {host.id.split("/")[0] for host in found.hosts} == HEALTHY
     assert found.real == ()
     folder = shutil.copytree(tumor_cohort, tmp_path / "ill")
     listing = json.loads((folder / "dataset.json").read_text())
     listing["training"] = [entry for entry in listing["training"] if "healthy" not in entry["image"]]
     (folder / "dataset.json").write_text(json.dumps(listing))
-    nothing = held_out(Settings(to_plain(tiny_diffusion(f"data.root={folder}"))))
+    nothing = held_out(options_of(tiny_diffusion(f"data.root={folder}")))
     assert nothing.hosts == nothing.real == ()
     assert nothing.count == 0
 

@@ -26,7 +26,7 @@ from stages.diffusion.latent_cache import LatentCache, latent_key
 from stages.diffusion.latents import DrawLatent, PoolKeys
 from stages.diffusion.train import build
 from stages.run.run import run_stage
-from tests.stages.builds import Crash, built_from, crashing_at
+from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 
 CROPS = 3
 LATENTS = 2 * CROPS + 1  # of two cases to learn, and around the one tumor that is held out
@@ -34,7 +34,7 @@ NO_HOSTS = "validation.synthesize_every_n_epochs=0"  # whose CTs are read in any
 
 
 def run(config: DictConfig, build=build):
-    return run_stage(stage="diffusion", config=config, build=build)
+    return run_stage(config, KINDS["diffusion"], build)
 
 
 @pytest.fixture

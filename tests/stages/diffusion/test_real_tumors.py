@@ -17,7 +17,7 @@ from difftumor.scans.intensity import IntensityWindow
 from stages.diffusion.train import build
 from stages.run.callbacks import KeepLastAndBest
 from stages.run.run import run_stage
-from tests.stages.builds import Crash, built_from, crashing_at
+from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 from tests.stages.diffusion.test_train import module
 from tests.stages.ranks import trainer_of
 from tests.stages.tumor_cohort import with_validation
@@ -45,7 +45,7 @@ def measured(monkeypatch):
 
 
 def run(config, build=build):
-    return run_stage(stage="diffusion", config=config, build=build)
+    return run_stage(config, KINDS["diffusion"], build)
 
 
 def looks(folder, *cases):

@@ -18,7 +18,7 @@ from stages.diffusion.train import build
 from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from tests.conftest import REPOSITORY
-from tests.stages.builds import Crash, crashing_at
+from tests.stages.builds import KINDS, Crash, crashing_at
 from tests.stages.tumor_cohort import DIFFUSION
 
 # Three epochs of three steps; the average starts and is updated inside of epochs.
@@ -39,9 +39,9 @@ def trained(tiny_diffusion, tmp_path):
                 f"name={name}", f"artifact={tmp_path}/{name}", *OPTIONS, f"data.num_workers={processes}"
             )
             if step is None:
-                return run_stage(stage="diffusion", config=config, build=build)
+                return run_stage(config, KINDS["diffusion"], build)
             with pytest.raises(Crash):
-                run_stage(stage="diffusion", config=config, build=crashing_at(build, step))
+                run_stage(config, KINDS["diffusion"], crashing_at(build, step))
         return None
 
     return train
@@ -165,7 +165,7 @@ def dying(settings):
     built.module.training_step = training_step
     return built
 
-run_stage(stage="diffusion", config=compose_config("diffusion", overrides), build=dying)
+run_stage(compose_config("diffusion", overrides), KINDS["diffusion"], dying)
 """
 
 

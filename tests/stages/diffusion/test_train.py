@@ -21,40 +21,39 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.spec import TumorSpec
 from stages.diffusion.module import DiffusionModule
+from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.train import build
 from stages.run.entry import compose_config
 from stages.run.folder import flatten
+from stages.run.options import AdamOptions
+from stages.run.reading import to_plain
 from stages.run.run import run_stage
-from stages.run.settings import to_plain
 from tests.conftest import run as run_command
-from tests.stages.builds import Crash, built_from, crashing_at
+from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import SMALL_DENOISER, small_autoencoder, with_validation
 
 
 def run(config: DictConfig, build=build):
-    return run_stage(stage="diffusion", config=config, build=build)
+    return run_stage(config, KINDS["diffusion"], build)
 
 
 def module(**changes) -> DiffusionModule:
     options = {
         "seed": 1,
-        "network": SMALL_DENOISER,
+        "network": DenoiserOptions(**SMALL_DENOISER),
         "codec": LatentCodec(small_autoencoder()),
         "autoencoder": Parent(Path("unused"), "none"),
-        "tumor_stage": "early",
-        "timesteps": 4,
-        "sampler": SamplerConfig(),
-        "masked": "image",
-        "loss": "l1",
-        "ema": {"start": 0, "every": 1, "decay": 0.9},
-        "lr": 1e-3,
-        "betas": (0.9, 0.999),
+        "size_group": "early",
+        "ema": AverageOptions(start=0, every=1, decay=0.9),
+        "optimizer": AdamOptions(lr=1e-3, betas=(0.9, 0.999)),
         "organ": "liver",
         "window": IntensityWindow(),
         "spacing_mm": (1.0, 1.0, 1.0),
         "crop": (16, 16, 16),
     }
-    made = DiffusionModule(**{**options, **changes})
+    noise = {"timesteps": 4, "sampler": SamplerConfig(), "masked": "image", "loss": "l1"}
+    noise |= {name: changes.pop(name) for name in noise if name in changes}
+    made = DiffusionModule(**{**options, "diffusion": NoiseOptions(**noise), **changes})
     made.log = lambda *_, **__: None
     return made
 
@@ -418,7 +417,7 @@ def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort,
         ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
         ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),
         ("optimizer.betas=0.9", ConfigError, r"optimizer\.betas is 0\.9: give two numbers"),
-        ("data.max_tumors=0", ConfigError, r"data\.max_tumors is 0: give a whole number from 1 up, or all"),
+        ("data.max_tumors=0", ConfigError, r"data\.max_tumors is 0: give a whole number, 1 or more, or all"),
         ("data.max_tumors=some", ConfigError, r"data\.max_tumors is 'some'"),
         ("data.max_tumors=true", ConfigError, r"data\.max_tumors is True"),
         ("data.max_tumors=1.5", ConfigError, r"data\.max_tumors is 1\.5"),

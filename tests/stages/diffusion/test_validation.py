@@ -10,17 +10,14 @@ from matplotlib.image import imread
 from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from difftumor.errors import ConfigError
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.appearance import EDGE_BINS_MM, Appearance, appearance_distance
 from difftumor.synthesis.scan.loading import load_synthesizer
 from stages.diffusion.hosts import synthesize
-from stages.diffusion.pictures import PictureOptions
 from stages.diffusion.train import build, held_out
-from stages.diffusion.validation import HostedAppearances, TimestepLosses, ValidationOptions, visited_times
+from stages.diffusion.validation import HostedAppearances, TimestepLosses, visited_times
 from stages.run.run import run_stage
-from stages.run.settings import Settings, to_plain
-from tests.stages.builds import built_from
+from tests.stages.builds import KINDS, built_from, options_of
 from tests.stages.diffusion.test_train import batch, module
 from tests.stages.ranks import trainer_of
 from tests.stages.tumor_cohort import with_validation
@@ -29,7 +26,7 @@ DISTANCES = {f"validation/{name}_distance_hu" for name in ("contrast", "sd", "ed
 
 
 def run(config, build=build):
-    return run_stage(stage="diffusion", config=config, build=build)
+    return run_stage(config, KINDS["diffusion"], build)
 
 
 def noting(history):
@@ -143,7 +140,7 @@ def test_tumors_are_made_at_their_epochs_pictured_and_compared_with_real_ones(ti
         assert logged[epoch]["validation/synthetic_tumors"] == 3
         assert logged[epoch]["validation/real_tumors"] == 2
     folder = tmp_path / "runs/diffusion/liver_early"
-    rest = held_out(Settings(to_plain(config)))
+    rest = held_out(options_of(config))
     ids = [host.id.replace("/", "_") for host in rest.hosts[:2]]
     names = [f"{n:02d}_{each}_step_{step:07d}.png" for n, each in enumerate(ids, 1) for step in (4, 8, 10)]
     assert sorted(file.name for file in (folder / "pictures").iterdir()) == names
@@ -277,21 +274,3 @@ def test_every_rank_gets_as_many_crops_and_hosts_and_each_counts_once(tiny_diffu
         numbers = [number for own in hosts for number in own]
         assert len(numbers) == len(set(numbers))
         assert {0, 1, 2} <= set(numbers)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"crops": 0}, r"validation\.crops is 0"),
-        ({"hosts": -1}, r"validation\.hosts is -1"),
-        ({"synthesize_every_n_epochs": 1.5}, r"validation\.synthesize_every_n_epochs is 1\.5"),
-    ],
-)
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(ConfigError, match=message):
-        ValidationOptions(**{"crops": 1, "hosts": 1, "synthesize_every_n_epochs": 1, **options})
-
-
-def test_a_wrong_number_of_pictures_is_named():
-    with pytest.raises(ConfigError, match=r"pictures\.hosts is 'all'"):
-        PictureOptions(hosts="all")

@@ -1,31 +1,41 @@
 """What every choice of a group composes is what users have; tests/data/composed_configs.yaml holds it."""
 
 import pytest
+import torch
 import yaml
-from omegaconf import OmegaConf
 
 from stages.run.entry import CONFIGS, compose_config
 from stages.run.folder import flatten
+from stages.run.reading import read_options, to_plain
 from tests.conftest import REPOSITORY
+from tests.stages.builds import KINDS
 
 COMPOSED = yaml.safe_load((REPOSITORY / "tests" / "data" / "composed_configs.yaml").read_text())
 
 
 def composed(stage, *choices):
-    return flatten(OmegaConf.to_container(compose_config(stage, choices), resolve=True))
+    values = to_plain(compose_config(stage, choices))
+    if values["trainer"]["accelerator"] != "gpu" or torch.cuda.is_available():
+        read_options(KINDS[stage], values)  # every key is one of a field, and every value of its type
+    return flatten(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", COMPOSED)
 def test_every_choice_composes_what_it_did(stage):
     choices = dict(COMPOSED[stage])
     usual = flatten(choices.pop(""))
-    assert composed(stage) == usual
     for choice, changes in choices.items():
         gone = {name for name in changes if name.startswith("~")}
         expected = {**usual, **changes}
         for name in gone:
             del expected[name], expected[name[1:]]
         assert composed(stage, choice) == expected, choice
+
+
+@pytest.mark.parametrize("stage", COMPOSED)
+def test_defaults_are_what_they_were(stage):
+    assert composed(stage) == flatten(COMPOSED[stage][""])
 
 
 @pytest.mark.parametrize("stage", COMPOSED)

@@ -8,6 +8,7 @@ from stages.autoencoder import train as autoencoder
 from stages.diffusion import train as diffusion
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
+from tests.stages.builds import KINDS
 
 BUILDS = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
 FIXTURES = {"autoencoder": "tiny_config", "diffusion": "tiny_diffusion", "segmentation": "tiny_segmentation"}
@@ -23,7 +24,7 @@ def test_cases_kept_on_disk_give_the_same_weights(request, tmp_path, monkeypatch
     def weights(name, *options):
         reads.clear()
         config = compose(f"name={name}", f"artifact={tmp_path}/{name}", *options)
-        artifact = run_stage(stage=stage, config=config, build=BUILDS[stage])
+        artifact = run_stage(config, KINDS[stage], BUILDS[stage])
         return (artifact / "model.safetensors").read_bytes(), len(reads)
 
     on_disk = f"data.cache_dir={tmp_path}/cache"
@@ -37,21 +38,17 @@ def test_cases_kept_on_disk_give_the_same_weights(request, tmp_path, monkeypatch
 
 
 def test_training_and_validation_share_no_file(tiny_segmentation, tmp_path):
-    run_stage(
-        stage="segmentation", config=tiny_segmentation(f"data.cache_dir={tmp_path}/cache"), build=segmentation.build
-    )
+    run_stage(tiny_segmentation(f"data.cache_dir={tmp_path}/cache"), KINDS["segmentation"], segmentation.build)
     assert len(list((tmp_path / "cache").iterdir())) == 5 + 2
 
 
 @pytest.mark.parametrize("value", ["-0.5", "2", "most", "true"])
 def test_a_wrong_share_is_named(tiny_segmentation, value):
     with pytest.raises(ConfigError, match=r"data\.cache_rate is .*: give auto, or a share"):
-        run_stage(stage="segmentation", config=tiny_segmentation(f"data.cache_rate={value}"), build=segmentation.build)
+        run_stage(tiny_segmentation(f"data.cache_rate={value}"), KINDS["segmentation"], segmentation.build)
 
 
 def test_a_cache_in_the_place_of_a_file_is_named(tiny_segmentation, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data\.cache_dir .*is a file"):
-        run_stage(
-            stage="segmentation", config=tiny_segmentation(f"data.cache_dir={tmp_path}/file"), build=segmentation.build
-        )
+        run_stage(tiny_segmentation(f"data.cache_dir={tmp_path}/file"), KINDS["segmentation"], segmentation.build)

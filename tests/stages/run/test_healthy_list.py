@@ -4,9 +4,9 @@ import pytest
 
 from difftumor.scans.organs import ORGANS
 from stages.run.case_lists import read_root, sort_and_say
-from stages.run.settings import Settings, to_plain
 from stages.segmentation import train as segmentation
 from tests.conftest import run
+from tests.stages.builds import options_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_stage_3_takes_the_scans_for_healthy(healthy_list, tiny_segmentation):
     assert not found.tumor
     assert not found.left_out
     config = tiny_segmentation(f"data.healthy_root={file}", "tumors=diffusion")
-    data = segmentation.build(Settings(to_plain(config))).data
+    data = segmentation.build(options_of(config)).data
     assert {case for case in data.train if data.reader.origins[case].healthy} >= set(found.healthy)
 
 
@@ -40,6 +40,6 @@ def test_scans_with_tolerated_tumor_voxels_are_healthy_too(healthy_list, tiny_se
         "early0", "early1", "early2", "healthy0", "healthy1", "silent_healthy",
     ]  # fmt: skip
     config = tiny_segmentation(f"data.healthy_root={file}", "tumors=diffusion")
-    data = segmentation.build(Settings(to_plain(config))).data
+    data = segmentation.build(options_of(config)).data
     item = data.load(next(case for case in found.healthy if case.id == "early0"))
     assert set(item["labels"].unique().tolist()) == {0, 1}

@@ -9,8 +9,8 @@ from difftumor.scans.organs import ORGANS, get_convention, resolve_labels
 from stages.autoencoder import train as autoencoder
 from stages.diffusion import train as diffusion
 from stages.run.case_lists import read_root
-from stages.run.settings import Settings, to_plain
 from stages.segmentation import train as segmentation
+from tests.stages.builds import options_of
 
 STAGES = {
     "autoencoder": (autoencoder.build, "tiny_config", []),
@@ -43,7 +43,7 @@ def test_numbers_without_names_are_refused(request, nameless, stage):
     # As in TotalSegmentator: spleen, right kidney, liver, which would pass for organ, tumor and nothing.
     config = request.getfixturevalue(compose)(f"data.root={nameless(1, 2, other=5)}", *options)
     with pytest.raises(OrganError, match=r"\.nii\.gz holds labels 1, (2, )?5 and no label names.*data\.labels="):
-        build(Settings(to_plain(config)))
+        build(options_of(config))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,7 +53,7 @@ def test_a_convention_says_what_the_numbers_mean(request, nameless, stage):
     options = [*options, f"data.root={source}", "data.labels=kits", "organ=kidney"]
     if stage == "autoencoder":
         options.remove("organ=kidney")
-    settings = Settings(to_plain(request.getfixturevalue(compose)(*options)))
+    settings = options_of(request.getfixturevalue(compose)(*options))
     data = build(settings).data
     if stage == "autoencoder":
         assert data.reader.label_names == get_convention("kits")
@@ -65,7 +65,7 @@ def test_a_convention_says_what_the_numbers_mean(request, nameless, stage):
 def test_healthy_scans_have_a_convention_of_their_own(tiny_segmentation, nameless):
     options = (f"data.healthy_root={nameless(5, 5)}", "tumors=diffusion", "fold=null")
     config = tiny_segmentation(*options, "data.healthy_labels=totalsegmentator")
-    origins = segmentation.build(Settings(to_plain(config))).data.reader.origins.values()
+    origins = segmentation.build(options_of(config)).data.reader.origins.values()
     found = {resolve_labels(origin.source.label_names, ORGANS["liver"]).organ for origin in origins}
     assert found == {(1,), (5,)}
 
@@ -79,4 +79,4 @@ def test_the_convention_replaces_the_names_of_the_source(tumor_cohort):
 def test_an_unknown_convention_is_refused_by_the_name_of_its_option(tiny_segmentation, tumor_cohort, option):
     config = tiny_segmentation(f"data.healthy_root={tumor_cohort}", f"{option}=ts", "tumors=diffusion")
     with pytest.raises(ConfigError, match=rf"^{option} is 'ts': give null or one of standard, totalsegmentator"):
-        segmentation.build(Settings(to_plain(config)))
+        segmentation.build(options_of(config))

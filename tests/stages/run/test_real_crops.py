@@ -18,7 +18,7 @@ from stages.diffusion import train as diffusion
 from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
-from tests.stages.builds import built_from
+from tests.stages.builds import KINDS, built_from
 
 PATIENTS = ("STS_002", "STS_012", "STS_029")
 BODY = (
@@ -135,7 +135,7 @@ def test_one_step_of_every_stage(sarcoma, tmp_path):
     builds = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
     artifacts = []
     for config, (stage, build) in zip((first, second, third), builds.items(), strict=True):
-        artifacts.append(run_stage(stage=stage, config=config, build=build))
+        artifacts.append(run_stage(config, KINDS[stage], build))
         _check_trained(artifacts[-1], build, config)
     _check_tumors_on_tissue(third)
     assert read_config(artifacts[1]).organ == "body"

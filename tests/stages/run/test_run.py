@@ -20,11 +20,11 @@ from difftumor.models.artifact_config import read_config
 from stages.autoencoder.train import build
 from stages.run.run import run_stage
 from tests.conftest import REPOSITORY
-from tests.stages.builds import Crash, crashing_at
+from tests.stages.builds import KINDS, Crash, crashing_at
 
 
 def run(config, build=build):
-    return run_stage(stage="autoencoder", config=config, build=build)
+    return run_stage(config, KINDS["autoencoder"], build)
 
 
 def weights(path: Path) -> bytes:
@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
         ("data.validation_share=0.9", ConfigError, r"data\.validation_share is 0\.9"),
         ("discriminators.loss=wgan", ConfigError, r"discriminators\.loss is 'wgan'"),
         ("codebook.update=adam", ConfigError, r"codebook\.update is 'adam': choose ema or gradient"),
-        ("codebook.decay=1.0", ConfigError, r"decay 1\.0"),
+        ("codebook.decay=1.0", ConfigError, r"codebook\.decay is 1\.0: give a number from 0, below 1"),
         ("codebook.decay=x", ConfigError, r"codebook\.decay is 'x'"),
         ("codebook.restart_below=-1", ConfigError, r"codebook\.restart_below is -1"),
         ("data.batch_size=1.5", ConfigError, r"data\.batch_size is 1\.5: give a whole number, 1 or more"),
@@ -328,6 +328,11 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
         ("trainer.strategy=fsdp", ConfigError, r"trainer\.strategy is 'fsdp'"),
         ("trainer.precision=7", ConfigError, r"under 'trainer' do not work"),
         ("network.norm_groups=3", ConfigError, r"groups"),
+        ("validation.scans=0", ConfigError, r"validation\.scans is 0: .*null for all"),
+        ("validation.overlap=1", ConfigError, r"validation\.overlap is 1: give a number from 0, below 1"),
+        ("pictures.every_n_epochs=-1", ConfigError, r"pictures\.every_n_epochs is -1: give a whole number, 0 or more"),
+        ("data.cache_rate=half", ConfigError, r"data\.cache_rate is 'half': give auto, or a share from 0 to 1"),
+        ("+data.bogus=1", ConfigError, r"Unknown option 'data\.bogus': known ones are root, "),
     ],
 )
 def test_bad_options_are_one_sentence_and_leave_nothing_behind(tiny_config, tmp_path, override, error, message):

@@ -10,7 +10,7 @@ from scipy import ndimage
 from difftumor.scans.organs import ORGANS
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.run.folder import flatten
-from stages.run.settings import to_plain
+from stages.run.reading import to_plain
 from studies.ablation import ABLATIONS
 from tests.stages.segmentation.test_train import built
 

@@ -401,7 +401,14 @@ def test_every_scan_counts_once_in_validation_on_any_number_of_ranks(tiny_segmen
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.normalization=minmax"], r"data\.normalization: .*one of unit, zscore"),
+        (["data.normalization=minmax"], r"data\.normalization is 'minmax': choose unit or zscore"),
+        (["synthesis.probability=1.5"], r"synthesis\.probability is 1\.5: give a number from 0 to 1"),
+        (["synthesis.sizes.early=-1"], r"synthesis\.sizes\.early is -1"),
+        (["+synthesis.sizes.huge=1"], r"Unknown option 'synthesis\.sizes\.huge'"),
+        (["synthesis.most_early=0"], r"synthesis\.most_early is 0"),
+        (["+synthesis.generators.brush=1"], r"Unknown option 'synthesis\.generators\.brush'"),
+        (["synthesis.placement=left"], r"synthesis\.placement is 'left': choose"),
+        (["synthesis.irregularity=soft"], r"synthesis\.irregularity is 'soft': give a number, \{uniform"),
         (["data.made_share=1"], r"data\.made_share is 1"),
         (["training.accumulate=0"], r"training\.accumulate is 0"),
         (["training.patience=0"], r"training\.patience is 0"),

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from stages.segmentation.stopwatch import Stopwatch
+from stages.segmentation.tumors import Stopwatch
 
 CPU = torch.device("cpu")
 

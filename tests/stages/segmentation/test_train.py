@@ -24,12 +24,12 @@ from stages.run.run import run_stage
 from stages.segmentation.module import learning_rate_factor
 from stages.segmentation.train import build
 from stages.segmentation.tumors import finished
-from tests.stages.builds import Crash, built_from, crashing_at
+from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import NNUNET, UNET, with_validation
 
 
 def run(config: DictConfig, build=build):
-    return run_stage(stage="segmentation", config=config, build=build)
+    return run_stage(config, KINDS["segmentation"], build)
 
 
 def built(config: DictConfig):
@@ -294,7 +294,7 @@ def test_sizes_without_a_model_are_said_to_be_left_out(tiny_segmentation, capsys
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["tumors=painted"], ConfigError, r"tumors is 'painted': choose real, diffusion, handcrafted, mixed"),
+        (["tumors=painted"], ConfigError, r"tumors is 'painted': choose real, diffusion, handcrafted or mixed"),
         (["synthesis.early_model=null", "synthesis.late_model=null"], ConfigError, r"needs a diffusion model"),
         (["synthesis.early_model=nowhere"], ConfigError, r"early_model is nowhere, .*synthesis\.early_model=null"),
         (["data.spacing_mm=[2,2,2]"], ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\]"),

@@ -1,0 +1,231 @@
+"""The options of stage 3; ``configs/segmentation.yaml`` holds their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from difftumor.errors import ConfigError
+from difftumor.scans.intensity import Normalization, NormalizationKind
+from difftumor.scans.organs import Organ
+from difftumor.synthesis.distributions import Distribution
+from difftumor.synthesis.spec import PlacementRule
+from stages.run.options import DataOptions, FoldOptions, RunOptions
+from stages.run.reading import (
+    Count,
+    Hint,
+    NotNegative,
+    NumberRange,
+    Positive,
+    ReadBy,
+    Share,
+    ShareBelowOne,
+    WholeNumber,
+)
+
+# Which tumors are trained on: annotated ones, ones made in healthy scans by one generator, or annotated and made ones.
+Tumors = Literal["real", "diffusion", "handcrafted", "mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """The group ``backbone``: MONAI's residual U-Net."""
+
+    name: Literal["unet"]
+    channels: tuple[int, ...]
+    residual_units: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnUNetOptions:
+    """The group ``backbone``: MONAI's DynUNet as nnU-Net plans it."""
+
+    name: Literal["nnunet"]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    affine_norm: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinUNETROptions:
+    """The group ``backbone``: MONAI's Swin UNETR."""
+
+    name: Literal["swinunetr"]
+    size: Literal["tiny", "small", "base"]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    gradient_checkpointing: bool
+
+
+BackboneOptions = UNetOptions | NnUNetOptions | SwinUNETROptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorWeights:
+    """The section ``synthesis.generators``: weights of what makes tumors."""
+
+    diffusion: NotNegative
+    handcrafted: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeWeights:
+    """The section ``synthesis.sizes``: weights of size classes and groups, whose order decides what is drawn."""
+
+    early: NotNegative
+    medium: NotNegative
+    large: NotNegative
+    tiny: NotNegative
+    small: NotNegative
+    mix: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorOptions:
+    """The section ``synthesis``: which tumors are made, and where they come from.
+
+    Args:
+        generators: Weights of the generators with ``tumors=mixed``.
+        early_model: Diffusion model of early tumors; None leaves their sizes out.
+        late_model: Likewise of late ones.
+        allow_incomplete: Whether models whose training goes on will do.
+        probability: Chance that a healthy crop gets tumors.
+        sizes: Weights by which the size of a crop's tumors is drawn.
+        irregularity: Factor on the elastic deformation; a number, or how to draw one.
+        blur_mm: σ of the Gaussian that softens rims, likewise; None leaves it to the generator.
+        most_early: Early diffusion tumors come one to so many at once.
+        placement: Where in the organ.
+        prefetch: Whether the next batch's tumors are made while this one is trained on.
+        offline: Folder of scans with tumors made before; None makes tumors during training.
+    """
+
+    generators: GeneratorWeights
+    early_model: Path | None
+    late_model: Path | None
+    allow_incomplete: bool
+    probability: Share
+    sizes: SizeWeights
+    irregularity: Annotated[Distribution, ReadBy(Distribution.of)]
+    blur_mm: Annotated[Distribution, ReadBy(Distribution.of)] | None
+    most_early: Count
+    placement: PlacementRule
+    prefetch: bool
+    offline: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationDataOptions(DataOptions):
+    """The group ``data``, with more than all stages have.
+
+    Args:
+        healthy_root: More healthy scans.
+        healthy_labels: What their labels' numbers mean, as in ``labels``.
+        normalization: How scans are scaled.
+        made_share: Share of the crops from scans without real tumors; None takes every scan equally often.
+        class_ratios: Crops centered on background, organ and tumor, in scans with tumors.
+        healthy_background: Share of the crops of healthy scans centered on background.
+    """
+
+    healthy_root: Path | None
+    healthy_labels: str | None
+    normalization: NormalizationKind
+    made_share: Annotated[
+        Annotated[float, NumberRange(below=1, zero=False)] | None, Hint("a share between 0 and 1, or null")
+    ]
+    class_ratios: Annotated[tuple[NotNegative, NotNegative, NotNegative], Hint("three numbers from 0, not all 0")]
+    healthy_background: Share
+
+    @property
+    def scaling(self) -> Normalization:
+        """How scans are scaled, with the window."""
+        return Normalization(self.window, self.normalization)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions:
+    """The section ``augmentation``.
+
+    Args:
+        rotation_probability: Chance of a rotation by 90, 180 or 270 degrees in the axial plane.
+        shift: Largest shift of the intensity, as a share of the window.
+        shift_probability: Chance of a shift.
+    """
+
+    rotation_probability: Share
+    shift: NotNegative
+    shift_probability: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWOptions:
+    """The section ``optimizer``.
+
+    Args:
+        lr: Learning rate after the warm-up.
+        weight_decay: Decoupled weight decay.
+    """
+
+    lr: Positive
+    weight_decay: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochOptions:
+    """The section ``training``.
+
+    Args:
+        epochs: Length of the run; each sees one crop of every scan.
+        warmup_epochs: Epochs in which the learning rate rises.
+        accumulate: Batches per step of the optimizer.
+        patience: Validations without a better tumor DSC after which training ends; None for never.
+
+    Raises:
+        ConfigError: The warm-up is longer than the run.
+    """
+
+    epochs: Count
+    warmup_epochs: WholeNumber
+    accumulate: Count
+    patience: Count | None
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"training.warmup_epochs is {self.warmup_epochs}: give 0 to training.epochs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions:
+    """The section ``validation``.
+
+    Args:
+        overlap: Share of a window that its neighbor shares.
+        windows_per_batch: Windows that go through the network together.
+    """
+
+    overlap: ShareBelowOne
+    windows_per_batch: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationOptions(RunOptions):
+    """All options of stage 3, one field per section.
+
+    Args:
+        organ: What is segmented, with its tumors.
+        tumors: Which tumors are trained on.
+        fold: Held out for validation, from 0; None trains on all but the validation cases that the list states.
+    """
+
+    stage: Annotated[Literal["segmentation"], Hint("leave it at 'segmentation', or call python -m stages.<stage>")]
+    data: SegmentationDataOptions
+    organ: Organ
+    backbone: BackboneOptions
+    tumors: Tumors
+    fold: int | None
+    folds: FoldOptions
+    synthesis: TumorOptions
+    augmentation: AugmentationOptions
+    optimizer: AdamWOptions
+    training: EpochOptions
+    validation: WindowOptions

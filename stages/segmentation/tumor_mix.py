@@ -1,0 +1,128 @@
+"""Which tumors a healthy crop gets during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from difftumor.errors import ConfigError
+from difftumor.scans.lesions import SizeGroup
+from difftumor.seeding import numpy_generator
+from difftumor.synthesis.distributions import Distribution, fixed
+from difftumor.synthesis.records import GeneratorName
+from difftumor.synthesis.sizes import size_groups_of, sizes_of
+from difftumor.synthesis.spec import PAPER_COUNT, PlacementRule, TumorSpec
+from stages.segmentation.options import SegmentationOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TumorMix:
+    """Which tumors are made.
+
+    Args:
+        probability: Chance that a healthy crop gets tumors.
+        generators: ``"diffusion"`` and ``"handcrafted"`` to their weights; weights need not sum to 1.
+        sizes: Size class or group (``early``: tiny or small) to its weight.
+        most_early: Early diffusion tumors come one to so many at once, larger ones alone; of hand-crafted tumors there
+            are as many as Hu et al. 2023 have them, Table 6.
+        placement: ``"slice"`` (published) or ``"uniform"``.
+        irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids.
+        blur_mm: σ of the Gaussian that softens rims, 0 for sharp ones; None leaves it to the generator.
+        models: Size groups whose diffusion models are there; the others' sizes are not made with diffusion.
+
+    Raises:
+        ConfigError: The shape is out of range, a size is unknown, or no size is left for a generator.
+    """
+
+    probability: float
+    generators: Mapping[str, float]
+    sizes: Mapping[str, float]
+    most_early: int
+    placement: PlacementRule = "slice"
+    irregularity: Distribution | float = 1.0
+    blur_mm: Distribution | float | None = None
+    models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
+
+    @classmethod
+    def of(cls, options: SegmentationOptions) -> TumorMix:
+        """Return what the options say, as if all models were there.
+
+        Raises:
+            ConfigError: See above.
+        """
+        synthesis, kind = options.synthesis, options.tumors
+        return cls(
+            probability=synthesis.probability,
+            generators={kind: 1.0} if kind in get_args(GeneratorName) else asdict(synthesis.generators),
+            sizes=asdict(synthesis.sizes),
+            most_early=synthesis.most_early,
+            placement=synthesis.placement,
+            irregularity=synthesis.irregularity,
+            blur_mm=synthesis.blur_mm,
+        )
+
+    def __post_init__(self) -> None:
+        try:
+            TumorSpec(**self._shape)
+        except ConfigError as error:
+            raise ConfigError(f"synthesis.{error}") from error
+        for size in self.sizes:
+            sizes_of(size)
+        for name, weights in (("sizes", self.sizes), ("generators", self.generators)):
+            if not sum(weights.values()) > 0:
+                raise ConfigError(f"synthesis.{name} has no weight above 0: give one to what is to be made.")
+        if self.uses("diffusion") and not self._sizes_of("diffusion"):
+            raise ConfigError(
+                "synthesis.sizes has no weight above 0 for a size whose diffusion model is there: add one."
+            )
+
+    def uses(self, generator: GeneratorName) -> bool:
+        """Whether some tumors come from a generator."""
+        return self.generators.get(generator, 0) > 0
+
+    @property
+    def groups(self) -> frozenset[SizeGroup]:
+        """Size groups of the diffusion tumors that may be drawn, whether their model is there or not."""
+        wanted = (size_groups_of(size) for size, weight in self.sizes.items() if weight > 0)
+        return frozenset().union(*wanted) if self.uses("diffusion") else frozenset()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Sizes that are wanted and not made with diffusion, because a model of theirs is not there."""
+        if not self.uses("diffusion"):
+            return []
+        return [size for size, weight in self.sizes.items() if weight > 0 and not size_groups_of(size) <= self.models]
+
+    def draw(self, seed: int) -> TumorSpec | None:
+        """Draw what tumors a crop is to get, or None for a crop that stays healthy."""
+        generator = numpy_generator(seed, "mix")
+        wanted = generator.random() < self.probability
+        kind: GeneratorName = _draw(generator, self.generators)  # type: ignore[assignment]
+        size = _draw(generator, self._sizes_of(kind))
+        several = int(generator.integers(1, self.most_early + 1))
+        if not wanted:
+            return None
+        count = fixed(several if size_groups_of(size) == {"early"} else 1)
+        return TumorSpec(
+            generator=kind,
+            size=size,
+            count=count if kind == "diffusion" else PAPER_COUNT,  # type: ignore[arg-type]
+            placement=self.placement,
+            **self._shape,
+        )
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        return {"irregularity": self.irregularity, "blur_mm": self.blur_mm}
+
+    def _sizes_of(self, generator: GeneratorName) -> dict[str, float]:
+        left_out = self.left_out if generator == "diffusion" else ()
+        return {size: weight for size, weight in self.sizes.items() if weight > 0 and size not in left_out}
+
+
+def _draw(generator: np.random.Generator, weights: Mapping[str, float]) -> str:
+    chances = np.array(list(weights.values()), dtype=float)
+    return str(generator.choice(list(weights), p=chances / chances.sum()))

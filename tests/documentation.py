@@ -1,5 +1,6 @@
 """Commands and Python snippets of the documentation, and the files that the snippets read."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -42,5 +43,23 @@ def prepare_evaluation(folder: Path) -> None:
             write_nifti(folder / name / f"case{case}.nii.gz", np.roll(truth, shift, axis=0))
 
 
+def prepare_image_quality(folder: Path) -> None:
+    """Write what the snippet of docs/image_quality.md reads."""
+    for number, name in enumerate(("real", "synthetic")):
+        values = np.random.default_rng(number).normal(100, 10, (30, 30, 12))
+        values[:2] = -1000
+        labels = np.ones(values.shape, np.uint8)
+        labels[10:17, 10:17, 4:8] = 2
+        write_nifti(folder / name / "ct.nii.gz", values.astype(np.int16))
+        write_nifti(folder / name / "labels.nii.gz", labels)
+        entries = [{"image": "ct.nii.gz", "label": "labels.nii.gz"}]
+        names = {"background": 0, "liver": 1, "liver_tumor": 2}
+        (folder / name / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
+
+
 # How the folder is prepared in which a page's snippets run; a page with snippets must be among them.
-PREPARE = {"synthesis.md": prepare_synthesis, "evaluation.md": prepare_evaluation}
+PREPARE = {
+    "synthesis.md": prepare_synthesis,
+    "evaluation.md": prepare_evaluation,
+    "image_quality.md": prepare_image_quality,
+}

@@ -1,7 +1,7 @@
 """The ``difftumor`` command: one file per subcommand; each parses, calls the library and prints.
 
-To add a command, write ``difftumor/cli/<name>.py`` with one typed function ``<name>`` whose docstring is the help text,
-and add it to ``COMMANDS`` in ``difftumor/cli/app.py``; a command that has commands of its own is a ``typer.Typer``.
+To add a command, write ``difftumor/cli/<group>/<name>.py`` with one typed function ``<name>`` whose docstring is the
+help text, and add it to ``COMMANDS`` in ``difftumor/cli/app.py``; a command with subcommands is a ``typer.Typer``.
 Import the library inside that function, never at the top of the file, so that ``difftumor --help`` stays instant. Raise
 the classes of ``difftumor.errors``: ``main`` prints them.
 """

@@ -91,8 +91,8 @@ def _root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Make tumors in CT, and look at what was made.
+    """Make tumors in CT, and predict and evaluate them.
 
-    Every command explains itself: [bold]difftumor COMMAND --help[/bold].
+    For the options of a command: [bold]difftumor COMMAND --help[/bold].
     """
     # `--debug` is read by difftumor.cli.main; it is declared here so that --help shows it.

@@ -1,4 +1,4 @@
-"""What commands share that work through many scans: names, a summary, and one sentence at the end."""
+"""What commands on many scans share: the check of result names, a summary, a progress bar."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SUMMARY_FILE = "summary.csv"
 
 
 def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], out: Path) -> None:
-    """Refuse ids that are no names of files, and results that would replace an input of any scan.
+    """Refuse ids that cannot name files, and results that would replace an input of any scan.
 
     Args:
-        names: By the id of the case, what will be written of it in ``out``.
+        names: Files that will be written to ``out``, by the id of the case.
         inputs: Files that must stay.
         out: Folder to write to (``--out``).
 
@@ -39,15 +39,15 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
 
 @contextmanager
 def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even by an error.
+    """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even with an error.
 
     Args:
         out: Folder to write to.
         columns: Names of the columns, among them ``case``, ``status`` and ``error``.
-        order: Ids of the cases, as the rows are to follow each other.
+        order: Ids of the cases, in the order of the rows.
 
     Raises:
-        CaseListError: The block ended well, and the status of some rows is "failed".
+        CaseListError: The block ended without an error, but the status of some rows is "failed".
     """
     from difftumor.errors import CaseListError, first_few
     from difftumor.reporting.tables import Table, write_csv
@@ -63,42 +63,42 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
     failed = [str(row["case"]) for row in rows if row["status"] == "failed"]
     if failed:
         raise CaseListError(
-            f"{len(failed)} of {len(rows)} scans failed ({first_few(failed)}): see {out / SUMMARY_FILE}, mend them and "
-            "run the same command again."
+            f"{len(failed)} of {len(rows)} scans failed ({first_few(failed)}): see {out / SUMMARY_FILE}, fix them and "
+            "rerun the command."
         )
 
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a bar while the block runs and yield a function that moves it on by one; a total of None is not known yet.
+    """Show a progress bar while the block runs, and yield a function that advances it; a total of None is unknown.
 
-    The bar ends with the block, even by an exception. `rich.progress.track` does not: its generator stays with the
-    traceback, and its thread waits for itself when the garbage collector finally closes it there.
+    The bar ends with the block, even with an exception. `rich.progress.track` does not: its generator stays alive with
+    the traceback, and its thread deadlocks when the garbage collector finally closes it there.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    # Into a log file even a transient bar writes an empty line.
+    # Even a transient bar writes an empty line to a log file.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
 
 
 def for_each_case(description: str, cases: Sequence[Case], measure: Callable[[Case], str]) -> dict[str, str]:
-    """Measure cases one by one, print a line about each, and leave out those whose files cannot be used.
+    """Measure cases one by one, print a line about each, and skip those whose files cannot be used.
 
     Args:
-        description: What happens, for the progress bar.
+        description: Label of the progress bar.
         cases: The cases.
         measure: Measures a case and returns its line.
 
     Returns:
-        Reason by id, of the cases that were left out.
+        Why cases were skipped, by id.
 
     Raises:
-        ConfigError: A setting is wrong, which concerns all cases.
+        ConfigError: A setting is wrong, which affects all cases.
     """
     from difftumor.errors import ConfigError, DiffTumorError
 

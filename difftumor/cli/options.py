@@ -1,4 +1,4 @@
-"""What commands share: words that stand for lists, and scans to read."""
+"""Options that several commands have, and how their words are read."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import CaseList
+    from difftumor.evaluation.metrics.detection import Matching
 
 T = TypeVar("T")
 
 
 def option(text: str, panel: str | None = None, **settings: Any) -> Any:
-    """Return a typer option without a default to show, in a panel of the help."""
+    """Return an option whose help shows no default, in a panel of the help."""
     return typer.Option(help=text, show_default=False, rich_help_panel=panel, **settings)
 
 
 def flag(name: str, text: str, panel: str | None = None) -> Any:
-    """Return a typer option that takes no value and has no ``--no-`` form, in a panel of the help."""
+    """Return an option without a value and without a ``--no-`` form, in a panel of the help."""
     return typer.Option(name, help=text, rich_help_panel=panel)
 
 
@@ -38,15 +39,13 @@ def parse_names(text: str, *, option: str, known: Sequence[str]) -> tuple[str, .
         The names in the order given, without repeats.
 
     Raises:
-        ConfigError: If the list is empty or a name is unknown.
+        ConfigError: The list is empty or a name is unknown.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         got = f"unknown name {unknown[0]!r}" if unknown else "no name"
-        raise ConfigError(
-            f"{option} {text!r} holds {got}: give one or more of {', '.join(known)}, separated by commas."
-        )
+        raise ConfigError(f"{option} {text!r} has {got}: give one or more of {', '.join(known)}, separated by commas.")
     return names
 
 
@@ -63,7 +62,7 @@ def parse_numbers(text: str, kind: Callable[[str], T], *, option: str, counts: S
         The numbers.
 
     Raises:
-        ConfigError: If a word is not a number or their count is not allowed.
+        ConfigError: A word is not a number, or there are too many or too few.
     """
     try:
         numbers = tuple(kind(word) for word in text.split(","))
@@ -88,7 +87,7 @@ def read_case_list(path: Path) -> CaseList:
     """Read a list of cases, or make one of a single CT.
 
     Raises:
-        CaseListError: The CT does not exist; else see `difftumor.datasets.cases.read_cases`.
+        CaseListError: The CT does not exist, or the list cannot be read.
     """
     from difftumor.datasets.cases import Case, CaseList, read_cases
     from difftumor.datasets.sources import case_id
@@ -97,47 +96,44 @@ def read_case_list(path: Path) -> CaseList:
 
     if is_nifti(path) and not path.is_dir():
         if not path.exists():
-            raise CaseListError(f"{path} does not exist; give a CT, a folder of them or a list.")
+            raise CaseListError(f"{path} does not exist: give a CT, a folder of CTs or a list.")
         return CaseList((Case(case_id(path), path),), {}, path)
     return read_cases(path)
 
 
 def named_folder(word: str) -> tuple[str | None, Path]:
-    """Read ``[NAME=]DIR``; a folder whose name holds "=" needs no name before it."""
+    """Read ``[NAME=]DIR``; an existing folder with "=" in its name needs no name before it."""
     name, sign, folder = word.partition("=")
     if not sign or Path(word).is_dir():
         return None, Path(word)
     return name, Path(folder)
 
 
-if TYPE_CHECKING:
-    from difftumor.evaluation.metrics.detection import Matching
-
 Rule = Literal["overlap", "iou", "center"]
 
 
 def rule_option(panel: str | None = None) -> Any:
-    """Return the option of the rule, in a panel of the help."""
+    """Return ``--matching``, in a panel of the help."""
     return typer.Option(
         "--matching",
-        help="When a tumor is found: any common voxel, --minimum-iou, or the prediction's center in it.",
+        help="When a tumor counts as found: any common voxel, --minimum-iou, or the prediction's center in it.",
         rich_help_panel=panel,
     )
 
 
 def iou_option(panel: str | None = None) -> Any:
-    """Return the option of the least intersection over union, in a panel of the help."""
-    return option("Least intersection over union, for --matching iou (0.1).", panel)
+    """Return ``--minimum-iou``, in a panel of the help."""
+    return option("Smallest intersection over union, for --matching iou (0.1).", panel)
 
 
 _DEFAULT_IOU = 0.1
 
 
 def read_matching(rule: Rule, minimum_iou: float | None) -> Matching:
-    """Return the rule that the options name.
+    """Return the rule that the two options name.
 
     Raises:
-        ConfigError: They do not fit together.
+        ConfigError: They contradict each other.
     """
     from difftumor.evaluation.metrics.detection import Matching
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from difftumor.errors import CaseListError, ConfigError, DiffTumorError
+from difftumor.errors import CaseListError, ConfigError
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import CaseList
-    from difftumor.synthesis.scan.cohort import Outcome
     from difftumor.synthesis.scan.setup import ScanOptions, SynthesisOptions
-
-_COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
 
 def synthesize_cases(
@@ -38,35 +35,29 @@ def synthesize_cases(
     from difftumor.cli.many import check_outputs, progress_bar, summarized
     from difftumor.files import check_folder
     from difftumor.scans.organs import get_organ
-    from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
+    from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
     from difftumor.synthesis.scan.files import FILES
 
     if files.ct or files.segments:
         raise ConfigError("--cases names the scans: leave out --ct and --segments.")
     check_folder(out, option="--out")
     organ, listed = get_organ(options.organ), listed_cases(source, files.mask, files.convention)
-    unusable: list[Outcome] = []
-    ready = []
-    for case in listed.cases:
-        try:
-            mask = files.organ_mask is not None
-            ready.append((case.id, inputs_of(case, listed, organ, organ_labels=files.organ_labels, mask=mask)))
-        except DiffTumorError as error:
-            unusable.append(Outcome(case.id, "failed", error=str(error)))
+    mask = files.organ_mask is not None
+    ready, unusable = usable_inputs(listed, organ, organ_labels=files.organ_labels, mask=mask)
     given = [path for _, inputs in ready for paths in inputs.files.values() for path in paths]
     names = {case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}
     check_outputs(names, [listed.source, *given], out)
     said: set[str] = set()
-    with summarized(out, _COLUMNS, [case.id for case in listed.cases]) as rows:
-        rows += map(_row, unusable)
+    with summarized(out, SUMMARY_COLUMNS, [case.id for case in listed.cases]) as rows:
+        rows += [outcome.summary for outcome in unusable]
         with progress_bar("Making tumors", len(ready)) as advance:
             for outcome in synthesize_cohort(options.load, ready, out=out, jobs=jobs, overwrite=overwrite):
                 for note in () if outcome.report is None else outcome.report.notes:
                     if note not in said:
                         typer.echo(f"Warning: {note}", err=True)
                         said.add(note)
-                rows.append(_row(outcome))
-                typer.echo(_described(outcome), err=outcome.status == "failed")
+                rows.append(outcome.summary)
+                typer.echo(outcome.sentence, err=outcome.status == "failed")
                 advance()
     typer.echo(f"Results are in {out}.")
 
@@ -94,23 +85,3 @@ def listed_cases(source: Path, maps: Path | None, convention: str | None) -> Cas
             raise CaseListError(f"{maps} has no {missing[0]}.nii.gz: name the files like their CTs.")
         listed = replace(listed, cases=tuple(replace(case, labels=found[case.id]) for case in listed.cases))
     return listed if convention is None else replace(listed, label_names=get_convention(convention))
-
-
-def _described(outcome: Outcome) -> str:
-    if outcome.report is None:
-        return f"{outcome.id}: {outcome.status}{f', {outcome.error}' if outcome.error else ''}"
-    count, warnings = len(outcome.report.tumors), len(outcome.report.warnings)
-    more = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
-    return f"{outcome.id}: {count} tumor{'' if count == 1 else 's'}{more}"
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    report = outcome.report
-    return {
-        "case": outcome.id,
-        "status": outcome.status,
-        "tumors": None if report is None else len(report.tumors),
-        "rejected": None if report is None else report.rejected,
-        "warnings": "" if report is None else " ".join(report.warnings),
-        "error": outcome.error,
-    }

@@ -9,17 +9,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.errors import CaseListError, SynthesisError, sentence_of
+from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, sentence_of
 from difftumor.files import remove_abandoned
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import FILES, ScanReport, ScanSynthesizer, synthesize_files
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.record import RECORD_FILE, read_record
+
+SUMMARY_COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,28 @@ class Outcome:
     status: Literal["made", "done before", "failed"]
     report: ScanReport | None = None
     error: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What became of it, in a line."""
+        if self.report is None:
+            return f"{self.id}: {self.status}{f', {self.error}' if self.error else ''}"
+        count, warnings = len(self.report.tumors), len(self.report.warnings)
+        more = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+        return f"{self.id}: {count} tumor{'' if count == 1 else 's'}{more}"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Its row of ``summary.csv``, by ``SUMMARY_COLUMNS``."""
+        report = self.report
+        return {
+            "case": self.id,
+            "status": self.status,
+            "tumors": None if report is None else len(report.tumors),
+            "rejected": None if report is None else report.rejected,
+            "warnings": "" if report is None else " ".join(report.warnings),
+            "error": self.error,
+        }
 
 
 def inputs_of(
@@ -76,6 +100,26 @@ def inputs_of(
         tumor_labels=numbers.tumor,
         assumed=not numbers.named,
     )
+
+
+def usable_inputs(
+    cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = (), mask: bool = False
+) -> tuple[list[tuple[str, ScanInputs]], list[Outcome]]:
+    """Return ids and files of the cases of a list, and the outcome of those without usable labels.
+
+    Args:
+        cases: The list.
+        organ: The organ.
+        organ_labels: The organ's numbers, if the list does not say.
+        mask: Whether the labels are masks of nothing but the organ.
+    """
+    usable, unusable = [], []
+    for case in cases.cases:
+        try:
+            usable.append((case.id, inputs_of(case, cases, organ, organ_labels=organ_labels, mask=mask)))
+        except DiffTumorError as error:
+            unusable.append(Outcome(case.id, "failed", error=str(error)))
+    return usable, unusable
 
 
 def synthesize_cohort(

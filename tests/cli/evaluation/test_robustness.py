@@ -124,7 +124,7 @@ def test_a_record_is_replayed(folder):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (("--only", "weight"), "--only 'weight' holds unknown name 'weight'"),
+        (("--only", "weight"), "--only 'weight' has unknown name 'weight'"),
         (("--organ", "spleen"), "spleen"),
         (("--organ", "pancreas", "--organ-label", "1"), "finds tumors of the liver, not of the pancreas"),
         (("--overlap", 1), "overlap 1.0 is not in"),

@@ -60,7 +60,7 @@ class Run:
     def spec(self) -> TumorSpec:
         """Return the tumors as the library is asked for them."""
         if self.preset == "diffusion":
-            return TumorSpec(size=self.size, count=self.count)  # type: ignore[arg-type]
+            return TumorSpec(size=self.size, count=self.count)
         how = {"generator": "handcrafted", "preset": self.preset, "size": self.size, "count": self.count}
         return TumorSpec.from_dict(how, where="benchmark")
 

@@ -48,3 +48,11 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     """Return standard normal values that depend on the seed alone."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the preview of tumors in a scan, which takes longer than everything else."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))

@@ -20,7 +20,7 @@ from tests.synthesis.makers import ball
 
 SHAPE = (30, 28, 24)
 AFFINE = np.diag([-1.0, -1.0, 1.5, 1.0])
-TUMORS = dt.TumorSpec.from_dict({"generator": "handcrafted", "size": "tiny", "count": 2}, where="test")
+TUMORS = dt.TumorSpec(generator="handcrafted", size="tiny", count=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,7 @@ def test_the_import_alone_loads_nothing():
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=REPOSITORY).strip() == "[]"
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_command_and_function_write_the_same(files, scan, tmp_path):
     words = ["--ct", files / "ct.nii.gz", "--organ-mask", files / "liver.nii.gz", "--organ", "liver", "--seed", 3]
     words += ["--generator", "handcrafted", "--size", "tiny", "--count", 2, "--device", "cpu"]
@@ -71,6 +72,7 @@ def test_command_and_function_write_the_same(files, scan, tmp_path):
     result.save(tmp_path / "function", overwrite=True)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_arrays_give_what_files_give_and_can_be_saved(files, scan, tmp_path):
     ct, mask = arrays(files)
     before = ct.copy()
@@ -96,6 +98,7 @@ def test_arrays_give_what_files_give_and_can_be_saved(files, scan, tmp_path):
         read_record(tmp_path / "out" / "record.json")
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_floats_stay_floats(files, tmp_path):
     ct, mask = arrays(files)
     dt.synthesize(dt.Scan(ct + 0.25, AFFINE, mask, organ="liver"), TUMORS).save(tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
@@ -20,6 +20,8 @@ from difftumor.synthesis.sizes import size_groups_of, sizes_of
 
 PlacementRule = Literal["uniform", "slice"]
 Preset = Literal["training", "reader"]
+# A number, a distribution, or a mapping from the kind of a distribution to its numbers.
+Quantity = Distribution | float | Mapping[str, Sequence[float]]
 # Number of tumors as in Hu et al. 2023, Table 6, by size.
 PAPER_COUNT = "paper"
 
@@ -143,6 +145,29 @@ class TumorSpec:
     capsule_hu: Distribution = _ZERO
     may_overlap: bool = False
     satellites: Satellites | None = None
+
+    if TYPE_CHECKING:
+        # What may be given; __post_init__ turns it into what the fields say.
+        def __init__(
+            self,
+            *,
+            generator: GeneratorName = ...,
+            count: Quantity | Literal["paper"] = ...,
+            size: str | Mapping[str, float] = ...,
+            diameter_mm: Quantity | None = ...,
+            irregularity: Quantity = ...,
+            location: Location | str | Mapping[str, Any] = ...,
+            placement: PlacementRule = ...,
+            vessel_clearance_mm: Quantity | None = ...,
+            contrast_hu: Quantity | None = ...,
+            blur_mm: Quantity | None = ...,
+            texture: TextureKind = ...,
+            grain: Quantity = ...,
+            mass_effect: Quantity = ...,
+            capsule_hu: Quantity = ...,
+            may_overlap: bool = ...,
+            satellites: Satellites | Mapping[str, Any] | None = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         _choice("generator", self.generator, get_args(GeneratorName))

@@ -101,12 +101,12 @@ class ScanInputs:
 
     Args:
         ct: CT in HU.
-        organ_masks: Masks or label maps on the CT's grid; the organ is what any of them says.
+        organ_masks: Masks or label maps on the CT's grid; the organ is the union of what they mark.
         organ_labels: The organ's numbers in them; none for masks with a single nonzero value.
         tumor_labels: Numbers of tumors that are there already; they keep their label and host no others.
-        tumor_masks: Masks of such tumors, where they have files of their own.
+        tumor_masks: Masks of such tumors, if they have their own files.
         segments: Label map of the organ's segments; None for none.
-        assumed: Whether the numbers are the usual ones, and not said by anybody: a map with others is then refused.
+        assumed: Whether nothing says what the numbers mean and the usual ones are assumed; other numbers are refused.
     """
 
     ct: Path
@@ -119,7 +119,7 @@ class ScanInputs:
 
     @property
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """All files, by what they are."""
+        """All files, by role."""
         segments = () if self.segments is None else (self.segments,)
         masks = {"organ_masks": self.organ_masks, "tumor_masks": self.tumor_masks}
         return {"ct": (self.ct,), **masks, "segments": segments}
@@ -131,7 +131,7 @@ class ScanInputs:
 
     @classmethod
     def from_record(cls, content: Mapping[str, Any]) -> ScanInputs:
-        """Read what ``to_record`` gave; a ValueError or the like where it is something else."""
+        """Read what ``to_record`` returned; anything else raises a ValueError or the like."""
         (ct,) = _paths(content["ct"])
         segments = _paths(content["segments"])
         return cls(
@@ -144,10 +144,10 @@ class ScanInputs:
         )
 
     def check_same(self, content: Mapping[str, Any]) -> None:
-        """Refuse files that are not those of a record.
+        """Refuse files other than those of a record.
 
         Raises:
-            SynthesisError: A file has other bytes than the recorded one, or labels differ.
+            SynthesisError: A file differs from the recorded one, or labels do.
         """
         own = self.to_record()
         for role, files in self.files.items():
@@ -181,10 +181,10 @@ class ScanInputs:
         ct = read_ct(self.ct)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
-            raise OrganError(f"No mask of the {organ} is given for {self.ct}: give one.")
+            raise OrganError(f"There is no mask of the {organ} for {self.ct}: give one.")
         for labels in maps:
             self._check_numbers(labels, organ)
-        # A structure that a patient does not have may have an empty file.
+        # A structure that the patient lacks may have an empty file.
         mask = mask_of(maps, self.organ_labels, organ=organ)
         tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]

@@ -6,7 +6,6 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import read_cases
 from difftumor.evaluation.robustness.run import RESULT_FILES
@@ -19,10 +18,7 @@ from tests.evaluation.robustness.makers import write_scan
 DIMENSIONS = "size: {mean: 10, factor: 1.2}\nintensity: {mean: -60, sd: 30, max: 0}\n"
 
 
-@pytest.fixture(autouse=True)
-def small_pictures(monkeypatch):
-    """Previews take longer than all the rest."""
-    monkeypatch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.fixture

@@ -18,6 +18,13 @@ SHAPE = (36, 34, 32)
 MADE = ("ct.nii.gz", "labels.nii.gz", "lesions.nii.gz", "preview.png")
 
 
+@pytest.fixture(autouse=True)
+def _quick(request):
+    """Skip previews, except where other processes make them too."""
+    if request.node.get_closest_marker("slow") is None:
+        request.getfixturevalue("no_picture")
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")

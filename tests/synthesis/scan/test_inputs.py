@@ -111,7 +111,7 @@ def test_every_file_lies_on_the_grid_of_the_ct(folder):
             case.read(organ="liver")
     with pytest.raises(VolumeError, match=r"none\.nii\.gz does not exist"):
         inputs(folder, LEFT, segments=folder / "none.nii.gz").read(organ="liver")
-    with pytest.raises(OrganError, match="No mask of the liver is given"):
+    with pytest.raises(OrganError, match="There is no mask of the liver"):
         inputs(folder).read(organ="liver")
 
 

@@ -19,8 +19,8 @@ from difftumor.scans.organs import get_organ
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.report import report_tumors
-from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 

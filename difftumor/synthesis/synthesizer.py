@@ -179,8 +179,8 @@ class TumorSynthesizer:
         lesions = torch.zeros(ct.shape, dtype=torch.int32)
         tumors: list[PlacedTumor] = []
         for element, drawn in enumerate(records):
-            there = None if tumors_B1XYZ is None else tumors_B1XYZ[element, 0].cpu().numpy()
-            tumors += self._place(element, organ[element, 0].cpu().numpy(), there, drawn, lesions[element, 0].numpy())
+            earlier = None if tumors_B1XYZ is None else tumors_B1XYZ[element, 0].cpu().numpy()
+            tumors += self._place(element, organ[element, 0].cpu().numpy(), earlier, drawn, lesions[element, 0].numpy())
         lesions = lesions.to(ct.device)
         whole = {group: shape == texture.patch and not patch_per_tumor for group, texture in self.diffusion.items()}
         # Nothing is computed far from all tumors, unless the networks' whole patch is taken.

@@ -23,7 +23,7 @@ from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer, synthesize_files
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
-from difftumor.synthesis.scan.scan import ModelScan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 

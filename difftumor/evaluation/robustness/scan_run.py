@@ -28,9 +28,9 @@ from difftumor.synthesis.host import Host
 from difftumor.synthesis.scan.files import ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.record import record_content, write_record
 from difftumor.synthesis.scan.report import TumorReport, report_tumors
-from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.

@@ -21,9 +21,9 @@ from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.gate import QualityGate, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.record import RECORD_FILE, ModelRecord, ScanRecord, record_content, write_record
 from difftumor.synthesis.scan.report import TumorReport, find_warnings, plot_preview, report_tumors
-from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer, no_room
 

@@ -24,8 +24,8 @@ from difftumor.scans.organs import TUMOR
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.insertion import ScanPart, apply_to_scan, near
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.report import appearance_in
-from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 Mask = NDArray[np.bool_]
@@ -172,7 +172,7 @@ class QualityGate:
         Args:
             record: How it was drawn.
             part: Where it is.
-            number: Its number in there.
+            number: Its number there.
             appearance: How it looks.
         """
         tumor = part.lesions == number

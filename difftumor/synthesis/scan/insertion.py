@@ -21,7 +21,7 @@ from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.synthesis.effects import reach_voxels
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.scan.scan import ModelScan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 

@@ -19,7 +19,7 @@ from difftumor.evaluation.robustness.plan import (
 from difftumor.scans.organs import get_organ
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.host import Host
-from difftumor.synthesis.scan.scan import ModelScan
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.shapes import tumor_shape
 from tests.evaluation.robustness.makers import dimensions, write_scan
 from tests.synthesis.makers import ball, rough_organ

@@ -18,9 +18,9 @@ from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.scan.gate import CONTRAST_SAMPLES, QualityGate, Rejection, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.scan.report import appearance_in
-from difftumor.synthesis.scan.scan import ModelScan
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, draw_in_scan, insert, synthesize_scan, tiny_synthesizer, wanted

@@ -68,7 +68,7 @@ class _Ellipsoid(NamedTuple):
 
     half_axes_mm: Vector
     deformation_sigma_mm: float
-    seed: int
+    shape_seed: int
     spacing_mm: Vector
 
 
@@ -117,7 +117,7 @@ def _terms(tumor: _Ellipsoid) -> tuple[Terms, list[int]]:
     weights = [_catmull_rom(np.clip(p / reach, -1, 1)) for p, reach in zip(positions_mm, reaches, strict=True)]
     # σe controls the deformation as a whole: along each axis a displacement is the sum of two planes', so these have
     # σe / √2 each. In the lattice's middle there is none: the center stays.
-    lattice_mm = numpy_generator(tumor.seed, "elastic").standard_normal((3, 2, _LATTICE, _LATTICE))
+    lattice_mm = numpy_generator(tumor.shape_seed, "elastic").standard_normal((3, 2, _LATTICE, _LATTICE))
     lattice_mm -= lattice_mm[:, :, _LATTICE // 2, _LATTICE // 2][:, :, None, None]
     fields: list[list[Array]] = [[], [], []]
     for plane, displacements_mm in zip(_PLANES, lattice_mm * (sigma / math.sqrt(2)), strict=True):

@@ -18,6 +18,12 @@ def drawn(size: str, seed: int, **changes):
     return record(half_axes_mm=axes, deformation_sigma_mm=sigma, shape_seed=seed, **changes)
 
 
+def computed(tumor):
+    """Return the shape of a tumor, computed anew."""
+    shapes._shape.cache_clear()
+    return tumor_shape(tumor)
+
+
 def middle(mask):
     return tuple(n // 2 for n in mask.shape)
 
@@ -98,10 +104,18 @@ def test_a_box_shrunk_to_what_the_deformation_reaches_gives_the_same_shape(seed,
     tumor = drawn("medium", seed, spacing_mm=spacing_mm)
     shrunk = tumor_shape(tumor)
     monkeypatch.setattr(shapes, "_AT_ONCE", 10**9)  # a smaller box is computed as a whole
-    np.testing.assert_array_equal(shrunk, tumor_shape(tumor))
+    np.testing.assert_array_equal(shrunk, computed(tumor))
     monkeypatch.undo()
     monkeypatch.setattr(shapes, "_MARGIN", -0.5)  # all too small at first
-    np.testing.assert_array_equal(shrunk, tumor_shape(tumor))
+    np.testing.assert_array_equal(shrunk, computed(tumor))
+
+
+def test_a_shape_is_remembered_whatever_else_a_record_says_and_cannot_be_changed():
+    tumor = drawn("small", 0)
+    shape = tumor_shape(tumor)
+    assert tumor_shape(tumor.moved((3, 4, 5))) is shape
+    with pytest.raises(ValueError, match="read-only"):
+        shape[0] = True
 
 
 def test_each_plane_shifts_along_its_own_axes_and_together_they_have_sigma():
@@ -133,7 +147,8 @@ def test_what_a_deformation_tears_off_is_left_out(monkeypatch):
         return values
 
     monkeypatch.setattr(shapes, "_level", torn)
-    mask = tumor_shape(tumor)
+    mask = computed(tumor)
+    shapes._shape.cache_clear()
     assert mask[middle(mask)]
     assert cc3d.connected_components(mask, connectivity=26).max() == 1
     assert 0.5 * whole.sum() < mask.sum() < whole.sum()

@@ -46,7 +46,7 @@ def curves(
     title: str | None = None,
     inches: tuple[float, float] = (7.0, 3.6),
 ) -> Figure:
-    """Draw named curves, such as losses over training steps.
+    """Plot named curves, such as losses over training steps.
 
     Args:
         series: Name to (x values, y values), each of one length. Values that are not finite are left out, and with

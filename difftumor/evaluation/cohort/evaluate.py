@@ -306,8 +306,10 @@ def evaluate(
 
 
 def _evaluate_arrays(prediction: object, truth: object, spacing_mm: Sequence[float] | None, rules: Rules) -> CaseResult:
-    if spacing_mm is None:
-        raise ConfigError("Arrays have no voxel size: give it along each axis, such as spacing_mm=(1, 1, 1).")
+    if spacing_mm is None or len(spacing_mm) != 3 or not all(0 < step < np.inf for step in spacing_mm):
+        raise ConfigError(
+            f"spacing_mm is {spacing_mm}: give the voxel size of arrays along each axis, such as (1, 1, 1)."
+        )
     maps = [np.asarray(labels) for labels in (prediction, truth)]
     for role, labels in zip(("predictions", "labels"), maps, strict=True):
         if labels.ndim != 3 or labels.dtype == np.bool_ or not np.isin(labels, range(TUMOR + 1)).all():

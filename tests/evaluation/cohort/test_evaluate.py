@@ -33,7 +33,8 @@ def test_arrays_give_the_scores_of_a_case():
 @pytest.mark.parametrize(
     ("prediction", "more", "words"),
     [
-        (label_map(3), {}, "no voxel size"),
+        (label_map(3), {}, "spacing_mm is None"),
+        (label_map(3), {"spacing_mm": (1, 0, 1)}, "give the voxel size"),
         (label_map(3) == 2, {"spacing_mm": SPACING_MM}, "predictions is not a 3-D label map"),
         (label_map(3) * 2, {"spacing_mm": SPACING_MM}, "predictions is not a 3-D label map"),
         (label_map(3)[:9], {"spacing_mm": SPACING_MM}, "differ in shape"),

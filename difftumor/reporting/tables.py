@@ -70,6 +70,10 @@ class Table:
         lines = [self.header, ["---"] * len(self.header), *self._marked("**{}**", str)]
         return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
 
+    def section(self) -> str:
+        """Return it as a section of Markdown: title, table and note."""
+        return "\n\n".join(part for part in (f"## {self.title}", self.markdown(), self.note) if part)
+
     def latex(self) -> str:
         """Return it as a LaTeX ``table``, for the package booktabs; title and note are its caption."""
         caption = f"{self.title}. {self.note}" if self.note else self.title

@@ -119,8 +119,7 @@ def summary_markdown(findings: Findings) -> str:
     summary = findings.first
     matching = f"Lesions: {summary['settings']['matching']}"
     parts = [f"# {findings.title}", _counts(summary), matching, *findings.remarks]
-    for table in (scores_table(summary), detection_table(summary), *findings.tables):
-        parts += [f"## {table.title}", table.markdown(), *([table.note] if table.note else [])]
+    parts += [table.section() for table in (scores_table(summary), detection_table(summary), *findings.tables)]
     troubles = [f"- {name}, {case}: {why}" for name, case, why in _troubles(findings)]
     if troubles:
         parts += ["## Cases that do not count, or only in part", "\n".join(troubles)]

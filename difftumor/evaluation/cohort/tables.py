@@ -160,7 +160,7 @@ def methods_table(summaries: Mapping[str, Summary]) -> Table:
         header,
         rows,
         title="Segmentation: mean ± SD, of tumors over the cases with tumor",
-        note=_nsd_at(summaries),
+        note=nsd_note(summaries),
         bold=best(
             [[value for entry in row for value in (entry["mean"], None)] for row in entries],
             [[entry["count"] for entry in row for _ in range(2)] for row in entries],
@@ -259,44 +259,6 @@ def tests_table(first: str, compared: Mapping[str, Mapping[str, Any]], *, level:
     return Table(header, rows, title=f"Paired tests against {first}", note=note)
 
 
-def organ_tables(summaries: Mapping[tuple[str, str], Summary]) -> tuple[Table, Table]:
-    """Return methods by organs: DSC and NSD (Table 7 of DiffTumor), sensitivity to early tumors (Tables 2 and 3).
-
-    Args:
-        summaries: By method and organ; pairs may be missing.
-    """
-    methods = list(dict.fromkeys(method for method, _ in summaries))
-    organs = list(dict.fromkeys(organ for _, organ in summaries))
-    scores = [(organ, score) for organ in organs for score in ("tumor_dsc", "tumor_nsd")]
-
-    def entry(method: str, organ: str, score: str) -> Mapping[str, Any]:
-        summary = summaries.get((method, organ))
-        return (
-            {"mean": None, "sd": None, "count": 0} if summary is None else summary["scores"]["cases_with_tumor"][score]
-        )
-
-    def early(method: str, organ: str) -> Mapping[str, Any]:
-        summary = summaries.get((method, organ))
-        return {"value": None, "total": 0} if summary is None else summary["detection"]["early_sensitivity"]
-
-    entries = {method: [entry(method, organ, score) for organ, score in scores] for method in methods}
-    segmentation = Table(
-        ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
-        [(method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()],
-        title="Tumor segmentation by organ: mean ± SD",
-        bold=best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
-        note=_nsd_at({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
-    )
-    rates = [[early(method, organ) for organ in organs] for method in methods]
-    detection = Table(
-        ("Method", *organs),
-        [(method, *(percent(rate["value"]) for rate in row)) for method, row in zip(methods, rates, strict=True)],
-        title="Detection of early tumors: tumor-wise sensitivity (%)",
-        bold=best(*([[rate[name] for rate in row] for row in rates] for name in ("value", "total"))),
-    )
-    return segmentation, detection
-
-
 def best(values: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int]]) -> frozenset[tuple[int, int]]:
     """Return the cells with the highest value of their column, if its rows differ and are over as many cases.
 
@@ -314,7 +276,8 @@ def best(values: Sequence[Sequence[float | None]], counts: Sequence[Sequence[int
     return frozenset(found)
 
 
-def _nsd_at(summaries: Mapping[str, Summary]) -> str:
+def nsd_note(summaries: Mapping[str, Summary]) -> str:
+    """Return the note on the tolerance of the NSD."""
     tolerances = {float(summary["settings"]["tolerance_mm"]) for summary in summaries.values()}
     return f"NSD at {' and '.join(f'{tolerance:g}' for tolerance in sorted(tolerances))} mm."
 

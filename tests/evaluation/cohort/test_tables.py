@@ -3,6 +3,7 @@
 import pytest
 
 from difftumor.evaluation.cohort.cases import SCORES
+from difftumor.evaluation.cohort.combined import organ_tables
 from difftumor.evaluation.cohort.evaluate import Evaluation
 from difftumor.evaluation.cohort.tables import (
     best,
@@ -11,7 +12,6 @@ from difftumor.evaluation.cohort.tables import (
     lesion_table,
     mean_sd,
     methods_table,
-    organ_tables,
     p_value,
     sensitivity_table,
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftumor.reporting.tables import Table, latex_text, write_json
+from difftumor.reporting.tables import Table, latex_text, write_csv, write_json
 
 
 def test_bars_in_cells_are_escaped():
@@ -26,3 +26,15 @@ def test_bold_cells():
     table = Table(("a", "b"), (("x|y", "1"), ("z", "2")), title="t", bold={(1, 1)})
     assert table.markdown().splitlines()[2:] == ["| x\\|y | 1 |", "| z | **2** |"]
     assert r"z & \textbf{2} \\" in table.latex()
+
+
+def test_records_become_rows(tmp_path):
+    table = Table.of_records(("case", "dsc", "note"), [{"case": "a", "dsc": 0.123456}, {"note": "x, y", "case": "b"}])
+    assert write_csv(tmp_path / "t.csv", table).read_text() == 'case,dsc,note\na,0.123456,\nb,,"x, y"\n'
+    assert table.markdown().splitlines()[2:] == ["| a | 0.1235 | – |", "| b | – | x, y |"]
+    with pytest.raises(ValueError, match="'more' is not one of the columns"):
+        Table.of_records(("case",), [{"case": "a", "more": 1}])
+
+
+def test_a_section_has_title_table_and_note():
+    assert Table(("a",), [(1,)], title="t", note="n").section() == "## t\n\n| a |\n| --- |\n| 1 |\n\nn"

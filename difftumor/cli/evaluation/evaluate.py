@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from difftumor.cli.options import Rule, iou_option, read_matching, rule_option
+from difftumor.cli.options import Rule, iou_option, named_folder, read_matching, rule_option
+from difftumor.errors import ConfigError
 
 
 def evaluate(
@@ -78,22 +79,27 @@ def evaluate(
     Writes cases.csv, lesions.csv, summary.json, summary.md, tables.tex, figures and report.html. If a case cannot be
     evaluated, it is named, the others are evaluated, and the exit status is 1.
     """
+    from difftumor.cli.many import progress_bar
+    from difftumor.evaluation.cohort.evaluate import evaluate as evaluate_files
+    from difftumor.evaluation.cohort.results import RESULT_FILES
+    from difftumor.files import check_results
+
     first = name or _folder_name(predictions)
     others = _named(compare or [], option="--compare", taken=first)
     scans = _named(healthy or [], option="--healthy", default=first)
-    _check(out, {first: predictions, **others}, scans, labels, folds, ct)
-
-    from difftumor.cli.many import progress_bar
-    from difftumor.evaluation.cohort.evaluate import evaluate as evaluate_files
-
-    found_by = read_matching(matching, minimum_iou)
+    inputs = [predictions, labels, *others.values(), *scans.values()]
+    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
+    if out.resolve() in {folder.resolve() for folder in inputs}:
+        raise ConfigError(f"--out {out} holds what is evaluated: give another folder.")
+    if ct is not None and not ct.is_dir():
+        raise ConfigError(f"There is no folder {ct}: give --ct a folder of CTs, or leave it out.")
     with progress_bar("Evaluating", None) as advance:
         evaluation = evaluate_files(
             predictions,
             labels,
             organ=organ,
             tolerance_mm=tolerance_mm,
-            matching=found_by,
+            matching=read_matching(matching, minimum_iou),
             name=first,
             healthy=scans,
             compare=others,
@@ -122,9 +128,6 @@ def _named(
     Raises:
         ConfigError: A name is given twice, or cannot name a folder.
     """
-    from difftumor.cli.options import named_folder
-    from difftumor.errors import ConfigError
-
     found: dict[str, Path] = {}
     for word in words:
         given, folder = named_folder(word)
@@ -135,36 +138,3 @@ def _named(
             raise ConfigError(f"{option} {word} has a name with slashes: give another.")
         found[name] = folder
     return found
-
-
-def _check(
-    out: Path,
-    methods: Mapping[str, Path],
-    healthy: Mapping[str, Path],
-    labels: Path,
-    folds: Path | None,
-    ct: Path | None,
-) -> None:
-    """Check paths and names before anything is loaded.
-
-    Raises:
-        ConfigError: A healthy folder belongs to no method, a folder is missing, or results would lie among inputs.
-        CaseListError: A folder is missing or empty.
-    """
-    from difftumor.datasets.label_folders import label_files
-    from difftumor.errors import ConfigError
-    from difftumor.evaluation.cohort.results import RESULT_FILES
-    from difftumor.files import check_results
-
-    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
-    if unknown := healthy.keys() - methods.keys():
-        raise ConfigError(
-            f"--healthy names {unknown.pop()}, which is not one of {', '.join(methods)}: correct the name."
-        )
-    if ct is not None and not ct.is_dir():
-        raise ConfigError(f"There is no folder {ct}: give --ct a folder of CTs, or leave it out.")
-    inputs = [*methods.values(), *healthy.values()]
-    if out.resolve() in {folder.resolve() for folder in [*inputs, labels]}:
-        raise ConfigError(f"--out {out} holds what is evaluated: give another folder.")
-    for folder in inputs:
-        label_files(folder)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from difftumor.errors import DiffTumorError as DiffTumorError
     from difftumor.evaluation.cohort.evaluate import evaluate as evaluate
     from difftumor.models.artifact import load_artifact as load_artifact
+    from difftumor.segmentation.cases import predict as predict
+    from difftumor.segmentation.prediction import Prediction as Prediction
     from difftumor.synthesis.scan.files import SynthesisResult as SynthesisResult
     from difftumor.synthesis.scan.inputs import Scan as Scan
     from difftumor.synthesis.scan.setup import GateOptions as GateOptions
@@ -32,12 +34,14 @@ _HOMES = {
     "DiffTumorError": "difftumor.errors",
     "GateOptions": "difftumor.synthesis.scan.setup",
     "Location": "difftumor.synthesis.spec",
+    "Prediction": "difftumor.segmentation.prediction",
     "Scan": "difftumor.synthesis.scan.inputs",
     "SynthesisOptions": "difftumor.synthesis.scan.setup",
     "SynthesisResult": "difftumor.synthesis.scan.files",
     "TumorSpec": "difftumor.synthesis.spec",
     "evaluate": "difftumor.evaluation.cohort.evaluate",
     "load_artifact": "difftumor.models.artifact",
+    "predict": "difftumor.segmentation.cases",
     "read_scan": "difftumor.synthesis.scan.setup",
     "synthesize": "difftumor.synthesis.scan.setup",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.cli.models.test_predict import make_segmenter
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball, save_tiny_artifacts
 
@@ -57,9 +58,17 @@ def prepare_image_quality(folder: Path) -> None:
         (folder / name / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
 
 
+def prepare_prediction(folder: Path) -> None:
+    """Write what the snippets of docs/prediction.md read."""
+    prepare_synthesis(folder)
+    for fold in range(5):
+        make_segmenter(folder / "checkpoints" / f"segmentation_liver_unet_mixed_fold{fold}", fold, crop=32)
+
+
 # How the folder is prepared in which a page's snippets run; a page with snippets must be among them.
 PREPARE = {
     "synthesis.md": prepare_synthesis,
+    "prediction.md": prepare_prediction,
     "evaluation.md": prepare_evaluation,
     "image_quality.md": prepare_image_quality,
 }

@@ -22,7 +22,7 @@ SMALLEST_VARIANCE = 1e-20
 class NoiseSchedule(nn.Module):
     """Cosine schedule (Nichol & Dhariwal, Improved DDPM, eq. 17).
 
-    Its buffers follow from T alone, so they are no part of a state dict. They are computed in float64 and kept in
+    Its buffers follow from T alone, so they are not part of a state dict. They are computed in float64 and kept in
     float32. A schedule serves tensors on any device; on theirs it needs no copies.
 
     Args:
@@ -110,8 +110,8 @@ def _at(table_T: Tensor, time_B: Tensor, like: Tensor) -> Tensor:
     return values_B.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-Kind = Literal["ddpm", "ddim"]
-Spacing = Literal["leading", "trailing"]
+SamplerKind = Literal["ddpm", "ddim"]
+StepSpacing = Literal["leading", "trailing"]
 
 
 class NoisePredictor(Protocol):
@@ -132,8 +132,8 @@ class SamplerConfig:
         kind: "ddpm" goes through all time steps and adds noise in each; "ddim" may skip steps.
         steps: Number of calls of the denoiser; None for all time steps of the schedule, the only choice with DDPM.
         eta: DDIM's noise in [0, 1]: 0 none, 1 as much as DDPM with its posterior variance.
-        spacing: Which time steps DDIM visits where it skips some. "leading", as in the published models, starts below
-            the last time step and ends at step 0; with few steps it starts from noise alone where the denoiser expects
+        spacing: Which time steps DDIM visits if it skips some. "leading", as in the published models, starts below
+            the last time step and ends at step 0; with few steps it starts from noise alone, but the denoiser expects
             some of the latent. "trailing" (Lin et al. 2024, Common Diffusion Noise Schedules, table 2) starts at the
             last time step, where noise alone is right, and ends at x_0. So little of x_0 is left there that it clamps
             the x_0 it predicts, as DDPM does.
@@ -142,19 +142,19 @@ class SamplerConfig:
         ConfigError: A value is unknown or out of range.
     """
 
-    kind: Kind = "ddpm"
+    kind: SamplerKind = "ddpm"
     steps: int | None = None
     eta: float = 0.0
-    spacing: Spacing = "leading"
+    spacing: StepSpacing = "leading"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if self.kind not in get_args(SamplerKind):
             raise ConfigError(f"the sampler's kind must be 'ddpm' or 'ddim', not {self.kind!r}")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ConfigError(f"the sampler's steps must be a whole number from 1 up, not {self.steps!r}")
         if not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
             raise ConfigError(f"the sampler's eta must be in [0, 1], not {self.eta!r}")
-        if self.spacing not in get_args(Spacing):
+        if self.spacing not in get_args(StepSpacing):
             raise ConfigError(f"the sampler's spacing must be 'leading' or 'trailing', not {self.spacing!r}")
         if self.kind == "ddpm" and self.eta != 0:
             raise ConfigError(f"the sampler's eta {self.eta} has no meaning for 'ddpm'; leave it at 0 or use 'ddim'")
@@ -226,7 +226,7 @@ def sample(
         schedule: The schedule that the denoiser was trained with.
         config: Sampler, steps and eta.
         noise: (N, B, latent_channels, Z, X, Y) float: the start, then what is added step after step. N is at least
-            ``config.draws(T)``; N = steps + 1 always serves. What isn't needed is left unused.
+            ``config.draws(T)``; N = steps + 1 always serves. The rest is not used.
         generators: One CPU generator per element, from which the same noise is drawn in the same order.
 
     Returns:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ import numpy as np
 
 from difftumor import __version__
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
-from difftumor.datasets.tumor_cases import SortedCases
+from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import MADE_BY, ResultFolder, is_json_with
+from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
 from difftumor.reporting.tables import write_json
 from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
 from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, LESIONS_FILE, ScanSynthesizer
+from difftumor.synthesis.scan.setup import SynthesisOptions
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"
@@ -39,12 +41,32 @@ class Entry:
     """A case of the data set.
 
     Attributes:
-        case: Its id and patient, and the organs with tumors; a copy has those of what was made.
+        case: Its id, patient and organs with tumors (for a copy, those that were made).
         source: Id of the healthy case that a synthetic copy is made of; None for a case of the list.
     """
 
     case: Case
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportedDataset:
+    """What an export wrote.
+
+    Attributes:
+        cases: Number of cases of the list.
+        copies: Number of synthetic copies.
+        failed: Ids of copies that could not be made, and why.
+    """
+
+    cases: int
+    copies: int
+    failed: Mapping[str, str]
+
+
+@contextmanager
+def _silent(description: str, total: int) -> Iterator[Callable[[], None]]:
+    yield lambda: None
 
 
 def check_dataset_name(folder: Path) -> int:
@@ -56,9 +78,72 @@ def check_dataset_name(folder: Path) -> int:
     found = re.fullmatch(r"Dataset(\d{3})_[\w.-]+", folder.name)
     if found is None or found[1] == "000":
         raise ConfigError(
-            f"OUT {folder} is no name that nnU-Net finds: give its folder, such as nnUNet_raw/Dataset501_LiverTumor."
+            f"OUT {folder} is not a name that nnU-Net finds: use one such as nnUNet_raw/Dataset501_LiverTumor."
         )
     return int(found[1])
+
+
+def export_dataset(
+    out: Path,
+    cases: CaseList,
+    organ: Organ,
+    *,
+    synthesis: SynthesisOptions | None = None,
+    copies: int = 0,
+    assume_healthy: bool = False,
+    seed: int = 0,
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[str, int], AbstractContextManager[Callable[[], None]]] = _silent,
+) -> ExportedDataset:
+    """Write a data set; it appears whole or not at all.
+
+    Args:
+        out: Folder to make, named as nnU-Net requires.
+        cases: The list.
+        organ: The organ, and where tumors matter.
+        synthesis: How synthetic tumors are made; needed for copies.
+        copies: Number of synthetic copies of healthy cases.
+        assume_healthy: Take a case for healthy if neither the list nor its label map could show tumors.
+        seed: Of the folds and the choice of cases to copy.
+        jobs: Processes that make copies.
+        overwrite: Replace an earlier export at ``out``.
+        progress: Called with a description and a number of steps; yields a function that is called after each step.
+
+    Raises:
+        CaseListError: A case cannot be used, or as `plan_entries`.
+        ConfigError: The name is not one that nnU-Net finds, or ``out`` must not be replaced.
+    """
+    check_dataset_name(out)
+    given = [file for case in cases.cases for file in (case.image, case.labels) if file is not None]
+    DATASET_FOLDER.check(out, option="OUT", inputs=(cases.source, *given), overwrite=overwrite)
+    with progress("Reading labels", len(cases.cases)) as advance:
+        found = sort_cases(cases, organ, assume_healthy=assume_healthy, done=advance)
+    if found.left_out:
+        first, more = found.left_out[0], len(found.left_out) - 1
+        raise CaseListError(
+            f"Case {first.case.id!r} of {cases.source} {first.reason}{f' (and {more} more such)' * (more > 0)}: "
+            "remove it from the list, fix its labels, or see --convention and --assume-healthy."
+        )
+    real, planned = plan_entries(cases, found, copies=copies, organ=organ, seed=seed)
+    failed: dict[str, str] = {}
+    with folder_written_whole(out) as staging:
+        with progress("Writing cases", len(cases.cases)) as advance:
+            for case in cases.cases:
+                _write_case(case, cases, organ, staging)
+                advance()
+        if synthesis is not None:
+            with progress("Making tumors", len(planned)) as advance:
+                for outcome in _write_copies(synthesis.load, planned, cases, organ, staging, jobs=jobs):
+                    if outcome.status == "failed":
+                        failed[outcome.id] = outcome.error
+                    advance()
+        made = [copy for copy in planned if copy.case.id not in failed]
+        entries = [*real, *made]
+        write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ))
+        splits = split_entries(entries, validation_ids=cases.validation_ids, seed=seed)
+        write_json(staging / SPLITS_FILE, splits)
+    return ExportedDataset(len(real), len(made), failed)
 
 
 def plan_entries(
@@ -87,30 +172,18 @@ def plan_entries(
     healthy = [case for case in found.healthy if case.patient not in held_out]
     if copies and not healthy:
         raise CaseListError(
-            f"{cases.source} holds no case free of {organ.name} tumors to make synthetic copies of: add some, state "
-            "them with tumor_organs, or do without --synthetic."
+            f"{cases.source} has no case without {organ.name} tumors for synthetic copies: add some, state them with "
+            "tumor_organs, or omit --synthetic."
         )
     order = numpy_generator(seed, "synthetic copies").permutation(len(healthy))
     made = tuple(_copy(healthy[order[n % len(healthy)]], n // len(healthy) + 1, organ) for n in range(copies))
     _check_ids([*real, *made], cases.source)
-    split_entries(real, validation_ids=cases.validation_ids, seed=seed)  # fails now if ever
+    split_entries(real, validation_ids=cases.validation_ids, seed=seed)  # fails before anything is written
     return real, made
 
 
-def write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
-    """Write a case of the list: the bytes of its CT, and its labels on the CT's grid.
-
-    Args:
-        case: With labels.
-        cases: Its list, which says what its labels mean.
-        organ: The organ and whose tumors.
-        folder: The data set.
-
-    Raises:
-        VolumeError: A file cannot be used, or the CT has a fourth axis, which nnU-Net takes for channels.
-        GridMismatchError: CT and labels differ in grid.
-        OrganError: The labels hold no such organ.
-    """
+def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
+    """Write a case of the list: the bytes of its CT, and its labels on the CT's grid."""
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     ct = read_ct(case.image)
     assert ct.stored is not None
@@ -129,28 +202,16 @@ def write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
     write_labels(label, standard, ct)
 
 
-def write_copies(
+def _write_copies(
     load: Callable[[], ScanSynthesizer],
     entries: Sequence[Entry],
     cases: CaseList,
     organ: Organ,
     folder: Path,
     *,
-    jobs: int = 1,
+    jobs: int,
 ) -> Iterator[Outcome]:
-    """Make the synthetic copies and put them among the cases; records and pictures go to a folder of their own.
-
-    Args:
-        load: Loads the networks, once in every process.
-        entries: The copies.
-        cases: The list that their sources are of.
-        organ: Where the tumors are.
-        folder: The data set.
-        jobs: Processes.
-
-    Yields:
-        What became of each copy, as it comes.
-    """
+    """Make the synthetic copies and put them among the cases; records and pictures get a folder of their own."""
     by_id = {case.id: case for case in cases.cases}
     asked = [(entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ)) for entry in entries]
     for outcome in synthesize_cohort(load, asked, out=folder / SYNTHETIC, jobs=jobs):
@@ -195,24 +256,7 @@ def split_entries(
     return splits
 
 
-def write_descriptions(
-    folder: Path, name: str, entries: Sequence[Entry], cases: CaseList, organ: Organ, *, seed: int
-) -> None:
-    """Write ``dataset.json`` and ``splits_final.json``.
-
-    Args:
-        folder: The data set.
-        name: Its name.
-        entries: What it holds.
-        cases: The list that they are of, for its validation cases.
-        organ: The organ and whose tumors.
-        seed: Of the folds.
-    """
-    write_json(folder / DATASET_FILE, describe_dataset(name, entries, organ))
-    write_json(folder / SPLITS_FILE, split_entries(entries, validation_ids=cases.validation_ids, seed=seed))
-
-
-def describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[str, Any]:
+def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[str, Any]:
     """Return the content of ``dataset.json``.
 
     Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own. The

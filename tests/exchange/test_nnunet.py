@@ -252,7 +252,7 @@ def changed(rows, index, **values):
         (ROWS, ("--convention", "totalsegmentator"), "'a' of"),
         (changed(ROWS, 4, label="maps/a.nii.gz"), (), "e.nii.gz"),
         ([{**row, "patient": "p"} for row in ROWS], (), "1 patients cannot make 2 folds"),
-        (ROWS[:2], ("--synthetic", 1, *SYNTHETIC), "no case free of liver tumors"),
+        (ROWS[:2], ("--synthetic", 1, *SYNTHETIC), "no case without liver tumors"),
         (changed(ROWS, 0, tumor_organs=[]), (), "free of liver tumors"),
         (ROWS, ("--size", "tiny"), "--synthetic"),
         (ROWS, ("--jobs", 2), "--synthetic"),

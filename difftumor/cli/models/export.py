@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from difftumor.datasets.cases import CaseList
-    from difftumor.datasets.tumor_cases import SortedCases
-    from difftumor.exchange.nnunet import Entry
     from difftumor.scans.organs import Organ
     from difftumor.synthesis.scan.setup import SynthesisOptions
 
@@ -51,10 +48,10 @@ def nnunet(
         bool,
         typer.Option(
             "--assume-healthy",
-            help="Take cases for free of tumors where neither the list says so nor the label maps could show any.",
+            help="Treat cases as free of tumors if neither the list nor the label maps can show any.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the folds and of the synthetic tumors.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the folds and the synthetic tumors.")] = 0,
     overwrite: OverwriteOption = False,
     synthetic: Annotated[
         int,
@@ -63,7 +60,7 @@ def nnunet(
     tumors: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file that says which tumors, in place of the options below.",
+            help="YAML file that describes the tumors, instead of the options below.",
             show_default=False,
             rich_help_panel=COPIES,
         ),
@@ -104,18 +101,18 @@ def nnunet(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that make copies.", min=1, rich_help_panel=COPIES)] = 1,
 ) -> None:
-    """Write cases as a raw data set of nnU-Net v2, with synthetic tumors where asked.
+    """Write cases as a raw data set of nnU-Net v2, with synthetic copies on request.
 
     OUT gets imagesTr, labelsTr (0 background, 1 organ, 2 tumor), dataset.json and splits_final.json: five folds by
-    patient, or the one split that the list states. Synthetic copies never validate, and train only where no scan of
-    their patient validates; their records and pictures are in OUT/synthetic.
+    patient, or the one split that the list states. Synthetic copies are never used for validation, and for training
+    only in folds that validate no scan of their patient; their records and pictures are in OUT/synthetic.
     """
     from dataclasses import replace
 
+    from difftumor.cli.many import progress_bar
     from difftumor.cli.options import read_case_list
-    from difftumor.exchange.nnunet import DATASET_FOLDER, SPLITS_FILE, check_dataset_name, plan_entries
-    from difftumor.exchange.nnunet import write_descriptions as describe
-    from difftumor.files import folder_written_whole
+    from difftumor.errors import CaseListError, first_few
+    from difftumor.exchange.nnunet import SPLITS_FILE, check_dataset_name, export_dataset
     from difftumor.scans.organs import get_convention, get_organ
 
     number, chosen, listed = check_dataset_name(out), get_organ(organ), read_case_list(cases)
@@ -123,22 +120,23 @@ def nnunet(
     options = _options(synthetic, tumors, short, organ=chosen, seed=seed, model=model, device=device, jobs=jobs)
     if convention is not None:
         listed = replace(listed, label_names=get_convention(convention))
-    given = [file for case in listed.cases for file in (case.image, case.labels) if file is not None]
-    DATASET_FOLDER.check(out, option="OUT", inputs=(cases, *given), overwrite=overwrite)
-    found = _sorted(listed, chosen, assume_healthy=assume_healthy)
-    real, copies = plan_entries(listed, found, copies=synthetic, organ=chosen, seed=seed)
-    with folder_written_whole(out) as staging:
-        _write_cases(listed, chosen, staging)
-        failed = _write_copies(options, copies, listed, chosen, staging, jobs=jobs)
-        made = [copy for copy in copies if copy.case.id not in failed]
-        describe(staging, out.name, [*real, *made], listed, chosen, seed=seed)
-    typer.echo(f"{len(real)} cases, {len(made)} synthetic cop{'y' if len(made) == 1 else 'ies'}: {out}")
+    written = export_dataset(
+        out, listed, chosen, synthesis=options, copies=synthetic, assume_healthy=assume_healthy, seed=seed, jobs=jobs,
+        overwrite=overwrite, progress=progress_bar,
+    )  # fmt: skip
+    for copy, error in written.failed.items():
+        typer.echo(f"Left out {copy}: {error}", err=True)
+    typer.echo(f"{written.cases} cases, {written.copies} synthetic cop{'y' if written.copies == 1 else 'ies'}: {out}")
     typer.echo(
         f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity; it copies {SPLITS_FILE} to "
-        f"nnUNet_preprocessed/{out.name}, where an older one must be removed first."
+        f"nnUNet_preprocessed/{out.name}. Remove an older one there first."
     )
-    if failed:
-        _refuse_failed(failed, len(copies), out)
+    if written.failed:
+        names = first_few(list(written.failed))
+        raise CaseListError(
+            f"{len(written.failed)} of {synthetic} synthetic copies could not be made ({names}): "
+            f"{out} holds the others; fix their scans, or remove them from the list."
+        )
 
 
 @export.command("bundle")
@@ -148,10 +146,10 @@ def bundle(
         Path, typer.Argument(metavar="OUT", help="Folder to make; must be new or empty.", show_default=False)
     ],
     authors: Annotated[str, typer.Option(help="Who made the model.")] = "not stated",
-    copyright_: Annotated[str, typer.Option("--copyright", help="Whose the model is.")] = "not stated",
+    copyright_: Annotated[str, typer.Option("--copyright", help="Who owns the model.")] = "not stated",
     overwrite: OverwriteOption = False,
     allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Also use a model whose training has not finished.")
+        bool, typer.Option("--allow-incomplete", help="Accept a model whose training has not finished.")
     ] = False,
 ) -> None:
     """Write a segmenter as a MONAI bundle, which runs without difftumor.
@@ -167,15 +165,6 @@ def bundle(
     typer.echo(f"The MONAI bundle is in {out}; {out / 'docs' / 'README.md'} says how to run it.")
 
 
-def _refuse_failed(failed: list[str], copies: int, out: Path) -> None:
-    from difftumor.errors import CaseListError, first_few
-
-    raise CaseListError(
-        f"{len(failed)} of {copies} synthetic copies could not be made ({first_few(failed)}): {out} holds the others; "
-        "mend their scans, or leave them out of the list."
-    )
-
-
 def _options(
     copies: int,
     tumors: Path | None,
@@ -187,7 +176,7 @@ def _options(
     device: str | None,
     jobs: int,
 ) -> SynthesisOptions | None:
-    """Return what makes the synthetic tumors; None where none are wanted."""
+    """Return how synthetic tumors are made; None without ``--synthetic``."""
     from difftumor.synthesis.scan.setup import SynthesisOptions, plan_tumors, refuse
 
     if not copies:
@@ -196,54 +185,3 @@ def _options(
         return None
     plan = plan_tumors(tumors, **short)
     return SynthesisOptions(organ=organ.name, tumors=plan.tumors, seed=seed, model=model, device=device or "auto")
-
-
-def _sorted(listed: CaseList, organ: Organ, *, assume_healthy: bool) -> SortedCases:
-    """Sort the cases by whether they have tumors, and refuse a list with cases that cannot be used."""
-    from difftumor.cli.many import progress_bar
-    from difftumor.datasets.tumor_cases import sort_cases
-    from difftumor.errors import CaseListError
-
-    with progress_bar("Reading labels", len(listed.cases)) as advance:
-        found = sort_cases(listed, organ, assume_healthy=assume_healthy, done=advance)
-    if found.left_out:
-        first, more = found.left_out[0], len(found.left_out) - 1
-        raise CaseListError(
-            f"Case {first.case.id!r} of {listed.source} {first.reason}{f' (and {more} more such)' * (more > 0)}: "
-            "remove it from the list, mend its labels, or see --convention and --assume-healthy."
-        )
-    return found
-
-
-def _write_cases(listed: CaseList, organ: Organ, folder: Path) -> None:
-    from difftumor.cli.many import progress_bar
-    from difftumor.exchange.nnunet import write_case
-
-    with progress_bar("Writing cases", len(listed.cases)) as advance:
-        for case in listed.cases:
-            write_case(case, listed, organ, folder)
-            advance()
-
-
-def _write_copies(
-    options: SynthesisOptions | None,
-    copies: tuple[Entry, ...],
-    listed: CaseList,
-    organ: Organ,
-    folder: Path,
-    *,
-    jobs: int,
-) -> list[str]:
-    """Make the synthetic copies, say what became of those that failed, and return their ids."""
-    from difftumor.cli.many import progress_bar
-    from difftumor.exchange.nnunet import write_copies
-
-    failed = []
-    if options is not None:
-        with progress_bar("Making tumors", len(copies)) as advance:
-            for outcome in write_copies(options.load, copies, listed, organ, folder, jobs=jobs):
-                if outcome.status == "failed":
-                    failed.append(outcome.id)
-                    typer.echo(f"Left out {outcome.id}: {outcome.error}", err=True)
-                advance()
-    return failed

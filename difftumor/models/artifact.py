@@ -21,7 +21,6 @@ from difftumor.files import ResultFolder, folder_written_whole, sha256_of
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 WEIGHTS_FILE = "model.safetensors"
@@ -99,7 +98,7 @@ class Artifact:
         """
         reference = self.config.parents.get(role)
         if reference is None:
-            raise ArtifactError(f"{self.path} names no {role} as its parent: make the artifact again with its stage.")
+            raise ArtifactError(f"{self.path} names no {role} as its parent: train it again with its stage.")
         location = path or Path(os.path.normpath(self.path / reference.path))
         config = read_config(location)
         if config.identity != reference.identity:
@@ -154,8 +153,6 @@ def load_artifact(
     Raises:
         ArtifactError: It is missing, damaged, unfinished, or of another kind.
     """
-    import torch
-
     folder = Path(path)
     config = read_config(folder)
     if kind is not None and config.kind != kind:
@@ -171,7 +168,7 @@ def load_artifact(
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
         raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
-    # The first weights are drawn only to be replaced; the caller's random numbers must not notice.
+    # The random first weights are replaced at once; drawing them must not change the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = build_network(config.architecture)
     _load_weights(network, weights)
@@ -260,7 +257,7 @@ def _load_weights(network: nn.Module, file: Path) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+    """Return the device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Raises:
         DeviceError: It is unknown or not there.
@@ -279,7 +276,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the name of a GPU, or the kind of the machine and its threads, to stand beside measured times."""
+    """Return the name of a GPU, or the kind of machine and its threads, for reports of measured times."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

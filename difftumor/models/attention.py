@@ -19,6 +19,9 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 ROTARY_BASE = 10_000.0
+ROTARY_FEATURES = 32
+# With the published 256 features per token, queries, keys and values of a piece take 2 MB each.
+TOKENS_OF_A_PIECE = 2048
 
 
 class RotaryEmbedding(nn.Module):
@@ -89,11 +92,6 @@ class RelativePositionBias(nn.Module):
         position = torch.arange(tokens, device=self.table.device)
         offset_NN = (position[None, :] - position[:, None]).clamp(-self.max_distance, self.max_distance)
         return self.relative_attention_bias(self.table[offset_NN + self.max_distance]).permute(2, 0, 1)
-
-
-ROTARY_FEATURES = 32
-# With the published 256 features per token, queries, keys and values of a piece take 2 MB each.
-TOKENS_OF_A_PIECE = 2048
 
 
 class ChannelNorm(nn.Module):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from difftumor.errors import ConfigError, ShapeError
 from difftumor.models.attention import RelativePositionBias, depth_attention, linear_slice_attention, slice_attention
 
+IN_SLICE = (1, 3, 3)
+RESAMPLE: dict[str, Any] = {"kernel_size": (1, 4, 4), "stride": (1, 2, 2), "padding": (0, 1, 1)}
+
 
 class SliceConv(nn.Conv3d):
     """Convolution of kernel (1, k, k), run as one of 2-D images: faster in channels-last memory, which it returns."""
@@ -42,10 +45,6 @@ def _slices(x_BCZXY: Tensor) -> Tensor:
 
 def _volumes(x_SCXY: Tensor, batch: int) -> Tensor:
     return x_SCXY.unflatten(0, (batch, -1)).transpose(1, 2)
-
-
-IN_SLICE = (1, 3, 3)
-RESAMPLE: dict[str, Any] = {"kernel_size": (1, 4, 4), "stride": (1, 2, 2), "padding": (0, 1, 1)}
 
 
 class TimeEmbedding(nn.Module):

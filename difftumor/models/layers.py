@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from difftumor.errors import ConfigError
 
+NORM_EPS = 1e-6
+
 # As for ``F.pad``: before and after the last axis, then the one before it, then the first.
 Padding = tuple[int, int, int, int, int, int]
 
@@ -145,9 +147,6 @@ def _spread(x_BC: Tensor) -> Tensor:
 
 
 # GroupNorm's eps in the published networks; PyTorch's own default is 1e-5.
-NORM_EPS = 1e-6
-
-
 def same_padding(kernel_size: int, stride: int) -> Padding:
     """Return the padding (for ``F.pad``) that makes a 3-D convolution give size / stride.
 

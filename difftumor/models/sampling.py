@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError
 
+SamplerKind = Literal["ddpm", "ddim"]
+StepSpacing = Literal["leading", "trailing"]
+
 COSINE_OFFSET = 0.008
 LARGEST_BETA = 0.9999
 # The posterior variance at t = 0 is 0; its logarithm is clipped here. No noise is added in that step.
@@ -108,10 +111,6 @@ def _at(table_T: Tensor, time_B: Tensor, like: Tensor) -> Tensor:
     """Return the table's entries at ``time_B``, shaped to be multiplied with ``like``, (B, 1, …)."""
     values_B = table_T.to(like.device)[time_B.to(like.device)]
     return values_B.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-SamplerKind = Literal["ddpm", "ddim"]
-StepSpacing = Literal["leading", "trailing"]
 
 
 class NoisePredictor(Protocol):

@@ -1,14 +1,16 @@
-"""Artifacts round-trip exactly, and refuse what they cannot vouch for."""
+"""Artifacts round-trip exactly, and refuse what they cannot vouch for; names of devices."""
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from difftumor.errors import ArtifactError, ConfigError
-from difftumor.models.artifact import Parent, build_network, load_artifact, save_artifact
+from difftumor.errors import ArtifactError, ConfigError, DeviceError
+from difftumor.models.artifact import Parent, build_network, load_artifact, pick_device, save_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.appearance import Appearance, AppearanceRanges
 
@@ -231,3 +233,17 @@ def test_failure_while_saving_keeps_the_old_artifact(tmp_path):
         _save_autoencoder(path, metrics={"bad": object()})
     assert read_config(path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["ae"]
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ("banana", "meta", "cuda:99"):
+        with pytest.raises(DeviceError, match=name):
+            pick_device(name)
+
+
+def test_a_device_is_picked_without_what_predicts():
+    code = "import sys, difftumor.models.artifact; print(sorted({'monai', 'scipy', 'nibabel'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -106,6 +106,7 @@ def test_resampling_of_slices_is_the_3d_one(ours, theirs):
     torch.testing.assert_close(conv(x), theirs.forward(conv, x))
 
 
+@pytest.mark.slow
 def test_compiled_denoiser_gives_the_same_values_and_gradients(small):
     """The compiler sees plain operations, and all of them."""
     example = inputs(3, 4, 4, batch=2)

@@ -108,9 +108,8 @@ def test_reference_early_tumor(folder):
 
 SEGMENTERS = [
     ("unet", "", {}),
-    ("unet", "backbone.", {}),
-    ("unet", "module.", {}),
-    ("nnunet", "module.backbone.", {"affine_norm": False}),
+    ("unet", "module.backbone.", {}),
+    pytest.param("nnunet", "backbone.", {"affine_norm": False}, marks=pytest.mark.slow),
     pytest.param("nnunet", "", {"affine_norm": True}, marks=pytest.mark.slow),
     ("swinunetr", "backbone.module.", {"size": "tiny"}),
     pytest.param("swinunetr", "module.", {"size": "small"}, marks=pytest.mark.slow),

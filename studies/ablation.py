@@ -117,7 +117,9 @@ def _contradictions(options: SegmentationOptions, ticks: tuple[bool, bool, bool]
         ("blur_mm", synthesis.blur_mm, blurred),
     ):
         if (value != fixed(0)) != has:
-            yield f"synthesis.{name}", None if value is None else value.to_plain(), "another value" if has else "0"
+            given = None if value is None else value.to_plain()
+            given = f"{given:g}" if isinstance(given, float) else given
+            yield f"synthesis.{name}", given, "another value" if has else "0"
 
 
 def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:

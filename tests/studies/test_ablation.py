@@ -6,6 +6,7 @@ import pytest
 from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.grid import Grid
+from stages.run.entry import compose_config
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows
 from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores
@@ -55,7 +56,7 @@ def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, 
 
 def test_the_users_experiment_takes_the_place_of_the_studys(folder, tmp_path, monkeypatch):
     def stop(_, options):
-        composed.append(segmenters.compose_config("segmentation", options))
+        composed.append(compose_config("segmentation", options))
         raise KeyboardInterrupt
 
     composed = []

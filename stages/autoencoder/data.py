@@ -22,7 +22,7 @@ _MOST_SCAN_LOADERS = 2
 
 
 @dataclass(eq=False)
-class Scan:
+class WholeScan:
     """A whole scan in model space. No mapping of tensors, so that nobody moves it to a GPU that it might not fit.
 
     Attributes:
@@ -88,7 +88,7 @@ class AutoencoderData(CropData):
         own = self.validation[self.trainer.global_rank :: self.trainer.world_size]
         self.validation_set = self._whole(own, self.reader.whole)
 
-    def val_dataloader(self) -> DataLoader[Scan | None] | list[Any]:
+    def val_dataloader(self) -> DataLoader[WholeScan | None] | list[Any]:
         """Return the loader of this rank's whole scans; empty where no case is held out."""
         assert self.trainer is not None
         if not self.validation:
@@ -105,10 +105,12 @@ class AutoencoderData(CropData):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave whole scans where they are: only those that fit go to a GPU, and validation knows which."""
-        return batch if isinstance(batch, Scan) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return (
+            batch if isinstance(batch, WholeScan) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
 
 
-class OwnScans(Dataset["Scan | None"]):
+class OwnScans(Dataset["WholeScan | None"]):
     """The whole scans of one rank, then None up to the length that every rank has.
 
     A rank with fewer steps than the others would leave them waiting for ever.
@@ -125,14 +127,14 @@ class OwnScans(Dataset["Scan | None"]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Scan | None:
+    def __getitem__(self, index: int) -> WholeScan | None:
         """Return a scan, or None past the last."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         if index >= len(self.loaded):
             return None
         item = self.loaded[index]
-        return Scan(item["case"], item["ct"][0], item["labels"][0])
+        return WholeScan(item["case"], item["ct"][0], item["labels"][0])
 
 
 def evenly_spaced(items: Sequence[T], count: int | None) -> tuple[T, ...]:

@@ -19,7 +19,7 @@ from difftumor.models.artifact import save_artifact
 from difftumor.models.autoencoder import Autoencoder, AutoencoderOutput
 from difftumor.scans.intensity import IntensityWindow
 from stages.autoencoder.critics import AXIAL, Critics
-from stages.autoencoder.data import Scan
+from stages.autoencoder.data import WholeScan
 from stages.autoencoder.losses import PLANES, PerceptualLoss, psnr, random_positions
 from stages.autoencoder.options import (
     AutoencoderNetworkOptions,
@@ -153,7 +153,7 @@ class AutoencoderModule(StageModule):
         if self.validation is not None:
             self.validation.start()
 
-    def validation_step(self, batch: Scan | None, batch_idx: int) -> None:
+    def validation_step(self, batch: WholeScan | None, batch_idx: int) -> None:
         """Measure one held-out scan; None where other ranks have one more."""
         assert self.validation is not None
         self.validation.take(batch, self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from difftumor.reporting.pictures import reconstruction_planes
 from difftumor.scans.grid import Box, Voxel, triple
 from difftumor.scans.intensity import IntensityWindow
-from stages.autoencoder.data import Scan
+from stages.autoencoder.data import WholeScan
 from stages.run.module import StageModule
 from stages.run.pictures import PictureFolder, due
 
@@ -55,7 +55,7 @@ class ScanPictures:
         """Whether the validation of this epoch is to be drawn."""
         return bool(self.cases) and due(trainer, self.every_n_epochs)
 
-    def draw(self, scan: Scan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
+    def draw(self, scan: WholeScan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
         """Write the picture of a scan; called by the rank that has it."""
         center = labelled_center(scan.labels_XYZ)
         box = Box.centered(center, self.crop, within=scan.ct_hu_XYZ.shape)

@@ -14,7 +14,7 @@ from difftumor.evaluation.autoencoder.fidelity import measure_fidelity
 from difftumor.evaluation.autoencoder.reconstruction import reconstruct
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.scans.intensity import IntensityWindow
-from stages.autoencoder.data import Scan
+from stages.autoencoder.data import WholeScan
 from stages.autoencoder.pictures import ScanPictures
 from stages.run.module import StageModule
 
@@ -103,7 +103,7 @@ class ScanValidation(nn.Module):
         """Forget the scans of the validation before."""
         self.metrics.reset()
 
-    def take(self, scan: Scan | None, module: StageModule) -> None:
+    def take(self, scan: WholeScan | None, module: StageModule) -> None:
         """Measure a scan, and draw it if it is time; None is no scan."""
         if scan is None:
             self.metrics.update({}, None)
@@ -114,7 +114,7 @@ class ScanValidation(nn.Module):
         if scan.id in self.pictures.cases and self.pictures.due(module.trainer):
             self.pictures.draw(scan, reconstruction_hu_XYZ, module=module, psnr_db=values["psnr"])
 
-    def measure(self, autoencoder: Autoencoder, scan: Scan) -> tuple[dict[str, float], Tensor, Tensor]:
+    def measure(self, autoencoder: Autoencoder, scan: WholeScan) -> tuple[dict[str, float], Tensor, Tensor]:
         """Reconstruct a scan and compare.
 
         Returns:

@@ -396,13 +396,13 @@ class Rule:
         return self.rule(record)
 
 
-def test_without_a_choice_every_tumor_is_drawn_once():
+def test_every_tumor_is_drawn_once_if_all_are_accepted():
     drawn = draw_tumors(empty_liver(), [wanted("tiny", 3)], seed=0, attempts=9)
     assert [record.attempts for record in drawn.records] == [1, 1, 1]
     assert drawn.shortfalls == ()
 
 
-def test_a_choice_that_keeps_all_changes_nothing():
+def test_accepting_all_changes_nothing():
     keep = Rule(lambda record: record)
     specs = [wanted("tiny", 2), wanted("small", 1)]
     assert draw_tumors(empty_liver(), specs, seed=0, accept=keep, attempts=5) == draw_tumors(
@@ -421,7 +421,7 @@ def test_every_attempt_is_another_tumor_and_counts():
     ]  # fmt: skip
     assert len({record.shape_seed for record, _ in third.asked}) == 6
     assert len({record.texture_seed for record, _ in third.asked}) == 6
-    # The first attempt is the tumor that is drawn without a choice.
+    # The first attempt is the tumor that is drawn if all are accepted.
     first = draw_tumors(empty_liver(), [wanted("tiny", 1)], seed=0).records
     assert third.asked[0][0] == first[0]
 
@@ -434,7 +434,7 @@ def test_a_tumor_is_given_up_after_its_attempts_and_the_next_keeps_its_number():
     assert drawn.shortfalls == ("1 of 3 tumors were not made, since all that were tried were rejected.",)
 
 
-def test_what_the_choice_returns_takes_its_place():
+def test_what_is_returned_in_its_place_is_kept():
     other = Rule(lambda record: replace(record, texture_seed=7, attempts=4))
     (record,) = draw_tumors(empty_liver(), [wanted("tiny", 1)], seed=0, accept=other, attempts=2).records
     assert (record.texture_seed, record.attempts) == (7, 4)
@@ -472,7 +472,7 @@ def test_satellites_count_among_the_tumors_and_fall_with_theirs():
 
 
 def test_tumors_take_their_place():
-    """No two are closer than a voxel, also those that a choice brought forth at a later attempt."""
+    """No two are closer than a voxel, even those accepted at a later attempt."""
     second = Rule(lambda record: record if record.attempts == 2 else None)
     records = draw_tumors(empty_liver(radius=18), [wanted("tiny", 6)], seed=3, accept=second, attempts=2).records
     assert len(records) >= 4

@@ -331,7 +331,7 @@ def test_the_radius_chooses_the_model(monkeypatch):
     assert (made[20, 28, 26], made[42, 28, 26]) == (40, 70)
 
 
-def test_a_synthesizer_needs_a_spacing_and_takes_one_model_for_both_stages():
+def test_a_synthesizer_needs_a_spacing_and_takes_one_model_for_both_size_groups():
     with pytest.raises(SynthesisError, match=r"spacing_mm is \(1, 1\): give three positive lengths"):
         TumorSynthesizer(organ=get_organ("liver"), spacing_mm=(1, 1))
     with pytest.raises(SynthesisError, match="give three positive lengths"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from difftumor.models.artifact_config import read_config
-from stages.autoencoder.data import OwnScans, Scan, evenly_spaced
+from stages.autoencoder.data import OwnScans, WholeScan, evenly_spaced
 from stages.autoencoder.train import build
 from stages.run.run import run_stage
 from tests.stages.builds import KINDS, built_from
@@ -158,7 +158,7 @@ def test_every_rank_takes_as_many_steps_and_every_scan_is_taken_once(ranks):
     items = [{"case": str(number), "ct": volume, "labels": volume} for number in range(5)]
     shares = [list(OwnScans(Loaded(items[rank::ranks]), math.ceil(5 / ranks))) for rank in range(ranks)]
     assert {len(share) for share in shares} == {math.ceil(5 / ranks)}
-    taken = [scan.id for share in shares for scan in share if isinstance(scan, Scan)]
+    taken = [scan.id for share in shares for scan in share if isinstance(scan, WholeScan)]
     assert sorted(taken) == [str(number) for number in range(5)]
 
 

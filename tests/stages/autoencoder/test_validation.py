@@ -15,7 +15,7 @@ from difftumor.models.autoencoder import Autoencoder
 from difftumor.reporting.pictures import three_planes
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
-from stages.autoencoder.data import Scan
+from stages.autoencoder.data import WholeScan
 from stages.autoencoder.pictures import ScanPictures, labelled_center
 from stages.autoencoder.train import build
 from stages.autoencoder.validation import ScanMetrics, ScanValidation
@@ -62,7 +62,7 @@ def scan(*, labelled=True, shape=(24, 20, 18), case="a"):
     if labelled:
         labels[2:8, 4:10, 6:12] = 3
         ct[labels > 0] += 20
-    return Scan(case, ct, labels)
+    return WholeScan(case, ct, labels)
 
 
 def test_a_scan_is_measured_whole():
@@ -159,7 +159,7 @@ def test_a_picture_shows_where_the_reconstruction_is_too_bright(tmp_path, monkey
     labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
     labels[30, 28, 27], ct[30, 28, 27] = 1, 57.5
     module = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=str(tmp_path)), steps_done=40)
-    drawing(1, "a").draw(Scan("a", ct, labels), torch.full_like(ct, 60.0), module=module, psnr_db=30.0)
+    drawing(1, "a").draw(WholeScan("a", ct, labels), torch.full_like(ct, 60.0), module=module, psnr_db=30.0)
     assert shown == {"CT": 57.5, "Reconstruction": 60.0, "Reconstruction − CT": 2.5}
 
 

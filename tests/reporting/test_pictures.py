@@ -107,7 +107,7 @@ def test_zoom_near_a_border_stays_inside():
         assert pixels.shape[0] == pixels.shape[1]
 
 
-def test_labels_are_drawn_in_their_colors_where_they_are():
+def test_labels_are_outlined_in_their_colors_where_they_are():
     ct = np.full((20, 20, 20), WINDOW[0], np.float32)
     labels = np.zeros(ct.shape, np.uint8)
     labels[13:19, 13:19, 13:19] = 2

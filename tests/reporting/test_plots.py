@@ -11,7 +11,7 @@ def lines(figure):
     return {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
 
 
-def test_curves_leave_out_what_cannot_be_drawn():
+def test_curves_leave_out_what_cannot_be_plotted():
     figure = curves({"loss": ([0, 1, 2, 3], [1.0, np.nan, -1.0, 0.5])}, log=True)
     np.testing.assert_array_equal(lines(figure)["loss"], [[0, 1.0], [3, 0.5]])
     assert figure.axes[0].get_yscale() == "log"

@@ -72,7 +72,7 @@ def test_evaluate_names_missing_partners(cohort, capsys):
     assert "b: there is no prediction" in capsys.readouterr().out
 
 
-def test_evaluate_goes_on_beside_bad_cases(cohort, capsys):
+def test_bad_cases_do_not_stop_the_others(cohort, capsys):
     """Another grid, a label that nothing names, and fractions: each is named, and the last case is done."""
     for case in ("c", "d", "e"):
         write_nifti(cohort / "predictions" / f"{case}.nii.gz", labels(tumor=True), AFFINE)
@@ -146,7 +146,7 @@ def test_evaluate_compares_methods_with_healthy_scans_folds_and_curves(cohort, c
         (("--matching", "iou", "--minimum-iou", "0"), "minimum_iou 0"),
     ],
 )
-def test_evaluate_refuses_what_does_not_fit(cohort, capsys, monkeypatch, words, message):
+def test_wrong_options_are_refused(cohort, capsys, monkeypatch, words, message):
     monkeypatch.chdir(cohort)
     assert evaluate(cohort, *words) == 1
     error = capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_evaluate_takes_folders_with_signs_of_equality(cohort):
 
 @pytest.mark.parametrize("option", ["--tolerance-mm", "--minimum-iou", "--level"])
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
-def test_evaluate_refuses_numbers_out_of_range(cohort, capsys, option, value):
+def test_numbers_out_of_range_are_refused(cohort, capsys, option, value):
     assert evaluate(cohort, "--matching", "iou", option, value) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (cohort / "out").exists()

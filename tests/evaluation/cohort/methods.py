@@ -1,4 +1,4 @@
-"""Methods made in memory, for tests of what is made of them."""
+"""Methods with a few cases, made in memory."""
 
 from collections.abc import Mapping
 from pathlib import Path

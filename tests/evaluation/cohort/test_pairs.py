@@ -1,4 +1,4 @@
-"""Pairs of predictions and truth: what is refused, and what goes on beside it."""
+"""Pairs of predictions and truth: which cases are refused, and that the others are evaluated."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_grids_are_compared_again_when_voxels_are_read(folders):
         score_pair(cohort.pairs[0], cohort.truth, Rules())
 
 
-def test_predictions_on_other_grids_are_resampled_where_asked(folders):
+def test_predictions_on_other_grids_are_resampled_on_request(folders):
     """Shifted by one voxel of 1 mm, 18 of 27 organ voxels overlap; the case says that it was resampled."""
     save(folders[0] / "b.nii.gz", 2, shift_mm=1)
     method = evaluate(folders, resample=True)
@@ -105,7 +105,7 @@ def test_resampling_turns_and_refines(tmp_path):
 @pytest.mark.parametrize(
     ("highest", "dtype", "words"), [(3, np.uint8, "holds label 3"), (1.5, np.float32, "is no label map")]
 )
-def test_what_is_no_label_map_of_ours_is_a_problem_of_its_case(folders, part, highest, dtype, words):
+def test_files_that_are_not_label_maps_are_a_problem_of_their_case(folders, part, highest, dtype, words):
     save(folders[part] / "a.nii.gz", highest, dtype=dtype)
     method = evaluate(folders)
     assert words in method.problems["a"]

@@ -136,7 +136,7 @@ def test_equal_methods_do_not_differ():
 
 
 def test_the_test_keeps_its_level_whatever_the_scans_per_patient():
-    """Where methods are alike, p < 0.05 comes in about 5 % of studies, though each patient has five like scans."""
+    """If methods are alike, about 5 % of studies have p < 0.05, though each patient has five equal scans."""
     rejected = 0
     for number in range(200):
         generator = np.random.default_rng(number)

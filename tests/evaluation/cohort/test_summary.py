@@ -65,7 +65,7 @@ def test_detection_counts_scans_without_labels(results):
 
 
 def test_intervals_are_of_patients(results):
-    """Where all scans are one patient's, there is no interval."""
+    """A single patient has no interval."""
     summary = summarize(results, patients={result.case: "one" for result in results})
     assert summary["patients"] == 1
     assert summary["scores"]["all_cases"]["tumor_dsc"]["interval"] is None

@@ -40,7 +40,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def drawn(folders, with_ct: bool):
+def shown(folders, with_ct: bool):
     cohort = find_pairs(folders / "predictions", read_truth(folders / "labels", get_organ("liver")))
     found = evaluate_method("m", cohort, Rules())
     cts = cts_of(found, folders / "cts" if with_ct else None)
@@ -51,7 +51,7 @@ def drawn(folders, with_ct: bool):
 @pytest.mark.parametrize("with_ct", [True, False])
 def test_the_patients_right_is_at_the_left(folders, with_ct):
     """The missed tumor, the largest wrong piece, is at small x of an LPS array: right, so left in the picture."""
-    figure = drawn(folders, with_ct)
+    figure = shown(folders, with_ct)
     truth, prediction = figure.axes[:2]
     image = np.asarray(truth.images[0].get_array())
     assert np.array_equal(image, np.asarray(prediction.images[0].get_array()))
@@ -61,7 +61,7 @@ def test_the_patients_right_is_at_the_left(folders, with_ct):
         assert set(np.unique(image)) == {-110.0, 40.0}
 
 
-def test_a_ct_of_another_grid_is_not_drawn(folders):
+def test_a_ct_of_another_grid_is_not_shown(folders):
     nibabel.save(nibabel.Nifti1Image(np.full((9, 9, 9), -500, np.int16), np.eye(4)), folders / "cts" / "a.nii.gz")
-    image = np.asarray(drawn(folders, with_ct=True).axes[0].images[0].get_array())
+    image = np.asarray(shown(folders, with_ct=True).axes[0].images[0].get_array())
     assert set(np.unique(image)) == {-110.0, 40.0}

@@ -255,10 +255,10 @@ def evaluate(
         labels: The truth: (X, Y, Z) labels; or a folder of label maps of the same names, or a list of cases with labels
             such as a ``dataset.json``.
         spacing_mm: Voxel size along each axis; with arrays only.
-        organ: Organ, such as "liver"; with files only, like everything below but ``matching``.
+        organ: Organ, such as "liver"; with files only.
         tolerance_mm: Tolerance of the normalized surface distance.
         matching: When a predicted lesion finds a true one.
-        name: Name of the method in tables; by default that of the folder.
+        name: Name of the method in tables; by default that of the folder. This and the rest go with files only.
         healthy: Predictions on healthy scans, which need no labels; a mapping gives such folders by method.
         compare: Folders of other methods' predictions on the same labels, by name.
         folds: nnU-Net's ``splits_final.json``, or a CSV file with the columns ``case`` and ``fold``.

@@ -93,14 +93,14 @@ class Matching:
             raise ConfigError(f"minimum_iou does not go with the matching rule {self.rule!r}; give the rule 'iou'.")
 
     def __str__(self) -> str:
-        """One sentence, printed with every result."""
+        """One sentence, printed with every result; stored results are compared by it, so it must not change."""
         condition = {
             "overlap": "they have a voxel in common",
             "iou": f"their intersection over union is at least {self.minimum_iou:g}",
             "center": "its center of mass lies in the true one",
         }[self.rule]
         return (
-            f"A predicted lesion can find a true one if {condition}; they are matched one to one, with the most "
+            f"A predicted lesion can find a true one where {condition}; they are matched one to one, with the most "
             "voxels in common."
         )
 

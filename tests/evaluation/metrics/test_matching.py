@@ -206,3 +206,17 @@ def test_a_rule_is_stated_in_one_sentence(matching):
 def test_rules_that_are_none_are_refused(options):
     with pytest.raises(ConfigError, match=r"minimum_iou|matching rule"):
         Matching(**options)
+
+
+def test_rules_are_written_as_in_stored_results():
+    """Tables and benchmarks compare these sentences with those of earlier runs."""
+    words = {
+        Matching(): "they have a voxel in common",
+        Matching(rule="iou", minimum_iou=0.1): "their intersection over union is at least 0.1",
+        Matching(rule="center"): "its center of mass lies in the true one",
+    }
+    for matching, condition in words.items():
+        assert str(matching) == (
+            f"A predicted lesion can find a true one where {condition}; they are matched one to one, with the most "
+            "voxels in common."
+        )

@@ -28,7 +28,7 @@ class ArtifactError(DiffTumorError):
 
 
 class PublishedFileError(DiffTumorError):
-    """A published checkpoint is missing, damaged, of another network, or wants code to run."""
+    """A published checkpoint is missing, damaged, of another network, or would run code."""
 
 
 class ConfigError(DiffTumorError):
@@ -36,7 +36,7 @@ class ConfigError(DiffTumorError):
 
 
 class DeviceError(DiffTumorError):
-    """The device that was asked for is not there."""
+    """The requested device does not exist."""
 
 
 class SynthesisError(DiffTumorError):
@@ -44,7 +44,7 @@ class SynthesisError(DiffTumorError):
 
 
 class TrainingError(DiffTumorError):
-    """A training run cannot start or go on."""
+    """A training run cannot start or continue."""
 
 
 class ShapeError(DiffTumorError):
@@ -52,11 +52,11 @@ class ShapeError(DiffTumorError):
 
 
 def sentence_of(error: Exception) -> str:
-    """Say what went wrong with one of many cases; what nobody foresaw is named by its class."""
+    """Say what went wrong with one of many cases; unforeseen errors are named by their class."""
     expected = isinstance(error, DiffTumorError | OSError)
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def first_few(names: Sequence[str]) -> str:
-    """Return the first five names for a sentence, and a sign that there are more."""
+    """Return the first five names for a sentence, and an ellipsis if there are more."""
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)

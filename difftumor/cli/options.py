@@ -11,7 +11,6 @@ import typer
 from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
-    from difftumor.datasets.cases import CaseList
     from difftumor.evaluation.metrics.detection import Matching
 
 T = TypeVar("T")
@@ -81,24 +80,6 @@ def parse_organ_labels(text: str | None) -> tuple[int, ...]:
         ConfigError: They are not whole numbers.
     """
     return () if text is None else parse_numbers(text, int, option="--organ-label", counts=range(1, 33))
-
-
-def read_case_list(path: Path) -> CaseList:
-    """Read a list of cases, or make one of a single CT.
-
-    Raises:
-        CaseListError: The CT does not exist, or the list cannot be read.
-    """
-    from difftumor.datasets.cases import Case, CaseList, read_cases
-    from difftumor.datasets.sources import case_id
-    from difftumor.errors import CaseListError
-    from difftumor.scans.nifti import is_nifti
-
-    if is_nifti(path) and not path.is_dir():
-        if not path.exists():
-            raise CaseListError(f"{path} does not exist: give a CT, a folder of CTs or a list.")
-        return CaseList((Case(case_id(path), path),), {}, path)
-    return read_cases(path)
 
 
 def named_folder(word: str) -> tuple[str | None, Path]:

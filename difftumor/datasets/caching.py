@@ -1,7 +1,7 @@
-"""Cases that were read before: on disk for any number of jobs, or in memory as far as it goes.
+"""Cases that were read before: on disk for any number of jobs, or in memory as far as it reaches.
 
 MONAI's ``PersistentDataset`` would do for one job: it writes pickles, reads whole files back for every crop, and moves
-them into place in two steps where the folder and ``/tmp`` are on different file systems. The files here appear whole,
+them into place in two steps if the folder and ``/tmp`` are on different file systems. The files here appear whole,
 and are mapped into memory, so that a crop reads no more than it needs.
 """
 
@@ -61,7 +61,7 @@ class CachedOnDisk:
 
     Args:
         load: Reads a case into tensors, arrays, lists of arrays, and what JSON can say.
-        about: All that decides what is read, but for the case's own files; JSON-able.
+        about: Everything besides the case's own files that decides what is read; JSON-able.
         folder: Made when the first case is written.
     """
 
@@ -84,7 +84,7 @@ class CachedOnDisk:
         if (item := _read(file, key)) is not None:
             return item
         item = self.load(case)
-        # Where another job was faster, its file stays: that job reads from it, and NFS drops files that are replaced.
+        # If another job was faster, its file stays: that job reads from it, and NFS drops files that are replaced.
         if (theirs := _read(file, key)) is not None:
             return theirs
         try:
@@ -110,9 +110,9 @@ def cache_rate(
     """Return which share of the cases half of the free memory holds.
 
     Args:
-        cases: All that would be kept.
-        spacing_mm: Voxel size that they are kept at.
-        processes: That each keep as many, on this machine.
+        cases: All cases to keep.
+        spacing_mm: Voxel size at which they are kept.
+        processes: Number of processes on this machine, each of which keeps its own.
         free_bytes: Free memory; by default that of this machine, or what its control group has left.
     """
     if not cases:
@@ -130,7 +130,7 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     Args:
         root: Where ``proc`` and ``sys`` are.
     """
-    if not (root / "proc/meminfo").is_file():  # not Linux: nobody knows how much of it is free
+    if not (root / "proc/meminfo").is_file():  # not Linux: how much of it is free is unknown
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = (root / "proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -160,7 +160,7 @@ def _number_in(file: Path) -> int | None:
 
 
 def _reclaimable(group: Path) -> int:
-    """Return what a group uses for files that were read, which the system takes back when memory is wanted."""
+    """Return what a group uses for files that were read, which the system takes back when it needs memory."""
     file = group / "memory.stat"
     counts = dict(line.split() for line in file.read_text().splitlines()) if file.is_file() else {}
     # Version 1 counts the groups below under the first name.
@@ -184,7 +184,7 @@ def _write(file: Path, key: str, item: Item) -> None:
 
 
 def _read(file: Path, key: str) -> Item | None:
-    """Return what was written; None where there is no file, or it is damaged, or of another key."""
+    """Return what was written; None if there is no file, or it is damaged or has another key."""
     try:
         with safe_open(file, "pt") as stored:
             metadata = stored.metadata() or {}

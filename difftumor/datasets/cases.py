@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from difftumor.datasets.sources import Listing, RawCase, load_listing
+from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import written_whole
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
@@ -27,9 +27,9 @@ class Case:
     Attributes:
         id: Unique within its list.
         image: The CT.
-        labels: Label map, or a folder with one NIfTI file per structure; None where there is none.
-        patient: Who was scanned; the id where the source does not say.
-        tumor_organs: Organs with tumors, empty for a healthy scan; None where the source does not say.
+        labels: Label map, or a folder with one NIfTI file per structure; None if there is none.
+        patient: Who was scanned; the id if the source does not say.
+        tumor_organs: Organs with tumors, empty for a healthy scan; None if the source does not say.
     """
 
     id: str
@@ -49,9 +49,9 @@ class CaseList:
 
     Attributes:
         cases: In the order of the source.
-        label_names: Name to number of the label maps; empty where the source does not say.
+        label_names: Name to number of the label maps; empty if the source does not say.
         source: File or folder it was read from.
-        validation_ids: Cases that the source sets apart for validation; empty where it sets none apart.
+        validation_ids: Cases that the source sets apart for validation; empty if it sets none apart.
     """
 
     cases: tuple[Case, ...]
@@ -69,22 +69,35 @@ def read_cases(source: Path, *, root: Path | None = None) -> CaseList:
         root: What relative paths in the list are relative to; the list's folder by default.
 
     Raises:
-        CaseListError: The source is missing, malformed or empty, an id comes twice, or a file is missing.
+        CaseListError: The source is missing, malformed or empty, an id occurs twice, or a file is missing.
     """
     source = Path(source)
     listing = load_listing(source, root=root)
     cases = tuple(_case(raw) for raw in listing.cases)
     if not cases:
         raise CaseListError(f"{source} lists no cases; give a list or folder with at least one CT.")
-    repeated = [case_id for case_id, count in Counter(case.id for case in cases).items() if count > 1]
+    repeated = [id_ for id_, count in Counter(case.id for case in cases).items() if count > 1]
     if repeated:
         raise CaseListError(f"{source} lists case id {repeated[0]!r} more than once; give each case an id of its own.")
     _check_files(cases, source)
     return CaseList(cases, _label_names(listing), source, tuple(raw.id for raw in listing.cases if raw.validation))
 
 
+def read_case_list(source: Path) -> CaseList:
+    """Read a list of cases as ``read_cases`` does, or make one of a single CT.
+
+    Raises:
+        CaseListError: The CT does not exist, or the list cannot be used.
+    """
+    if is_nifti(source) and not source.is_dir():
+        if not source.exists():
+            raise CaseListError(f"{source} does not exist: give a CT, a folder of CTs or a list.")
+        return CaseList((Case(case_id(source), source),), {}, source)
+    return read_cases(source)
+
+
 def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collection[int] | None = None) -> Volume:
-    """Read a case's labels, joining one file per structure where its labels are a folder.
+    """Read a case's labels, joining one file per structure if its labels are a folder.
 
     Args:
         case: A case with labels.
@@ -92,10 +105,10 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         only: Numbers wanted from a folder, all by default; files of others are not read.
 
     Returns:
-        Labels on the case's grid; where structures overlap, the higher number wins.
+        Labels on the case's grid; if structures overlap, the higher number wins.
 
     Raises:
-        CaseListError: The case has no labels, or its folder none of the files wanted.
+        CaseListError: The case has no labels, or its folder holds none of the files.
         VolumeError: A file cannot be used.
         GridMismatchError: Files of the folder differ in grid.
     """
@@ -115,7 +128,9 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         check_same_grid(joined, part)
         joined.data[part.data > 0] = number
     if joined is None:
-        raise CaseListError(f"{case.labels} holds none of the label files wanted; name them as the list names labels.")
+        raise CaseListError(
+            f"{case.labels} holds none of the label files of the list; name them as the list names labels."
+        )
     return joined
 
 
@@ -127,7 +142,7 @@ def structure_files(case: Case, label_names: Mapping[str, int], numbers: Collect
 
 
 def number_structures(names: Iterable[str]) -> dict[str, int]:
-    """Number structures that have a file of their own, tumors last, so that they win where both are marked."""
+    """Number structures that have a file of their own, tumors last, so that they win if both are marked."""
     tumors = ("tumor", "tumour", "lesion", "cancer", "pdac")
     ordered = sorted(set(names), key=lambda name: (any(word in name for word in tumors), name))
     return {"background": 0, **{name: number for number, name in enumerate(ordered, start=1)}}
@@ -208,7 +223,7 @@ def _check_files(cases: Sequence[Case], source: Path) -> None:
         raise CaseListError(f"{source} lists {missing[0]}, which does not exist{more}; correct the path or the list.")
     for case in cases:
         if not is_nifti(case.image):
-            raise CaseListError(f"{source} lists {case.image}, which is no NIfTI file; convert it to .nii.gz.")
+            raise CaseListError(f"{source} lists {case.image}, which is not a NIfTI file; convert it to .nii.gz.")
 
 
 def _structure_file(folder: Path, name: str) -> Path | None:

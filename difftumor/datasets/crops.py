@@ -19,7 +19,7 @@ from difftumor.scans.organs import BACKGROUND, ORGAN
 
 VOLUMES = ("ct", "labels")
 CLASSES = 3
-# A healthy crop is tried so often before half of the organ is enough, and so on; the best of all is taken at last.
+# After so many tries of a healthy crop half of the organ is enough, and so on; in the end the best one is used.
 _TRIES_PER_LEVEL = 4
 _LEVELS = 5
 
@@ -29,7 +29,7 @@ def with_class_centers(item: Item, limit: int = CENTERS) -> Item:
 
     Args:
         item: With ``labels`` (1, X, Y, Z) of 0 background, 1 organ, 2 tumor.
-        limit: Keeps a cached case small; so many centers are plenty.
+        limit: Largest number of centers of each class; keeps a cached case small.
 
     Returns:
         A new item.
@@ -47,7 +47,7 @@ def with_class_centers(item: Item, limit: int = CENTERS) -> Item:
 class OrganCrop(Randomizable):
     """Cut a crop around a random organ voxel that holds at least a given volume of organ.
 
-    The demand is halved after every few tries; where even that is not met, the crop with the most organ is taken.
+    The demand is halved after every few tries; if even that is not met, the crop with the most organ is used.
 
     Args:
         crop: Voxels along X, Y, Z.
@@ -60,7 +60,7 @@ class OrganCrop(Randomizable):
         self.minimum_voxels = minimum_volume_mm3 / math.prod(spacing_mm)
 
     def __call__(self, item: Mapping[str, Any]) -> Item:
-        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and what else the item holds but the centers.
+        """Return ``ct``, ``labels`` (1, X, Y, Z) of the crop, and the rest of the item except the centers.
 
         Raises:
             OrganError: There is no organ voxel to center the crop on.
@@ -84,7 +84,7 @@ class OrganCrop(Randomizable):
 
 
 class SegmentationCrop(Randomizable):
-    """A crop with its augmentation, and what is to be done to it later, on the device.
+    """A crop with its augmentation, and what the device will do to it later.
 
     The intensity shift and the seed of tumors made on the fly are only drawn here: tumors come first, so that they
     are shifted along with their surroundings.
@@ -94,7 +94,7 @@ class SegmentationCrop(Randomizable):
         spacing_mm: Voxel size.
         class_ratios: Crops centered on background, organ and tumor, relative to each other, in scans with tumors.
         minimum_organ_mm3: Organ that a healthy crop must hold.
-        healthy_background: Share of the crops of healthy scans that are centered on background instead, wherever it is.
+        healthy_background: Share of the crops of healthy scans that are centered on any background voxel instead.
         rotation_probability: Chance of a rotation by 90, 180 or 270 degrees in the axial plane.
         shift: Largest intensity shift, as a share of the window.
         shift_probability: Chance of a shift.
@@ -166,7 +166,7 @@ class SegmentationCrop(Randomizable):
 
         Returns:
             ``ct`` float32 HU and ``labels`` uint8 of the crop, ``healthy``, ``shift`` as a share of the window,
-            ``tumor_seed``, from 0 to 2⁶², and what else the item held but the centers.
+            ``tumor_seed``, from 0 to 2⁶², and the rest of the item except the centers.
         """
         cut = self._of_healthy(item) if item["healthy"] else self._around_class(item)
         cut = self.rotate({key: cut[key] for key in VOLUMES})
@@ -188,7 +188,7 @@ class SegmentationCrop(Randomizable):
         return cut
 
     def _around_class(self, item: Mapping[str, Any]) -> Item:
-        # Small tumors may be lost in resampling; MONAI leaves absent classes out, and fails where none remains.
+        # Small tumors may be lost in resampling; MONAI leaves absent classes out, and fails if none remains.
         wanted = any(r > 0 and len(c) for r, c in zip(self.class_ratios, item["centers"], strict=True))
         cut: Item = (self.around if wanted else self.anywhere)(dict(item))[0]
         return cut

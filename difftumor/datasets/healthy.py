@@ -1,6 +1,6 @@
 """Which scans have a healthy organ, by label maps that a model predicted (paper, E.1).
 
-A scan counts as healthy where the organ is there, whole, of a plausible volume, and without a tumor. The paper asks for
+A scan counts as healthy if the whole organ is there, with a plausible volume and without a tumor. The paper asks for
 the organ and for no tumor; the rest keeps out scans that are cut and predictions that have failed.
 """
 
@@ -30,7 +30,7 @@ ADULT_VOLUME_ML: Mapping[str, tuple[float, float]] = MappingProxyType(
 )
 PIECES: Mapping[str, int] = MappingProxyType({"kidney": 2})
 
-# What may become of a scan, and what a table of counts calls it. The first that applies, in this order.
+# Status of a scan and its title in a table of counts. The first status that applies, in this order, counts.
 STATUSES: Mapping[str, str] = MappingProxyType(
     {
         "healthy": "healthy",
@@ -54,13 +54,13 @@ _ENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class HealthyRule:
-    """What a healthy organ is.
+    """What counts as a healthy organ.
 
     Attributes:
-        min_volume_ml: Least volume of the organ.
+        min_volume_ml: Smallest volume of the organ.
         max_volume_ml: Largest volume.
         pieces: Separate pieces that the organ has, such as 2 for the kidneys.
-        min_share: Part of the organ's volume that its ``pieces`` largest pieces hold at least; the least of them must
+        min_share: Part of the organ's volume that its ``pieces`` largest pieces hold at least; the smallest must
             hold half of what it would if all were equal.
         allow_cut: Whether these pieces may reach a face of the scan.
         max_tumor_mm3: Largest volume of tumor that still counts as none.
@@ -114,7 +114,7 @@ class Verdict:
         case: The scan.
         status: A key of ``STATUSES``.
         reasons: Why it is not healthy: parts of sentences that follow its id, all that apply.
-        measures: What was measured; None where the organ is absent or nothing could be read.
+        measures: What was measured; None if the organ is absent or nothing could be read.
     """
 
     case: Case
@@ -133,10 +133,10 @@ def usual_rule(
     allow_cut: bool = False,
     max_tumor_mm3: float = 0.0,
 ) -> HealthyRule:
-    """Return the rule for an organ; what is None is that of an adult.
+    """Return the rule for an organ; limits that are None are those of an adult.
 
     Raises:
-        ConfigError: A limit is None and none is known for the organ, or a number is out of range.
+        ConfigError: A limit is None and the organ has no known one, or a number is out of range.
     """
     low, high = ADULT_VOLUME_ML.get(organ.name, (None, None))
     low = low if min_volume_ml is None else min_volume_ml
@@ -158,7 +158,7 @@ def measure_organ(labels: Volume, *, pieces: int) -> OrganMeasures:
 
     Args:
         labels: 0 background, 1 organ, 2 tumor; not empty.
-        pieces: How many of its largest pieces are looked at for the faces they reach.
+        pieces: Number of its largest pieces whose faces count.
     """
     found = sorted(find_components(labels.data).found, key=lambda piece: -piece.voxels)
     voxels = sum(piece.voxels for piece in found)
@@ -201,13 +201,13 @@ def select_healthy(
     workers: int = 1,
     done: Callable[[], None] | None = None,
 ) -> tuple[Verdict, ...]:
-    """Judge every case of a list; one that cannot be used does not stop the others.
+    """Judge every case of a list; a case that cannot be used does not stop the others.
 
     Args:
         cases: The scans and their label maps.
-        organ: The organ that is to be healthy.
+        organ: The organ that must be healthy.
         rule: What healthy means.
-        assume_healthy: Take a case for free of tumors where neither the list nor its label map could show them.
+        assume_healthy: Accept cases whose tumors neither the list nor the label map could show.
         workers: Threads; each holds one label map at a time.
         done: Called after every case.
 
@@ -215,7 +215,7 @@ def select_healthy(
         One verdict for each case, in their order.
 
     Raises:
-        OrganError: The label names do not hold the organ, or none of its tumors, so that no case could show them.
+        OrganError: The label names do not hold the organ, or none of its tumors, so that no case could show any.
     """
     labels = resolve_labels(cases.label_names, organ, source=cases.source)
     if not assume_healthy:
@@ -247,7 +247,7 @@ def _verdict(
 ) -> Verdict:
     if case.labels is None:
         return Verdict(case=case, status="no_labels", reasons=("has no label map",))
-    # What stage 3 would refuse the whole list for.
+    # Stage 3 would refuse the whole list because of these.
     problems = check_cases(CaseList((case,), cases.label_names, cases.source)).problems
     if problems:
         return Verdict(case=case, status="failed", reasons=(f"cannot be used: {problems[0].message}",))

@@ -1,4 +1,4 @@
-"""The list of scans with a healthy organ: the scans, the rule, and why the others are not in it."""
+"""The list of scans with a healthy organ: which scans are judged, and what is written about them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,120 @@ from typing import Any
 
 import numpy as np
 
-from difftumor.datasets.cases import Case, CaseList, write_case_list
+from difftumor.datasets.cases import Case, CaseList, number_structures, read_case_list, read_cases, write_case_list
 from difftumor.datasets.healthy import STATUSES, HealthyRule, Verdict
+from difftumor.datasets.label_folders import check_predicted_organ, label_maps, label_names_of
+from difftumor.datasets.sources import structure_folders, structures_of
 from difftumor.datasets.tumor_cases import read_organ
-from difftumor.errors import CaseListError
-from difftumor.files import folder_written_whole
-from difftumor.scans.nifti import write_labels
+from difftumor.errors import CaseListError, ConfigError
+from difftumor.files import check_results, folder_written_whole
+from difftumor.reporting.tables import Table, write_csv
+from difftumor.scans.nifti import is_nifti, write_labels
 from difftumor.scans.organs import BACKGROUND, CONVENTIONS, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
 
 COLUMNS = ("case", "status", "volume_ml", "pieces", "main_share", "reaches", "tumor_mm3", "reason")
 
 
-def labels_folder(file: Path) -> Path:
-    """Return where the label maps are that a list needs anew: ``healthy.json`` gets ``healthy_labels``."""
+def read_scans(
+    predictions: Path, cts: Path | None, names: Mapping[str, int] | None, organ: Organ
+) -> tuple[CaseList, list[Verdict]]:
+    """Read the scans to judge.
+
+    Args:
+        predictions: A folder of label maps, or of a folder per case with a file per structure; or a list of cases.
+        cts: The CTs of a folder of label maps, named like them: a folder or a list.
+        names: What the numbers of the label maps mean; by default what comes with them says so.
+        organ: Whose health matters.
+
+    Returns:
+        Scans with their label map, if they have one, and verdicts on label maps without a CT.
+
+    Raises:
+        DiffTumorError: The scans cannot be read or do not fit together.
+    """
+    if cts is None:
+        with_cts = (predictions / "dataset.json").is_file() or any(predictions.glob("*/ct.nii*"))
+        if predictions.is_dir() and not with_cts:
+            raise ConfigError(f"{predictions} holds label maps only: give their CTs with --cts, a folder or a list.")
+        listed = read_cases(predictions)
+        return (listed if names is None else replace(listed, label_names=names)), []
+    maps, own_names = _read_maps(predictions)
+    check_predicted_organ(maps, organ)
+    scans = read_case_list(cts)
+    known = {case.id for case in scans.cases}
+    if known.isdisjoint(maps):
+        raise CaseListError(
+            f"No CT of {cts} is named like a label map of {predictions} ({min(known)} and {min(maps)} are the first): "
+            "name the label maps like their CTs."
+        )
+    cases = tuple(replace(case, labels=maps.get(case.id)) for case in scans.cases)
+    listed = CaseList(cases, own_names if names is None else names, predictions, scans.validation_ids)
+    lacking = [Case(name, path, path) for name, path in maps.items() if name not in known]
+    return listed, [Verdict(case=case, status="no_ct", reasons=(f"has no CT in {cts}",)) for case in lacking]
+
+
+def _read_maps(folder: Path) -> tuple[Mapping[str, Path], Mapping[str, int]]:
+    """Return the label maps of a folder by case, or folders of structures, and what their numbers mean."""
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file: with --cts, give a folder of label maps.")
+    maps = folder.is_dir() and any(is_nifti(path) for path in folder.iterdir())
+    if folder.is_dir() and not maps and (parts := structure_folders(folder)):
+        return parts, number_structures(name for part in parts.values() for name in structures_of(part))
+    return label_maps(folder), label_names_of(folder)
+
+
+def check_list_file(file: Path, cases: CaseList, *, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a place for a list that is badly named, holds an earlier result, or would replace an input.
+
+    Raises:
+        ConfigError: The list may not be written there.
+    """
+    if file.suffix != ".json":
+        raise ConfigError(f"--out {file} does not end in .json: give a name such as {file.name or 'healthy'}.json.")
+    files = [path for case in cases.cases for path in (case.image, case.labels) if path]
+    names = [file.name, _labels_folder(file).name]
+    if not _is_table(report := file.with_suffix(".csv")):  # without its list, it is of a run that found none healthy
+        names.append(report.name)
+    check_results(file.parent, names, inputs=[*inputs, *files], overwrite=overwrite)
+
+
+def write_healthy(
+    file: Path,
+    verdicts: Sequence[Verdict],
+    cases: CaseList,
+    organ: Organ,
+    rule: HealthyRule,
+    *,
+    assume_healthy: bool = False,
+) -> Path:
+    """Write the list of the healthy scans and, beside it, a table of all scans.
+
+    Returns:
+        The table.
+
+    Raises:
+        CaseListError: No scan is healthy; the table is written all the same.
+        DiffTumorError: A label map cannot be read or written.
+    """
+    report, found = file.with_suffix(".csv"), counts(verdicts, organ)
+    write_csv(report, Table.of_records(COLUMNS, rows(verdicts, rule)))
+    if "healthy" not in found:
+        why = ", ".join(f"{name}: {count}" for name, count in found.items())
+        file.unlink(missing_ok=True)  # an earlier list, which the table contradicts
+        raise CaseListError(
+            f"None of the {len(verdicts)} scans of {cases.source} has a healthy {organ.name} ({why}): see {report}, "
+            "and give other label maps or another rule."
+        )
+    write_healthy_list(file, verdicts, cases, organ, rule, assume_healthy=assume_healthy)
+    return report
+
+
+def _labels_folder(file: Path) -> Path:
+    """Return where corrected label maps of a list are: ``healthy.json`` has ``healthy_labels``."""
     return file.with_name(f"{file.stem}_labels")
 
 
-def is_table(file: Path) -> bool:
-    """Whether a file is a table of ``COLUMNS``."""
+def _is_table(file: Path) -> bool:
     if not file.is_file():
         return False
     with file.open("rb") as stream:
@@ -35,7 +131,7 @@ def is_table(file: Path) -> bool:
 
 
 def counts(verdicts: Sequence[Verdict], organ: Organ) -> dict[str, int]:
-    """Return how many scans have each status, by what a table calls it, in the order of ``STATUSES``."""
+    """Return the number of scans of each status, by its title in a table, in the order of ``STATUSES``."""
     found = Counter(verdict.status for verdict in verdicts)
     return {name.format(organ=organ.name): found[status] for status, name in STATUSES.items() if found[status]}
 
@@ -67,18 +163,18 @@ def write_healthy_list(
     *,
     assume_healthy: bool = False,
 ) -> None:
-    """Write the healthy scans as a list that stage 3 takes for ``data.healthy_root``.
+    """Write the healthy scans as a list that stage 3 takes as ``data.healthy_root``.
 
-    The list names the labels of this organ alone, so that it cannot be taken for one of another organ. Where a scan was
-    accepted with some tumor voxels, a label map in which they are organ is written to ``labels_folder``.
+    The list names the labels of this organ only, so that it is never mistaken for one of another organ. For a scan that
+    was accepted with some tumor voxels, a label map in which they are organ is written beside the list.
 
     Args:
         file: Where to; replaced as a whole.
         verdicts: What became of all scans.
         cases: The list the scans are of.
         organ: The healthy organ.
-        rule: By which it was decided.
-        assume_healthy: As it was given to ``select_healthy``.
+        rule: What healthy means.
+        assume_healthy: The argument of ``select_healthy``.
 
     Raises:
         DiffTumorError: A label map cannot be read or written.
@@ -86,9 +182,9 @@ def write_healthy_list(
     labels = resolve_labels(cases.label_names, organ, source=cases.source)
     healthy = [verdict for verdict in verdicts if verdict.status == "healthy"]
     specks = [verdict.case for verdict in healthy if verdict.measures is not None and verdict.measures.tumor_mm3 > 0]
-    mended = _without_specks(specks, cases, labels, labels_folder(file))
+    corrected = _without_specks(specks, cases, labels, _labels_folder(file))
     fit = [
-        replace(verdict.case, labels=mended.get(verdict.case.id, verdict.case.labels), tumor_organs=())
+        replace(verdict.case, labels=corrected.get(verdict.case.id, verdict.case.labels), tumor_organs=())
         for verdict in healthy
     ]
     others = [verdict for verdict in verdicts if verdict.status != "healthy"]
@@ -106,7 +202,7 @@ def write_healthy_list(
 
 
 def _own_names(names: Mapping[str, int], organ: Organ, labels: OrganLabels) -> dict[str, int]:
-    """Return the names of the organ's labels; those of the standard convention fit any organ and are made to say it."""
+    """Return the names of the organ's labels; the standard convention, which fits any organ, gets its name."""
     if not names or names == CONVENTIONS["standard"]:
         return {"background": BACKGROUND, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
     own = (*labels.organ, *labels.tumor)

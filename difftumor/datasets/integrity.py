@@ -29,7 +29,7 @@ class IntegrityReport:
     """What a check found.
 
     Attributes:
-        checked: Number of cases looked at.
+        checked: Number of cases checked.
         problems: In the order of the cases; a case may have several.
     """
 
@@ -45,7 +45,7 @@ class IntegrityReport:
         if self.problems:
             count = len({problem.case_id for problem in self.problems})
             lines = "\n".join(f"  {problem.case_id}: {problem.message}" for problem in self.problems)
-            raise CaseListError(f"{count} of {self.checked} cases cannot be used; mend or remove them:\n{lines}")
+            raise CaseListError(f"{count} of {self.checked} cases cannot be used; fix or remove them:\n{lines}")
 
 
 def check_cases(case_list: CaseList) -> IntegrityReport:
@@ -79,7 +79,7 @@ def _header_problems(case: Case) -> Iterator[str]:
 
 
 def _scale_problems(case: Case) -> Iterator[str]:
-    """Tell a CT that is not in HU; most show air in their first slice, which is proof enough and quickly read."""
+    """Recognize a CT that is not in HU; most show air in their first slice, which is proof enough and quick to read."""
     try:
         first = np.asanyarray(nib.load(case.image).dataobj[..., :1])
         in_hu = bool((first < HIGHEST_MINIMUM_HU).any())
@@ -111,7 +111,7 @@ def for_each_case(
 
     Args:
         look: Called from the threads.
-        cases: What to look at.
+        cases: The cases.
         workers: Threads.
         done: Called after every case.
     """

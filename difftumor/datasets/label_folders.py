@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from difftumor.datasets.sources import case_id, read_dataset_labels
-from difftumor.errors import CaseListError
+from difftumor.datasets.sources import case_id, read_dataset_labels, read_label_table
+from difftumor.errors import CaseListError, ConfigError
 from difftumor.scans.nifti import is_nifti
-from difftumor.scans.organs import Organ
+from difftumor.scans.organs import CONVENTIONS, Organ
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -85,3 +85,18 @@ def label_names_of(folder: Path) -> Mapping[str, int]:
         if (place / "dataset.json").is_file():
             return read_dataset_labels(place / "dataset.json")
     return {}
+
+
+def read_label_names(word: str) -> Mapping[str, int]:
+    """Return what label numbers mean: by the name of a convention, or from a JSON or YAML file.
+
+    Raises:
+        ConfigError: There is no such convention or file.
+        CaseListError: The file is malformed.
+    """
+    if word in CONVENTIONS:
+        return CONVENTIONS[word]
+    if not Path(word).is_file():
+        conventions = ", ".join(CONVENTIONS)
+        raise ConfigError(f"--labels {word} is neither a file nor a convention: give a file or one of {conventions}.")
+    return read_label_table(Path(word))

@@ -1,4 +1,4 @@
-"""The order of samples: seeded, endless, alike on any number of ranks."""
+"""The order of samples: seeded, endless, the same on any number of ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from difftumor.seeding import Key, torch_generator
 class SeededSampler(Sampler[tuple[int, int]]):
     """An endless series of shuffled passes over the data set, of which an epoch is a window.
 
-    An epoch may so be longer or shorter than the data set; every pass sees every case once. Ranks take turns.
+    An epoch may thus be longer or shorter than the data set; every pass sees every case once. Ranks take turns.
 
     Args:
         size: Number of cases.
@@ -25,7 +25,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         rank: This process.
         world_size: Number of processes.
         shuffle: False keeps the order of the cases.
-        fixed: True yields the first epoch again and again, as validation wants it.
+        fixed: True yields the first epoch again and again, for validation.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class SeededSampler(Sampler[tuple[int, int]]):
 class RatioSampler(SeededSampler):
     """Two groups of cases in a stated ratio, each in an endless series of shuffled passes of its own.
 
-    Every stretch of as many samples as there are cases has the ratio, but for rounding, in shuffled order.
+    Every stretch of as many samples as there are cases has this ratio, up to rounding, in shuffled order.
 
     Args:
         groups: Indices of the cases of the first and of the second group, neither empty.
         second_share: Share of the samples that are of the second group, in (0, 1).
-        options: See ``SeededSampler``.
+        options: Arguments of ``SeededSampler`` except ``size``.
 
     Raises:
         ValueError: A group is empty, or the share is out of range.
@@ -115,5 +115,5 @@ class RatioSampler(SeededSampler):
         return number, cases[int(self._order(len(cases), "order", group, "pass", number)[place])]
 
     def _seconds(self, stretches: int) -> int:
-        """Samples of the second group in so many stretches."""
+        """Return the number of samples of the second group in a number of stretches."""
         return math.floor(stretches * self.size * self.second_share + 0.5)

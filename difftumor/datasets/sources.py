@@ -39,7 +39,7 @@ class Listing:
 
 
 def load_listing(source: Path, *, root: Path | None = None) -> Listing:
-    """Read a source in the format that its name and contents tell.
+    """Read a source in the format that its name and contents suggest.
 
     Raises:
         CaseListError: The source is missing, of an unknown kind, or malformed.
@@ -58,7 +58,9 @@ def load_listing(source: Path, *, root: Path | None = None) -> Listing:
         return _csv(source, base)
     if suffix == ".txt":
         return _text(source, base)
-    raise CaseListError(f"{source} is no list of cases; give a dataset.json, a .json, .csv or .txt list or a folder.")
+    raise CaseListError(
+        f"{source} is not a list of cases; give a dataset.json, a .json, .csv or .txt list or a folder."
+    )
 
 
 def case_id(image: Path) -> str:
@@ -96,7 +98,7 @@ def read_label_table(file: Path) -> Mapping[str, int]:
         content = yaml.safe_load(_read_text(file).replace("\t", " "))  # JSON may be indented by tabs, YAML may not
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise CaseListError(f"{file} is neither JSON nor YAML ({reason}); correct it there.") from error
+        raise CaseListError(f"{file} is neither JSON nor YAML ({reason}); correct it.") from error
     if isinstance(content, dict):
         content = content["labels"] if isinstance(content.get("labels"), dict) else content
         content = {str(key): value for key, value in content.items()}
@@ -115,7 +117,7 @@ def _read_text(source: Path) -> str:
 
 
 def read_dataset_labels(file: Path) -> Mapping[str, int]:
-    """Return the label names of a ``dataset.json``, whatever else it states; empty where it has none.
+    """Return the label names of a ``dataset.json``, whatever else it states; empty if it has none.
 
     Raises:
         CaseListError: It cannot be read or is malformed.
@@ -129,7 +131,7 @@ def _parsed_json(source: Path) -> Any:
         return json.loads(_read_text(source))
     except json.JSONDecodeError as error:
         raise CaseListError(
-            f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct it there."
+            f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct it."
         ) from error
 
 

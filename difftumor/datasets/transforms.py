@@ -23,7 +23,7 @@ from difftumor.scans.organs import OrganLabels
 from difftumor.seeding import derive_seed
 
 AIR_HU = -1024.0
-# As many candidate centers per case are plenty for crops, and keep a cached case small.
+# So many candidate centers per case are plenty for crops, and keep a cached case small.
 CENTERS = 65_536
 Item = dict[str, Any]
 
@@ -41,7 +41,7 @@ def load_case(
     Args:
         case: What to read.
         labels: Which label values are organ and tumor; None counts every label above 0 as organ.
-        label_names: Names of the case list; needed where labels are a folder with one file per structure.
+        label_names: Names of the case list; needed if labels are a folder with one file per structure.
         spacing_mm: Voxel size of model space, along X, Y, Z.
         require_organ: Refuse a label map without the organ.
 
@@ -77,7 +77,7 @@ def pad_to(item: Item, crop: Sequence[int]) -> Item:
         crop: Voxels along X, Y, Z that the result has at least.
 
     Returns:
-        A new item; the volumes are the same objects where nothing was missing.
+        A new item; the volumes are the same objects if nothing was missing.
     """
     missing = [max(0, wanted - size) for wanted, size in zip(crop, item["ct"].shape[1:], strict=True)]
     if not any(missing):
@@ -153,7 +153,7 @@ class RandomCrop(Randomizable):
 
 
 class _Loading(Transform):
-    """A reader as MONAI keeps its results: it takes plain functions for random ones, and runs them anew every time."""
+    """A reader whose results MONAI keeps; it takes plain functions for random ones and would call them every time."""
 
     def __init__(self, load: Callable[[Case], Item]) -> None:
         self.load = load
@@ -170,7 +170,7 @@ class SeededDataset(Dataset[Item]):
     Args:
         cases: What to read.
         load: Reads a case; everything deterministic belongs here.
-        transform: Applied last; seeded anew for every sample when it is a MONAI ``Randomizable``.
+        transform: Applied last; seeded for every sample if it is a MONAI ``Randomizable``.
         seed: Randomness derives from it.
         cache_rate: Share of the loaded cases kept in memory, 0 to 1.
         cache_workers: Threads that fill the cache.

@@ -1,7 +1,7 @@
 """Which cases have tumors in an organ, which are healthy, and how they are split into folds.
 
-What the list states decides, unless the label map contradicts it; where it states nothing, the label map does. Names
-of files never matter.
+What the list states decides, unless the label map contradicts it; if it states nothing, the label map decides. File
+names never matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from difftumor.seeding import derive_seed
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A case that is of no use, and why.
+    """A case that cannot be used, and why.
 
     Args:
         case: The case.
@@ -48,10 +48,10 @@ class AnnotatedTumor:
 
 
 def choose_tumors(tumors: Iterable[AnnotatedTumor], count: int, *, seed: int) -> tuple[AnnotatedTumor, ...]:
-    """Choose so many tumors, all where there are no more; a choice of fewer is the beginning of one of more.
+    """Choose a number of tumors, or all if there are fewer; a smaller choice is the beginning of a larger one.
 
-    A tumor's place in the order follows from the seed, its case and its index alone, so that neither the order of the
-    cases nor a split into folds moves it.
+    A tumor's rank depends only on the seed, its case and its index, so that neither the order of the cases nor a split
+    into folds changes it.
     """
     ordered = sorted(tumors, key=lambda tumor: derive_seed(seed, "tumor", tumor.case, tumor.index))
     return tuple(ordered[:count])
@@ -59,7 +59,7 @@ def choose_tumors(tumors: Iterable[AnnotatedTumor], count: int, *, seed: int) ->
 
 @dataclass(frozen=True)
 class SortedCases:
-    """The cases of a list by what they are for one organ.
+    """The cases of a list, by whether they have tumors in an organ.
 
     Args:
         tumor: With tumors in the organ.
@@ -76,15 +76,15 @@ class SortedCases:
     ) -> tuple[SortedCases, tuple[Case, ...]]:
         """Hold out the tumor cases of a fold; the training part has no scan of their patients, healthy or not.
 
-        Where the source states its validation cases, those are held out whatever the fold.
+        If the source states its validation cases, those are held out whatever the fold.
 
-        The split depends on the patients with tumors alone, so that stages which see other healthy scans agree on it.
+        The split depends only on the patients with tumors, so that stages that see different healthy scans agree on it.
 
         Args:
             fold: Which fold validates, from 0; None holds nothing out.
             count: Number of folds.
             seed: Seed of the shuffle.
-            stated: Validation cases of the source, with tumors or healthy; empty where it states none.
+            stated: Validation cases of the source, with tumors or healthy; empty if it states none.
 
         Raises:
             ConfigError: The fold does not exist.
@@ -116,7 +116,7 @@ def sort_cases(
     Args:
         cases: What to sort.
         organ: Where tumors matter; tumors elsewhere do not.
-        assume_healthy: Take a case for healthy where neither the list nor its label map could show tumors.
+        assume_healthy: Count a case as healthy if neither the list nor its label map could show tumors.
         workers: Threads that read label maps.
         look: Called, from the threads, with every case that has tumors and its labels of 0 background, 1 organ,
             2 tumor.
@@ -145,11 +145,11 @@ def sort_cases(
 
 
 def read_organ(case: Case, cases: CaseList, labels: OrganLabels) -> Volume | None:
-    """Read the labels of a case as 0 background, 1 organ, 2 tumor; None where they hold neither organ nor tumor.
+    """Read the labels of a case as 0 background, 1 organ, 2 tumor; None if they hold neither organ nor tumor.
 
     Args:
         case: With labels.
-        cases: The list it is of, which says what its labels mean.
+        cases: The list it comes from, which says what its labels mean.
         labels: The organ's numbers in it.
 
     Raises:

@@ -51,7 +51,7 @@ class Components:
 
     @property
     def box(self) -> Box:
-        """Smallest box that holds them all; empty at the origin where there are none."""
+        """Smallest box that holds them all; empty at the origin if there are none."""
         if not len(self.bounds):
             return Box((0, 0, 0), (0, 0, 0))
         return Box(triple(self.bounds[:, :, 0].min(axis=0)), triple(self.bounds[:, :, 1].max(axis=0)))
@@ -83,7 +83,7 @@ def find_components(mask_XYZ: NDArray[Any]) -> Components:
     if occupied.empty:
         nothing = np.zeros(0, np.int64)
         return Components(indices=indices, voxels=nothing, centroids=np.zeros((0, 3)), bounds=nothing.reshape(0, 3, 2))
-    # Only where there is something, which is little of a scan; and padded, because cc3d 4.1 crashes on some arrays of
+    # Only the part that holds voxels, which is little of a scan; and padded, because cc3d 4.1 crashes on some arrays of
     # a few voxels, such as [[[1, 0, 1]]].
     part = np.ascontiguousarray(np.pad(mask[occupied.slices], 1))
     numbered, count = cc3d.connected_components(part, connectivity=26, return_N=True)
@@ -118,8 +118,8 @@ def largest_component(mask_XYZ: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def leads_to(mask_XYZ: NDArray[np.bool_], voxel: Sequence[int]) -> bool:
     """Whether every voxel of a mask but one has a neighbor in it that is nearer to that one along an axis.
 
-    Step by step all voxels then lead to that one, so that the mask is one component. It may be one without; the answer
-    takes a fraction of the time of finding components.
+    Step by step all voxels then lead to that one, so that the mask is one component. A mask without this property may
+    be one component too. The answer takes a fraction of the time of finding components.
     """
     nearer = np.zeros_like(mask_XYZ)
     for axis, middle in enumerate(voxel):

@@ -1,6 +1,6 @@
-"""Clearance: distances in a mask, and whether the surroundings of a voxel are clear.
+"""Distances in a mask, and whether the surroundings of a voxel are clear.
 
-Both answer the same question, one for all voxels at once, the other exactly and fast for a single one.
+Both answer one question, the first for all voxels at once, the other exactly and fast for a single one.
 """
 
 from typing import TypeVar
@@ -22,11 +22,11 @@ def distance_mm(mask_XYZ: Mask, spacing_mm: Vector, *, closed: bool = False, thr
     Args:
         mask_XYZ: The mask.
         spacing_mm: Size of a voxel along each axis.
-        closed: Whether what lies beyond the array is taken not to be in the mask.
+        closed: Whether the mask ends at the border of the array.
         threads: How many to use; the result does not depend on it.
 
     Returns:
-        0 outside the mask, infinity where no voxel is outside.
+        0 outside the mask, infinity if no voxel is outside.
     """
     mask = np.ascontiguousarray(mask_XYZ)
     whole: Distance = edt.edt(mask, anisotropy=spacing_mm, black_border=closed, parallel=threads)
@@ -70,7 +70,7 @@ def box_about(center: Voxel, part: Mask) -> Box:
 
 
 def cut_to(array: NDArray[ScalarT], whole: Box, box: Box) -> NDArray[ScalarT]:
-    """Return what of an array that lies in the box ``whole`` lies in a smaller box."""
+    """Cut the part in a smaller box from an array that covers the box ``whole``."""
     return array[tuple(slice(a - w, b - w) for a, b, w in zip(box.start, box.stop, whole.start, strict=True))]
 
 

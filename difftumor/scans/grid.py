@@ -17,7 +17,7 @@ Voxel = tuple[int, int, int]
 # Three numbers along x, y and z: a point or a spacing, in mm.
 Vector = tuple[float, float, float]
 
-# Two grids are one where no voxel center moves by more than this.
+# Two grids are the same if no voxel center moves by more than this.
 _SAME_GRID_MM = 1e-2
 
 
@@ -38,7 +38,7 @@ class Box:
 
     Attributes:
         start: First index per axis.
-        stop: One past the last index per axis; the box is empty where ``stop <= start`` on any axis.
+        stop: One past the last index per axis; the box is empty if ``stop <= start`` on any axis.
     """
 
     start: Voxel
@@ -55,7 +55,7 @@ class Box:
 
     @classmethod
     def around(cls, mask_XYZ: Array) -> "Box":
-        """Return the smallest box that holds every nonzero voxel; empty at the origin where there is none."""
+        """Return the smallest box that holds every nonzero voxel; empty at the origin if there is none."""
         mask = np.asarray(mask_XYZ)
         # Along the axis on which voxels lie furthest apart in memory a mask is reduced at the speed of reading it, and
         # the plane that is left is small.
@@ -93,7 +93,7 @@ class Box:
 
     @classmethod
     def joined(cls, boxes: "Sequence[Box]") -> "Box":
-        """Return the smallest box that holds some boxes; empty ones do not count, and without others it is empty."""
+        """Return the smallest box that holds some boxes; empty ones do not count, and without any other it is empty."""
         filled = [box for box in boxes if not box.empty]
         if not filled:
             return cls((0, 0, 0), (0, 0, 0))
@@ -125,7 +125,7 @@ class Box:
         return Box(triple(start), triple(stop))
 
     def intersection(self, other: "Box") -> "Box":
-        """Return the box that both have in common; empty where there is none."""
+        """Return the box that both have in common, perhaps an empty one."""
         start = np.maximum(self.start, other.start)
         return Box(triple(start), triple(np.maximum(start, np.minimum(self.stop, other.stop))))
 
@@ -193,7 +193,7 @@ class Grid:
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of a voxel; less than the product of the spacing where the axes are not square to each other."""
+        """Volume of a voxel; less than the product of the spacing if the axes are not square to each other."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
@@ -211,7 +211,7 @@ class Grid:
         return self.shape == other.shape and self.displacement_mm(other) <= tolerance_mm
 
     def displacement_mm(self, other: "Grid") -> float:
-        """Largest distance between the places that both affines give to a voxel of this grid."""
+        """Return the largest distance between the places of a voxel of this grid under both affines."""
         # An affine difference is largest at a corner.
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(3, -1)
         difference = self.affine - other.affine

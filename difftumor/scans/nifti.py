@@ -102,7 +102,7 @@ def read_ct(path: Path) -> Volume:
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map as uint8, or as uint16 or uint32 where its numbers need it.
+    """Read a label map as uint8, or as uint16 or uint32 if its numbers need it.
 
     Raises:
         VolumeError: As ``read_grid``, or the voxels are incomplete, fractional, negative or over 2**32 - 1.
@@ -115,10 +115,10 @@ def read_labels(path: Path) -> Volume:
         values = values.astype(np.float64) * stored.slope + stored.inter
     low, high = values.min(), values.max()
     if not np.isfinite(low) or not np.isfinite(high) or low < 0 or high > np.iinfo(np.uint32).max:
-        raise VolumeError(f"{path} is no label map (values {low:g} to {high:g}); give whole numbers from 0 up.")
+        raise VolumeError(f"{path} is not a label map (values {low:g} to {high:g}); give whole numbers from 0 up.")
     labels = values.astype(np.min_scalar_type(int(high)))
     if not np.issubdtype(values.dtype, np.integer) and not np.array_equal(labels, values):
-        raise VolumeError(f"{path} is no label map: it holds fractions; resample labels with nearest neighbor.")
+        raise VolumeError(f"{path} is not a label map: it holds fractions; resample labels with nearest neighbor.")
     return Volume(labels.reshape(grid.shape, order="F"), grid, path, image.header)
 
 
@@ -218,7 +218,7 @@ def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, bo
 
     Args:
         original: What ``read_ct`` returned.
-        path: The file; read anew.
+        path: The file.
         changed: (X, Y, Z) boolean mask.
         box: Part of the grid that ``changed`` covers; the whole by default.
 
@@ -288,18 +288,18 @@ def _open(path: Path) -> tuple[Any, Grid]:
         image = nib.load(path)
         affine = image.affine
     except _DAMAGED as error:
-        raise VolumeError(f"{path} is damaged or not NIfTI ({_reason(error)}); copy or convert it anew.") from error
+        raise VolumeError(f"{path} is damaged or not NIfTI ({_reason(error)}); copy or convert it again.") from error
     shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
         raise VolumeError(f"{path} is not 3-D (shape {image.shape}); give one 3-D volume per file.")
     if min(shape) < 1:
-        raise VolumeError(f"{path} holds no voxels (shape {image.shape}); copy or convert it anew.")
+        raise VolumeError(f"{path} holds no voxels (shape {image.shape}); copy or convert it again.")
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(f"{path} stores {image.get_data_dtype()} values; convert it to integers or floats.")
     try:
         return image, Grid(triple(shape), affine)
     except ValueError as error:
-        raise VolumeError(f"{path} has a singular affine; convert it anew with its voxel spacing set.") from error
+        raise VolumeError(f"{path} has a singular affine; convert it again, with its voxel spacing set.") from error
 
 
 def _load(path: Path, image: Any) -> StoredImage:
@@ -315,9 +315,11 @@ def _load(path: Path, image: Any) -> StoredImage:
             while stream.read(1 << 20):
                 pass
     except _DAMAGED as error:
-        raise VolumeError(f"{path} is damaged ({_reason(error)}); copy it anew from its source.") from error
+        raise VolumeError(f"{path} is damaged ({_reason(error)}); copy it again from its source.") from error
     if filled < buffer.size:
-        raise VolumeError(f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it anew from its source.")
+        raise VolumeError(
+            f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it again from its source."
+        )
     values = buffer.view(proxy.dtype).reshape(proxy.shape, order="F")
     values.flags.writeable = False
     return StoredImage(preamble, values, float(proxy.slope), float(proxy.inter))

@@ -120,7 +120,7 @@ ORGANS = _registered(
     ),
 )
 
-# Names behind the numbers, for label maps that come without names.
+# What the numbers mean in label maps that come without names.
 CONVENTIONS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "standard": {"background": BACKGROUND, "organ": ORGAN, "tumor": TUMOR},
@@ -187,7 +187,7 @@ class OrganLabels:
 
     Attributes:
         organ: Numbers that count as organ, benign findings included.
-        tumor: Numbers that count as tumor of this organ; empty where the map has none.
+        tumor: Numbers that count as tumor of this organ; empty if the map has none.
         name: The organ's name, for messages.
         named: Whether label names say so; without, the numbers are assumed, and any above 2 is refused.
 
@@ -257,7 +257,7 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
 
     Args:
         label_names: Name to number, as in a ``dataset.json`` or ``CONVENTIONS``.
-        organ: The organ wanted.
+        organ: The organ to find.
         source: Where the names come from, for messages.
 
     Raises:

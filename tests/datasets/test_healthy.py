@@ -20,7 +20,7 @@ from difftumor.datasets.healthy import (
     select_healthy,
     usual_rule,
 )
-from difftumor.datasets.healthy_list import counts, labels_folder, rows, write_healthy_list
+from difftumor.datasets.healthy_list import counts, rows, write_healthy_list
 from difftumor.errors import ConfigError, OrganError
 from difftumor.scans.grid import Grid
 from difftumor.scans.nifti import Volume, read_labels
@@ -282,7 +282,7 @@ def test_the_list_states_scans_rule_and_reasons(scan, tmp_path):
         again = read_cases(file)
         assert [replace(case, tumor_organs=()) for case in (cases.cases[0], cases.cases[2])] == list(again.cases)
         assert again.validation_ids == ("c",)
-    assert not labels_folder(tmp_path / "list.json").exists()
+    assert not (tmp_path / "list_labels").exists()
     assert [row["volume_ml"] for row in rows(found, rule)] == [720, None, 720]
 
 

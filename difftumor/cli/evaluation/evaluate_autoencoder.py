@@ -55,7 +55,7 @@ def evaluate_autoencoder(
     and tumor. Writes card.json, cases.csv and report.html; docs/autoencoder.md explains them.
     """
     from difftumor.cli.many import for_each_case
-    from difftumor.cli.options import read_case_list
+    from difftumor.datasets.cases import read_case_list
     from difftumor.errors import CaseListError
     from difftumor.evaluation.autoencoder.report import REPORT_FILE
     from difftumor.evaluation.autoencoder.run import RESULT_FILES, CardRun

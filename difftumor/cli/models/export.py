@@ -110,7 +110,7 @@ def nnunet(
     from dataclasses import replace
 
     from difftumor.cli.many import progress_bar
-    from difftumor.cli.options import read_case_list
+    from difftumor.datasets.cases import read_case_list
     from difftumor.errors import CaseListError, first_few
     from difftumor.exchange.nnunet import SPLITS_FILE, check_dataset_name, export_dataset
     from difftumor.scans.organs import get_convention, get_organ

@@ -80,7 +80,7 @@ def predict(
     and the same command resumes after an interruption.
     """
     from difftumor.cli.many import check_outputs, progress_bar, summarized
-    from difftumor.cli.options import read_case_list
+    from difftumor.datasets.cases import read_case_list
     from difftumor.files import check_folder
     from difftumor.models.artifact import load_artifact, pick_device
     from difftumor.segmentation.cases import CasePredictor

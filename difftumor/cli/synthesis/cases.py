@@ -73,7 +73,7 @@ def listed_cases(source: Path, maps: Path | None, convention: str | None) -> Cas
     Raises:
         CaseListError: The list cannot be used, or a CT has no file in ``maps``.
     """
-    from difftumor.cli.options import read_case_list
+    from difftumor.datasets.cases import read_case_list
     from difftumor.datasets.label_folders import label_maps
     from difftumor.scans.organs import get_convention
 

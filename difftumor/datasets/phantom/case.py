@@ -128,7 +128,7 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
         seed: Seed of the cohort.
         index: Number of the case, from 0.
         config: Grid, noise and tumors.
-        organs: Organs that get tumors where there is room, unless the case is healthy; keys of ``TUMOR_ORGANS``.
+        organs: Organs that get tumors if they fit, unless the case is healthy; keys of ``TUMOR_ORGANS``.
 
     Raises:
         ConfigError: An organ is unknown.
@@ -155,7 +155,7 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
     affine = np.diag((*config.voxel_mm, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
     ct_hu = _with_noise(volume.hu, person, config)
-    # Of those made, not those wanted: there may have been no room for one.
+    # Of those made, not those requested: some may not have fitted.
     grown = tuple(organ for organ in wanted if any(tumor.organ == organ for tumor in tumors))
     return PhantomCase(ct_hu, volume.labels, lesions, affine, grown, tuple(tumors))
 
@@ -164,7 +164,7 @@ def check_organs(organs: Sequence[str]) -> None:
     """Refuse organs that the phantom cannot grow tumors in."""
     unknown = [organ for organ in organs if organ not in TUMOR_ORGANS]
     if unknown:
-        raise ConfigError(f"The phantom grows no tumors in {unknown[0]!r}: choose from {', '.join(TUMOR_ORGANS)}.")
+        raise ConfigError(f"The phantom has no tumors in {unknown[0]!r}: choose from {', '.join(TUMOR_ORGANS)}.")
 
 
 def is_healthy(seed: int, index: int, share: float) -> bool:

@@ -1,4 +1,4 @@
-"""The picture that a phantom is painted on: HU with soft edges, labels with hard ones."""
+"""The HU and labels of a phantom: solids are painted with soft edges in HU and with hard ones in the labels."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ class PhantomVolume:
             solid: What to paint.
             hu: Its attenuation, one value or one per voxel of its box.
             label: Label of its voxels; None leaves the labels as they are.
-            keep: Label that must survive where it is already.
+            keep: Label whose voxels keep it.
         """
         view = self.hu[solid.box]
         view += self.coverage(solid) * (np.asarray(hu, dtype=np.float32) - view)

@@ -255,7 +255,7 @@ def test_inputs_are_never_replaced(scans, capsys):
     ("options", "message"),
     [
         (("--out", "list.txt"), "--out list.txt does not end in .json: give a name such as list.txt.json"),
-        (("--labels", "mine"), "--labels mine is no file and no convention"),
+        (("--labels", "mine"), "--labels mine is neither a file nor a convention"),
         (("--labels", "totalsegmentator"), "name no liver tumor"),
         (("--organ", "toe"), "Organ 'toe' is not known"),
         (("--min-volume-ml", 5000), "give a minimum below the maximum"),
@@ -280,7 +280,7 @@ def test_cts_that_are_missing_or_elsewhere(scans, capsys):
     assert run("select-healthy", scans / "no", *without) == 1
     assert f"{scans / 'no'} does not exist" in capsys.readouterr().err
     assert run("select-healthy", scans / "maps" / "a.nii.gz", "--cts", scans / "cts", *without) == 1
-    assert "give --cts with a folder of label maps" in capsys.readouterr().err
+    assert "with --cts, give a folder of label maps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "labels: {}\n", "{liver: big}\n", "a: [1\n"])

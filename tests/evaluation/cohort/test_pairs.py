@@ -103,7 +103,7 @@ def test_resampling_turns_and_refines(tmp_path):
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize(
-    ("highest", "dtype", "words"), [(3, np.uint8, "holds label 3"), (1.5, np.float32, "is no label map")]
+    ("highest", "dtype", "words"), [(3, np.uint8, "holds label 3"), (1.5, np.float32, "is not a label map")]
 )
 def test_files_that_are_not_label_maps_are_a_problem_of_their_case(folders, part, highest, dtype, words):
     save(folders[part] / "a.nii.gz", highest, dtype=dtype)

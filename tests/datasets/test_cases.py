@@ -231,7 +231,7 @@ def test_other_formats_and_repeated_ids_are_refused(tmp_path):
     with pytest.raises(CaseListError, match="'a' more than once"):
         read_cases(tmp_path / "list.json")
     (tmp_path / "list.json").write_text(json.dumps(["a.dcm"]))
-    with pytest.raises(CaseListError, match="no NIfTI file"):
+    with pytest.raises(CaseListError, match="not a NIfTI file"):
         read_cases(tmp_path / "list.json")
 
 

@@ -237,8 +237,10 @@ def test_labels_stored_as_floats_or_scaled(tmp_path):
     np.testing.assert_array_equal(volume.data, labels * 2 + 1)
 
 
-@pytest.mark.parametrize(("value", "message"), [(0.5, "fractions"), (-1, "no label map"), (np.nan, "no label map")])
-def test_refuses_what_is_no_label_map(tmp_path, value, message):
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.5, "fractions"), (-1, "not a label map"), (np.nan, "not a label map")]
+)
+def test_refuses_what_is_not_a_label_map(tmp_path, value, message):
     labels = np.ones((4, 4, 4), "float32")
     labels[0, 0, 0] = value
     with pytest.raises(VolumeError, match=message):

@@ -81,7 +81,6 @@ def test_no_folder_holds_more_than_a_stranger_looks_through():
         for folder in folders
         if len(files := [f for f in folder.glob("*.py") if not f.name.startswith("__")]) > MOST_FILES
     }
-    crowded.pop("difftumor/synthesis", None)  # until its slivers are merged
     assert not crowded
     names = {path.name for path in (REPOSITORY / "difftumor").iterdir() if not path.name.startswith(("__", "py.typed"))}
     assert len(names) <= MOST_FILES, sorted(names)

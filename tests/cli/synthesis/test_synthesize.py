@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from difftumor.synthesis.scan.files import FILES
+from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.spec import Satellites, TumorSpec
 from tests.conftest import REPOSITORY, contents, read_rows, run
 from tests.nifti import write_nifti
@@ -110,13 +111,15 @@ def test_sampler_and_precision_are_chosen_and_recorded(case, tmp_path):
     chosen = {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
     options = {"sampler": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "precision": "bf16"}
     assert sampling("chosen", **options) == chosen
+    # What a replay samples with.
+    assert read_record(tmp_path / "chosen" / "record.json").models["early"].options["precision"] == "bf16"
     names = ("ct.nii.gz", "lesions.nii.gz")
     same = [(tmp_path / "usual" / name).read_bytes() == (tmp_path / "chosen" / name).read_bytes() for name in names]
     assert same == [False, True]
 
 
 def test_replay_gives_the_same_files_from_the_record_alone(case, tmp_path, monkeypatch, capsys):
-    assert run(*words(case, tmp_path / "a", count=2, precision="bf16", sampler="ddim", steps=2)) == 0
+    assert run(*words(case, tmp_path / "a", count=2, sampler="ddim", steps=2)) == 0
     record = tmp_path / "a" / "record.json"
     assert run("synthesize", "--replay", record, "--device", "cpu", "--out", tmp_path / "b") == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")

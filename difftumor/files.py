@@ -18,7 +18,7 @@ from difftumor.errors import ConfigError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to, and put it in the place of `path` when the block ends without error.
+    """Yield a temporary sibling to write to, which replaces `path` when the block ends without error.
 
     The sibling keeps the file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
@@ -34,13 +34,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str | None = None) -> Iterator[Path]:
-    """Yield a temporary folder to write to, and put it in the place of `folder` when the block ends without error.
+    """Yield a temporary folder to write to, which replaces `folder` when the block ends without error.
 
     Args:
-        folder: Replaced as a whole where it exists and is not empty. Where it is empty it stays, and is filled: it may
-            be the current folder, or a mounted one.
-        keep_others: Where the folder exists, only replace the files that are written, not the folder, nor its folders.
-        last: File by which others know that all are there: an old one goes first, and the new one comes last.
+        folder: Replaced as a whole if it exists and is not empty. An empty one stays and is filled: it may be the
+            current folder, or a mounted one.
+        keep_others: Replace only the files that are written, and keep all others in the folder.
+        last: File that tells readers that all are there: an old one is removed first, and the new one comes last.
 
     Raises:
         ConfigError: The place cannot be written to.
@@ -68,7 +68,7 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what a process left behind that was killed while it wrote a folder; nobody may be writing it now."""
+    """Remove what a killed process left behind while writing a folder; nobody may be writing to it now."""
     if folder.parent.is_dir():
         name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")  # as tempfile.mkdtemp names them
         for path in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
@@ -122,7 +122,7 @@ def _cannot_write(place: Path | str, error: OSError) -> ConfigError:
 
 
 def check_folder(path: Path, *, option: str = "") -> None:
-    """Refuse a place where no folder can be made or written to, before hours are spent on what would go there.
+    """Refuse a path that cannot be written to as a folder, before hours are spent on its content.
 
     Args:
         path: The folder; need not exist.
@@ -148,7 +148,7 @@ def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path],
     """Refuse a folder (``--out``) in which results would replace what must stay; what else is in it is left alone.
 
     Args:
-        folder: Where they are to go; need not exist.
+        folder: Where they will be written; need not exist.
         names: Files and folders that will be written; folders may be replaced as a whole.
         inputs: Files and folders that must stay.
         overwrite: Whether an earlier result may be replaced.
@@ -200,7 +200,7 @@ class ResultFolder:
         """Refuse a place that such a result must not be written to.
 
         Args:
-            folder: Where it is to go; need not exist.
+            folder: Where it will be written; need not exist.
             option: By which it was given, for messages.
             inputs: Files and folders that must stay.
             overwrite: Whether an earlier result may be replaced.

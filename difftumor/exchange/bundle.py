@@ -27,17 +27,17 @@ BUNDLE_FOLDER = ResultFolder(
     what="export", holds=("configs/*", "models/*", "docs/*"), mark=METADATA_FILE, is_own=is_json_with(MADE_BY)
 )
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-# What MONAI's bundle commands need beside MONAI; versions are the least that it takes, or those of the tests.
+# What MONAI's bundle commands need besides MONAI; the lowest versions that work, or those of the tests.
 _PACKAGES = {"pytorch-ignite": "0.4.11", "fire": "0.7.1", "jsonschema": "4.26.0"}
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Whose the model is; MONAI wants both to be stated.
+    """Who made and who owns the model; MONAI requires both.
 
     Attributes:
         authors: Who made it.
-        copyright: Whose it is.
+        copyright: Who owns it.
     """
 
     authors: str = "not stated"
@@ -50,14 +50,14 @@ def write_bundle(artifact: Artifact, out: Path, *, rights: Rights | None = None,
     Args:
         artifact: A loaded segmenter.
         out: Folder to make.
-        rights: Whose the model is.
+        rights: Who made and who owns the model.
         overwrite: Replace an earlier bundle at ``out``.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: ``out`` must not be written to; it cannot be written to, or holds something else.
+        ConfigError: ``out`` cannot be written to, or holds something other than an earlier bundle.
     """
     import torch
 
@@ -262,5 +262,5 @@ The scan is turned to RAS order and resampled to {spacing} mm; HU are clipped to
 neighbor, are blended by a Gaussian. The probabilities are carried back to the scan's own grid, where the likeliest
 class is taken. `configs/metadata.json` holds the training's record under "{MADE_BY}".
 
-For research only; not a medical device. Which license the weights have is for those to say who trained them.
+For research only; not a medical device. The license of the weights is up to those who trained them.
 """

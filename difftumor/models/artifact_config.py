@@ -106,7 +106,7 @@ class ArtifactConfig:
         try:
             content = json.loads(text)
             if not isinstance(content, dict):
-                raise TypeError("it is no mapping")
+                raise TypeError("it is not a mapping")
             content.pop("identity", None)
             version = content.get("format_version")
             if version != FORMAT_VERSION:
@@ -120,7 +120,7 @@ class ArtifactConfig:
             config = cls(**content)
             for name in ("architecture", "preprocessing", "settings", "training", "metrics", "real_tumors"):
                 if not isinstance(getattr(config, name), dict):
-                    raise TypeError(f"{name} is no mapping")
+                    raise TypeError(f"{name} is not a mapping")
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} is not a readable artifact description ({error}): make the artifact again."
@@ -149,5 +149,5 @@ def read_config(path: Path | str) -> ArtifactConfig:
         raise ArtifactError(
             f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
         )
-    # Bytes that are no text become marks that are no JSON.
+    # Bytes that are not text become replacement characters, which are not JSON.
     return ArtifactConfig.from_json(file.read_text(encoding="utf-8", errors="replace"), file)

@@ -288,7 +288,7 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Conv2d(heads * head_dim, channels, 1)
 
     def forward(self, x_BZPC: Tensor, bias_HNN: Tensor | None = None) -> Tensor:
-        """Return attended features of the input's shape; a bias has no place here and is refused."""
+        """Return attended features of the input's shape; a bias is refused, because it cannot be used here."""
         if bias_HNN is not None:
             raise ValueError("linear attention takes no position bias")
         x_SPC = x_BZPC.flatten(0, 1)

@@ -16,7 +16,7 @@ from difftumor.errors import ConfigError, ShapeError, TrainingError
 Learning = Literal["ema", "gradient"]
 # Keeps the average count of an unused code away from 0.
 COUNT_EPS = 1e-7
-# Repeated draws, where there are fewer vectors than codes, differ by this fraction of the vectors' deviation.
+# Repeated draws, needed if there are fewer vectors than codes, differ by this fraction of the vectors' deviation.
 JITTER = 0.01
 # Codes are searched in blocks of so many.
 BLOCK = 128
@@ -70,7 +70,7 @@ class Codebook(nn.Module):
     Attributes:
         embeddings: (K, D) codes.
         N: (K,) average number of vectors per batch assigned to each code; all zero until the codebook is initialized.
-        z_avg: (K, D) average sum of these vectors; N times the codes where they learn by gradient.
+        z_avg: (K, D) average sum of these vectors; N times the codes if they learn by gradient.
 
     Raises:
         ConfigError: An option is out of its range.
@@ -216,7 +216,7 @@ class Codebook(nn.Module):
         self.N.masked_fill_(dead_K, 1)
 
     def _vectors(self, features_BCZXY: Tensor) -> Tensor:
-        """Return the features as (N, D) float32; a view where the memory format allows it."""
+        """Return the features as (N, D) float32; a view if the memory format allows it."""
         if features_BCZXY.ndim != 5 or features_BCZXY.shape[1] != self.dimensions:
             raise ShapeError(
                 f"features of shape {tuple(features_BCZXY.shape)} don't fit the codebook; "

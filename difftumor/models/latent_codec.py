@@ -81,7 +81,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def condition(self, ct_signed_BCXYZ: Tensor, tumor_mask_B1XYZ: Tensor, *, masked: Masked = "image") -> Tensor:
-        """Return what the denoiser is told: the healthy latent, and where the tumor is to be.
+        """Return the condition of the denoiser: the healthy latent, and the mask of the tumor.
 
         Args:
             ct_signed_BCXYZ: (B, 1, X, Y, Z) in [-1, 1].
@@ -135,7 +135,7 @@ class LatentCodec:
         self.latent_shape(ct_BCXYZ.shape[2:])
 
     def _codebook_range(self) -> tuple[Tensor, Tensor]:
-        # Asked for anew each time: a codec may be made before its autoencoder's weights are loaded or moved.
+        # Looked up at every call: a codec may be made before its autoencoder's weights are loaded or moved.
         low, high = torch.aminmax(self.autoencoder.codebook.embeddings)
         if not low < high:
             raise ConfigError(

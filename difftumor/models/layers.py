@@ -21,7 +21,7 @@ Padding = tuple[int, int, int, int, int, int]
 
 
 def replicate(x_BCZXY: Tensor, padding: Padding) -> Tensor:
-    """Continue the edge voxels outward; no copy where there is nothing to pad."""
+    """Repeat the edge voxels outward; no copy is made if there is nothing to pad."""
     if not any(padding):
         return x_BCZXY
     if torch.compiler.is_compiling():
@@ -94,7 +94,7 @@ class _NormSiluReplicate(torch.autograd.Function):
 
 
 def _padded(x_BCZXY: Tensor, dtype: torch.dtype, padding: Padding) -> Tensor:
-    """Return a copy in channels-last memory whose outermost voxels go on outward, axis by axis."""
+    """Return a copy in channels-last memory whose outermost voxels are repeated outward, axis by axis."""
     shape = list(x_BCZXY.shape)
     for axis, before, after in _sides(padding):
         shape[axis] += before + after
@@ -133,7 +133,7 @@ def _group_norm(
 def _sums(grad_BCZXY: Tensor, x_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
     """Return Σ g and Σ g·x over the voxels, (B, C) each, without a tensor of the products."""
     g_BCN, x_BCN = grad_BCZXY.flatten(2), x_BCZXY.flatten(2)
-    # A product of matrices reads both once; its diagonal is what is wanted.
+    # A product of matrices reads both once; only its diagonal is needed.
     return g_BCN.sum(2), torch.bmm(g_BCN, x_BCN.mT).diagonal(dim1=1, dim2=2)
 
 

@@ -58,14 +58,14 @@ def keep_inside_organ(
 
 
 def predicted_organ(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where the predicted organ is: its largest piece with the tumors that touch it, and pieces almost as large.
+    """Return the predicted organ: its largest piece with its tumors, and pieces at least a tenth as large.
 
     Args:
         labels: (X, Y, Z): 0 background, 1 organ, 2 tumor.
 
     Returns:
         (X, Y, Z): organ and tumor voxels of the connected pieces that hold at least a tenth as many organ voxels as the
-        piece with the most, such as both kidneys. Empty where no organ is predicted: tumor alone is no organ.
+        piece with the most, such as both kidneys. Empty if no organ is predicted: tumor alone is not an organ.
     """
     pieces = find_components(labels != BACKGROUND)
     voxels = np.bincount(pieces.indices[labels == ORGAN], minlength=len(pieces.found) + 1)
@@ -85,8 +85,7 @@ def drop_small_tumors(labels: NDArray[np.uint8], *, least_mm3: float, voxel_mm3:
         voxel_mm3: Volume of a voxel.
 
     Returns:
-        A copy in which a dropped tumor is what most of the voxels are that touch it: organ inside of the organ, else
-        background.
+        A copy in which a dropped tumor becomes organ if most voxels that touch it are organ, else background.
     """
     kept = labels.copy(order="K")
     tumors = find_components(labels == TUMOR)

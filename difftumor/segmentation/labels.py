@@ -1,4 +1,4 @@
-"""Segmenters as a function from CT to labels, for who judges them without knowing networks."""
+"""Segmenters as a function from CT to labels, for evaluations that know nothing of networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from difftumor.scans.nifti import Volume
 from difftumor.segmentation.inference import check_together, predict_volume
 from difftumor.segmentation.options import PredictionOptions
 
-# Of what windows gave; a window of 96³ voxels gives 10 MiB.
+# For the output of windows; one of 96³ voxels takes 10 MiB.
 MEMORY_BYTES = 4 * 2**30
 
 
@@ -30,12 +30,12 @@ class LabelPredictor:
 
     Args:
         artifacts: Loaded segmenters of one organ and spacing, whose probabilities are averaged.
-        options: How.
-        windows_per_batch: Windows that go through the network together.
-        memory_bytes: Most that is remembered.
+        options: Windows and filters.
+        windows_per_batch: Number of windows that go through the network together.
+        memory_bytes: Limit of what is remembered.
 
     Raises:
-        ConfigError: The segmenters don't fit together.
+        ConfigError: The segmenters do not fit together.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class LabelPredictor:
         first = ct.path != self._file
         for network in self._networks:
             network.learn(first)
-        self._file = None  # what an error leaves behind is not relied on
+        self._file = None  # an error may leave windows half remembered
         labels = predict_volume(ct, self._artifacts, self._options, windows_per_batch=self._windows_per_batch).labels
         self._file = ct.path
         return labels
 
 
 def seen_around_mm(artifacts: Sequence[Artifact]) -> float | None:
-    """Return how far from a voxel segmenters can see, one window; None where they scale a scan by all of its voxels."""
+    """Return how far from a voxel segmenters can see, one window; None if they scale a scan by all of its voxels."""
     preprocessings = [artifact.config.preprocessing for artifact in artifacts]
     if any(Normalization.of(preprocessing).kind != "unit" for preprocessing in preprocessings):
         return None
@@ -77,7 +77,7 @@ def seen_around_mm(artifacts: Sequence[Artifact]) -> float | None:
 
 
 class _Remembering(nn.Module):
-    """A network that need not compute again what it remembers."""
+    """A network that remembers the output of windows it has seen."""
 
     def __init__(self, network: nn.Module, memory_bytes: int) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ class _Remembering(nn.Module):
         self._most, self._left, self._learning = memory_bytes, memory_bytes, False
         self._known: dict[bytes, Tensor] = {}
 
-    def learn(self, anew: bool) -> None:
-        """Say whether what comes is to be remembered in place of what was, or only looked up."""
-        self._learning = anew
-        if anew:
+    def learn(self, learning: bool) -> None:
+        """Choose between remembering the next windows instead of the earlier ones, and only looking them up."""
+        self._learning = learning
+        if learning:
             self._known, self._left = {}, self._most
 
     def forward(self, windows: Tensor) -> Tensor:

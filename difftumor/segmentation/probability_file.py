@@ -50,7 +50,7 @@ def probability_file(path: Path, like: Volume) -> Iterator[Watch]:
         def write(box: Box, probabilities: NDArray[np.float32]) -> None:
             nonlocal classes
             classes = len(probabilities)
-            # Opened anew for each slab, so that what is written does not stay in memory.
+            # Reopened for each slab, so that written slabs do not stay in memory.
             mode: Any = "r+" if slabs.exists() else "w+"
             stored = np.memmap(slabs, dtype, mode, shape=(*like.grid.shape, classes), order="F")
             stored[box.slices] = np.moveaxis(np.rint(probabilities * _ONE), 0, -1)
@@ -81,7 +81,7 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
     places = [labels.parent / PROBABILITIES / f"{name}{suffix}" for suffix in (".nii.gz", ".nii")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise VolumeError(f"There is no {places[0]}: predict with --probabilities, or do without --froc.")
+        raise VolumeError(f"There is no {places[0]}: predict with --probabilities, or omit --froc.")
     try:
         image: Any = nib.load(path)
         stored = image.dataobj[..., TUMOR] if image.ndim == 4 else image.dataobj[...]
@@ -91,7 +91,7 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
         raise VolumeError(f"{path} cannot be read ({error}): predict the case again with --probabilities.") from error
     # Stored as whole numbers with a slope, 1 may come back as a little more.
     if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
-        raise VolumeError(f"{path} holds no probabilities of 0 to 1: predict the case again with --probabilities.")
+        raise VolumeError(f"{path} has no probabilities from 0 to 1: predict the case again with --probabilities.")
     return probability, grid, path
 
 

@@ -39,16 +39,16 @@ def blend_windows(
 ) -> Tensor:
     """Predict window by window, and blend the windows with a Gaussian that favors their middles.
 
-    The volume stays where it is and so does the result: only windows travel.
+    The result is on the volume's device; only windows are moved to the network's.
 
     Args:
         predict: Maps windows (B, 1, X, Y, Z) on ``device`` to (B, C, X, Y, Z).
-        volume_11XYZ: (1, 1, X, Y, Z), float32, of any size; padded evenly where it is smaller than the window.
+        volume_11XYZ: (1, 1, X, Y, Z), float32, of any size; padded evenly if it is smaller than the window.
         window: Window (x, y, z) in voxels.
-        overlap: Part of a window that its neighbor shares, in [0, 1).
-        windows_per_batch: Windows that are predicted together.
+        overlap: Share of a window that overlaps its neighbor, in [0, 1).
+        windows_per_batch: Number of windows that are predicted together.
         device: Where ``predict`` runs.
-        padding: What surrounds a volume smaller than the window.
+        padding: Value around a volume smaller than the window.
 
     Returns:
         (1, C, X, Y, Z), float32, on the volume's device.
@@ -82,18 +82,18 @@ def blended_slabs(
     device: torch.device,
     padding: float,
 ) -> Iterator[Tensor]:
-    """Blend windows as `blend_windows` does, but from below to above, with memory for one layer of windows.
+    """Blend windows as `blend_windows` does, but from bottom to top, with memory for one layer of windows.
 
     Args:
-        predict: See `blend_windows`, as for all that is not said here.
+        predict: Maps windows (B, 1, X, Y, Z) on ``device`` to (B, C, X, Y, Z).
         read: Returns slices (X, Y, stop - start) of the volume, float32, for ``start`` and ``stop`` along Z. It is
-            asked for every slice once, in their order.
+            called for every slice once, in order.
         shape: (X, Y, Z) of the volume.
-        window: See there.
-        overlap: See there.
-        windows_per_batch: See there.
+        window: Window (x, y, z) in voxels.
+        overlap: Share of a window that overlaps its neighbor, in [0, 1).
+        windows_per_batch: Number of windows that are predicted together.
         device: Where ``predict`` runs; the layer is kept there too.
-        padding: See there.
+        padding: Value around a volume smaller than the window.
 
     Yields:
         (C, X, Y, n), float32, on ``device``: the next n slices.
@@ -129,7 +129,7 @@ def blended_slabs(
         finished_CXYZ = sums_CXYZ[..., :done] / weights_XYZ[..., :done]
         yield finished_CXYZ[:, inside_x, inside_y, inside_z if len(starts_z) == 1 else slice(None)]
         if following in starts_z:
-            # What later windows have a say in moves down to the bottom of the next layer.
+            # The part that later windows overlap moves down to the bottom of the next layer.
             sums_CXYZ, weights_XYZ = (F.pad(part[..., done:], (0, done)) for part in (sums_CXYZ, weights_XYZ))
             layer_XYZ = torch.cat([layer_XYZ[..., done:], read_padded(start + window[2], following + window[2])], -1)
 

@@ -206,7 +206,7 @@ def test_description_that_is_none_is_refused_by_name(tmp_path, content):
 def test_description_with_a_number_for_a_mapping_is_refused(tmp_path, field):
     file = _save_autoencoder(tmp_path / "ae") / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: 3}))
-    with pytest.raises(ArtifactError, match=f"{field} is no mapping"):
+    with pytest.raises(ArtifactError, match=f"{field} is not a mapping"):
         read_config(tmp_path / "ae")
 
 

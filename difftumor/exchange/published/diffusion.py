@@ -97,7 +97,7 @@ def _check_schedule(entries: Mapping[str, Tensor], source: Path) -> tuple[int, s
     for name, table in expected.items():
         found_table = entries.get(name)
         if found_table is None or found_table.shape != table.shape:
-            raise PublishedFileError(f"{source} lacks the table {name} of its noise schedule: get it as published.")
+            raise PublishedFileError(f"{source} lacks the table {name} of its noise schedule: download it again.")
         if not torch.allclose(found_table.double(), table.double(), rtol=1e-4, atol=1e-7):
             raise PublishedFileError(
                 f"{source} was trained with another noise schedule ({name} is not that of the cosine schedule): "

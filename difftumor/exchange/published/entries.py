@@ -29,8 +29,8 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], *, source: P
         The names of the entries used, as the file has them.
 
     Raises:
-        PublishedFileError: An entry is missing or misshaped, holds what cannot be, or belongs to a part of the network
-            that has no place for it.
+        PublishedFileError: An entry is missing or misshaped, holds what cannot be, or is unknown to its part of the
+            network.
     """
     wanted = {prefix + name: value for name, value in network.state_dict().items()}
     for name, value in wanted.items():
@@ -39,7 +39,7 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], *, source: P
     unknown = [name for name in entries if name not in wanted and _part(name) in parts]
     if unknown:
         raise PublishedFileError(
-            f"{source} holds {unknown[0]}, for which the published network has no place: "
+            f"{source} holds {unknown[0]}, which the published network does not have: "
             "give a file of the published architecture."
         )
     network.load_state_dict({name.removeprefix(prefix): entries[name] for name in wanted}, strict=True)
@@ -48,7 +48,7 @@ def load_entries(network: nn.Module, entries: Mapping[str, Tensor], *, source: P
         if not torch.equal(value, entries[prefix + name]):
             raise PublishedFileError(
                 f"{source} holds a {prefix}{name} that differs from another entry for the same weights: "
-                "get the file as published again."
+                "download the published file again."
             )
     return set(wanted)
 
@@ -110,10 +110,10 @@ def _check(entries: Mapping[str, Tensor], name: str, wanted: Tensor, source: Pat
             f"{source} holds {name} as {described[0]}, and the published network has it as {described[1]}: "
             "give a file of the published architecture."
         )
-    # Whole numbers are no weights: they are indices that follow from the architecture.
+    # Whole numbers are not weights but indices that follow from the architecture.
     sound = value.isfinite().all() if value.is_floating_point() else torch.equal(value, wanted)
     if not sound:
-        raise PublishedFileError(f"{source} holds {name} with values that cannot be: get the file as published again.")
+        raise PublishedFileError(f"{source} holds {name} with impossible values: download the published file again.")
 
 
 def _part(name: str) -> str:

@@ -6,7 +6,7 @@ before that program:
 1. The archive must be whole, and the pickle may name nothing beyond a short list.
 2. PyTorch's restricted reader (``weights_only=True``) interprets it, with that list alone allowed. What the list holds
    besides tensors are names of OmegaConf, NumPy and Lightning; `Inert` stands for all of them.
-3. Only tensors and plain numbers that were asked for by name are handed on.
+3. Only tensors and plain numbers that were requested by name are returned.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ TENSOR_NAMES = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class PublishedFile:
-    """What was asked for of a published checkpoint.
+    """The requested parts of a published checkpoint.
 
     Attributes:
         path: The file.
@@ -120,12 +120,12 @@ def read_published(path: Path | str, *, tables: Sequence[str], numbers: Sequence
     with file.open("rb") as stream:
         if stream.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
             raise PublishedFileError(
-                f"{file} is no checkpoint in the zip format of PyTorch 1.6 and later, the only one that is read: "
+                f"{file} is not a checkpoint in the zip format of PyTorch 1.6 and later, the only one that is read: "
                 "give the file as published."
             )
     with _damage_named(file, "is damaged or cut off"), zipfile.ZipFile(file) as archive:
         _check_archive(archive, file)
-    with _damage_named(file, "is a zip archive, but no checkpoint of PyTorch"):
+    with _damage_named(file, "is a zip archive, but not a checkpoint of PyTorch"):
         instructions = _pickle(file)
     with _damage_named(file, "holds a pickle that cannot be read"):
         _check_names(instructions, file)
@@ -146,21 +146,19 @@ def _damage_named(file: Path, what: str) -> Iterator[None]:
         # PyTorch wraps its reason in advice to load the file unsafely, which must not be passed on.
         cause = error.__context__ if "weights_only" in str(error) and error.__context__ else error
         lines = str(cause).splitlines() or [type(cause).__name__]
-        raise PublishedFileError(f"{file} {what} ({_shown(lines[0])}): get the file as published again.") from error
+        raise PublishedFileError(f"{file} {what} ({_shown(lines[0])}): download the published file again.") from error
 
 
 def _check_archive(archive: zipfile.ZipFile, file: Path) -> None:
     """Refuse an archive that PyTorch has not written, before its size can surprise, and one with wrong checksums."""
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise PublishedFileError(f"{file} is compressed, which PyTorch never does: get the file as published again.")
+        raise PublishedFileError(f"{file} is compressed, which PyTorch never does: download the published file again.")
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > file.stat().st_size:
-        raise PublishedFileError(f"{file} holds entries twice or on top of each other: get it as published again.")
+        raise PublishedFileError(f"{file} holds entries twice or on top of each other: download it again.")
     if (damaged := archive.testzip()) is not None:
-        raise PublishedFileError(
-            f"{file} is damaged (the checksum of {_shown(damaged)} differs): get it as published again."
-        )
+        raise PublishedFileError(f"{file} is damaged (the checksum of {_shown(damaged)} differs): download it again.")
 
 
 def _pickle(file: Path) -> bytes:
@@ -171,7 +169,7 @@ def _pickle(file: Path) -> bytes:
     size = archive.get_record_size("data.pkl")
     if size > LARGEST_PICKLE:
         raise PublishedFileError(
-            f"{file} describes its weights in {size} bytes, more than any published file: get it as published again."
+            f"{file} describes its weights in {size} bytes, more than any published file: download it again."
         )
     return archive.get_record("data.pkl")
 
@@ -182,12 +180,12 @@ def _check_names(instructions: bytes, file: Path) -> None:
         if opcode.name == "PROTO" and argument != 2:
             raise PublishedFileError(
                 f"{file} is written with pickle protocol {argument}, where torch.save writes 2: "
-                "get the file as published again."
+                "download the published file again."
             )
         if opcode.name == "GLOBAL" and (name := _python_3_name(str(argument))) not in TENSOR_NAMES | STAND_INS.keys():
             raise PublishedFileError(
                 f"{file} is refused, because it wants {_shown(name)} to be used, which no table of weights needs: "
-                "nothing of it was run; get the file as published again."
+                "nothing of it was run; download the published file again."
             )
 
 
@@ -233,13 +231,13 @@ def _handed_on(content: object, file: Path, *, tables: Sequence[str], numbers: S
 
 def _items(table: object, file: Path, what: str) -> dict[str, Any]:
     if not isinstance(table, dict):
-        raise PublishedFileError(f"{file}: {what} is no table of names: get the file as published again.")
+        raise PublishedFileError(f"{file}: {what} is not a table of names: download the published file again.")
     # The methods of dict itself: the pickle may have put attributes of the same names on an OrderedDict.
     items = dict(dict.items(table))
     strange = [name for name in items if type(name) is not str or not name.isprintable() or len(name) > 300]
     if strange:
         raise PublishedFileError(
-            f"{file}: {what} has an entry with the name {_shown(strange[0])}: get the file as published again."
+            f"{file}: {what} has an entry with the name {_shown(strange[0])}: download the published file again."
         )
     return items
 
@@ -248,7 +246,7 @@ def _tensors(table: object, file: Path, what: str) -> dict[str, Tensor]:
     tensors = {}
     for name, value in _items(table, file, what).items():
         if type(value) not in (Tensor, nn.Parameter):
-            raise PublishedFileError(f"{file}: {what} holds {name}, which is no plain tensor: get it as published.")
+            raise PublishedFileError(f"{file}: {what} holds {name}, which is not a plain tensor: download it again.")
         tensors[name] = value.detach()
     return tensors
 

@@ -61,7 +61,7 @@ def _unwrapped(table: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
         name = WRAPPERS.sub("", written, count=1) if WRAPPERS.match(written) else written
         name = name.replace(".mlp.fc1.", ".mlp.linear1.").replace(".mlp.fc2.", ".mlp.linear2.")
         if name in entries:
-            raise PublishedFileError(f"{source} holds {name} twice ({written}): get the file as published again.")
+            raise PublishedFileError(f"{source} holds {name} twice ({written}): download the published file again.")
         entries[name] = value
     return entries
 
@@ -81,7 +81,7 @@ def _swinunetr(entries: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
     sizes = {features: size for size, features in SWIN_FEATURE_SIZES.items()}
     if width not in sizes:
         raise PublishedFileError(
-            f"{source} is no published Swin UNETR (swinViT.patch_embed.proj.weight has {width or 'no'} channels, "
+            f"{source} is not a published Swin UNETR (swinViT.patch_embed.proj.weight has {width or 'no'} channels, "
             f"not {', '.join(map(str, sizes))}): give another file, or its architecture."
         )
     return {"size": sizes[width], "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)}

@@ -282,5 +282,5 @@ def test_files_of_other_kinds_are_refused(folder, tmp_path, capsys):
     assert "holds no 'ema'" in refused(capsys, *words)
     words = (autoencoder, tmp_path / "out", "--organ", "liver")
     assert "lacks model.0.conv.unit0.conv.weight" in refused(capsys, "segmenter", "unet", *words)
-    assert "no published Swin UNETR" in refused(capsys, "segmenter", "swinunetr", *words)
+    assert "not a published Swin UNETR" in refused(capsys, "segmenter", "swinunetr", *words)
     assert not (tmp_path / "out").exists()

@@ -389,7 +389,7 @@ def test_a_single_scan_is_refused_with_its_error_alone(tmp_path, segmenter, caps
         ((ct, segmenter, tmp_path / "out", "--device", "cuda:99"), "cuda:99"),
         ((ct, segmenter, tmp_path / "out", "--overlap", 1.5), "overlap"),
         ((damaged, segmenter, tmp_path / "out"), "damaged.nii.gz"),
-        ((tmp_path / "no.nii.gz", segmenter, tmp_path / "out"), "no.nii.gz does not exist; give a CT"),
+        ((tmp_path / "no.nii.gz", segmenter, tmp_path / "out"), "no.nii.gz does not exist: give a CT"),
     ):
         assert predict(*words) == 1
         error = capsys.readouterr().err

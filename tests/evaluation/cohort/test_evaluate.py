@@ -132,5 +132,5 @@ def test_bad_probabilities_are_named(cohort):
     wrong = np.full(GRID.shape, 7, np.float32)
     for case in ("a", "b"):
         write_nifti(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", wrong, GRID.affine)
-    with pytest.raises(CaseListError, match="holds no probabilities of 0 to 1"):
+    with pytest.raises(CaseListError, match="has no probabilities from 0 to 1"):
         evaluated(cohort, froc=True).check_whole()

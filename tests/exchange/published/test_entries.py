@@ -41,10 +41,10 @@ def test_entries_are_loaded(prefix):
         ({"conv.bias": torch.ones(4)}, r"conv\.bias as \(4,\) float32, .* as \(3,\) float32"),
         ({"conv.weight": torch.ones(3, 2)}, r"conv\.weight as \(3, 2\) float32"),
         ({"conv.bias": torch.ones(3).half()}, r"conv\.bias as \(3,\) float16"),
-        ({"conv.bias": torch.tensor([1.0, float("nan"), 1.0])}, r"conv\.bias with values that cannot be"),
-        ({"conv.bias": torch.tensor([1.0, float("inf"), 1.0])}, r"conv\.bias with values that cannot be"),
-        ({"norm.num_batches_tracked": torch.tensor(3)}, r"norm\.num_batches_tracked with values that cannot be"),
-        ({"conv.more": torch.ones(1)}, r"conv\.more, for which the published network has no place"),
+        ({"conv.bias": torch.tensor([1.0, float("nan"), 1.0])}, r"conv\.bias with impossible values"),
+        ({"conv.bias": torch.tensor([1.0, float("inf"), 1.0])}, r"conv\.bias with impossible values"),
+        ({"norm.num_batches_tracked": torch.tensor(3)}, r"norm\.num_batches_tracked with impossible values"),
+        ({"conv.more": torch.ones(1)}, r"conv\.more, which the published network does not have"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "net."])
@@ -136,7 +136,7 @@ def resized(steps: int) -> dict[str, torch.Tensor]:
         ({"vqgan.codebook.N": torch.zeros(32)}, r"vqgan\.codebook\.N differs"),
         ({"vqgan.codebook.N": torch.ones(33)}, r"vqgan\.codebook\.N as \(33,\)"),
         ({"denoise_fn.init_conv.weight": None}, r"lacks denoise_fn\.init_conv\.weight"),
-        ({"denoise_fn.more": torch.ones(1)}, r"denoise_fn\.more, for which"),
+        ({"denoise_fn.more": torch.ones(1)}, r"denoise_fn\.more, which the"),
     ],
 )
 def test_diffusion_files_that_do_not_fit_are_refused(tmp_path, small, change, words):
@@ -158,7 +158,7 @@ def unet():
     [
         ("model.0.conv.unit0.conv.bias", None, r"lacks model\.0\.conv\.unit0\.conv\.bias"),
         ("module.model.0.conv.unit0.conv.bias", torch.ones(16), "holds model.0.conv.unit0.conv.bias twice"),
-        ("model.3.conv.bias", torch.ones(16), r"model\.3\.conv\.bias, for which"),
+        ("model.3.conv.bias", torch.ones(16), r"model\.3\.conv\.bias, which the"),
         ("model.2.0.conv.bias", torch.ones(4), r"model\.2\.0\.conv\.bias as \(4,\)"),
     ],
 )
@@ -173,5 +173,5 @@ def test_segmenters_that_do_not_fit_are_refused(tmp_path, unet, name, changed, w
 def test_swin_sizes_that_were_not_published_are_refused(tmp_path, embedding):
     state = {} if embedding is None else {"swinViT.patch_embed.proj.weight": embedding}
     file = saved({"state_dict": state}, tmp_path / "best.pt")
-    with pytest.raises(PublishedFileError, match="no published Swin UNETR"):
+    with pytest.raises(PublishedFileError, match="not a published Swin UNETR"):
         import_segmenter("swinunetr", file, tmp_path / "out", organ="liver")

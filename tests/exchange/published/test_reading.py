@@ -120,11 +120,11 @@ def test_archives_of_others_are_refused(tmp_path):
         read(tmp_path)
     for data in (b"", b"PK", b"no checkpoint at all", pickle.dumps({"state_dict": {}})):
         (tmp_path / "a.ckpt").write_bytes(data)
-        with pytest.raises(PublishedFileError, match="no checkpoint in the zip format"):
+        with pytest.raises(PublishedFileError, match="not a checkpoint in the zip format"):
             read(tmp_path / "a.ckpt")
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as file:
         file.writestr("data.pkl", b"")
-    with pytest.raises(PublishedFileError, match="no checkpoint of PyTorch"):
+    with pytest.raises(PublishedFileError, match="not a checkpoint of PyTorch"):
         read(tmp_path / "a.ckpt")
     with pytest.raises(PublishedFileError, match="TorchScript program"):
         read(archive(tmp_path / "a.ckpt", checkpoint(b"N"), {"constants.pkl": b"N."}))
@@ -141,7 +141,7 @@ def test_archives_of_others_are_refused(tmp_path):
         read(saved({"epoch": 1, "model": STATE}, tmp_path / "a.ckpt"))
     with pytest.raises(PublishedFileError, match=r"it holds 0, 1, 2, 3, 4, 5, 6, 7, …\)"):
         read(saved({str(number): 1 for number in range(9)}, tmp_path / "a.ckpt"))
-    with pytest.raises(PublishedFileError, match="no table of names"):
+    with pytest.raises(PublishedFileError, match="not a table of names"):
         read(saved([STATE], tmp_path / "a.ckpt"))
 
 

@@ -1,4 +1,4 @@
-"""The two discriminators of stage 1 and what they and the autoencoder want of each other (paper, eqs. 3 and 4).
+"""The two discriminators of stage 1 and the losses between them and the autoencoder (paper, eqs. 3 and 4).
 
 Legend of shape suffixes: B batch, C channel (one), Z X Y voxels.
 """
@@ -39,7 +39,7 @@ class Critics(nn.Module):
 
         Args:
             ct_BCZXY: CT or reconstruction in [-1, 1].
-            positions_B: Number of the axial slice that is looked at in each element.
+            positions_B: Number of the axial slice that is judged in each element.
         """
         with _exact_if_thin(ct_BCZXY):
             return {"slice": self.slice(take_slices(ct_BCZXY, positions_B, AXIAL)), "volume": self.volume(ct_BCZXY)}

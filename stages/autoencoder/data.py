@@ -23,12 +23,12 @@ _MOST_SCAN_LOADERS = 2
 
 @dataclass(eq=False)
 class WholeScan:
-    """A whole scan in model space. No mapping of tensors, so that nobody moves it to a GPU that it might not fit.
+    """A whole scan in model space; not a mapping of tensors, which Lightning would move to a GPU too small for it.
 
     Attributes:
         id: Of the case.
         ct_hu_XYZ: (X, Y, Z) float32 HU.
-        labels_XYZ: (X, Y, Z) uint8, above 0 where anything is labelled; all 0 where the case has no labels.
+        labels_XYZ: (X, Y, Z) uint8, above 0 where anything is labeled; all 0 if the case has no labels.
     """
 
     id: str
@@ -73,8 +73,8 @@ class AutoencoderData(CropData):
 
     Args:
         reader: Reads the cases.
-        foreground_ratio: Crops around labelled voxels per crop around another one; see ``RandomCrop``.
-        options: See ``CropData``; all of ``validation`` is validated on.
+        foreground_ratio: Crops around labeled voxels per crop around another one; see ``RandomCrop``.
+        options: Arguments of ``CropData``; all of ``validation`` is validated on.
     """
 
     def __init__(self, *, reader: AutoencoderReader, foreground_ratio: float, **options: Any) -> None:
@@ -89,7 +89,7 @@ class AutoencoderData(CropData):
         self.validation_set = self._whole(own, self.reader.whole)
 
     def val_dataloader(self) -> DataLoader[WholeScan | None] | list[Any]:
-        """Return the loader of this rank's whole scans; empty where no case is held out."""
+        """Return the loader of this rank's whole scans; empty if no case is held out."""
         assert self.trainer is not None
         if not self.validation:
             return []
@@ -113,7 +113,7 @@ class AutoencoderData(CropData):
 class OwnScans(Dataset["WholeScan | None"]):
     """The whole scans of one rank, then None up to the length that every rank has.
 
-    A rank with fewer steps than the others would leave them waiting for ever.
+    A rank with fewer steps than the others would leave them waiting forever.
 
     Args:
         loaded: The scans.
@@ -138,7 +138,7 @@ class OwnScans(Dataset["WholeScan | None"]):
 
 
 def evenly_spaced(items: Sequence[T], count: int | None) -> tuple[T, ...]:
-    """Choose so many of the items, evenly spaced: always the same, whatever is random. None chooses all."""
+    """Choose ``count`` of the items, evenly spaced: always the same, whatever the seed. None chooses all."""
     if count is None or count >= len(items):
         return tuple(items)
     # The middle of each of ``count`` equal parts.

@@ -100,7 +100,7 @@ class PerceptualLoss(nn.Module):
         weights: File with torchvision's state dict of it; None takes torchvision's own, downloaded once and cached.
 
     Raises:
-        TrainingError: The weights cannot be had; the message names the two settings that solve it.
+        TrainingError: The weights cannot be loaded; the message names the two options that solve it.
     """
 
     def __init__(self, *, backbone: Backbone = "vgg", weights: Path | None = None) -> None:
@@ -108,7 +108,7 @@ class PerceptualLoss(nn.Module):
         if backbone not in BACKBONE_WEIGHTS:
             raise ConfigError(f"perceptual.backbone is {backbone!r}: choose {', '.join(BACKBONE_WEIGHTS)}.")
         state = _backbone_state(backbone, weights)
-        # LPIPS draws weights that are then replaced; the global generator must not notice.
+        # LPIPS draws weights that are then replaced; the global generator must stay as it was.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # lpips 0.1.4 calls torchvision by an older name of the argument; nothing a user could change.
             warnings.filterwarnings("ignore", message=".*parameter 'pretrained'.*", module="torchvision")
@@ -151,7 +151,7 @@ def _backbone_state(backbone: str, weights: Path | None) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises whatever the file's bytes lead it to
         raise TrainingError(f"perceptual.weights={weights} cannot be read as a torch state dict: {remedy}.") from error
     if not isinstance(state, dict):
-        raise TrainingError(f"perceptual.weights={weights} holds no state dict: {remedy}.")
+        raise TrainingError(f"perceptual.weights={weights} is not a state dict: {remedy}.")
     return state
 
 

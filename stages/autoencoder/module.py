@@ -61,7 +61,7 @@ class AutoencoderModule(StageModule):
         window: HU that the network sees.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
-        validation: Measures and draws held-out scans; None where there are none.
+        validation: Measures and plots held-out scans; None if there are none.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class AutoencoderModule(StageModule):
         return [Adam(network.parameters(), lr=lr, betas=betas) for network in (self.autoencoder, self.critics)]
 
     def on_fit_start(self) -> None:
-        """Bring the perceptual loss along, which is no submodule, and compile what is worth it."""
+        """Move the perceptual loss, which is not a submodule, to the device, and compile the networks if asked to."""
         if self._perceptual[0] is not None:
             self._perceptual[0].to(self.device)
         if self.training_options.compile:
@@ -126,7 +126,7 @@ class AutoencoderModule(StageModule):
                 network.compile()
 
     def training_step(self, batch: Item, batch_idx: int) -> None:
-        """One step of the autoencoder, the codebook and, once they have joined, the discriminators; or of none."""
+        """Take one step of the autoencoder, the codebook and, once they have joined, the discriminators; or of none."""
         ct_BCZXY, book = self._signed(batch), self.autoencoder.codebook
         undo = Undo([*book.state_dict().values(), *self.critics.buffers()])
         self._place_codes(ct_BCZXY)
@@ -154,7 +154,7 @@ class AutoencoderModule(StageModule):
             self.validation.start()
 
     def validation_step(self, batch: WholeScan | None, batch_idx: int) -> None:
-        """Measure one held-out scan; None where other ranks have one more."""
+        """Measure one held-out scan; None if other ranks have one more."""
         assert self.validation is not None
         self.validation.take(batch, self)
 
@@ -207,7 +207,7 @@ class AutoencoderModule(StageModule):
             self.autoencoder.codebook.initialize(features, generator=self.step_generator("codebook"))
 
     def _positions(self, ct_BCZXY: Tensor) -> Tensor:
-        """Draw the slices that are looked at, (4, B): an axial one for the discriminator, then one of each plane.
+        """Draw the slices that are judged, (4, B): an axial one for the discriminator, then one of each plane.
 
         They are drawn for the elements of all ranks, of which rank r of W has r, r + W, …, as the sampler deals them.
         """
@@ -228,11 +228,11 @@ class AutoencoderModule(StageModule):
         losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()  # eq. 2
         self._backpropagate(losses["loss"])
         if joined:
-            wanted = self.critics.losses(fake_BCZXY, axial_B, real)
+            critics = self.critics.losses(fake_BCZXY, axial_B, real)
             names = {f"{name}_discriminator": f"{name}_adversarial" for name in real}
-            total = torch.stack([self.weights[names[name]] * value for name, value in wanted.items()]).sum()
+            total = torch.stack([self.weights[names[name]] * value for name, value in critics.items()]).sum()
             self._backpropagate(total)
-            losses |= {**wanted, "discriminators": total}
+            losses |= {**critics, "discriminators": total}
         return _MicroBatch(
             losses={name: value.detach() for name, value in losses.items()},
             metrics={"perplexity": output.quantized.perplexity, "psnr": psnr(fake_BCZXY.detach(), ct_BCZXY)},

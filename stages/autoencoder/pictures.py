@@ -21,7 +21,7 @@ DIFFERENCE_HU = 100.0
 
 
 class ScanPictures:
-    """Draws crops into the run's folder and TensorBoard.
+    """Plots crops into the run's folder and TensorBoard.
 
     Args:
         cases: Ids of the scans to picture.
@@ -48,16 +48,16 @@ class ScanPictures:
 
     @property
     def cases(self) -> Collection[str]:
-        """Ids of the scans to draw."""
+        """Ids of the scans to plot."""
         return self.folder.names.keys()
 
     def due(self, trainer: pl.Trainer) -> bool:
-        """Whether the validation of this epoch is to be drawn."""
+        """Whether this epoch's validation is plotted."""
         return bool(self.cases) and due(trainer, self.every_n_epochs)
 
-    def draw(self, scan: WholeScan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
+    def plot(self, scan: WholeScan, reconstruction_hu_XYZ: Tensor, *, module: StageModule, psnr_db: float) -> Path:
         """Write the picture of a scan; called by the rank that has it."""
-        center = labelled_center(scan.labels_XYZ)
+        center = labeled_center(scan.labels_XYZ)
         box = Box.centered(center, self.crop, within=scan.ct_hu_XYZ.shape)
         figure = reconstruction_planes(
             scan.ct_hu_XYZ[box.slices].cpu().numpy(),
@@ -71,18 +71,18 @@ class ScanPictures:
         return self.folder.save(figure, scan.id, module=module)
 
     def show(self, module: StageModule) -> None:
-        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have drawn."""
+        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have plotted."""
         self.folder.show(module)
 
 
-def labelled_center(labels_XYZ: Tensor) -> Voxel:
-    """Return the voxel nearest to the center of mass of all that is labelled, or of the scan where nothing is."""
-    labelled = labels_XYZ > 0
-    total = labelled.sum()
+def labeled_center(labels_XYZ: Tensor) -> Voxel:
+    """Return the voxel nearest to the center of mass of all that is labeled, or of the scan if nothing is."""
+    labeled = labels_XYZ > 0
+    total = labeled.sum()
     if not total:
         return triple([size // 2 for size in labels_XYZ.shape])
     center = []
     for axis, size in enumerate(labels_XYZ.shape):
-        profile = labelled.sum(dim=[other for other in range(3) if other != axis])
+        profile = labeled.sum(dim=[other for other in range(3) if other != axis])
         center.append(round(float((profile * torch.arange(size, device=profile.device)).sum() / total)))
     return triple(center)

@@ -18,7 +18,7 @@ from difftumor.errors import TrainingError
 
 @dataclass(frozen=True, eq=False)
 class StepOutcome:
-    """What came of a step.
+    """The outcome of a step.
 
     Attributes:
         taken: Whether the optimizers have stepped.
@@ -35,7 +35,7 @@ class SafeSteps:
     """Takes steps, skips those that are not finite, and counts them.
 
     The gradients are averaged over the ranks here and nowhere else, so that every rank sees the same numbers and all
-    decide alike.
+    decide the same.
 
     Args:
         limit: So many skipped steps in a row stop the run.
@@ -92,7 +92,7 @@ class SafeSteps:
 
         Args:
             step: Number of the step, for the message.
-            last: The checkpoint to go on from; its weights are finite, since no other ones ever were there.
+            last: The checkpoint to resume from; its weights are finite, as those of a run always are.
 
         Raises:
             TrainingError: Names the loss or gradient, the step and the checkpoint.

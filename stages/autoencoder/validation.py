@@ -47,7 +47,7 @@ class ScanMetrics(Metric):
         """Add a scan.
 
         Args:
-            values: Some of ``NAMES``; what a scan lacks has no part in the mean. Nothing for no scan.
+            values: Some of ``NAMES``; what a scan lacks does not count in the mean. Empty for no scan.
             code_counts_K: How many latent vectors took each code; None for no scan.
         """
         for place, name in enumerate(NAMES):
@@ -70,7 +70,7 @@ class ScanMetrics(Metric):
 
 
 class ScanValidation(nn.Module):
-    """Measures and draws scans one by one.
+    """Measures and plots scans one by one.
 
     Args:
         overlap: Share of a window that its neighbor shares.
@@ -78,7 +78,7 @@ class ScanValidation(nn.Module):
         window: HU that the network sees.
         crop: Windows, (x, y, z) in voxels.
         windows_per_batch: Windows that go through the network together.
-        pictures: Draws some of the scans.
+        pictures: Plots some of the scans.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ScanValidation(nn.Module):
         self.metrics.reset()
 
     def take(self, scan: WholeScan | None, module: StageModule) -> None:
-        """Measure a scan, and draw it if it is time; None is no scan."""
+        """Measure a scan, and plot it if pictures are due; None stands for no scan."""
         if scan is None:
             self.metrics.update({}, None)
             return
@@ -112,7 +112,7 @@ class ScanValidation(nn.Module):
         values, code_counts_K, reconstruction_hu_XYZ = self.measure(module.network, scan)
         self.metrics.update(values, code_counts_K)
         if scan.id in self.pictures.cases and self.pictures.due(module.trainer):
-            self.pictures.draw(scan, reconstruction_hu_XYZ, module=module, psnr_db=values["psnr"])
+            self.pictures.plot(scan, reconstruction_hu_XYZ, module=module, psnr_db=values["psnr"])
 
     def measure(self, autoencoder: Autoencoder, scan: WholeScan) -> tuple[dict[str, float], Tensor, Tensor]:
         """Reconstruct a scan and compare.

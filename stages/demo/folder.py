@@ -1,4 +1,4 @@
-"""Where the demo keeps what, and what each of its steps cost."""
+"""The files of the demo, and what each of its steps cost."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m stages.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (runs/demo)")
-    parser.add_argument("--fresh", action="store_true", help="start over instead of going on where it stopped")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     parser.add_argument("--ct", type=Path, help="also make tumors in this CT (.nii.gz, HU)")
     parser.add_argument("--organs", type=Path, help="organ mask or label map of --ct")
     parser.add_argument("--organ", default=ORGAN, help="organ of --ct that gets the tumors (liver)")

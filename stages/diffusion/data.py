@@ -35,12 +35,12 @@ class TumorReader:
     """Reads cases for stage 2.
 
     Args:
-        cases: Where they come from; says what their labels mean.
-        organ: Where the tumors are.
-        rules: Which tumors are wanted.
+        cases: Their list, which says what their labels mean.
+        organ: The organ with the tumors.
+        rules: Which tumors are learned.
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
-        only: By case, the ``AnnotatedTumor.index`` of the tumors that are wanted; all of the stage in other cases.
+        only: By case, the ``AnnotatedTumor.index`` of the tumors to learn; in other cases, all of the size group.
     """
 
     cases: CaseList
@@ -63,7 +63,7 @@ class TumorReader:
         }
 
     def __call__(self, case: Case) -> Item:
-        """Load a case for ``RandomCrop``, which will center crops on voxels of wanted tumors or of the organ."""
+        """Load a case for ``RandomCrop``, which centers crops on voxels of these tumors or of the organ."""
         item, _ = self.load(case)
         elsewhere, organ, tumor = with_class_centers(item)["centers"]
         # An organ that is nothing but tumor still has surroundings.
@@ -76,16 +76,16 @@ class TumorReader:
         return pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
 
     def load(self, case: Case) -> tuple[Item, dict[int, Voxel]]:
-        """Load a case, padded to the crop, and the middle voxels of the lesions that are wanted, by their index."""
+        """Load a case, padded to the crop, and the middle voxels of the lesions to learn, by their index."""
         item = self.whole(case)
         labels_XYZ = item["labels"][0].numpy()
         lesions = tumors_of(labels_XYZ, self.spacing_mm)
-        wanted = {
+        chosen = {
             lesion.index: lesions.middle_voxel(lesion)
             for lesion in self.rules.choose(lesions, self.rules.stage)
             if case.id not in self.only or lesion.index in self.only[case.id]
         }
-        return {**item, "labels": torch.from_numpy(lesions.keep(wanted, labels_XYZ))[None]}, wanted
+        return {**item, "labels": torch.from_numpy(lesions.keep(chosen, labels_XYZ))[None]}, chosen
 
     def tumors(self, case: Case, labels: Volume) -> tuple[AnnotatedTumor, ...]:
         """Return the tumors of the size group in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
@@ -118,7 +118,7 @@ class TumorReader:
         return {**cut, "case": item["case"], "key": crop_name(item["case"], index)}
 
     def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
-        """Cut one crop around each wanted lesion, case after case, at most ``limit``."""
+        """Cut one crop around each lesion to learn, case after case, at most ``limit``."""
         crops: list[Item] = []
         for case in cases:
             if len(crops) >= limit:
@@ -141,7 +141,7 @@ class TumorCrops(CropData):
         foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
         validation_crops: Crops of a validation at most, over all ranks.
         hosts: Hosts that tumors are made in, over all ranks; validation gets their numbers, see ``HostValidation``.
-        options: See ``CropData``.
+        options: Arguments of ``CropData``.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class TumorCrops(CropData):
         return self.reader.fixed_crops(self.validation, limit=self.validation_crops)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Return the loaders of this rank's fixed crops and of its hosts' numbers; none where there are none.
+        """Return the loaders of this rank's fixed crops and of its hosts' numbers; none if there are none.
 
-        Every rank gets as many, or those with fewer batches would wait for ever. What it gets on top is no further crop
+        Every rank gets as many, or those with fewer batches would wait forever. What it gets on top is not counted
         (``counted`` is False), and a number beyond the last host.
         """
         assert self.trainer is not None

@@ -34,7 +34,7 @@ from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.diffusion.data import TumorReader, tumors_of
 from stages.run.run import say
 
-# Organ this near to an annotated tumor hosts none, and is no healthy surrounding.
+# Organ this near to an annotated tumor neither hosts tumors nor counts as healthy surroundings.
 MARGIN_MM = SURROUNDINGS_MM[0]
 # Crops tried for each size before the next smaller one.
 _TRIES = 4
@@ -42,12 +42,12 @@ _TRIES = 4
 
 @dataclass(eq=False)
 class HostCrop:
-    """A healthy crop, and the tumor that it is to host. No mapping of tensors, so that nobody moves it to a GPU.
+    """A healthy crop, and the tumor that it is to host. Not a mapping of tensors, which Lightning would move to a GPU.
 
     Attributes:
         id: The case, and the crop's number in it from 1.
         ct_hu_XYZ: (X, Y, Z) float32 HU, of ``data.crop``.
-        organ_XYZ: (X, Y, Z) bool: the organ without annotated tumors of any stage and what lies around them, and
+        organ_XYZ: (X, Y, Z) bool: the organ without annotated tumors of any size and what lies around them, and
             without bone, gas and metal.
         record: Drawn for this organ mask.
     """
@@ -63,8 +63,8 @@ class HostedTumor:
     """What a synthesizer made of a host.
 
     Attributes:
-        host: Where it is.
-        ct_hu_XYZ: (X, Y, Z) HU, on the host's device as all that follows.
+        host: The crop that it is in.
+        ct_hu_XYZ: (X, Y, Z) HU, on the host's device, as the tumor.
         tumor_XYZ: (X, Y, Z) bool.
         appearance: How it looks.
     """
@@ -82,11 +82,11 @@ class HeldOut:
     Args:
         reader: Reads the cases.
         window: HU that count.
-        tumor_cases: Whose tumors of the stage are compared with; not trained on.
-        learned_cases: Whose tumors of the stage may be trained on.
-        host_cases: Which may host tumors; not trained on.
+        tumor_cases: Cases whose tumors of the size group are compared with; not trained on.
+        learned_cases: Cases whose tumors of the size group may be trained on.
+        host_cases: Cases that may host tumors; not trained on.
         tumors: Tumors to measure, at most, of either cases.
-        count: Hosts wanted.
+        count: Number of hosts.
         seed: With the cases' ids, decides which crops and which tumors.
     """
 
@@ -167,7 +167,7 @@ class HeldOut:
                 if record is None:
                     continue
                 if size != stage:
-                    say(f"{item['case']} has no room for {stage} tumors of any size: it hosts a {size} one.")
+                    say(f"{item['case']} has no room for most {stage} tumors: it hosts a {size} one.")
                 return HostCrop(name, cut["ct"][0].float().clone(), organ, record)
         say(f"{item['case']} hosts no tumor: it has no room for a {stage} one.")
         return None
@@ -184,7 +184,7 @@ def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[HostCrop]) -> Iter
 
     Args:
         synthesizer: Of the hosts' spacing; may be on a GPU.
-        hosts: Where to make them.
+        hosts: Crops to make them in.
     """
     device = synthesizer.device
     for host in hosts:
@@ -202,7 +202,7 @@ def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[HostCrop]) -> Iter
 
 
 def _seen(ct_hu_XYZ: np.ndarray, window: IntensityWindow) -> np.ndarray:
-    """Return where a CT lies inside the window, but for noise: bone, gas and metal host no tumor.
+    """Return the voxels at which a CT lies inside the window, apart from noise: bone, gas and metal do not host tumors.
 
     A synthesizer keeps what stands out of the window, which the networks do not see: a tumor in bone would stay bone.
     """

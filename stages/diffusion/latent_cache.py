@@ -47,7 +47,7 @@ class LatentCache:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """Return the tensors of a key; None where there is no file, or it is damaged, or of another key."""
+        """Return the tensors of a key; None if there is no file, or it is damaged, or of another key."""
         try:
             # Not mapped into memory: a file that is cut short while it is in use would end the process.
             content = self.file(key).read_bytes()

@@ -1,4 +1,4 @@
-"""Filling a cache of latents: what is missing is found, said and made, by as many processes as there are."""
+"""Filling a cache of latents: what is missing is found, reported and made, by as many processes as there are."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from stages.run.run import say
 
 T = TypeVar("T")
 Encode = Callable[[Item], Mapping[str, Tensor]]
-# Crops after which a line is said.
+# Crops from one line of progress to the next.
 SAID_EVERY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseCrops:
-    """The crops of one case that are wanted.
+    """Crops of one case, to be encoded.
 
     Args:
         load: Reads the case.
@@ -49,7 +49,7 @@ def fill(
 
     Args:
         cache: To fill.
-        wanted: What is to be there.
+        wanted: All crops that the cache is to hold.
         encode: Makes latent and condition of a crop.
         bytes_each: Size of a latent and its condition.
         silent: Say nothing, as another rank does.
@@ -100,7 +100,7 @@ def _make(cache: LatentCache, crops: CaseCrops, encode: Encode, advance: Callabl
 
 
 def _in_any_order(things: Sequence[T]) -> list[T]:
-    # Of no matter to what is made, only to who makes it: two processes would otherwise make the same at the same time.
+    # Changes only who makes what: two processes would otherwise make the same latents at the same time.
     return SystemRandom().sample(things, len(things))
 
 

@@ -31,11 +31,11 @@ class CachedTumorCrops(TumorCrops):
     when. Once the cache is full, no CT is read.
 
     Args:
-        cache: Where latents are.
+        cache: Folder of the latents.
         crops: Size of the pool of each training case.
         validation_tumors: By validation case, the indices of its tumors.
-        foreground_ratio: See ``TumorCrops``.
-        options: See ``TumorCrops``.
+        foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
+        options: Other arguments of ``TumorCrops``.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class DrawLatent(Randomizable):
     """Takes the place of cutting a crop: read one of a case's latents.
 
     Args:
-        cache: Where they are.
+        cache: Folder of the latents.
     """
 
     def __init__(self, cache: LatentCache) -> None:
@@ -143,7 +143,7 @@ def read_latent(cache: LatentCache, key: str) -> dict[str, Tensor]:
     """Read a latent that was there when training started.
 
     Raises:
-        TrainingError: It is no longer there, or damaged.
+        TrainingError: It is gone or damaged.
     """
     if (tensors := cache.read(key)) is None:
         raise TrainingError(

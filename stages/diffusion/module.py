@@ -54,7 +54,7 @@ class DiffusionModule(StageModule):
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z, recorded in the artifact.
         cases: What is trained on, recorded in the artifact.
-        hosts: Makes, measures and draws tumors, given the average of the denoiser; None for a validation without.
+        hosts: Makes, measures and plots tumors, given the average of the denoiser; None validates without tumors.
         compiled: Compile the denoiser for training.
 
     Raises:
@@ -112,7 +112,7 @@ class DiffusionModule(StageModule):
         return Adam(self.denoiser.parameters(), lr=self.optimizer.lr, betas=self.optimizer.betas)
 
     def on_fit_start(self) -> None:
-        """Bring along what is no submodule, and compile what is trained."""
+        """Move what is not a submodule to the device, and compile the denoiser if asked to."""
         self.codec.autoencoder.to(self.device)
         self.ema.to(self.device)
         if self.compiled:

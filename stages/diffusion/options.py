@@ -36,7 +36,7 @@ class ParentOptions:
 
     Args:
         artifact: Folder of the autoencoder.
-        allow_incomplete: Whether one whose training goes on will do.
+        allow_incomplete: Whether one whose training is unfinished is accepted.
     """
 
     artifact: Path
@@ -98,7 +98,7 @@ class NoiseOptions:
     Args:
         timesteps: T of the noise schedule.
         sampler: How the model is sampled.
-        masked: Where the tumor is taken out of the condition: of the CT, or of its latent.
+        masked: What the tumor is removed from for the condition: the CT, or its latent.
         loss: Distance between noise and prediction.
     """
 
@@ -154,7 +154,7 @@ class DiffusionOptions(RunOptions):
     """All options of stage 2, one field per section.
 
     Args:
-        organ: Where the tumors are.
+        organ: The organ with the tumors.
         fold: Whose tumors are held out, from 0; None trains on all but the validation cases that the list states.
 
     Raises:

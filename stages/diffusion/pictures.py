@@ -20,10 +20,10 @@ DIFFERENCE_HU = 100.0
 
 
 class HostPictures:
-    """Draws hosts into the run's folder and TensorBoard.
+    """Plots hosts into the run's folder and TensorBoard.
 
     Args:
-        hosts: Ids of those to draw.
+        hosts: Ids of those to plot.
         spacing_mm: Voxel size.
         window: HU that the network sees.
     """
@@ -33,8 +33,8 @@ class HostPictures:
         self.spacing_mm = tuple(spacing_mm)
         self.window = window
 
-    def draw(self, made: HostedTumor, module: StageModule) -> None:
-        """Write the picture of a host if it is to be drawn; called by the rank that has it."""
+    def plot(self, made: HostedTumor, module: StageModule) -> None:
+        """Write the picture of a host if it is among those to plot; called by the rank that has it."""
         if made.host.id in self.folder.names:
             contrast_hu = made.appearance.contrast_hu
             contrast = f": contrast {contrast_hu:.0f} HU".replace("-", "−") if math.isfinite(contrast_hu) else ""
@@ -43,7 +43,7 @@ class HostPictures:
             self.folder.save(figure, made.host.id, module=module)
 
     def show(self, module: StageModule) -> None:
-        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have drawn."""
+        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have plotted."""
         self.folder.show(module)
 
 

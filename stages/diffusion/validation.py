@@ -95,13 +95,13 @@ class HostedAppearances(Metric):
 
 
 class HostValidation(nn.Module):
-    """Makes tumors in the hosts, measures and draws them.
+    """Makes tumors in the hosts, measures and plots them.
 
     Args:
         held_out: Hosts, and real tumors: to compare with, and to describe in the artifact.
         synthesizer: With the average of the denoiser and the artifact's sampler, as users will have it.
         every_n_epochs: In the first validation after so many epochs, and in the last of all; 0 for never.
-        pictures: Hosts that are drawn.
+        pictures: Number of hosts that are plotted.
     """
 
     def __init__(self, held_out: HeldOut, synthesizer: TumorSynthesizer, *, every_n_epochs: int, pictures: int) -> None:
@@ -110,7 +110,7 @@ class HostValidation(nn.Module):
         self.synthesizer = synthesizer
         self.every_n_epochs = every_n_epochs
         self.metric = HostedAppearances(held_out.count)
-        self.drawn = pictures
+        self.pictured = pictures
         self._pictures: HostPictures | None = None
 
     def due(self, trainer: pl.Trainer) -> bool:
@@ -121,7 +121,7 @@ class HostValidation(nn.Module):
     def pictures(self) -> HostPictures:
         """Those of the first hosts, once there are hosts."""
         if self._pictures is None:
-            ids = [host.id for host in self.held_out.hosts[: self.drawn]]
+            ids = [host.id for host in self.held_out.hosts[: self.pictured]]
             self._pictures = HostPictures(ids, spacing_mm=self.synthesizer.spacing_mm, window=self.synthesizer.window)
         return self._pictures
 
@@ -130,7 +130,7 @@ class HostValidation(nn.Module):
         self.metric.reset()
 
     def take(self, number: int, module: StageModule) -> None:
-        """Make the tumor of a host if it is time; a number beyond the last is no host."""
+        """Make the tumor of a host if it is time; a number beyond the last stands for no host."""
         if not self.due(module.trainer):
             return
         if number >= len(self.held_out.hosts):
@@ -138,10 +138,10 @@ class HostValidation(nn.Module):
             return
         for made in synthesize(self.synthesizer, [self.held_out.hosts[number]]):
             self.metric.update(number, made.appearance)
-            self.pictures.draw(made, module)
+            self.pictures.plot(made, module)
 
     def finish(self, module: StageModule) -> dict[str, float]:
-        """Return what the tumors of all ranks have in common with real ones, by the names it is logged under."""
+        """Return how far the tumors of all ranks are from real ones, by the names it is logged under."""
         if not self.due(module.trainer):
             return {}
         self.pictures.show(module)
@@ -149,7 +149,7 @@ class HostValidation(nn.Module):
         found = {"synthetic_tumors": float(len(made)), "real_tumors": float(len(real))}
         distance = appearance_distance(made, real)
         for name in ("contrast", "sd", "edge"):
-            # Without real tumors there is nothing to compare with; a distance of 0 would be a lie, NaN a nuisance.
+            # Without real tumors there is nothing to compare with; a distance of 0 would be wrong, NaN a nuisance.
             if math.isfinite(value := getattr(distance, f"{name}_hu")):
                 found[f"{name}_distance_hu"] = value
         return {f"validation/{name}": value for name, value in found.items()}

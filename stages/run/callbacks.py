@@ -28,7 +28,7 @@ class KeepLastAndBest(Checkpoint):
         every_n_epochs: How often ``last.ckpt`` is written; the last epoch always is.
         best: Folder of the best artifact.
         monitor: Validation metric that decides, or None.
-        mode: Whether less or more is better.
+        mode: Whether lower or higher is better.
         training: Provenance recorded in the best artifact.
     """
 
@@ -49,7 +49,7 @@ class KeepLastAndBest(Checkpoint):
         self.mode = mode
         self.training = dict(training)
         self.best_score: float | None = None
-        self.metrics: dict[str, float] = {}  # of the latest validation, which may have been in an earlier process
+        self.metrics: dict[str, float] = {}  # of the latest validation, perhaps in an earlier process
         self.metrics_epoch: int | None = None
         self._just_validated = False
 
@@ -59,13 +59,13 @@ class KeepLastAndBest(Checkpoint):
         return {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the last epoch be validated, even if it is no multiple of ``trainer.validate_every_n_epochs``."""
+        """Validate the last epoch, even if it is not a multiple of ``trainer.validate_every_n_epochs``."""
         self._just_validated = False
         if trainer.max_epochs is not None and trainer.current_epoch == trainer.max_epochs - 1:
             trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the metrics of the validation before: not every one measures all, and none shall pass for another."""
+        """Forget the previous validation's metrics: not every validation measures all of them."""
         for name in validation_metrics(trainer):
             del trainer.callback_metrics[name]
 
@@ -92,7 +92,7 @@ class KeepLastAndBest(Checkpoint):
         if self.monitor is None or self.monitor not in self.metrics:
             return
         score = self.metrics[self.monitor]
-        if math.isnan(score):  # nothing would ever be better
+        if math.isnan(score):  # nothing would ever be better than it
             return
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
         if not better:
@@ -114,7 +114,7 @@ class KeepLastAndBest(Checkpoint):
 
 
 class StopWhenNoBetter(EarlyStopping):
-    """Lightning's, which would train a run further that had ended, when it goes on from its checkpoint."""
+    """Lightning's ``EarlyStopping``, which on its own would train an ended run further when it is resumed."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run before its first step, if it had ended before."""
@@ -135,7 +135,7 @@ class EpochLine(Callback):
 
 
 class TrainingBar(RichProgressBar):
-    """The progress bar without Lightning's version number, which a run of ours has not."""
+    """The progress bar without Lightning's version number, which our runs do not have."""
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -146,9 +146,9 @@ class TrainingBar(RichProgressBar):
         return metrics
 
 
-def progress_display(wanted: bool) -> list[Callback]:
-    """Return a rich progress bar on a terminal and one line per epoch elsewhere; nothing when not wanted."""
-    if not wanted:
+def progress_display(shown: bool) -> list[Callback]:
+    """Return a rich progress bar on a terminal, and one line per epoch elsewhere."""
+    if not shown:
         return []
     bar: ProgressBar = TrainingBar(leave=True)
     return [bar] if sys.stdout.isatty() else [EpochLine()]

@@ -16,7 +16,7 @@ from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
 from stages.run.run import say
 
-# Label maps after which a line is said.
+# Label maps from one line of progress to the next.
 SAID_EVERY = 50
 
 
@@ -50,13 +50,13 @@ def sort_and_say(
     assume_healthy: bool = False,
     look: Callable[[Case, Volume], None] | None = None,
 ) -> SortedCases:
-    """Sort cases, and say how far that is, as many label maps take minutes, and which cases are left out.
+    """Sort cases by whether they have tumors; report progress, as many label maps take minutes, and what is left out.
 
     Args:
-        cases: See ``sort_cases``, as for the others.
-        organ: Where tumors matter.
-        workers: Threads.
-        assume_healthy: What to take cases for that could not show tumors.
+        cases: The cases.
+        organ: The organ whose tumors matter.
+        workers: Threads that read.
+        assume_healthy: Whether cases whose labels cannot show tumors count as healthy.
         look: Called with every case that has tumors, and its labels.
 
     Raises:
@@ -75,7 +75,7 @@ def sort_and_say(
 
 
 def say_left_out(left_out: Sequence[LeftOut]) -> None:
-    """Say which cases are of no use, and why."""
+    """Report which cases cannot be used, and why."""
     for case in left_out[:5]:
         say(f"Left out: {case.case.id} {case.reason}.")
     if len(left_out) > 5:
@@ -83,7 +83,7 @@ def say_left_out(left_out: Sequence[LeftOut]) -> None:
 
 
 def stated_validation(cases: CaseList, **ignored: Any) -> tuple[Case, ...]:
-    """Return the validation cases that a list states, and say so.
+    """Return the validation cases that a list states, and report them.
 
     They are held out by every stage, so that none trains on what another is judged by.
 
@@ -98,7 +98,7 @@ def stated_validation(cases: CaseList, **ignored: Any) -> tuple[Case, ...]:
     if not cases.validation_ids:
         return ()
     _, validation = split_by_ids(cases.cases, cases.validation_ids)
-    # Folds 1, 2, … would be runs under names of their own that all train on the same cases.
+    # Folds 1, 2, … would be runs of different names that all train on the same cases.
     if ignored.get("fold"):
         raise ConfigError(
             f"fold is {ignored['fold']}, but {cases.source} states its validation cases, which makes one split: "

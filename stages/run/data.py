@@ -36,13 +36,13 @@ def check_same_preprocessing(
 
     Raises:
         ConfigError: Names the option that differs.
-        ArtifactError: There is no artifact.
+        ArtifactError: There is no such artifact.
     """
     preprocessing = read_config(artifact).preprocessing
     for name in names:
-        trained, wanted = ([float(value) for value in values] for values in (preprocessing[name], getattr(data, name)))
-        if trained != wanted:
-            raise ConfigError(f"data.{name} is {wanted}, but {artifact} was trained with {trained}: set them alike.")
+        trained, given = ([float(value) for value in values] for values in (preprocessing[name], getattr(data, name)))
+        if trained != given:
+            raise ConfigError(f"data.{name} is {given}, but {artifact} was trained with {trained}: give both the same.")
 
 
 def seeded_loader(
@@ -60,14 +60,14 @@ def seeded_loader(
     """Make a loader whose order depends on seed and epoch alone.
 
     Args:
-        dataset: What to draw from.
+        dataset: Cases to sample from.
         trainer: Knows rank, world size and, when resuming, the epoch to start with.
         seed: The order derives from it.
         batch_size: Samples per batch on this rank.
         num_workers: Processes that load; 0 loads in this one.
         samples_per_epoch: Over all ranks; None means every case once.
         training: Shuffles, and drops an incomplete batch.
-        fixed: Repeats the first epoch for ever.
+        fixed: Repeats the first epoch forever.
         ratio: Indices of two groups of cases, and the share of the samples that come from the second; None takes every
             case equally often.
     """
@@ -145,7 +145,7 @@ def _described(case: Case, *, about: Callable[[Case], dict[str, Any]], part: str
 
 
 class CropData(pl.LightningDataModule):
-    """Random crops to train on. What is done with the cases held out is the stages' own business.
+    """Random crops to train on. Each stage decides what it does with the held-out cases.
 
     Args:
         train: Cases to train on.
@@ -188,7 +188,7 @@ class CropData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache."""
-        processes = getattr(self.trainer, "num_devices", 1)  # no trainer yet where data are looked at alone
+        processes = getattr(self.trainer, "num_devices", 1)  # no trainer yet when only the data are looked at
         self._cache_rate = self.caching.rate_of((*self.train, *self.validation), processes=processes)
         self.train_set = self._dataset(self.train, "training", load=self.load, transform=self.transform)
 

@@ -136,7 +136,7 @@ class RunFolder:
     def check_resumable(
         self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
     ) -> None:
-        """Refuse to go on with a run under other options.
+        """Refuse to resume a run with other options.
 
         Raises:
             ConfigError: Names the first option that differs.
@@ -155,7 +155,7 @@ class RunFolder:
             temporary.write_text(json.dumps({"parents": parents, "world_size": start.world_size}), encoding="utf-8")
 
     def check_start(self, start: Start) -> None:
-        """Refuse to go on with other parents, or on another number of devices.
+        """Refuse to resume with other parents, or on another number of devices.
 
         Raises:
             ConfigError: Names what has changed.
@@ -167,12 +167,12 @@ class RunFolder:
                 raise self._parent_changed(role, parent)
         if before.world_size != start.world_size:
             raise ConfigError(
-                f"{self.path} was started on {before.world_size} devices in all, not {start.world_size}: give it as "
-                "many with trainer.devices=… and trainer.num_nodes=…, or fresh=true to start over."
+                f"{self.path} was started on {before.world_size} devices in all, not {start.world_size}: give it the "
+                "same number with trainer.devices=… and trainer.num_nodes=…, or fresh=true to start over."
             )
 
     def check_parents(self) -> None:
-        """Refuse to leave a finished run as it is when a parent is another one by now; one that is gone is no matter.
+        """Refuse to call a run finished if a parent has been replaced since; a parent that is gone does not matter.
 
         Raises:
             ConfigError: Names the parent.
@@ -214,7 +214,7 @@ class RunFolder:
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return what a file of the run holds, or None where another rank is just removing it or never was one."""
+    """Return what a file of the run holds; None if there is none, or another rank is just removing it."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -256,10 +256,10 @@ class Ownership:
         return (training.get("stage"), training.get("run")) == (self.stage, self.run)
 
     def check(self, artifact: Path) -> None:
-        """Refuse a place where something lies that this run has not made.
+        """Refuse a path at which there is something that this run did not make.
 
         Raises:
-            ArtifactError: It is no artifact.
+            ArtifactError: It is not an artifact.
             ConfigError: It is the artifact of another run.
         """
         if not artifact.exists() or self.has(artifact):
@@ -267,8 +267,8 @@ class Ownership:
         training = read_config(artifact).training
         other = f"run '{training['run']}'" if "run" in training else "something else"
         raise ConfigError(
-            f"{artifact} was made by {other}, not by run '{self.run}' of this stage: give artifact=PATH for another "
-            "place, or fresh=true to replace it."
+            f"{artifact} was made by {other}, not by run '{self.run}' of this stage: give another artifact=PATH, "
+            "or fresh=true to replace it."
         )
 
     def remove(self, artifact: Path) -> None:

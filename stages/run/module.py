@@ -1,4 +1,4 @@
-"""What the LightningModules of all stages share: a count of steps, noise that resuming repeats, refusal of NaN."""
+"""What the LightningModules of all stages share: a count of steps, noise that resuming repeats, a check for NaN."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StageModule(pl.LightningModule, ABC):
 
         Args:
             path: Folder of the artifact.
-            complete: False for the best so far of a run that goes on.
+            complete: False for the best so far of an unfinished run.
             training: Provenance to record.
             metrics: Validation metrics to record.
         """

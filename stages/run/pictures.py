@@ -26,7 +26,7 @@ def due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
 
 
 class PictureFolder:
-    """Where the pictures of a training go, and what they are called.
+    """Names and files of a training's pictures.
 
     Args:
         ids: What is pictured; ``01_CASE_step_0005000.png`` is the first of them after 5000 steps.
@@ -43,7 +43,7 @@ class PictureFolder:
         return save_png(figure, self._file(module, each))
 
     def show(self, module: StageModule) -> None:
-        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have drawn."""
+        """Put the pictures of all ranks into TensorBoard; all ranks call it once they have plotted."""
         module.trainer.strategy.barrier("pictures")
         if not module.trainer.is_global_zero or not isinstance(module.logger, TensorBoardLogger):
             return

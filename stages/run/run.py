@@ -39,7 +39,7 @@ class Stage:
         mode: Whether less or more of it is better.
         neutral: Options, besides the common ones, that a resumed run may change.
         only_whether: Options of which all values but null give the same results.
-        accumulate: Batches per step of the optimizer, where the module leaves that to Lightning.
+        accumulate: Batches per step of the optimizer, if the module leaves that to Lightning.
         patience: Validations without a better ``monitor`` after which the run ends early; None for never.
     """
 
@@ -111,7 +111,7 @@ def run_stage(config: DictConfig, kind: type[OptionsT], build: Callable[[Options
     built = build(options)
     trainer, keep = _trainer(run, built)
     resuming = not options.fresh and folder.last.is_file()
-    if _is_rank_zero():  # srun and torchrun start all ranks at once; one of them minds the folder
+    if _is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
         _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
     say(f"{'Resuming' if resuming else 'Starting'} {folder.path}")
     _fit(run, built, trainer, folder.last if resuming else None)
@@ -142,7 +142,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
 
 
 def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
-    """Check that the run may go on, or make its folder anew; nothing is touched before all checks have passed."""
+    """Check that the run may resume, or make its folder new; nothing is touched before all checks have passed."""
     run.folder.check_usable()
     if not run.options.fresh:
         for artifact in (run.artifact, run.best):
@@ -163,7 +163,7 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
     except SystemExit as stop:
         # Lightning ends with 0 on SIGTERM, which a scheduler would take for success.
         last = run.folder.last
-        kept = f"rerun the same command to go on from {last}" if last.is_file() else "no checkpoint was written yet"
+        kept = f"rerun the same command to resume from {last}" if last.is_file() else "no checkpoint was written yet"
         say(f"Interrupted at step {built.module.steps_done}: {kept}.")
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
     except DiffTumorError as error:
@@ -173,7 +173,7 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
     except MisconfigurationException as error:
         reason = str(error).splitlines()[0].strip().rstrip(".")
         raise ConfigError(
-            f"{run.folder.path} cannot be trained so ({reason}): correct that or set fresh=true."
+            f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
     except (RuntimeError, EOFError, KeyError) as error:
         if checkpoint is not None and built.module.steps_done == 0:

@@ -23,7 +23,7 @@ class ChosenCases:
     """The cases of a run.
 
     Args:
-        origins: Where each comes from.
+        origins: The origin of each.
         real: To train on, with annotated tumors.
         made: To train on, healthy for tumors to be made in, or with tumors made before.
         validation: Held out, with annotated tumors.
@@ -97,7 +97,7 @@ def _check_any(tumors: Tumors, real: tuple[Case, ...], made: tuple[Case, ...], l
 def _with_more_healthy(
     options: SegmentationOptions, found: SortedCases
 ) -> tuple[SortedCases, dict[Case, Origin], tuple[Case, ...]]:
-    """Add the scans of ``data.healthy_root``; its stated validation cases, which come last, are of no use here."""
+    """Add the scans of ``data.healthy_root``; its stated validation cases, which come last, are left out."""
     data, organ = options.data, options.organ
     if data.healthy_root is None:
         return found, {}, ()
@@ -114,11 +114,11 @@ def _with_more_healthy(
 
 
 def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]) -> dict[Case, Origin]:
-    """Return the scans that ``difftumor synthesize --cases`` has written, but for those of held-out patients.
+    """Return the scans that ``difftumor synthesize --cases`` has written, without those of held-out patients.
 
     Args:
         folder: ``synthesis.offline``; holds one folder per scan.
-        organ: Where the tumors have to be.
+        organ: The organ that must have the tumors.
         known: Cases of the run's lists by the files of their CT, which say whose scans these are.
         held_out: Patients.
 
@@ -151,7 +151,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
     say_left_out([LeftOut(case, "was made from a scan that is held out") for case in seen])
     if strangers:
         say(
-            f"Note: {strangers} scans of {folder} were made from CTs that are in neither list, so that nobody can tell "
+            f"Note: {strangers} scans of {folder} were made from CTs that are in neither list, so it is unknown "
             "whether their patients are held out."
         )
     source = CaseList(tuple(cases), names, folder)

@@ -20,12 +20,12 @@ from stages.segmentation.tumors import TumorsAhead
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a case comes from.
+    """The origin of a case.
 
     Args:
         source: Its list, which says what its labels mean.
         healthy: Whether tumors are to be made in it.
-        made: Whether its tumors are not real ones.
+        made: Whether its tumors are synthetic.
     """
 
     source: CaseList
@@ -42,7 +42,7 @@ class SegmentationReader:
         organ: What is segmented, with its tumors.
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
-        normalization: How the segmenter wants its scans.
+        normalization: How the segmenter's scans are scaled.
     """
 
     origins: Mapping[Case, Origin] = field(repr=False)
@@ -85,10 +85,10 @@ class SegmentationData(CropData):
         reader: Reads the cases.
         crops: Cuts and augments.
         made_share: Share of the crops from cases without real tumors, in (0, 1); None takes every case equally often,
-            and so does a run that has one kind of case only.
+            as does a run with only one kind of case.
         accumulate: Batches per step of the optimizer; an epoch has whole steps.
         ahead: Makes ``TumorsAhead`` of a loader, for a device; None leaves tumors to the training step.
-        options: See ``CropData``; epochs are one pass long.
+        options: Arguments of ``CropData``; epochs are one pass long.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SegmentationData(CropData):
         return self.ahead(loader, device=self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> DataLoader[Item] | list[Any]:
-        """Return the loader of the held-out scans; empty where there are none."""
+        """Return the loader of the held-out scans; empty if there are none."""
         assert self.trainer is not None
         if not self.validation:
             return []
@@ -142,7 +142,7 @@ class SegmentationData(CropData):
             seed=self.seed,
             batch_size=1,
             num_workers=self.num_workers,
-            # Every rank gets as many, or those with fewer scans would wait for ever.
+            # Every rank gets as many, or those with fewer scans would wait forever.
             samples_per_epoch=math.ceil(len(self.validation) / ranks) * ranks,
             training=False,
         )

@@ -36,11 +36,11 @@ class SegmentationModule(StageModule):
         training: Length of the run, and of the linear warm-up that comes before the cosine.
         windows: How validation segments whole scans.
         organ: Recorded in the artifact.
-        normalization: How the network wants its scans, recorded in the artifact.
+        normalization: How the network's scans are scaled, recorded in the artifact.
         spacing_mm: Voxel size, recorded in the artifact.
         crop: Voxels along X, Y, Z; the size of the windows.
-        waited: Where a loader that makes tumors ahead adds up how long training waits for them; None has the training
-            step make them.
+        waited: Adds up how long training waits for a loader that makes tumors ahead; None if the training step makes
+            them.
         parents: Diffusion artifacts by role, recorded in the artifact.
         cases: What is trained on, recorded in the artifact.
 
@@ -71,7 +71,7 @@ class SegmentationModule(StageModule):
             self.segmenter = build_segmenter(**self.architecture)
         # Its networks are no submodules: frozen, and not in checkpoints.
         self.tumors = tumors
-        # Means over all ranks; Lightning's own would round where ranks differ in their number of scans.
+        # Means over all ranks; Lightning's own would be wrong if ranks differ in their number of scans.
         self.tumor_dsc, self.organ_dsc = MeanMetric(), MeanMetric()
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
         self.optimizer = optimizer
@@ -100,7 +100,7 @@ class SegmentationModule(StageModule):
         return AdamW(self.segmenter.parameters(), lr=self.optimizer.lr, weight_decay=self.optimizer.weight_decay)
 
     def on_fit_start(self) -> None:
-        """Bring along what is no submodule."""
+        """Move what is not a submodule to the device."""
         if self.tumors is not None:
             self.tumors.to(self.device)
 
@@ -145,7 +145,7 @@ class SegmentationModule(StageModule):
         return loss
 
     def scaled(self, batch: Item) -> Tensor:
-        """Return the CT of a batch as the network wants it, shifted by what each crop has drawn."""
+        """Return the CT of a batch as the network takes it, shifted by each crop's random shift."""
         ct_hu = batch["ct"].float()
         window = self.normalization.window
 

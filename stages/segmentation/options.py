@@ -89,13 +89,13 @@ class TumorOptions:
         generators: Weights of the generators with ``tumors=mixed``.
         early_model: Diffusion model of early tumors; None leaves their sizes out.
         late_model: Likewise of late ones.
-        allow_incomplete: Whether models whose training goes on will do.
+        allow_incomplete: Whether models whose training is unfinished are accepted.
         probability: Chance that a healthy crop gets tumors.
         sizes: Weights by which the size of a crop's tumors is drawn.
         irregularity: Factor on the elastic deformation; a number, or how to draw one.
         blur_mm: σ of the Gaussian that softens rims, likewise; None leaves it to the generator.
         most_early: Early diffusion tumors come one to so many at once.
-        placement: Where in the organ.
+        placement: How places in the organ are chosen.
         prefetch: Whether the next batch's tumors are made while this one is trained on.
         offline: Folder of scans with tumors made before; None makes tumors during training.
     """

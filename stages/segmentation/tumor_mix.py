@@ -73,10 +73,10 @@ class TumorMix:
             sizes_of(size)
         for name, weights in (("sizes", self.sizes), ("generators", self.generators)):
             if not sum(weights.values()) > 0:
-                raise ConfigError(f"synthesis.{name} has no weight above 0: give one to what is to be made.")
+                raise ConfigError(f"synthesis.{name} has no weight above 0: give a weight above 0 to at least one.")
         if self.uses("diffusion") and not self._sizes_of("diffusion"):
             raise ConfigError(
-                "synthesis.sizes has no weight above 0 for a size whose diffusion model is there: add one."
+                "synthesis.sizes has no weight above 0 for a size whose diffusion model is given: add one."
             )
 
     def uses(self, generator: GeneratorName) -> bool:
@@ -91,7 +91,7 @@ class TumorMix:
 
     @property
     def left_out(self) -> list[str]:
-        """Sizes that are wanted and not made with diffusion, because a model of theirs is not there."""
+        """Sizes with a weight that are not made with diffusion because their model is missing."""
         if not self.uses("diffusion"):
             return []
         return [size for size, weight in self.sizes.items() if weight > 0 and not size_groups_of(size) <= self.models]

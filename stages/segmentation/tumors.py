@@ -32,10 +32,10 @@ class Made:
     """A batch after tumors were made in it.
 
     Args:
-        ct_hu: (B, 1, X, Y, Z); crops without a draw are bit-identical to the input.
+        ct_hu: (B, 1, X, Y, Z); crops without tumors are bit-identical to the input.
         labels: uint8, 0 background, 1 organ, 2 tumor.
         records: What was made, per element.
-        wanted: Crops that were to get tumors.
+        wanted: Crops meant to get tumors.
         rejected: Those of them that stayed healthy, for lack of room.
     """
 
@@ -114,7 +114,7 @@ def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:
 
     Returns:
         The batch with other ``ct`` and ``labels``, ``synthetic``, how many crops got tumors, and ``rejected``, how many
-        were refused them for lack of room.
+        had no room for them.
     """
     if tumors is None:
         return {**batch, "synthetic": 0, "rejected": 0}
@@ -128,7 +128,7 @@ def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:
 
 
 class Stopwatch:
-    """Adds up seconds; on a GPU those of the stream, without having the processor wait for it."""
+    """Adds up seconds; on a GPU those of the stream, without making the processor wait for it."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -136,7 +136,7 @@ class Stopwatch:
         self._started: float | torch.cuda.Event | None = None
 
     def start(self, device: torch.device) -> None:
-        """Start; a start that nothing has stopped is forgotten."""
+        """Start; a start that was never stopped is forgotten."""
         self._started = time.perf_counter() if device.type != "cuda" else _event()
 
     def stop(self) -> None:
@@ -161,7 +161,7 @@ class Stopwatch:
         self._seconds += seconds
 
     def take(self) -> float:
-        """Return the seconds so far, and begin anew at 0."""
+        """Return the seconds so far, and start over at 0."""
         if self._events:
             self._events[-1][1].synchronize()
         total = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000

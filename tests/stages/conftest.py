@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from stages.run.entry import compose_config
+from tests.stages.builds import composed
 from tests.stages.tumor_cohort import DIFFUSION, SEGMENTATION, UNET, write_autoencoder, write_cohort, write_diffusion
 
 TINY = (
@@ -48,7 +48,7 @@ def tiny_config(cohort: Path, tmp_path: Path) -> Callable[..., DictConfig]:
 
     def compose(*overrides: str) -> DictConfig:
         places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
-        return compose_config("autoencoder", [*TINY, *places, *overrides])
+        return composed("autoencoder", [*TINY, *places, *overrides])
 
     return compose
 
@@ -76,7 +76,7 @@ def tiny_diffusion(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Calla
     def compose(*overrides: str) -> DictConfig:
         places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
         parent = f"autoencoder.artifact={untrained}/autoencoder"
-        return compose_config("diffusion", [*DIFFUSION, *places, parent, *overrides])
+        return composed("diffusion", [*DIFFUSION, *places, parent, *overrides])
 
     return compose
 
@@ -88,6 +88,6 @@ def tiny_segmentation(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Ca
     def compose(*overrides: str, backbone: Sequence[str] = UNET) -> DictConfig:
         places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
         parents = [f"synthesis.{stage}_model={untrained}/diffusion_liver_{stage}" for stage in ("early", "late")]
-        return compose_config("segmentation", [*SEGMENTATION, *backbone, *places, *parents, *overrides])
+        return composed("segmentation", [*SEGMENTATION, *backbone, *places, *parents, *overrides])
 
     return compose

@@ -16,7 +16,7 @@ from difftumor.reporting.pictures import three_planes
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator
 from stages.autoencoder.data import WholeScan
-from stages.autoencoder.pictures import ScanPictures, labelled_center
+from stages.autoencoder.pictures import ScanPictures, labeled_center
 from stages.autoencoder.train import build
 from stages.autoencoder.validation import ScanMetrics, ScanValidation
 from stages.run.run import run_stage
@@ -140,10 +140,10 @@ def test_pictures_come_with_the_first_validation_after_so_many_epochs_and_with_t
 
 def test_the_picture_is_around_what_is_labelled():
     labels = torch.zeros(30, 20, 10, dtype=torch.uint8)
-    assert labelled_center(labels) == (15, 10, 5)
+    assert labeled_center(labels) == (15, 10, 5)
     labels[20:25, 3:4, 0:3] = 2
     labels[20:25, 5:6, 0:3] = 1
-    assert labelled_center(labels) == (22, 4, 1)
+    assert labeled_center(labels) == (22, 4, 1)
 
 
 def test_a_picture_shows_where_the_reconstruction_is_too_bright(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_a_picture_shows_where_the_reconstruction_is_too_bright(tmp_path, monkey
     labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
     labels[30, 28, 27], ct[30, 28, 27] = 1, 57.5
     module = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=str(tmp_path)), steps_done=40)
-    drawing(1, "a").draw(WholeScan("a", ct, labels), torch.full_like(ct, 60.0), module=module, psnr_db=30.0)
+    drawing(1, "a").plot(WholeScan("a", ct, labels), torch.full_like(ct, 60.0), module=module, psnr_db=30.0)
     assert shown == {"CT": 57.5, "Reconstruction": 60.0, "Reconstruction − CT": 2.5}
 
 
@@ -169,7 +169,7 @@ def test_pictures_of_cases_that_would_share_a_file_name_do_not(tmp_path):
     module = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=str(tmp_path)), steps_done=40)
     noise = torch.randn(24, 20, 18, generator=torch_generator(0))
     for case in cases:
-        pictures.draw(scan(case=case), scan().ct_hu_XYZ + noise, module=module, psnr_db=30.0)
+        pictures.plot(scan(case=case), scan().ct_hu_XYZ + noise, module=module, psnr_db=30.0)
     names = sorted(file.name for file in (tmp_path / "pictures").iterdir())
     assert names == ["01_a_b_step_0000040.png", "02_a_b_step_0000040.png"]
     picture = imread(tmp_path / "pictures" / names[0])

@@ -250,7 +250,7 @@ def test_lightning_does_not_requeue_slurm_jobs_by_itself(tiny_config, monkeypatc
 
 def test_fewer_steps_than_done_are_refused(tiny_config):
     run(tiny_config())
-    with pytest.raises(ConfigError, match=r"cannot be trained so .*fresh=true"):
+    with pytest.raises(ConfigError, match=r"cannot be trained like this .*fresh=true"):
         run(tiny_config("training.steps=4"))
 
 

@@ -89,6 +89,7 @@ def test_slices_lie_inside_crops_that_are_no_cubes():
     assert metrics["perceptual"] > 0
 
 
+@pytest.mark.slow
 def test_reconstructions_get_better():
     # Lightning logs to an epoch's mean at most here; compare a first step with the last of many.
     assert train(module(start_step=1000, lr=5e-3), 60)["psnr"] > train(module(), 1)["psnr"] + 3
@@ -271,12 +272,14 @@ def check_settled(ours, scaler, history):
     assert {value.dtype for value in ours.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_float16_settles_its_scale_and_trains():
     # Lightning refuses this on a CPU by name, torch does not.
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     check_settled(*trained_in_float16(2.0**40, plugins=[plugin]))
 
 
+@pytest.mark.slow
 def test_float16_goes_on_with_the_scale_of_its_checkpoint(tmp_path):
     def trained(epochs, checkpoint=None):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=4)

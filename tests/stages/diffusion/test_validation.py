@@ -124,6 +124,7 @@ def test_tumors_are_gathered_in_the_order_of_their_hosts_and_what_is_missing_sta
     assert not metric.state_dict()
 
 
+@pytest.mark.slow
 def test_tumors_are_made_at_their_epochs_pictured_and_compared_with_real_ones(tiny_diffusion, stated, tmp_path):
     history = []
     config = tiny_diffusion(
@@ -171,6 +172,7 @@ def test_metrics_of_an_epoch_are_its_own(tiny_diffusion, stated, monkeypatch):
     assert [bool(names & DISTANCES) for names in kept] == [False, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_making_tumors_changes_nothing_that_is_learned(tiny_diffusion, stated, tmp_path):
     runs = [
         run(
@@ -203,6 +205,7 @@ def test_without_hosts_there_is_the_loss_alone(tiny_diffusion, stated, tmp_path,
     assert not (tmp_path / "runs/diffusion/liver_early/pictures").exists()
 
 
+@pytest.mark.slow
 def test_late_tumors_are_made_in_two_hundred_timesteps_sampled_as_the_artifact_says(
     tiny_diffusion, tumor_cohort, tmp_path
 ):

@@ -154,6 +154,7 @@ def test_tumors_made_ahead_on_a_gpu_are_those_of_the_cpu(tiny_segmentation):
         assert torch.allclose(one["ct"], other["ct"], atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_with_tumors_made_ahead_ends_with_nearly_the_same_weights(tiny_segmentation, tmp_path):
     metrics = []
     for prefetch in ("false", "true"):
@@ -199,8 +200,13 @@ def test_the_share_of_the_step_that_tumors_take_is_logged(tiny_segmentation, pre
     assert all(0 < share < 1 for share in history)
 
 
-def test_scans_with_tumors_made_before_take_the_place_of_healthy_ones(tiny_segmentation, tumor_cohort, tmp_path):
-    offline = synthesized(tumor_cohort, tmp_path)
+@pytest.fixture(scope="module")
+def offline(tumor_cohort, tmp_path_factory):
+    """A folder of the cohort's healthy scans with tumors made before."""
+    return synthesized(tumor_cohort, tmp_path_factory.mktemp("offline"))
+
+
+def test_scans_with_tumors_made_before_take_the_place_of_healthy_ones(tiny_segmentation, offline):
     stage = built(tiny_segmentation(f"synthesis.offline={offline}", "data.class_ratios=[0,0,1]"))
     assert stage.module.tumors is None
     assert stage.module.parents == {}
@@ -212,8 +218,7 @@ def test_scans_with_tumors_made_before_take_the_place_of_healthy_ones(tiny_segme
     assert all((labels == 2).any() for labels in batch["labels"])
 
 
-def test_scans_made_from_held_out_patients_are_left_out(tiny_segmentation, tumor_cohort, tmp_path, capsys):
-    offline = synthesized(tumor_cohort, tmp_path)
+def test_scans_made_from_held_out_patients_are_left_out(tiny_segmentation, tumor_cohort, offline, tmp_path, capsys):
     listing = json.loads((tumor_cohort / "dataset.json").read_text())
     for entry in listing["training"]:
         for part in ("image", "label"):
@@ -236,8 +241,8 @@ def test_scans_made_from_validation_cases_of_the_healthy_list_are_left_out(tiny_
     assert {case.id for case in built(tiny_segmentation(*options)).data.train} == {"healthy1", "silent_healthy"}
 
 
-def test_the_reader_of_scans_made_before_can_be_sent_to_other_processes(tiny_segmentation, tumor_cohort, tmp_path):
-    stage = built(tiny_segmentation(f"synthesis.offline={synthesized(tumor_cohort, tmp_path)}"))
+def test_the_reader_of_scans_made_before_can_be_sent_to_other_processes(tiny_segmentation, offline):
+    stage = built(tiny_segmentation(f"synthesis.offline={offline}"))
     case = stage.data.train[-1]
     assert pickle.loads(pickle.dumps(stage.data.reader)).about(case) == stage.data.reader.about(case)
 
@@ -246,8 +251,7 @@ def held_out(config):
     return "early0" in {case.id for case in built(config).data.validation}
 
 
-def test_scans_of_unknown_origin_are_noted(tiny_segmentation, tumor_cohort, tmp_path, capsys):
-    offline = synthesized(tumor_cohort, tmp_path)
+def test_scans_of_unknown_origin_are_noted(tiny_segmentation, tumor_cohort, offline, tmp_path, capsys):
     moved = shutil.copytree(tumor_cohort, tmp_path / "moved")
     built(tiny_segmentation(f"synthesis.offline={offline}", f"data.root={moved}"))
     assert "Note: 3 scans of" in capsys.readouterr().out
@@ -264,10 +268,10 @@ def test_without_real_tumors_in_training_few_of_them_are_all_validated_on(tiny_s
     assert {case.id for case in stage.data.train} == {"healthy0", "healthy1", "silent_healthy"}
 
 
-def test_scans_made_before_have_to_be_there_and_in_the_organ(tiny_segmentation, tumor_cohort, tmp_path):
+def test_scans_made_before_have_to_be_there_and_in_the_organ(tiny_segmentation, offline, tmp_path):
     with pytest.raises(CaseListError, match=r"synthesis\.offline=nowhere holds no scan with tumors"):
         built(tiny_segmentation("synthesis.offline=nowhere"))
-    offline = synthesized(tumor_cohort, tmp_path)
+    offline = shutil.copytree(offline, tmp_path / "copy")
     record = offline / "healthy0" / "record.json"
     record.write_text(record.read_text().replace('"organ": "liver"', '"organ": "kidney"'))
     with pytest.raises(CaseListError, match=r"has tumors in the kidney, not in the liver"):

@@ -46,7 +46,7 @@ def test_command_is_understood(words):
         assert program.startswith(".venv/bin/")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name in PREPARE], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_snippets_run(page, tmp_path, monkeypatch):
     """The snippets of a page run in its order, each with the names of those before it."""
     monkeypatch.chdir(tmp_path)

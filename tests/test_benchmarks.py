@@ -108,6 +108,7 @@ def test_a_tumor_is_its_stages_one_after_the_other(diffusion, monkeypatch):
     assert not torch.equal(tumor[0], tumor[1])
 
 
+@pytest.mark.slow
 def test_parts_compute_in_the_precision_asked_for(diffusion):
     exact, half = (made_parts(diffusion, "--precision", precision)["tumor"]() for precision in ("fp32", "bf16"))
     assert not torch.equal(exact, half)

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from difftumor.files import written_whole
-from difftumor.reporting.plots import save_png
+from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell, Row, Table, write_csv
 
@@ -62,8 +62,10 @@ def write_results(
     report.table(table)
     report.heading("Pictures")
     for file, picture in pictures.items():
-        save_png(picture.figure, folder / f"{file}.png")
-        report.figure(picture.figure, caption=picture.caption)
+        png = to_png(picture.figure)
+        with written_whole(folder / f"{file}.png") as temporary:
+            temporary.write_bytes(png)
+        report.figure(png, caption=picture.caption)
     report.heading("What was run")
     report.key_values(details)
     return report.write(folder / "report.html")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from difftumor.evaluation.robustness.detectability import Curve
 from difftumor.evaluation.robustness.dimensions import LEVELS, level_name
 from difftumor.evaluation.robustness.results import Cell, Measure, Results
 from difftumor.evaluation.robustness.worst import WORST_HEADER, WorstCase
-from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
+from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes, to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell as Entry
 from difftumor.reporting.tables import Table
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+HEATMAPS: Mapping[str, Measure] = {"heatmap_dsc.png": "dsc", "heatmap_found.png": "detection"}
+CURVE_FILE = "detectability.png"
 _TITLES: dict[Measure, str] = {"dsc": "Mean DSC of the tumor", "detection": "Share of tumors found"}
 _READING = (
     "Every row varies one property of hand-crafted tumors and keeps everything else: shape, texture and place come "
@@ -36,13 +38,26 @@ _SCORES = (
 )
 
 
-def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = True) -> Report:
+def render_figures(results: Results, *, values: bool = True) -> dict[str, bytes]:
+    """Return heatmaps and, if there are curves, detectability as PNG, by file name.
+
+    Args:
+        results: At least one tumor.
+        values: Whether heatmaps show the values of levels.
+    """
+    rendered = {name: to_png(heatmap(results.cells, measure, values=values)) for name, measure in HEATMAPS.items()}
+    if results.curves:
+        rendered[CURVE_FILE] = to_png(detectability_figure(results.curves))
+    return rendered
+
+
+def report_page(results: Results, worst: Sequence[WorstCase], figures: Mapping[str, bytes]) -> Report:
     """Return the page of a benchmark.
 
     Args:
         results: At least one tumor.
         worst: The worst tumors.
-        values: Whether heatmaps show the values of levels.
+        figures: Result of `render_figures`.
     """
     report = Report(f"Robustness: {results.organ}", subtitle=f"difftumor {__version__}, {date.today().isoformat()}")
     for sentence in results.sentences:
@@ -53,18 +68,17 @@ def report_page(results: Results, worst: Sequence[WorstCase], *, values: bool = 
     report.table(Table(("Dimension", "Lowest mean DSC", "Highest mean DSC", "Span"), results.ranges()))
     report.heading("Heatmaps")
     report.paragraph(_READING)
-    report.figure(
-        heatmap(results.cells, "dsc", values=values), caption="Mean DSC of the tumor, by dimension and level."
-    )
-    report.figure(heatmap(results.cells, "detection", values=values), caption="Share of tumors found.")
-    if results.curves:
+    captions = ("Mean DSC of the tumor, by dimension and level.", "Share of tumors found.")
+    for name, caption in zip(HEATMAPS, captions, strict=True):
+        report.figure(figures[name], caption=caption)
+    if CURVE_FILE in figures:
         report.heading("Detectability")
         caption = (
             "Probability of detection over diameter (tumors that vary in size) and over contrast (tumors that vary in "
             "intensity): logistic regression on the logarithm, with an interval by bootstrap over "
             "patients."
         )
-        report.figure(detectability_figure(results.curves), caption=caption)
+        report.figure(figures[CURVE_FILE], caption=caption)
     _add_worst(report, worst)
     report.heading("All cells")
     report.paragraph(_SCORES)
@@ -119,7 +133,7 @@ def _said(value: object) -> Entry:
 
 
 def markdown(results: Results, worst: Sequence[WorstCase]) -> str:
-    """Return the results as Markdown; arguments as for `report_page`."""
+    """Return the results, of at least one tumor, and the worst tumors as Markdown."""
     header = ["", *map(level_name, LEVELS)]
     parts = [f"# Robustness: {results.organ}", results.introduction, *results.warnings]
     parts += [

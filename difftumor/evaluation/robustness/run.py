@@ -17,14 +17,13 @@ from difftumor import __version__
 from difftumor.datasets.cases import CaseList
 from difftumor.errors import ConfigError, DiffTumorError
 from difftumor.evaluation.robustness.dimensions import plain_dimensions, varied
-from difftumor.evaluation.robustness.report import detectability_figure, heatmap, markdown, report_page
-from difftumor.evaluation.robustness.results import CELL_COLUMNS, Measure, Results, cell_row
+from difftumor.evaluation.robustness.report import CURVE_FILE, HEATMAPS, markdown, render_figures, report_page
+from difftumor.evaluation.robustness.results import CELL_COLUMNS, Results, cell_row
 from difftumor.evaluation.robustness.scan_run import Benchmark, HealthyScan
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst, write_worst
 from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.models.artifact import load_artifact
-from difftumor.reporting.plots import save_png
 from difftumor.reporting.tables import Table, write_csv, write_json
 from difftumor.scans.organs import Organ
 from difftumor.segmentation.labels import LabelPredictor, seen_around_mm
@@ -34,8 +33,7 @@ from difftumor.synthesis.scan.loading import load_synthesizer
 
 FORMAT_VERSION = 1
 JSON_FILE, CELLS_FILE, TUMORS_FILE, MARKDOWN_FILE = "robustness.json", "cells.csv", "tumors.csv", "robustness.md"
-REPORT_FILE, CURVE_FILE = "report.html", "detectability.png"
-HEATMAPS: Mapping[str, Measure] = {"heatmap_dsc.png": "dsc", "heatmap_found.png": "detection"}
+REPORT_FILE = "report.html"
 RESULT_FILES = (CELLS_FILE, TUMORS_FILE, JSON_FILE, MARKDOWN_FILE, REPORT_FILE, *HEATMAPS, CURVE_FILE)
 SCANS, WORST, PICTURES = "scans", "worst", "pictures"
 # Settings that do not make results differ: models are compared by their identity.
@@ -188,15 +186,14 @@ def write_results(out: Path, results: Results, worst: Sequence[WorstCase], *, va
         rows = [{**asdict(row), "record": f"{SCANS}/{row.case}/{row.record}"} for row in results.rows]
         plain = [{name: int(v) if isinstance(v, bool) else v for name, v in row.items()} for row in rows]
         write_csv(staging / TUMORS_FILE, Table.of_records(columns, plain))
-        for name, measure in HEATMAPS.items():
-            save_png(heatmap(results.cells, measure, values=values), staging / name)
-        if results.curves:
-            save_png(detectability_figure(results.curves), staging / CURVE_FILE)
+        figures = render_figures(results, values=values)
+        for name, picture in figures.items():
+            (staging / name).write_bytes(picture)
         (staging / PICTURES).mkdir()
         for case in worst:
             (staging / PICTURES / f"{case.name}.png").write_bytes(case.picture)
         (staging / MARKDOWN_FILE).write_text(markdown(results, worst), encoding="utf-8")
-        report_page(results, worst, values=values).write(staging / REPORT_FILE)
+        report_page(results, worst, figures).write(staging / REPORT_FILE)
         write_json(staging / JSON_FILE, _record(results, worst))
         _remove_pictures(out)
 

@@ -6,6 +6,7 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from difftumor.datasets.cases import read_cases
 from difftumor.evaluation.robustness.run import RESULT_FILES
@@ -18,45 +19,60 @@ from tests.evaluation.robustness.makers import write_scan
 DIMENSIONS = "size: {mean: 10, factor: 1.2}\nintensity: {mean: -60, sd: 30, max: 0}\n"
 
 
-pytestmark = pytest.mark.usefixtures("no_picture")
+@pytest.fixture(scope="module", autouse=True)
+def small_previews():
+    """Previews take longer than everything else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("difftumor.synthesis.scan.files.plot_preview", lambda *_, **__: Figure(figsize=(1, 1)))
+        yield
+
+
+def write_inputs(folder):
+    """Write two healthy scans, one with a tumor, one that is not a CT; dimensions and a segmenter."""
+    entries = []
+    for seed, name in enumerate(("a", "b", "ill", "broken")):
+        inputs = write_scan(folder / "in", name, tumor=name == "ill", seed=seed)
+        entries.append({"image": str(inputs.ct), "label": str(inputs.organ_masks[0]), "patient": f"patient {name}"})
+    (folder / "in" / "ct" / "broken.nii.gz").write_bytes(b"nothing")
+    names = {"background": 0, "liver": 1, "liver_tumor": 2}
+    (folder / "in" / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
+    (folder / "dimensions.yaml").write_text(DIMENSIONS)
+    make_segmenter(folder / "segmenter", spacing_mm=2.0, crop=16)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two healthy scans, one with a tumor, one that is no CT."""
-    entries = []
-    for seed, name in enumerate(("a", "b", "ill", "broken")):
-        inputs = write_scan(tmp_path / "in", name, tumor=name == "ill", seed=seed)
-        entries.append({"image": str(inputs.ct), "label": str(inputs.organ_masks[0]), "patient": f"patient {name}"})
-    (tmp_path / "in" / "ct" / "broken.nii.gz").write_bytes(b"nothing")
-    names = {"background": 0, "liver": 1, "liver_tumor": 2}
-    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
-    (tmp_path / "dimensions.yaml").write_text(DIMENSIONS)
-    make_segmenter(tmp_path / "segmenter", spacing_mm=2.0, crop=16)
-    return tmp_path
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The same inputs with results in ``out``; not to be changed."""
+    folder = write_inputs(tmp_path_factory.mktemp("finished"))
+    before = contents(folder)
+    assert robustness(folder, "--worst", 3) == 1  # one scan is broken
+    assert before.items() <= contents(folder).items()
+    return folder
+
+
+@pytest.fixture
+def resumed(folder, finished):
+    """A copy of ``finished``."""
+    shutil.copytree(finished / "out", folder / "out")
+    return folder
 
 
 def robustness(folder, *more, out="out"):
-    words = ("--model", folder / "segmenter", "--cases", folder / "in", "--organ", "liver", "--out", folder / out)
-    fast = (
-        "--dimensions",
-        folder / "dimensions.yaml",
-        "--only",
-        "size,intensity",
-        "--overlap",
-        0.25,
-        "--device",
-        "cpu",
-    )
-    return run("robustness", *words, *fast, *more)
+    return run(
+        "robustness", "--model", folder / "segmenter", "--cases", folder / "in", "--organ", "liver",
+        "--out", folder / out, "--dimensions", folder / "dimensions.yaml", "--only", "size,intensity",
+        "--overlap", 0.25, "--device", "cpu", *more,
+    )  # fmt: skip
 
 
-def test_from_scans_to_the_worst_of_them(folder, capsys):
-    before = {path: path.read_bytes() for path in (folder / "in").rglob("*") if path.is_file()}
-    assert robustness(folder, "--worst", 3) == 1  # one scan is broken
-    said = capsys.readouterr()
-    assert "1 of 4 scans failed (broken)" in said.err
-    out = folder / "out"
+def test_from_scans_to_the_worst_of_them(finished):
+    out = finished / "out"
     assert {p.name for p in out.iterdir()} == {*RESULT_FILES, "scans", "worst", "pictures", "summary.csv"}
     summary = {row["case"]: row for row in read_rows(out / "summary.csv")}
     assert [summary[name]["status"] for name in ("a", "b", "ill", "broken")] == ["done", "done", "skipped", "failed"]
@@ -69,20 +85,23 @@ def test_from_scans_to_the_worst_of_them(folder, capsys):
     assert all((out / row["record"]).is_file() for row in rows)
     cells = {(row["dimension"], row["level"]): row for row in read_rows(out / "cells.csv")}
     assert [cells["intensity", str(level)]["clamped"] for level in (1, 2, 3)] == ["0", "0", "1"]
-    check_worst(folder, out)
-    assert {path: path.read_bytes() for path in (folder / "in").rglob("*") if path.is_file()} == before
+    check_worst(finished, out)
 
-    # Again: nothing is done anew, and the results are the same.
-    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "summary.csv"}
-    assert robustness(folder, "--worst", 3) == 1
-    assert "done before" in capsys.readouterr().out
-    again = {path: path.read_bytes() for path in files if path.exists()}
-    # The page and the JSON say that scans were done before.
-    differing = {path.name for path in files if again.get(path) != files[path]}
-    assert differing <= {"report.html", "robustness.json"}
-    # With the broken scan mended, the others stay.
-    shutil.copy(folder / "in" / "ct" / "a.nii.gz", folder / "in" / "ct" / "broken.nii.gz")
-    assert robustness(folder, "--worst", 0) == 0
+
+def test_rerunning_resumes(resumed, capsys):
+    out = resumed / "out"
+    files = {name: data for name, data in contents(out).items() if name != "summary.csv"}
+    assert robustness(resumed, "--worst", 3) == 1
+    said = capsys.readouterr()
+    assert "1 of 4 scans failed (broken)" in said.err
+    assert "done before" in said.out
+    again = contents(out)
+    differing = {name.rpartition("/")[2] for name in files if again.get(name) != files[name]}
+    # These say that scans were done before, or name files that were read, which lie elsewhere here.
+    assert differing <= {"report.html", "robustness.json", "robustness.md", "record.json"}
+    # With the broken scan fixed, the others stay.
+    shutil.copy(resumed / "in" / "ct" / "a.nii.gz", resumed / "in" / "ct" / "broken.nii.gz")
+    assert robustness(resumed, "--worst", 0) == 0
     summary = {row["case"]: row["status"] for row in read_rows(out / "summary.csv")}
     assert summary == {"a": "done before", "b": "done before", "ill": "skipped", "broken": "done"}
     assert not (out / "worst").exists()
@@ -107,14 +126,13 @@ def check_worst(folder, out):
     assert len(held_out) == 1
 
 
-def test_a_record_is_replayed(folder):
-    robustness(folder, "--worst", 1)
-    out = folder / "out"
+def test_a_record_is_replayed(finished, tmp_path):
+    out = finished / "out"
     entry = json.loads((out / "robustness.json").read_text())["worst"][0]
     record = out / "scans" / entry["case"] / entry["record"]
-    assert run("synthesize", "--replay", record, "--out", folder / "again", "--device", "cpu") == 0
+    assert run("synthesize", "--replay", record, "--out", tmp_path / "again", "--device", "cpu") == 0
     for name in ("ct.nii.gz", "labels.nii.gz", "lesions.nii.gz"):
-        assert (folder / "again" / name).read_bytes() == (out / entry["folder"] / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (out / entry["folder"] / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -155,29 +173,28 @@ def test_inputs_are_not_replaced(folder, capsys):
     assert json.loads((folder / "robustness.json").read_text()) == listing
 
 
-def test_tables_are_of_the_scans_and_the_request_of_the_command(folder, capsys):
+def test_tables_are_of_the_scans_and_the_request_of_the_command(resumed, capsys):
     for name in ("ill", "broken"):
-        (folder / "in" / "ct" / f"{name}.nii.gz").unlink()
-    listing = json.loads((folder / "in" / "dataset.json").read_text())
+        (resumed / "in" / "ct" / f"{name}.nii.gz").unlink()
+    listing = json.loads((resumed / "in" / "dataset.json").read_text())
     listing["training"] = listing["training"][:2]
-    (folder / "in" / "dataset.json").write_text(json.dumps(listing))
-    assert robustness(folder, "--worst", 3) == 0
-    out = folder / "out"
+    (resumed / "in" / "dataset.json").write_text(json.dumps(listing))
+    out = resumed / "out"
     (out / "pictures" / "mine.png").write_bytes(b"mine")
     kept = contents(out / "scans")
     before = contents(out)
     capsys.readouterr()
-    assert robustness(folder, "--seed", 1) == 1
+    assert robustness(resumed, "--seed", 1) == 1
     assert "robustness.json holds results of other settings" in " ".join(capsys.readouterr().err.split())
     assert contents(out) == before
     listing["training"] = listing["training"][:1]
-    (folder / "in" / "dataset.json").write_text(json.dumps(listing))
-    assert robustness(folder, "--worst", 1) == 0
+    (resumed / "in" / "dataset.json").write_text(json.dumps(listing))
+    assert robustness(resumed, "--worst", 1) == 0
     assert {row["case"] for row in read_rows(out / "tumors.csv")} == {"a"}
     (worst,) = json.loads((out / "robustness.json").read_text())["worst"]
     assert {p.name for p in (out / "pictures").iterdir()} == {f"{worst['folder'].split('/')[1]}.png", "mine.png"}
     assert contents(out / "scans") == kept
-    assert robustness(folder, "--seed", 1, "--overwrite") == 0
+    assert robustness(resumed, "--seed", 1, "--overwrite") == 0
 
 
 @pytest.mark.parametrize("place", ["scans/a", "worst/deeper"])
@@ -201,16 +218,17 @@ def test_folders_of_others_are_not_replaced(folder, capsys):
         (folder / "out" / place).mkdir(parents=True)
         (folder / "out" / place / "notes.txt").write_text("mine")
     before = contents(folder)
-    assert robustness(folder, "--overwrite") == 1
+    fast = ("--overwrite", "--only", "intensity")
+    assert robustness(folder, *fast) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert f"{folder / 'out' / 'worst'} holds mine/notes.txt, which is not part of an earlier result" in said
     assert contents(folder) == before
     for _ in range(2):  # with results of its own beside them
-        assert robustness(folder, "--overwrite", "--worst", 0) == 1
+        assert robustness(folder, *fast, "--worst", 0) == 1
         assert "scans/a holds notes.txt, which is not part of" in " ".join(capsys.readouterr().err.split())
         assert before.items() <= contents(folder).items()
     assert (folder / "out" / "robustness.json").exists()
-    assert robustness(folder, "--overwrite") == 1
+    assert robustness(folder, *fast) == 1
     assert before.items() <= contents(folder).items()
 
 

@@ -1,6 +1,7 @@
 """The structure that docs/design.md promises: floors, no circles, and what the library must not know."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,9 @@ def test_top_level_holds_what_design_names():
     if listing.returncode:
         pytest.skip("not a git checkout")
     assert {line.split("/")[0] for line in listing.stdout.splitlines() if not line.startswith(".")} == tracked
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_say_what_they_mean_in_place(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert not re.search(r"See there\b|as for all that follow", text), f"{module} refers to another docstring"

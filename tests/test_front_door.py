@@ -12,8 +12,7 @@ import pytest
 import difftumor as dt
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.scans.nifti import read_ct
-from difftumor.synthesis.scan.files import FILES
-from difftumor.synthesis.scan.record import read_record
+from difftumor.synthesis.scan.record import FILES, read_record
 from tests.conftest import REPOSITORY, contents, run
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball

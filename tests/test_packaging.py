@@ -22,6 +22,8 @@ MODULES = {
 INDIRECT = {"einops"}
 # Installed with a package of another name: OmegaConf with Hydra.
 WITH = {"omegaconf": "hydra"}
+# Known to type checkers alone.
+STUBS = {"_typeshed"}
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -39,7 +41,7 @@ def imported(*packages: str) -> set[str]:
                     found |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     found.add(node.module.split(".")[0])
-    ours = {"difftumor", "stages", "studies"}
+    ours = {"difftumor", "stages", "studies"} | STUBS
     return {WITH.get(name, name) for name in found - ours if name not in sys.stdlib_module_names}
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from difftumor.errors import ArtifactError, ConfigError, DeviceError
 from difftumor.files import ResultFolder, folder_written_whole, sha256_of
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 WEIGHTS_FILE = "model.safetensors"
@@ -168,6 +168,8 @@ def load_artifact(
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
         raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
+    import torch
+
     # The random first weights are replaced at once; drawing them must not change the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = build_network(config.architecture)
@@ -262,6 +264,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         DeviceError: It is unknown or not there.
     """
+    if not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise DeviceError(f"Device {name!r} is unknown: use auto, cpu, cuda or cuda:N.")
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -277,6 +283,8 @@ def pick_device(name: str) -> torch.device:
 
 def describe_device(device: torch.device) -> str:
     """Return the name of a GPU, or the kind of machine and its threads, for reports of measured times."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

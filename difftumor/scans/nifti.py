@@ -277,13 +277,22 @@ def _check_hu(data: NDArray[np.float32], name: Path | str) -> None:
         raise VolumeError(f"{name} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
 
 
-def _open(path: Path) -> tuple[Any, Grid]:
-    """Read the header and refuse what cannot be used; the voxels stay on disk."""
+def check_nifti(path: Path) -> None:
+    """Refuse a path at which there is no NIfTI file, without reading it.
+
+    Raises:
+        VolumeError: It does not exist, is a folder, or has another name than NIfTI files have.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise VolumeError(f"{path} {what}; give a NIfTI file (.nii or .nii.gz).")
     if not is_nifti(path):
         raise VolumeError(f"{path} is not a NIfTI file; convert it to .nii or .nii.gz.")
+
+
+def _open(path: Path) -> tuple[Any, Grid]:
+    """Read the header and refuse what cannot be used; the voxels stay on disk."""
+    check_nifti(path)
     try:
         image = nib.load(path)
         affine = image.affine

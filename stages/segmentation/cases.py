@@ -10,8 +10,7 @@ from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases
 from difftumor.errors import CaseListError
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
-from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE
-from difftumor.synthesis.scan.record import RECORD_FILE, read_record
+from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, RECORD_FILE, read_record
 from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
 from stages.run.run import say
 from stages.segmentation.data import Origin

@@ -20,7 +20,7 @@ from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer, synthesize_files
+from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.model_scan import ModelScan
@@ -153,7 +153,7 @@ def synthesize_scan(
 ) -> ScanReport:
     """Make the tumors of a request (``tumors``, ``seed``, ``gate``, ``strict``) in the scan of some files."""
     loaded = ScanSynthesizer(synthesizer=synthesizer, models=models or {}, **request)
-    return synthesize_files(lambda: loaded, inputs, out=out, overwrite=overwrite)
+    return loaded.make_files(inputs, out=out, overwrite=overwrite)
 
 
 def save_tiny_artifacts(folder: Path, *, crop: int = 32, organ: str = "liver") -> Path:

@@ -57,18 +57,22 @@ def evaluate_autoencoder(
     from difftumor.cli.many import for_each_case
     from difftumor.datasets.cases import read_case_list
     from difftumor.errors import CaseListError
+    from difftumor.files import check_results
+    from difftumor.models.artifact import load_artifact, pick_device
+    from difftumor.models.artifact_config import read_config
+    from difftumor.scans.organs import get_convention
+
+    cases = read_case_list(data)
+    label_names = cases.label_names if labels is None else get_convention(labels)
+    read_config(artifact)
+    # Here, because these need PyTorch: what is wrong above is said at once.
     from difftumor.evaluation.autoencoder.report import REPORT_FILE
     from difftumor.evaluation.autoencoder.run import RESULT_FILES, CardRun
     from difftumor.evaluation.autoencoder.verdict import Thresholds
-    from difftumor.files import check_results
-    from difftumor.models.artifact import load_artifact, pick_device
-    from difftumor.scans.organs import get_convention
 
     thresholds = Thresholds().changed(threshold or ())
-    cases = read_case_list(data)
     inputs = [data, *(file for case in cases.cases for file in (case.image, case.labels) if file is not None)]
     check_results(out, RESULT_FILES, inputs=inputs, overwrite=overwrite)
-    label_names = cases.label_names if labels is None else get_convention(labels)
     on = pick_device(device)
     autoencoder = load_artifact(artifact, kind="autoencoder", device=on, allow_incomplete=allow_incomplete)
     run = CardRun(

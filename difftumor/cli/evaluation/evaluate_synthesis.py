@@ -60,7 +60,17 @@ def evaluate_synthesis(
     them.
     """
     from difftumor.cli.many import for_each_case
+    from difftumor.datasets.cases import read_cases
     from difftumor.errors import CaseListError
+    from difftumor.evaluation.realism.tumor_samples import CropSpec, with_real_patients
+    from difftumor.files import check_results
+    from difftumor.models.artifact import pick_device
+    from difftumor.scans.organs import get_organ
+
+    host = get_organ(organ)
+    for source in (real, synthetic):
+        read_cases(source)
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
     from difftumor.evaluation.realism.quality import QualitySettings
     from difftumor.evaluation.realism.report import REPORT_FILE, verdict
     from difftumor.evaluation.realism.run import (
@@ -71,10 +81,6 @@ def evaluate_synthesis(
         load_networks,
         read_tumor_list,
     )
-    from difftumor.evaluation.realism.tumor_samples import CropSpec, with_real_patients
-    from difftumor.files import check_results
-    from difftumor.models.artifact import pick_device
-    from difftumor.scans.organs import get_organ
 
     crops = CropSpec(
         size=crop, spacing_mm=_spacing(spacing_mm), window=_window(window_hu), minimum_voxels=minimum_voxels
@@ -82,7 +88,6 @@ def evaluate_synthesis(
     quality_settings = QualitySettings(seed=seed, repeats=repeats, resamples=resamples)
     settings = RealismSettings(crops=crops, quality=quality_settings, slices=slices, pictures=pictures)
     check_results(out, RESULT_FILES, inputs=(real, synthetic), overwrite=overwrite)
-    host = get_organ(organ)
     lists = {"real": read_tumor_list(real, host, convention=real_labels)}
     made = read_tumor_list(synthetic, host, convention=synthetic_labels)
     lists["synthetic"] = with_real_patients(made, lists["real"])

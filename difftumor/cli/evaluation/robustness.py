@@ -153,11 +153,10 @@ def robustness(
     from difftumor.cli.many import check_outputs, progress_bar, summarized
     from difftumor.cli.synthesis.cases import listed_cases
     from difftumor.errors import CaseListError
-    from difftumor.evaluation.robustness import run
     from difftumor.evaluation.robustness.dimensions import DEFAULTS, read_dimensions
-    from difftumor.evaluation.robustness.scoring import SUMMARY_COLUMNS, ScanResult
     from difftumor.files import check_folder
     from difftumor.models.artifact import pick_device
+    from difftumor.models.artifact_config import read_config
     from difftumor.scans.organs import get_organ
     from difftumor.segmentation.options import PredictionOptions
     from difftumor.synthesis.scan.setup import ScanOptions
@@ -170,6 +169,12 @@ def robustness(
     check_folder(out, option="--out")
     files = ScanOptions(organ_mask=organ_mask, organ_labels=parse_organ_labels(organ_label), convention=convention)
     listed = listed_cases(cases, files.mask, convention)
+    for artifact in model:
+        read_config(artifact)
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
+    from difftumor.evaluation.robustness import run
+    from difftumor.evaluation.robustness.scoring import SUMMARY_COLUMNS, ScanResult
+
     scans, unusable = run.usable_scans(listed, host, organ_labels=files.organ_labels, mask=organ_mask is not None)
     inputs = [cases, *model, *(path for scan in scans for paths in scan.inputs.files.values() for path in paths)]
     check_outputs(run.result_names(scans), inputs, out)

@@ -112,14 +112,17 @@ def nnunet(
     from difftumor.cli.many import progress_bar
     from difftumor.datasets.cases import read_case_list
     from difftumor.errors import CaseListError, first_few
-    from difftumor.exchange.nnunet import SPLITS_FILE, check_dataset_name, export_dataset
     from difftumor.scans.organs import get_convention, get_organ
 
-    number, chosen, listed = check_dataset_name(out), get_organ(organ), read_case_list(cases)
+    chosen, listed = get_organ(organ), read_case_list(cases)
     short = {"generator": generator, "preset": preset, "size": size, "count": count}
     options = _options(synthetic, tumors, short, organ=chosen, seed=seed, model=model, device=device, jobs=jobs)
     if convention is not None:
         listed = replace(listed, label_names=get_convention(convention))
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
+    from difftumor.exchange.nnunet import SPLITS_FILE, check_dataset_name, export_dataset
+
+    number = check_dataset_name(out)
     written = export_dataset(
         out, listed, chosen, synthesis=options, copies=synthetic, assume_healthy=assume_healthy, seed=seed, jobs=jobs,
         overwrite=overwrite, progress=progress_bar,
@@ -157,8 +160,12 @@ def bundle(
     OUT gets configs/metadata.json, configs/inference.json, models/model.pt, and docs/README.md, which says how to use
     it.
     """
-    from difftumor.exchange.bundle import Rights, write_bundle
     from difftumor.models.artifact import load_artifact
+    from difftumor.models.artifact_config import read_config
+
+    read_config(artifact)
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
+    from difftumor.exchange.bundle import Rights, write_bundle
 
     loaded = load_artifact(artifact, kind="segmenter", allow_incomplete=allow_incomplete)
     write_bundle(loaded, out, rights=Rights(authors, copyright_), overwrite=overwrite)

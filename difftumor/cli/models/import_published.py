@@ -10,7 +10,9 @@ import typer
 if TYPE_CHECKING:
     from difftumor.exchange.published.saving import Imported
 
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The file as published.")]
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False, help="The file as published.")
+]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder for the artifact.")]
 
 import_published = typer.Typer(

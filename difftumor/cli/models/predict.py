@@ -83,14 +83,19 @@ def predict(
     from difftumor.datasets.cases import read_case_list
     from difftumor.files import check_folder
     from difftumor.models.artifact import load_artifact, pick_device
-    from difftumor.segmentation.cases import CasePredictor
+    from difftumor.models.artifact_config import read_config
     from difftumor.segmentation.options import PredictionOptions, choose_organ_filter
 
     chosen = choose_organ_filter(organ_filter, has_mask=organ_mask is not None)
     options = PredictionOptions(overlap=overlap, flips=flips, organ_filter=chosen, min_volume_mm3=min_volume_mm3)
     listed = read_case_list(ct)
-    cases = _with_masks(organ_mask, listed.cases)
     check_folder(out, option="--out")
+    for artifact in model:
+        read_config(artifact)
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
+    from difftumor.segmentation.cases import CasePredictor
+
+    cases = _with_masks(organ_mask, listed.cases)
     on = pick_device(device)
     artifacts = [load_artifact(m, kind="segmenter", device=on, allow_incomplete=allow_incomplete) for m in model]
     predictor = CasePredictor(artifacts, options, probabilities=probabilities, windows_per_batch=windows_per_batch)

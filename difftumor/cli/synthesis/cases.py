@@ -35,13 +35,16 @@ def synthesize_cases(
     from difftumor.cli.many import check_outputs, progress_bar, summarized
     from difftumor.files import check_folder
     from difftumor.scans.organs import get_organ
-    from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
-    from difftumor.synthesis.scan.files import FILES
+    from difftumor.synthesis.scan.record import FILES
 
     if files.ct or files.segments:
         raise ConfigError("--cases names the scans: leave out --ct and --segments.")
     check_folder(out, option="--out")
     organ, listed = get_organ(options.organ), listed_cases(source, files.mask, files.convention)
+    options.find_models()
+    # Here, because it needs PyTorch: what is wrong above is reported at once.
+    from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
+
     mask = files.organ_mask is not None
     ready, unusable = usable_inputs(listed, organ, organ_labels=files.organ_labels, mask=mask)
     given = [path for _, inputs in ready for paths in inputs.files.values() for path in paths]

@@ -133,10 +133,8 @@ def synthesize(
 
         synthesize_cases(options, cases, files, out=out, jobs=jobs, overwrite=overwrite)
         return
-    from difftumor.synthesis.scan.files import synthesize_files
-
     setup.refuse({"jobs": jobs if jobs > 1 else None}, beside="a single scan")
-    report = synthesize_files(options.load, files.inputs(organ), out=out, overwrite=overwrite)
+    report = setup.synthesize_files(options, files.inputs(organ), out=out, overwrite=overwrite)
     _say(report)
     if quality_gate:
         passed = len(report.tumors)

@@ -21,9 +21,9 @@ from difftumor.scans.grid import Box
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct, read_labels
 from difftumor.scans.organs import TUMOR
-from difftumor.synthesis.scan.files import CT_FILE, LABELS_FILE, replay_scan
+from difftumor.synthesis.scan.files import replay_scan
 from difftumor.synthesis.scan.inputs import ScanInputs
-from difftumor.synthesis.scan.record import read_record
+from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, read_record
 
 # Side of a picture: a tumor of usual size and its surroundings.
 _ZOOM_MM = 100.0

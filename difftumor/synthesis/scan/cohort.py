@@ -17,9 +17,9 @@ from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, sentence_of
 from difftumor.files import remove_abandoned
 from difftumor.scans.organs import Organ, resolve_labels
-from difftumor.synthesis.scan.files import FILES, ScanReport, ScanSynthesizer, synthesize_files
+from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
-from difftumor.synthesis.scan.record import RECORD_FILE, read_record
+from difftumor.synthesis.scan.record import FILES, RECORD_FILE, read_record
 
 SUMMARY_COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
@@ -203,7 +203,7 @@ def _outcome(loaded: ScanSynthesizer, case_id: str, inputs: ScanInputs, out: Pat
     try:
         if not overwrite and _was_made(folder, own, inputs):
             return Outcome(case_id, "done before")
-        report = synthesize_files(lambda: own, inputs, out=folder, overwrite=overwrite)
+        report = own.make_files(inputs, out=folder, overwrite=overwrite)
         return Outcome(case_id, "made", report)
     except Exception as error:
         # Whatever is wrong with one case, it must not take hours of others with it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import SynthesisError
-from difftumor.files import check_results, folder_written_whole
+from difftumor.files import folder_written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import as_stored, same_outside, write_ct, write_labels
 from difftumor.seeding import derive_seed
@@ -22,14 +22,21 @@ from difftumor.synthesis.scan.gate import QualityGate, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.model_scan import ModelScan
-from difftumor.synthesis.scan.record import RECORD_FILE, ModelRecord, ScanRecord, record_content, write_record
+from difftumor.synthesis.scan.record import (
+    CT_FILE,
+    LABELS_FILE,
+    LESIONS_FILE,
+    PREVIEW_FILE,
+    RECORD_FILE,
+    ModelRecord,
+    ScanRecord,
+    check_output,
+    record_content,
+    write_record,
+)
 from difftumor.synthesis.scan.report import TumorReport, find_warnings, plot_preview, report_tumors
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer, no_room
-
-CT_FILE, LABELS_FILE, LESIONS_FILE = "ct.nii.gz", "labels.nii.gz", "lesions.nii.gz"
-PREVIEW_FILE = "preview.png"
-FILES = (CT_FILE, LABELS_FILE, LESIONS_FILE, RECORD_FILE, PREVIEW_FILE)
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,20 @@ class ScanSynthesizer:
         }
         return SynthesisResult(made=made, tumors=tumors, warnings=warnings, facts=facts, notes=self.notes)
 
+    def make_files(self, inputs: ScanInputs, *, out: Path, overwrite: bool = False) -> ScanReport:
+        """Make tumors in the scan of some files and write the result; all files or none.
+
+        Args:
+            inputs: The scan's files, any orientation and spacing; only read.
+            out: Folder to write to.
+            overwrite: Replace the files of an earlier run in ``out``.
+
+        Raises:
+            DiffTumorError: Before anything is written; the message names the file or option.
+        """
+        check_output(out, inputs=inputs, overwrite=overwrite)
+        return self.make(inputs.read(organ=self.synthesizer.organ.name)).write(out)
+
     def _check_enough(self, records: Sequence[Any], shortfalls: Sequence[str], sampler: RejectionSampler) -> None:
         if not records and sampler.rejections:
             failed = sorted({name for rejection in sampler.rejections for name in rejection.failed})
@@ -207,25 +228,6 @@ class ScanSynthesizer:
             raise no_room(self.synthesizer.organ, self.tumors)
         if shortfalls and self.strict:
             raise SynthesisError(f"{shortfalls[0]} Ask for less, or do without --strict.")
-
-
-def synthesize_files(
-    load: Callable[[], ScanSynthesizer], inputs: ScanInputs, *, out: Path, overwrite: bool = False
-) -> ScanReport:
-    """Make tumors in the scan of some files and write the result; all files or none.
-
-    Args:
-        load: Loads the networks, once it is clear that the result can be written.
-        inputs: The scan's files, any orientation and spacing; only read.
-        out: Folder to write to.
-        overwrite: Replace the files of an earlier run in ``out``.
-
-    Raises:
-        DiffTumorError: Before anything is written; the message names the file or option.
-    """
-    check_output(out, inputs=inputs, overwrite=overwrite)
-    loaded = load()
-    return loaded.make(inputs.read(organ=loaded.synthesizer.organ.name)).write(out)
 
 
 def replay_scan(
@@ -241,7 +243,7 @@ def replay_scan(
         overwrite: Replace the files of an earlier run in ``out``.
 
     Raises:
-        DiffTumorError: As ``synthesize_files``; or a file is not the one that the record was made from.
+        DiffTumorError: As ``ScanSynthesizer.make_files``; or a file is not the one that the record was made from.
     """
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check_same(record.content["inputs"])
@@ -274,9 +276,3 @@ def write_volumes(made: ScanSynthesis, folder: Path) -> None:
         )
     write_labels(folder / LABELS_FILE, made.whole_labels(), original)
     write_labels(folder / LESIONS_FILE, made.whole_lesions(), original)
-
-
-def check_output(out: Path, *, inputs: ScanInputs | None, overwrite: bool) -> None:
-    """Refuse a folder that must not be written to; errors as `difftumor.files.check_results`."""
-    given = [] if inputs is None else [path for paths in inputs.files.values() for path in paths]
-    check_results(out, FILES, inputs=given, overwrite=overwrite)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files import provenance
 from difftumor.scans.label_maps import label_values, mask_of
-from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
+from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
 from difftumor.scans.organs import TUMOR, get_organ
 
 
@@ -123,6 +123,16 @@ class ScanInputs:
         segments = () if self.segments is None else (self.segments,)
         masks = {"organ_masks": self.organ_masks, "tumor_masks": self.tumor_masks}
         return {"ct": (self.ct,), **masks, "segments": segments}
+
+    def check(self) -> None:
+        """Refuse files that are missing, without reading any.
+
+        Raises:
+            VolumeError: A file does not exist, or is not NIfTI.
+        """
+        for paths in self.files.values():
+            for path in paths:
+                check_nifti(path)
 
     def to_record(self) -> dict[str, Any]:
         """Return plain values, with the SHA-256 of every file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,35 +152,6 @@ def synthesizer_of(
         raise ArtifactError(f"{listed} were trained at different voxel sizes: give models of one size.")
     textures: dict[str, DiffusionTexture] = {group: model.texture for group, model in models.items()}
     return TumorSynthesizer(organ=organ, diffusion=textures, spacing_mm=spacings.pop())
-
-
-def find_models(
-    model: Path | str | None, groups: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
-) -> dict[SizeGroup, Path]:
-    """Return the folders of the diffusion models to use, by size group.
-
-    Args:
-        model: The one that the user names, for all sizes; None for the default places,
-            ``<folder>/diffusion_<organ>_<early or late>``.
-        groups: Size groups of the requested tumors, ``"early"`` and ``"late"``.
-        organ: Where tumors are to grow.
-        folder: Where the stages put their artifacts.
-
-    Raises:
-        ArtifactError: A default place is empty.
-        OrganError: The organ is unknown.
-    """
-    name = (get_organ(organ) if isinstance(organ, str) else organ).name
-    found = {}
-    for group in sorted(groups):
-        found[group] = Path(folder) / f"diffusion_{name}_{group}" if model is None else Path(model)
-        if model is None and not found[group].is_dir():
-            raise ArtifactError(
-                f"There is no diffusion model at {found[group]}: train one with python -m stages.diffusion "
-                f"organ={name} tumor_stage={group}, give the folder of one with --model, or use "
-                "--generator handcrafted, which needs none."
-            )
-    return found
 
 
 def load_recorded(

@@ -10,11 +10,14 @@ from typing import Any
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.models.sampling import SamplerConfig
+from difftumor.files import check_results
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import ScanInputs
 
 RECORD_FILE = "record.json"
+CT_FILE, LABELS_FILE, LESIONS_FILE = "ct.nii.gz", "labels.nii.gz", "lesions.nii.gz"
+PREVIEW_FILE = "preview.png"
+FILES = (CT_FILE, LABELS_FILE, LESIONS_FILE, RECORD_FILE, PREVIEW_FILE)
 FORMAT_VERSION = 2
 
 
@@ -39,6 +42,8 @@ class ModelRecord:
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``load_texture`` that sample it in the same way."""
+        from difftumor.models.sampling import SamplerConfig  # needs PyTorch, which a wrong path should not wait for
+
         stored = dict(self.sampling)
         return {"precision": stored.pop("precision"), "sampler": SamplerConfig(**stored)}
 
@@ -145,3 +150,9 @@ def read_record(path: Path) -> ScanRecord:
             f"{path} has format_version {version}, not {FORMAT_VERSION}: use the release that wrote it."
         )
     return ScanRecord(content, path, inputs, models, tuple(TumorRecord.from_dict(tumor) for tumor in tumors))
+
+
+def check_output(out: Path, *, inputs: ScanInputs | None, overwrite: bool) -> None:
+    """Refuse a folder that must not be written to; errors as `difftumor.files.check_results`."""
+    given = [] if inputs is None else [path for paths in inputs.files.values() for path in paths]
+    check_results(out, FILES, inputs=given, overwrite=overwrite)

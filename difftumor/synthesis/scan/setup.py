@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from difftumor.scans.lesions import SizeGroup
+    from difftumor.scans.organs import Organ
     from difftumor.synthesis.generators.diffusion import Precision
     from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer, SynthesisResult
     from difftumor.synthesis.scan.gate import Segment
@@ -229,6 +231,21 @@ class SynthesisOptions:
         if all(spec.generator == "handcrafted" for spec in self.tumors):
             refuse({"model": self.model, **self.sampler}, beside="hand-crafted tumors only")
 
+    def find_models(self) -> dict[SizeGroup, Path]:
+        """Return the folders of the diffusion models by size group, and read what they say, without loading networks.
+
+        Raises:
+            ArtifactError: A model is missing or damaged.
+            OrganError: The organ is unknown.
+        """
+        from difftumor.models.artifact_config import read_config
+
+        groups = frozenset().union(*(spec.size_groups for spec in self.tumors if spec.generator == "diffusion"))
+        paths = find_models(self.model, groups, organ=self.organ)
+        for path in [*paths.values(), *([Path(self.gate.segmenter)] if self.gate and self.gate.segmenter else [])]:
+            read_config(path)
+        return paths
+
     def load(self) -> ScanSynthesizer:
         """Load the networks.
 
@@ -240,13 +257,13 @@ class SynthesisOptions:
         """
         from difftumor.models.artifact import pick_device
         from difftumor.scans.organs import get_organ
+
+        organ, paths, device = get_organ(self.organ), self.find_models(), pick_device(self.device)
+        # Here, because these need PyTorch: what is wrong above is said at once.
         from difftumor.synthesis.scan.files import ScanSynthesizer
         from difftumor.synthesis.scan.gate import QualityGate
-        from difftumor.synthesis.scan.loading import find_models, load_textures, real_tumors, synthesizer_of
+        from difftumor.synthesis.scan.loading import load_textures, real_tumors, synthesizer_of
 
-        organ, device = get_organ(self.organ), pick_device(self.device)
-        groups = frozenset().union(*(spec.size_groups for spec in self.tumors if spec.generator == "diffusion"))
-        paths = find_models(self.model, groups, organ=organ)
         models = load_textures(paths, device=device, sampler=self.sampler, precision=self.precision)
         gate = None
         if self.gate is not None:
@@ -263,6 +280,37 @@ class SynthesisOptions:
             strict=self.strict,
             models={group: model.record for group, model in models.items()},
         )
+
+
+def find_models(
+    model: Path | str | None, groups: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
+) -> dict[SizeGroup, Path]:
+    """Return the folders of the diffusion models to use, by size group.
+
+    Args:
+        model: The one that the user names, for all sizes; None for the default places,
+            ``<folder>/diffusion_<organ>_<early or late>``.
+        groups: Size groups of the requested tumors, ``"early"`` and ``"late"``.
+        organ: Where tumors are to grow.
+        folder: Where the stages put their artifacts.
+
+    Raises:
+        ArtifactError: A default place is empty.
+        OrganError: The organ is unknown.
+    """
+    from difftumor.scans.organs import get_organ
+
+    name = (get_organ(organ) if isinstance(organ, str) else organ).name
+    found = {}
+    for group in sorted(groups):
+        found[group] = Path(folder) / f"diffusion_{name}_{group}" if model is None else Path(model)
+        if model is None and not found[group].is_dir():
+            raise ArtifactError(
+                f"There is no diffusion model at {found[group]}: train one with python -m stages.diffusion "
+                f"organ={name} tumor_stage={group}, give the folder of one with --model, or use "
+                "--generator handcrafted, which needs none."
+            )
+    return found
 
 
 def synthesize(
@@ -315,6 +363,26 @@ def synthesize(
     return options.load().make(scan)
 
 
+def synthesize_files(options: SynthesisOptions, inputs: ScanInputs, *, out: Path, overwrite: bool) -> ScanReport:
+    """Make tumors in the scan of some files and write the result; all files or none.
+
+    Args:
+        options: Which tumors, and how they are made.
+        inputs: The scan's files, any orientation and spacing; only read.
+        out: Folder to write to.
+        overwrite: Replace the files of an earlier run in ``out``.
+
+    Raises:
+        DiffTumorError: Before anything is written; the message names the file or option.
+    """
+    from difftumor.synthesis.scan.record import check_output
+
+    # What can be said at once is said before networks, or even PyTorch, are loaded.
+    check_output(out, inputs=inputs, overwrite=overwrite)
+    inputs.check()
+    return options.load().make_files(inputs, out=out, overwrite=overwrite)
+
+
 def replay_files(
     record: Path, files: ScanOptions, *, out: Path, model: Path | None = None, device: str = "auto", overwrite: bool
 ) -> ScanReport:
@@ -331,13 +399,15 @@ def replay_files(
     Raises:
         DiffTumorError: The record cannot be read, or a file or model is not the one it was made with.
     """
-    from difftumor.models.artifact import pick_device
-    from difftumor.synthesis.scan.files import replay_scan
-    from difftumor.synthesis.scan.loading import load_recorded
     from difftumor.synthesis.scan.record import read_record
 
     made = read_record(record)
     inputs = files.moved(made.inputs)
+    inputs.check()
+    from difftumor.models.artifact import pick_device
+    from difftumor.synthesis.scan.files import replay_scan
+    from difftumor.synthesis.scan.loading import load_recorded
+
     synthesizer = load_recorded(made, model=model, device=pick_device(device))
     return replay_scan(synthesizer, made, inputs, out=out, overwrite=overwrite)
 

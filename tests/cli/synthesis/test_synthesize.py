@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from difftumor.synthesis.scan.files import FILES
-from difftumor.synthesis.scan.record import read_record
+from difftumor.synthesis.scan.record import FILES, read_record
 from difftumor.synthesis.spec import Satellites, TumorSpec
 from tests.conftest import REPOSITORY, contents, read_rows, run
 from tests.nifti import write_nifti

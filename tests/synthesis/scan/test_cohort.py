@@ -12,7 +12,6 @@ from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.errors import ArtifactError, CaseListError, OrganError
 from difftumor.scans.organs import get_convention, get_organ
 from difftumor.seeding import derive_seed
-from difftumor.synthesis.scan import cohort
 from difftumor.synthesis.scan.cohort import inputs_of, synthesize_cohort
 from difftumor.synthesis.scan.files import ScanSynthesizer
 from difftumor.synthesis.scan.gate import QualityGate
@@ -153,14 +152,14 @@ def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
     cases[1][1].ct.write_bytes(b"no gzip")
     cases[2][1].organ_masks[0].unlink()
     write_nifti(cases[3][1].ct, np.full(SHAPE, -1000, np.int16))
-    synthesize_files = cohort.synthesize_files
+    make_files = ScanSynthesizer.make_files
 
-    def sometimes_broken(load, inputs, **options):
+    def sometimes_broken(self, inputs, **options):
         if "strange" in str(inputs.ct):
             raise ZeroDivisionError("float division by zero")
-        return synthesize_files(load, inputs, **options)
+        return make_files(self, inputs, **options)
 
-    monkeypatch.setattr(cohort, "synthesize_files", sometimes_broken)
+    monkeypatch.setattr(ScanSynthesizer, "make_files", sometimes_broken)
     made = make(loading(), cases, tmp_path / "out")
     assert {name: outcome.status for name, outcome in made.items()} == {
         "a": "made", "damaged": "failed", "missing": "failed", "strange": "failed", "z": "made",

@@ -15,11 +15,11 @@ from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct
 from difftumor.scans.organs import get_organ
-from difftumor.synthesis.scan.files import FILES, replay_scan
+from difftumor.synthesis.scan.files import replay_scan
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
 from difftumor.synthesis.scan.loading import load_recorded, load_synthesizer, load_textures, synthesizer_of
-from difftumor.synthesis.scan.record import ModelRecord, read_record
+from difftumor.synthesis.scan.record import FILES, ModelRecord, read_record
 from difftumor.synthesis.scan.report import find_warnings, report_tumors
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec

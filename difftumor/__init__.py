@@ -3,7 +3,7 @@
 >>> import difftumor as dt
 >>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
 >>> result = dt.synthesize(scan, dt.TumorSpec(generator="handcrafted", size="small", count=2), seed=0)
->>> result.save("out")
+>>> report = result.save("out")
 
 Everything that ``dir(difftumor)`` lists is loaded at first use, so the import itself takes no time. Training lives in
 ``stages``.

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 
 class DiffTumorError(Exception):
-    """Base of all errors that the command line prints as one sentence, without a traceback."""
+    """Base of all errors that the command line prints as one sentence, without a traceback.
+
+    Example:
+        >>> import difftumor as dt
+        >>> try:
+        ...     dt.TumorSpec(size="huge")
+        ... except dt.DiffTumorError as error:
+        ...     print(error)
+        Tumor size 'huge' is unknown: use one of tiny, small, medium, large, early, late, mix.
+    """
 
 
 class VolumeError(DiffTumorError):

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,17 @@ def test_names_are_imported_from_their_owners(module):
 def test_library_needs_no_training_framework(module):
     roots = {name.split(".")[0] for name in _imports(MODULES[module])}
     assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf", "stages", "submitit"}
+
+
+def test_no_class_name_is_defined_twice():
+    files = [*MODULES.values(), *(REPOSITORY / "benchmarks").glob("*.py")]
+    names = [
+        node.name
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(name for name, count in Counter(names).items() if count > 1) == []
 
 
 def test_top_level_holds_what_design_names():

@@ -1,6 +1,7 @@
 """What ``import difftumor as dt`` offers, from arrays and from files."""
 
 import ast
+import doctest
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from difftumor.errors import ConfigError, GridMismatchError, OrganError, Synthes
 from difftumor.scans.nifti import read_ct
 from difftumor.synthesis.scan.record import FILES, read_record
 from tests.conftest import REPOSITORY, contents, run
+from tests.documentation import prepare_prediction
 from tests.nifti import write_nifti
 from tests.synthesis.makers import ball
 
@@ -49,6 +51,23 @@ def test_every_name_is_there_and_known_to_type_checkers():
     assert imports == dt._HOMES
     with pytest.raises(AttributeError, match="no attribute 'tumour'"):
         dt.tumour  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def inputs_of_examples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    prepare_prediction(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("name", ["difftumor", *dt._HOMES])
+def test_every_name_has_an_example_that_runs(name, inputs_of_examples, monkeypatch):
+    monkeypatch.chdir(inputs_of_examples)
+    text = (dt if name == "difftumor" else getattr(dt, name)).__doc__
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_import_alone_loads_nothing():

@@ -152,6 +152,12 @@ def load_artifact(
 
     Raises:
         ArtifactError: It is missing, damaged, unfinished, or of another kind.
+
+    Example:
+        >>> import difftumor as dt
+        >>> artifact = dt.load_artifact("checkpoints/segmentation_liver_unet_mixed_fold0", kind="segmenter")
+        >>> artifact.config.organ
+        'liver'
     """
     folder = Path(path)
     config = read_config(folder)

@@ -67,6 +67,13 @@ def predict(
         ConfigError: An option is out of range, or the segmenters or the mask do not fit.
         ArtifactError: A model is not a usable segmenter.
         VolumeError: A scan or mask cannot be read.
+
+    Example:
+        >>> import difftumor as dt
+        >>> model = "checkpoints/segmentation_liver_unet_mixed_fold0"
+        >>> prediction = dt.predict("ct.nii.gz", model, organ_mask="liver.nii.gz")
+        >>> prediction.labels.shape == prediction.ct.grid.shape
+        True
     """
     models = [model] if isinstance(model, (Artifact, Path, str)) else list(model)
     options = PredictionOptions(

@@ -69,6 +69,13 @@ class Prediction:
         outside_voxels: Tumor voxels that the organ filter dropped.
         small_voxels: Tumor voxels that were dropped with tumors below the minimum volume.
         request: Files, models and options, for the record; plain values.
+
+    Example:
+        >>> import difftumor as dt
+        >>> prediction = dt.predict("ct.nii.gz", "checkpoints/segmentation_liver_unet_mixed_fold0")
+        >>> volumes_mm3 = [lesion.volume_mm3 for lesion in prediction.lesions]
+        >>> print(prediction.save("predictions").name)
+        ct.nii.gz
     """
 
     ct: Volume

@@ -39,6 +39,12 @@ class Location:
         region: ``"anywhere"``, ``"central"`` (deeper than half of the organ's voxels) or ``"peripheral"`` (less deep).
         point_mm: Center in world coordinates (RAS); None for a random one.
         segment: Number in a label map of segments; None for the whole organ.
+
+    Example:
+        >>> import difftumor as dt
+        >>> tumor = dt.TumorSpec(location=dt.Location(point_mm=(12, -30, 5)))
+        >>> print(tumor.location)
+        point (12, -30, 5) mm
     """
 
     region: str = "anywhere"
@@ -127,6 +133,12 @@ class TumorSpec:
 
     Raises:
         ConfigError: A field is unknown, of the wrong type or out of range; the message names it.
+
+    Example:
+        >>> import difftumor as dt
+        >>> tumors = dt.TumorSpec(generator="handcrafted", count=3, diameter_mm={"uniform": (8, 15)}, capsule_hu=120)
+        >>> tumors.diameter_mm.limits
+        (8.0, 15.0)
     """
 
     generator: GeneratorName = "diffusion"

@@ -238,12 +238,13 @@ def evaluate(
 
     Two arrays give the scores of one case:
 
+    >>> import difftumor as dt
     >>> import numpy as np
     >>> truth = np.zeros((20, 20, 10), np.uint8)
     >>> truth[2:18, 2:18, 2:8] = 1
     >>> truth[5:9, 5:9, 4:6] = 2
     >>> prediction = np.roll(truth, 1, axis=0)
-    >>> scores = evaluate(prediction, truth, spacing_mm=(1, 1, 3))
+    >>> scores = dt.evaluate(prediction, truth, spacing_mm=(1, 1, 3))
     >>> scores.tumor.dsc, scores.organ.nsd, scores.detection.found
     (0.75, 1.0, 1)
 

@@ -68,6 +68,15 @@ class SynthesisResult:
         warnings: What fell short of the request, in sentences.
         facts: What ``record.json`` says besides tumors and warnings.
         notes: What a user should know of how they were made, in sentences.
+
+    Example:
+        >>> import difftumor as dt
+        >>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
+        >>> result = dt.synthesize(scan, dt.TumorSpec(generator="handcrafted", size="tiny"), seed=0)
+        >>> result.ct.shape == result.labels.shape == result.lesions.shape == scan.ct.grid.shape
+        True
+        >>> sorted(file.name for file in result.save("tumors").folder.iterdir())
+        ['ct.nii.gz', 'labels.nii.gz', 'lesions.nii.gz', 'preview.png', 'record.json']
     """
 
     made: ScanSynthesis

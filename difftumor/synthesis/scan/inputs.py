@@ -42,6 +42,15 @@ class Scan:
         VolumeError: The CT or the affine cannot be used.
         GridMismatchError: A mask or the segments have another shape than the CT.
         OrganError: The organ is unknown, absent, or all of it is tumor.
+
+    Example:
+        >>> import difftumor as dt
+        >>> import numpy as np
+        >>> ct_hu = np.full((30, 30, 10), -1000, np.int16)
+        >>> ct_hu[5:25, 5:25, 2:8] = 60
+        >>> scan = dt.Scan(ct_hu, np.diag([1, 1, 3, 1]), ct_hu > 0, organ="liver")
+        >>> int(scan.organ_mask.sum())
+        2400
     """
 
     def __init__(

@@ -127,6 +127,12 @@ def read_scan(
         VolumeError: A file is missing, damaged, or of the wrong kind.
         GridMismatchError: The grids differ.
         OrganError: The organ is unknown or absent.
+
+    Example:
+        >>> import difftumor as dt
+        >>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
+        >>> scan.ct.grid.shape, scan.ct.grid.spacing_mm
+        ((40, 40, 40), (1.0, 1.0, 1.0))
     """
     files = ScanOptions(
         ct=ct,
@@ -192,6 +198,14 @@ class GateOptions:
     Args:
         attempts: How many tumors are tried before one is given up.
         segmenter: Artifact that must find a tumor; None for none.
+
+    Example:
+        >>> import difftumor as dt
+        >>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
+        >>> tumor = dt.TumorSpec(generator="handcrafted", size="tiny")
+        >>> result = dt.synthesize(scan, tumor, gate=dt.GateOptions(attempts=20))
+        >>> len(result.records)
+        1
     """
 
     attempts: int = 10
@@ -215,6 +229,14 @@ class SynthesisOptions:
 
     Raises:
         ConfigError: A model or its sampling is given for hand-crafted tumors only.
+
+    Example:
+        >>> import difftumor as dt
+        >>> tumor = dt.TumorSpec(generator="handcrafted", size="tiny")
+        >>> synthesizer = dt.SynthesisOptions(organ="liver", tumors=(tumor,), seed=1).load()  # once for many scans
+        >>> result = synthesizer.make(dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver"))
+        >>> len(result.records)
+        1
     """
 
     organ: str
@@ -346,6 +368,13 @@ def synthesize(
         ArtifactError: A model is missing, damaged or of another kind.
         ConfigError: Options do not fit each other.
         SynthesisError: No tumor has room or passes the gate; or the request is strict and not met.
+
+    Example:
+        >>> import difftumor as dt
+        >>> scan = dt.read_scan("ct.nii.gz", organ_mask="liver.nii.gz", organ="liver")
+        >>> result = dt.synthesize(scan, dt.TumorSpec(generator="handcrafted", size="tiny", count=2), seed=0)
+        >>> int(result.lesions.max())
+        2
     """
     from difftumor.synthesis.spec import TumorSpec
 

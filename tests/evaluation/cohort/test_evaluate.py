@@ -1,13 +1,11 @@
 """The public function, on arrays and on folders."""
 
-import doctest
 import json
 
 import numpy as np
 import pytest
 
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.evaluation.cohort import evaluate as module
 from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.evaluation.cohort.evaluate import evaluate
 from difftumor.evaluation.metrics.detection import Matching
@@ -15,11 +13,6 @@ from tests.evaluation.cohort.methods import GRID, label_map
 from tests.nifti import write_nifti
 
 SPACING_MM = (1.0, 1.0, 2.0)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(module).attempted == 7
-    assert doctest.testmod(module).failed == 0
 
 
 def test_arrays_give_the_scores_of_a_case():

@@ -174,13 +174,14 @@ class ResultFolder:
 
     Args:
         what: What it is, for messages, such as "export".
-        holds: What it may hold: patterns of paths inside it, in which ``*`` stands for any characters.
+        holds: What it may hold: patterns of paths inside it, in which ``*`` stands for any part of a name and ``**`` at
+            the end for any files and folders.
         mark: A file that every such folder has.
         is_own: Whether the file ``mark`` is ours; other programs may use its name.
     """
 
     what: str
-    holds: tuple[str, ...] = ("*",)
+    holds: tuple[str, ...] = ("**",)
     mark: str | None = None
     is_own: Callable[[Path], bool] = Path.is_file
 
@@ -227,12 +228,18 @@ class ResultFolder:
         files = [
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
         ]
-        strange = [file for file in files if not any(fnmatchcase(file, pattern) for pattern in self.holds)]
+        strange = [file for file in files if not any(_matches(file, pattern) for pattern in self.holds)]
         if strange:
             return f"holds {min(strange)}, which is not part of an earlier {self.what}"
         if files and self.mark is not None and not self.is_own(folder / self.mark):
             return f"is not an earlier {self.what}, for it has no {self.mark} written by difftumor"
         return None
+
+
+def _matches(file: str, pattern: str) -> bool:
+    names, patterns = file.split("/"), pattern.split("/")
+    as_deep = len(names) == len(patterns) or (patterns[-1] == "**" and len(names) > len(patterns))
+    return as_deep and all(map(fnmatchcase, names, patterns))
 
 
 # In a JSON file that describes an export, the key by which a later export knows that difftumor has made it.

@@ -145,10 +145,10 @@ def test_an_earlier_result_may_be_replaced_only_when_asked(tmp_path):
         RESULT.check(out, option="OUT", remedy="stop", overwrite=False)
 
 
-@pytest.mark.parametrize("file", ["b.json", "maps/notes.txt", "deep/one.nii"])
+@pytest.mark.parametrize("file", ["b.json", "maps/notes.txt", "deep/one.nii", "maps/mine/one.nii"])
 def test_a_folder_with_anything_else_is_no_earlier_result(tmp_path, file):
     out = result_at(tmp_path / "out")
-    (out / file).parent.mkdir(exist_ok=True)
+    (out / file).parent.mkdir(exist_ok=True, parents=True)
     (out / file).write_text("")
     assert not RESULT.is_earlier(out)
     with pytest.raises(ConfigError, match=f"holds {file}, which is not part of an earlier result: give another folder"):

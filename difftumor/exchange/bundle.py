@@ -24,7 +24,7 @@ from difftumor.segmentation.options import OVERLAP
 METADATA_FILE, INFERENCE_FILE = "configs/metadata.json", "configs/inference.json"
 MODEL_FILE, README_FILE = "models/model.pt", "docs/README.md"
 BUNDLE_FOLDER = ResultFolder(
-    what="export", holds=("configs/*", "models/*", "docs/*"), mark=METADATA_FILE, is_own=is_json_with(MADE_BY)
+    what="export", holds=("configs/**", "models/**", "docs/**"), mark=METADATA_FILE, is_own=is_json_with(MADE_BY)
 )
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 # What MONAI's bundle commands need besides MONAI; the lowest versions that work, or those of the tests.

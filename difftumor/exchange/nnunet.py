@@ -30,7 +30,7 @@ DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"
 DATASET_FOLDER = ResultFolder(
     what="export",
-    holds=(DATASET_FILE, SPLITS_FILE, f"{IMAGES}/*", f"{LABELS}/*", f"{SYNTHETIC}/*"),
+    holds=(DATASET_FILE, SPLITS_FILE, f"{IMAGES}/**", f"{LABELS}/**", f"{SYNTHETIC}/**"),
     mark=DATASET_FILE,
     is_own=is_json_with(MADE_BY),
 )

@@ -131,7 +131,7 @@ class RunOptions:
     """
 
     stage: str
-    name: str | int
+    name: str | int | float
     seed: int
     fresh: bool
     runs_dir: Path

@@ -65,20 +65,21 @@ BackboneOptions = UNetOptions | NnUNetOptions | SwinUNETROptions
 class GeneratorWeights:
     """The section ``synthesis.generators``: weights of what makes tumors."""
 
-    diffusion: NotNegative
-    handcrafted: NotNegative
+    diffusion: NotNegative = 0.0
+    handcrafted: NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeWeights:
     """The section ``synthesis.sizes``: weights of size classes and groups, whose order decides what is drawn."""
 
-    early: NotNegative
-    medium: NotNegative
-    large: NotNegative
-    tiny: NotNegative
-    small: NotNegative
-    mix: NotNegative
+    early: NotNegative = 0.0
+    medium: NotNegative = 0.0
+    large: NotNegative = 0.0
+    tiny: NotNegative = 0.0
+    small: NotNegative = 0.0
+    mix: NotNegative = 0.0
+    late: NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def case(tmp_path) -> Case:
     return Case("a", _save(tmp_path / "ct.nii.gz", ct), _save(tmp_path / "labels.nii.gz", labels))
 
 
-def test_a_case_in_model_space_already_keeps_itsvoxels(case):
+def test_a_case_in_model_space_already_keeps_its_voxels(case):
     item = load_case(case, LIVER, spacing_mm=(2, 2, 2))
     labels = voxels(case.labels)
     assert item["case"] == "a"
@@ -82,7 +82,7 @@ def test_padding_adds_air_evenly_and_only_where_missing(case):
     assert pad_to(item, (4, 4, 4))["ct"] is item["ct"]
 
 
-def test_centers_are_labelled_and_unlabelledvoxels():
+def test_centers_are_labeled_and_unlabeled_voxels():
     labels = torch.zeros(1, 10, 10, 10, dtype=torch.uint8)
     labels[:, 2:8, 2:8, 2:8] = 1
     item = with_centers({"labels": labels}, limit=50)

@@ -264,4 +264,4 @@ def _earlier(out: Path) -> Mapping[str, Any]:
 
 def _worst_folder(out: Path) -> ResultFolder:
     """Return the kind of folder that holds the worst tumors which `JSON_FILE` names, and nothing else."""
-    return ResultFolder(what="result", holds=tuple(f"{escape(name)}/*" for name in _earlier_worst(out)))
+    return ResultFolder(what="result", holds=tuple(f"{escape(name)}/**" for name in _earlier_worst(out)))

@@ -36,7 +36,7 @@ from difftumor.synthesis.synthesizer import TumorSynthesizer
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
 Predict = Callable[[Volume], NDArray[np.uint8]]
 RECORDS, RESULT_FILE = "records", "result.json"
-RESULT_FOLDER = ResultFolder(what="result", holds=(RESULT_FILE, f"{RECORDS}/*"), mark=RESULT_FILE)
+RESULT_FOLDER = ResultFolder(what="result", holds=(RESULT_FILE, f"{RECORDS}/**"), mark=RESULT_FILE)
 
 
 class HealthyScan(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 
 from difftumor.errors import ConfigError
 from difftumor.scans.organs import ORGANS, Organ
+from difftumor.synthesis.sizes import SIZE_CHOICES
 from stages.run.entry import CONFIGS, compose_config, compose_options
 from stages.run.folder import flatten
 from stages.run.reading import Count, Hint, Positive, Share, read_options, to_plain
@@ -81,7 +82,7 @@ def test_every_key_is_a_field_and_every_field_a_key(stage):
     for choice in choices:
         config = compose_config(stage, choice)
         options = options_of(config)
-        assert _names(options) == set(flatten(to_plain(config)))
+        assert _names(options) - {"synthesis.sizes.late"} == set(flatten(to_plain(config)))
 
 
 def _names(options, prefix=""):
@@ -117,5 +118,18 @@ def test_bad_overrides_are_one_sentence(override, message):
 def test_sizes_and_generators_are_drawn_in_the_order_of_the_config():
     """Which tumors a seed gives depends on it."""
     synthesis = compose_options("segmentation", KINDS["segmentation"]).synthesis
-    assert list(asdict(synthesis.sizes)) == ["early", "medium", "large", "tiny", "small", "mix"]
+    assert list(asdict(synthesis.sizes)) == ["early", "medium", "large", "tiny", "small", "mix", "late"]
     assert list(asdict(synthesis.generators)) == ["diffusion", "handcrafted"]
+
+
+def test_any_size_may_have_a_weight_and_one_left_out_has_none():
+    overrides = ["+synthesis.sizes.late=0.5", "~synthesis.sizes.mix", "~synthesis.generators.handcrafted"]
+    synthesis = compose_options("segmentation", KINDS["segmentation"], overrides).synthesis
+    assert set(asdict(synthesis.sizes)) == set(SIZE_CHOICES)
+    assert (synthesis.sizes.late, synthesis.sizes.mix, synthesis.generators.handcrafted) == (0.5, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["liver", "7", "0.5"])
+def test_a_run_may_have_a_number_for_a_name(name):
+    options = compose_options("autoencoder", KINDS["autoencoder"], [f"name={name}"])
+    assert str(options.name) == name

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from difftumor.exchange.published import check_published_file
+
 if TYPE_CHECKING:
     from difftumor.exchange.published.saving import Imported
 
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False, help="The file as published.")
-]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The file as published.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder for the artifact.")]
 
 import_published = typer.Typer(
@@ -24,6 +24,7 @@ import_published = typer.Typer(
 @import_published.command("autoencoder")
 def autoencoder(file: FileArgument, out: OutArgument) -> None:
     """Import the autoencoder, AutoencoderModel.ckpt."""
+    check_published_file(file)
     from difftumor.exchange.published.autoencoder import import_autoencoder
 
     _say(import_autoencoder(file, out))
@@ -44,6 +45,7 @@ def diffusion(
 
     Its own copy of the autoencoder must equal the one given.
     """
+    check_published_file(file)
     from difftumor.exchange.published.diffusion import import_diffusion
 
     _say(import_diffusion(file, out, autoencoder=autoencoder, organ=organ))
@@ -59,6 +61,7 @@ def segmenter(
     organ: Annotated[str, typer.Option(help="Organ whose tumors it finds.", show_default=False)],
 ) -> None:
     """Import a segmenter."""
+    check_published_file(file)
     from difftumor.exchange.published.segmenter import import_segmenter
 
     _say(import_segmenter(architecture, file, out, organ=organ))

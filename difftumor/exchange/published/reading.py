@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from difftumor.errors import DiffTumorError, PublishedFileError
+from difftumor.exchange.published import check_published_file
 from difftumor.files import sha256_of
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -115,8 +116,7 @@ def read_published(path: Path | str, *, tables: Sequence[str], numbers: Sequence
         PublishedFileError: The file is missing, damaged, of the older format, wants code to run, or lacks a table.
     """
     file = Path(path)
-    if not file.is_file():
-        raise PublishedFileError(f"There is no file at {file}: give a published checkpoint, such as liver_early.pt.")
+    check_published_file(file)
     with file.open("rb") as stream:
         if stream.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
             raise PublishedFileError(

@@ -113,9 +113,11 @@ def export_dataset(
 
     Raises:
         CaseListError: A case cannot be used, or as `plan_entries`.
-        ConfigError: The name is not one that nnU-Net finds, or ``out`` must not be replaced.
+        ConfigError: The name is not one that nnU-Net finds, ``out`` must not be replaced, or copies lack ``synthesis``.
     """
     check_dataset_name(out)
+    if copies and synthesis is None:
+        raise ConfigError("Copies need synthesis: say which tumors they get.")
     given = [file for case in cases.cases for file in (case.image, case.labels) if file is not None]
     DATASET_FOLDER.check(out, option="OUT", inputs=(cases.source, *given), overwrite=overwrite)
     with progress("Reading labels", len(cases.cases)) as advance:

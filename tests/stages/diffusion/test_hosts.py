@@ -146,12 +146,12 @@ def test_a_smaller_size_takes_the_place_of_one_without_room_and_is_said(rest, tu
 
     sizes = []
 
-    def cramped(site, specs, **options):
+    def cramped(host, specs, **options):
         (size,) = specs[0].weights
         sizes.append(size)
         if size == "late":
             return Drawn(())
-        return original(site, [TumorSpec(size="tiny")], **options)
+        return original(host, [TumorSpec(size="tiny")], **options)
 
     original = hosts_module.draw_tumors
     monkeypatch.setattr(hosts_module, "draw_tumors", cramped)

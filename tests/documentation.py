@@ -25,7 +25,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def prepare_synthesis(folder: Path) -> None:
-    """Write what the snippets of docs/synthesis.md read."""
+    """Write what the snippets of README.md and docs/synthesis.md read."""
     shape = (40, 40, 40)
     values = np.random.default_rng(0).normal(100, 10, shape)
     values[:2] = -1000
@@ -67,6 +67,7 @@ def prepare_prediction(folder: Path) -> None:
 
 # How the folder is prepared in which a page's snippets run; a page with snippets must be among them.
 PREPARE = {
+    "README.md": prepare_synthesis,
     "synthesis.md": prepare_synthesis,
     "prediction.md": prepare_prediction,
     "evaluation.md": prepare_evaluation,

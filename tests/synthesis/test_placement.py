@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from difftumor.errors import SynthesisError
@@ -109,6 +111,23 @@ def test_erosion_acts_in_axial_slices_only_and_gives_way_when_nothing_is_left():
     thin = np.zeros((20, 20, 6), bool)
     thin[5:15, 5:7] = True
     assert set(centers(thin)[:, 1]) == {5, 6}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.tuples(*[st.integers(1, 14)] * 3), st.floats(0, 1), st.booleans(), st.booleans())
+def test_any_organ_gives_a_center_inside_it_or_none(seed, size, share, may_leave, open_border):
+    generator = np.random.default_rng(seed)
+    organ = generator.random(size) < share
+    if not organ.any():
+        with pytest.raises(SynthesisError, match="no organ voxel"):
+            placement(organ)
+        return
+    placed = placement(organ, erosion_voxels=5, open_border=open_border)
+    center = placed.find_center(SHAPE, 4.0, generator, may_leave=may_leave)
+    if center is not None:
+        assert organ[center]
+        _, mask = placed.cut(SHAPE, center, may_leave=may_leave)
+        assert mask.sum() >= 0.25 * SHAPE.sum()
 
 
 def test_a_closed_border_is_kept_away_from_and_an_open_one_is_not():

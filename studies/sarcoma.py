@@ -51,7 +51,8 @@ SMALL: Mapping[str, tuple[str, ...]] = {
 
 def command_line() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0].replace("`", "")
+    parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder of <patient>/ct.nii.gz and tumor.nii.gz")
     parser.add_argument("--out", type=Path, default=Path("runs/sarcoma"), help="folder of the study (runs/sarcoma)")
     parser.add_argument(

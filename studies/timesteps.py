@@ -30,7 +30,8 @@ DISTANCES = ("contrast", "sd", "edge")
 
 def command_line() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=(__doc__ or "").splitlines()[0])
+    description = (__doc__ or "").splitlines()[0].replace("`", "")
+    parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=description)
     parser.add_argument("--out", type=Path, default=Path("runs/timesteps"), help="folder of the study (runs/timesteps)")
     parser.add_argument(
         "--timesteps", type=_numbers, default=TIMESTEPS, help="numbers of timesteps T (1,2,4,10,50,200)"

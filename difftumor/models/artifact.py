@@ -147,11 +147,12 @@ def load_artifact(
     Args:
         path: Folder of the artifact.
         kind: Refuse any other kind.
-        device: Where to put the weights.
+        device: Where to put the weights; ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         allow_incomplete: Also load an artifact whose training has not finished.
 
     Raises:
         ArtifactError: It is missing, damaged, unfinished, or of another kind.
+        DeviceError: The device is unknown or not there.
 
     Example:
         >>> import difftumor as dt
@@ -160,6 +161,8 @@ def load_artifact(
         'liver'
     """
     folder = Path(path)
+    if isinstance(device, str):
+        device = pick_device(device)
     config = read_config(folder)
     if kind is not None and config.kind != kind:
         raise ArtifactError(

@@ -66,13 +66,13 @@ class Step:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m stages.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m stages.demo", description=__doc__.splitlines()[0].replace("`", ""))
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (runs/demo)")
     parser.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     parser.add_argument("--ct", type=Path, help="also make tumors in this CT (.nii.gz, HU)")
     parser.add_argument("--organs", type=Path, help="organ mask or label map of --ct")
     parser.add_argument("--organ", default=ORGAN, help="organ of --ct that gets the tumors (liver)")
-    parser.add_argument("--organ-label", type=int, help="its number in --organs, when not TotalSegmentator's")
+    parser.add_argument("--organ-label", type=int, help="its number in --organs, if not TotalSegmentator's")
     parser.add_argument("--override", action="append", default=[], help="Hydra override for every stage")
     options = parser.parse_args(arguments)
     try:

@@ -101,7 +101,7 @@ def study_parser(
         data: Whether the user chooses what to train and test on.
         more: Adds further options.
     """
-    description = (documentation or "").splitlines()[0]
+    description = (documentation or "").splitlines()[0].replace("`", "")
     parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
     parser.set_defaults(stage=STAGE)
     if data:

@@ -17,7 +17,7 @@ OutArgument = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, 
 
 import_published = typer.Typer(
     no_args_is_help=True,
-    help="Make artifacts of the published weights.\n\nNothing in a file is run: one that asks for it is refused.",
+    help="Make artifacts of the published weights.\n\nNothing in a file is run: a file that would need it is refused.",
 )
 
 

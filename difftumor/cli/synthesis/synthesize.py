@@ -68,7 +68,7 @@ def synthesize(
     strict: Annotated[bool, flag("--strict", "Fail if any request cannot be met.", MAKING)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MAKING)] = "auto",
     precision: Annotated[
-        str, typer.Option(help="What networks compute in: fp32 or bf16.", rich_help_panel=MAKING)
+        str, typer.Option(help="Precision of the networks: fp32 or bf16.", rich_help_panel=MAKING)
     ] = "fp32",
     sampler: Annotated[str | None, option(f"ddpm or ddim; {BY_MODEL}", MAKING)] = None,
     steps: Annotated[int | None, option(f"Steps of ddim; {BY_MODEL}", MAKING, min=1)] = None,

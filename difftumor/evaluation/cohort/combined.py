@@ -111,6 +111,8 @@ def organ_tables(summaries: Summaries) -> tuple[Table, Table]:
 
 def _summaries(folder: Path, name: str | None) -> dict[str, Summary]:
     file = folder / "summary.json"
+    if not file.is_file():
+        raise CaseListError(f"{file} does not exist: give a folder that difftumor evaluate has written.")
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         found = {name or str(summary["method"]): summary, **summary.get("compared", {})}

@@ -172,7 +172,7 @@ def plan_tumors(
         if not radius_mm > 0:
             raise ConfigError(f"--radius-mm is {radius_mm}: give a number above 0.")
         given["diameter_mm"] = 2 * given.pop("radius_mm")
-    return TumorPlan((TumorSpec.from_dict(given, where="The options"),))
+    return TumorPlan((TumorSpec.from_dict(given, where="The tumor options"),))
 
 
 def refuse(options: Mapping[str, Any], *, beside: str) -> None:
@@ -376,11 +376,17 @@ def synthesize(
         >>> int(result.lesions.max())
         2
     """
+    from difftumor.synthesis.scan.inputs import Scan
     from difftumor.synthesis.spec import TumorSpec
 
+    if not isinstance(scan, Scan):
+        raise ConfigError(f"scan is of type {type(scan).__name__}: give one from read_scan or Scan.")
+    specs = (tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors)
+    if not all(isinstance(spec, TumorSpec) for spec in specs):
+        raise ConfigError(f"tumors is of type {type(tumors).__name__}: give a TumorSpec or several.")
     options = SynthesisOptions(
         organ=scan.organ,
-        tumors=(tumors,) if isinstance(tumors, TumorSpec) else tuple(tumors),
+        tumors=specs,
         seed=seed,
         model=model,
         sampler=sampler or {},

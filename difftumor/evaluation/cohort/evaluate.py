@@ -307,7 +307,7 @@ def evaluate(
 
 
 def _evaluate_arrays(prediction: object, truth: object, spacing_mm: Sequence[float] | None, rules: Rules) -> CaseResult:
-    if spacing_mm is None or len(spacing_mm) != 3 or not all(0 < step < np.inf for step in spacing_mm):
+    if spacing_mm is None or np.shape(spacing_mm) != (3,) or not all(0 < step < np.inf for step in spacing_mm):
         raise ConfigError(
             f"spacing_mm is {spacing_mm}: give the voxel size of arrays along each axis, such as (1, 1, 1)."
         )

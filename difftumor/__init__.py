@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from difftumor.segmentation.prediction import Prediction as Prediction
     from difftumor.synthesis.scan.files import SynthesisResult as SynthesisResult
     from difftumor.synthesis.scan.inputs import Scan as Scan
-    from difftumor.synthesis.scan.setup import GateOptions as GateOptions
-    from difftumor.synthesis.scan.setup import SynthesisOptions as SynthesisOptions
-    from difftumor.synthesis.scan.setup import read_scan as read_scan
-    from difftumor.synthesis.scan.setup import synthesize as synthesize
+    from difftumor.synthesis.scan.options import GateOptions as GateOptions
+    from difftumor.synthesis.scan.options import SynthesisOptions as SynthesisOptions
+    from difftumor.synthesis.scan.synthesize import read_scan as read_scan
+    from difftumor.synthesis.scan.synthesize import synthesize as synthesize
     from difftumor.synthesis.spec import Location as Location
     from difftumor.synthesis.spec import TumorSpec as TumorSpec
 
@@ -32,18 +32,18 @@ __version__ = "0.1.0"
 # Name -> module that defines it. The imports above say the same to editors and type checkers; a test compares them.
 _HOMES = {
     "DiffTumorError": "difftumor.errors",
-    "GateOptions": "difftumor.synthesis.scan.setup",
+    "GateOptions": "difftumor.synthesis.scan.options",
     "Location": "difftumor.synthesis.spec",
     "Prediction": "difftumor.segmentation.prediction",
     "Scan": "difftumor.synthesis.scan.inputs",
-    "SynthesisOptions": "difftumor.synthesis.scan.setup",
+    "SynthesisOptions": "difftumor.synthesis.scan.options",
     "SynthesisResult": "difftumor.synthesis.scan.files",
     "TumorSpec": "difftumor.synthesis.spec",
     "evaluate": "difftumor.evaluation.cohort.evaluate",
     "load_artifact": "difftumor.models.artifact",
     "predict": "difftumor.segmentation.cases",
-    "read_scan": "difftumor.synthesis.scan.setup",
-    "synthesize": "difftumor.synthesis.scan.setup",
+    "read_scan": "difftumor.synthesis.scan.synthesize",
+    "synthesize": "difftumor.synthesis.scan.synthesize",
 }
 
 

@@ -23,8 +23,8 @@ from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labe
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
 from difftumor.synthesis.scan.files import ScanSynthesizer
+from difftumor.synthesis.scan.options import SynthesisOptions
 from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, LESIONS_FILE
-from difftumor.synthesis.scan.setup import SynthesisOptions
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 IMAGES, LABELS, SYNTHETIC = "imagesTr", "labelsTr", "synthetic"

@@ -159,7 +159,7 @@ def robustness(
     from difftumor.models.artifact_config import read_config
     from difftumor.scans.organs import get_organ
     from difftumor.segmentation.options import PredictionOptions
-    from difftumor.synthesis.scan.setup import ScanOptions
+    from difftumor.synthesis.scan.options import ScanOptions
 
     host = get_organ(organ)
     found_by = read_matching(matching, minimum_iou)

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from difftumor.scans.organs import Organ
-    from difftumor.synthesis.scan.setup import SynthesisOptions
+    from difftumor.synthesis.scan.options import SynthesisOptions
 
 COPIES = "Synthetic copies"
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export at OUT.")]
@@ -184,7 +184,7 @@ def _options(
     jobs: int,
 ) -> SynthesisOptions | None:
     """Return how synthetic tumors are made; None without ``--synthetic``."""
-    from difftumor.synthesis.scan.setup import SynthesisOptions, plan_tumors, refuse
+    from difftumor.synthesis.scan.options import SynthesisOptions, plan_tumors, refuse
 
     if not copies:
         others = {"tumors": tumors, "model": model, "device": device, "jobs": jobs if jobs > 1 else None}

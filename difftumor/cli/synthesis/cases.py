@@ -12,7 +12,7 @@ from difftumor.errors import CaseListError, ConfigError
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import CaseList
-    from difftumor.synthesis.scan.setup import ScanOptions, SynthesisOptions
+    from difftumor.synthesis.scan.options import ScanOptions, SynthesisOptions
 
 
 def synthesize_cases(

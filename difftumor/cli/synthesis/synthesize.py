@@ -87,7 +87,8 @@ def synthesize(
     Writes ct.nii.gz, which equals the input bit for bit outside the tumors, labels.nii.gz (0 background, 1 organ,
     2 tumor), lesions.nii.gz (one number per tumor), record.json and preview.png.
     """
-    from difftumor.synthesis.scan import setup
+    from difftumor.synthesis.scan import options as requests
+    from difftumor.synthesis.scan.synthesize import replay_files, synthesize_files
 
     sampling = {"kind": sampler, "steps": steps, "eta": eta, "spacing": spacing}
     short: dict[str, Any] = {
@@ -98,7 +99,7 @@ def synthesize(
         "count": count,
     }
     gate = {"gate_attempts": gate_attempts, "gate_segmenter": gate_segmenter}
-    files = setup.ScanOptions(
+    files = requests.ScanOptions(
         ct=ct,
         organ_mask=organ_mask,
         labels=labels,
@@ -109,15 +110,15 @@ def synthesize(
     if replay is not None:
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
         judged = {"quality_gate": quality_gate or None, "strict": strict or None, **gate}
-        setup.refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
-        _say(setup.replay_files(replay, files, model=model, device=device, out=out, overwrite=overwrite))
+        requests.refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
+        _say(replay_files(replay, files, model=model, device=device, out=out, overwrite=overwrite))
         return
     if organ is None:
         raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
     if not quality_gate:
-        setup.refuse(gate, beside="tumors without --quality-gate")
-    plan = setup.plan_tumors(tumors, **short)
-    options = setup.SynthesisOptions(
+        requests.refuse(gate, beside="tumors without --quality-gate")
+    plan = requests.plan_tumors(tumors, **short)
+    options = requests.SynthesisOptions(
         organ=organ,
         tumors=plan.tumors,
         seed=next((value for value in (seed, plan.seed) if value is not None), 0),
@@ -125,7 +126,7 @@ def synthesize(
         sampler=sampling,
         precision=precision,  # type: ignore[arg-type]
         device=device,
-        gate=setup.GateOptions(gate_attempts or 10, gate_segmenter) if quality_gate else None,
+        gate=requests.GateOptions(gate_attempts or 10, gate_segmenter) if quality_gate else None,
         strict=strict,
     )
     if cases is not None:
@@ -133,8 +134,8 @@ def synthesize(
 
         synthesize_cases(options, cases, files, out=out, jobs=jobs, overwrite=overwrite)
         return
-    setup.refuse({"jobs": jobs if jobs > 1 else None}, beside="a single scan")
-    report = setup.synthesize_files(options, files.inputs(organ), out=out, overwrite=overwrite)
+    requests.refuse({"jobs": jobs if jobs > 1 else None}, beside="a single scan")
+    report = synthesize_files(options, files.inputs(organ), out=out, overwrite=overwrite)
     _say(report)
     if quality_gate:
         passed = len(report.tumors)

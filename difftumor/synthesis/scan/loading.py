@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.models.artifact import load_artifact
+from difftumor.models.artifact import load_artifact, pick_device
 from difftumor.models.artifact_config import ArtifactConfig, read_config
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule, SamplerConfig
 from difftumor.scans.appearance import AppearanceRanges
-from difftumor.scans.grid import Vector
+from difftumor.scans.grid import Grid, Vector
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.lesions import SizeGroup
+from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import Organ, get_organ
 from difftumor.synthesis.generators.diffusion import DiffusionTexture, Precision
+from difftumor.synthesis.scan.gate import Segment
 from difftumor.synthesis.scan.record import ModelRecord, ScanRecord
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
@@ -198,3 +202,20 @@ def artifact_identities(diffusion_artifact: Path | str) -> dict[str, str]:
 def identities_of(config: ArtifactConfig) -> dict[str, str]:
     """Return the identities of a diffusion model and its parents by role."""
     return {"diffusion": config.identity, **{role: parent.identity for role, parent in config.parents.items()}}
+
+
+def load_gate_segmenter(artifact: Path, device: str) -> tuple[Segment, str]:
+    """Return a segmenter for the gate as a function of CT and voxel size, and its identity."""
+    # MONAI comes with these; most gates have no segmenter.
+    from difftumor.segmentation.inference import predict_volume
+    from difftumor.segmentation.options import PredictionOptions
+
+    loaded = load_artifact(artifact, kind="segmenter", device=pick_device(device))
+
+    def segment(ct_hu: Any, spacing_mm: Any) -> Any:
+        # A tumor must be found, not outlined: half the usual overlap is enough.
+        grid = Grid(ct_hu.shape, np.diag([*spacing_mm, 1.0]))
+        volume = Volume(ct_hu, grid, artifact, nib.Nifti1Header())
+        return predict_volume(volume, [loaded], PredictionOptions(overlap=0.5)).labels
+
+    return segment, loaded.config.identity

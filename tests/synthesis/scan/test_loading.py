@@ -3,7 +3,7 @@
 import pytest
 
 from difftumor.errors import ArtifactError
-from difftumor.synthesis.scan.setup import find_models
+from difftumor.synthesis.scan.options import find_models
 
 
 @pytest.mark.parametrize("group", ["early", "late"])

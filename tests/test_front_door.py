@@ -98,6 +98,7 @@ def test_arrays_give_what_files_give_and_can_be_saved(files, scan, tmp_path):
     same = dt.synthesize(scan, [TUMORS], seed=3)
     np.testing.assert_array_equal(ct, before)
     assert made.records == same.records
+    assert "array(" not in repr(made)
     for name in ("ct", "labels", "lesions"):
         np.testing.assert_array_equal(getattr(made, name), getattr(same, name))
     assert set(np.unique(made.labels)) == {0, 1, 2}
@@ -114,6 +115,8 @@ def test_arrays_give_what_files_give_and_can_be_saved(files, scan, tmp_path):
     assert json.loads((tmp_path / "out" / "record.json").read_text())["inputs"] is None
     with pytest.raises(SynthesisError, match="its scan came from arrays, not from files"):
         read_record(tmp_path / "out" / "record.json")
+    with pytest.raises(SynthesisError, match=r"There is no file at .*gone\.json: give the record\.json"):
+        read_record(tmp_path / "gone.json")
 
 
 @pytest.mark.usefixtures("no_picture")

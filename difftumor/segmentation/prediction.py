@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +78,10 @@ class Prediction:
         ct.nii.gz
     """
 
-    ct: Volume
-    labels: NDArray[np.uint8]
-    tumor_probability: NDArray[np.float16]
+    # What a notebook shows of a prediction leaves out whole arrays.
+    ct: Volume = field(repr=False)
+    labels: NDArray[np.uint8] = field(repr=False)
+    tumor_probability: NDArray[np.float16] = field(repr=False)
     organ: str | None = None
     window_hu: tuple[float, float] = (-175.0, 250.0)
     outside_voxels: int = 0

@@ -54,8 +54,9 @@ class Evaluation:
         seed: Of intervals and permutations.
     """
 
-    method: Method
-    others: tuple[Method, ...] = ()
+    # What a notebook shows of an evaluation leaves out the scores of every case.
+    method: Method = field(repr=False)
+    others: tuple[Method, ...] = field(default=(), repr=False)
     rules: Rules = field(default_factory=Rules)
     folds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     level: float = LEVEL

@@ -79,10 +79,11 @@ class SynthesisResult:
         ['ct.nii.gz', 'labels.nii.gz', 'lesions.nii.gz', 'preview.png', 'record.json']
     """
 
-    made: ScanSynthesis
+    # What a notebook shows of a result leaves out whole arrays.
+    made: ScanSynthesis = field(repr=False)
     tumors: tuple[TumorReport, ...]
     warnings: tuple[str, ...]
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
 
     @property

@@ -126,6 +126,8 @@ def read_record(path: Path) -> ScanRecord:
     Raises:
         SynthesisError: The file is missing, not a record, of a scan from arrays, or written by another release.
     """
+    if not path.is_file():
+        raise SynthesisError(f"There is no file at {path}: give the {RECORD_FILE} of an earlier difftumor synthesize.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format_version"]

@@ -149,6 +149,7 @@ def test_crops_and_noise_follow_from_epoch_and_step_not_from_the_global_generato
 
 DYING = """
 import os, signal, sys
+from stages.diffusion.options import DiffusionOptions
 from stages.diffusion.train import build
 from stages.run.entry import compose_config
 from stages.run.run import run_stage
@@ -165,7 +166,7 @@ def dying(settings):
     built.module.training_step = training_step
     return built
 
-run_stage(compose_config("diffusion", overrides), KINDS["diffusion"], dying)
+run_stage(compose_config("diffusion", overrides), DiffusionOptions, dying)
 """
 
 

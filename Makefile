@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= O
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test: $(INSTALLED) ## Run the tests that are not slow; under 15 minutes on two cores
+test: $(INSTALLED) ## Run the tests that are not slow
 	$(PYTEST) -m 'not slow and not nightly'
 
 test-all: $(INSTALLED) ## Run all tests but the nightly ones

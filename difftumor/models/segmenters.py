@@ -6,12 +6,12 @@ All map (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z). State-dict na
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
-from monai.networks.nets import DynUNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
 from difftumor.errors import ConfigError, ShapeError
@@ -28,12 +28,12 @@ class Definition:
     """How MONAI builds a segmenter.
 
     Attributes:
-        target: MONAI's class.
+        target: The class by its dotted name, imported only when a network is built: that takes seconds.
         arguments: What it is called with; plain values that JSON can hold.
         divisor: Sizes of the input must be multiples of it.
     """
 
-    target: type[nn.Module]
+    target: str
     arguments: Mapping[str, Any]
     divisor: int
 
@@ -65,7 +65,7 @@ def define_unet(
         "strides": [2] * (len(channels) - 1),
         "num_res_units": residual_units,
     }
-    return Definition(UNet, arguments, 2 ** (len(channels) - 1))
+    return Definition("monai.networks.nets.UNet", arguments, 2 ** (len(channels) - 1))
 
 
 def define_nnunet(
@@ -102,7 +102,7 @@ def define_nnunet(
         "norm_name": ["INSTANCE", {"affine": affine_norm}],
         "deep_supervision": False,
     }
-    return Definition(DynUNet, arguments, prod(strides))
+    return Definition("monai.networks.nets.DynUNet", arguments, prod(strides))
 
 
 def define_swinunetr(
@@ -144,7 +144,7 @@ def define_swinunetr(
         "num_heads": list(heads),
         "use_checkpoint": gradient_checkpointing,
     }
-    return Definition(SwinUNETR, arguments, SWIN_DIVISOR)
+    return Definition("monai.networks.nets.SwinUNETR", arguments, SWIN_DIVISOR)
 
 
 SEGMENTERS: Mapping[SegmenterName, Callable[..., Definition]] = MappingProxyType(
@@ -155,7 +155,8 @@ SEGMENTERS: Mapping[SegmenterName, Callable[..., Definition]] = MappingProxyType
 def build_segmenter(name: SegmenterName, **options: Any) -> nn.Module:
     """Return the segmenter with the given name; arguments and errors as `define_segmenter`."""
     definition = define_segmenter(name, **options)
-    network = definition.target(**definition.arguments)
+    module, _, target = definition.target.rpartition(".")
+    network: nn.Module = getattr(import_module(module), target)(**definition.arguments)
     # A hook refuses inputs that the network can't take; a wrapper would rename its weights.
     in_channels = definition.arguments["in_channels"]
     network.register_forward_pre_hook(

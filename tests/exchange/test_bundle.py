@@ -66,8 +66,8 @@ def test_all_names_in_the_inference_are_of_monai(tmp_path):
     write_bundle(load_artifact(save_segmenter(tmp_path / "segmenter")), tmp_path / "bundle")
     text = (tmp_path / "bundle" / INFERENCE_FILE).read_text()
     assert "difftumor" not in text
-    targets = set(re.findall(r'"_target_": "(\w+)"', text))
-    assert {"UNet", "SlidingWindowInferer", "SupervisedEvaluator", "Invertd"} <= targets
+    targets = set(re.findall(r'"_target_": "([\w.]+)"', text))
+    assert {"monai.networks.nets.UNet", "SlidingWindowInferer", "SupervisedEvaluator", "Invertd"} <= targets
     assert all(ConfigParser({"x": {"_target_": name}}).get_parsed_content("x", instantiate=False) for name in targets)
 
 

@@ -73,7 +73,7 @@ def test_it_trains_each_once_and_leaves_table_pictures_and_page(words, tmp_path,
     assert (out / "losses.png").is_file()
 
     assert main([*words, "--fold", "1"]) == 1
-    assert capfd.readouterr().err.endswith("have learned from them: give another --out.\n")
+    assert capfd.readouterr().err.endswith("on which models beside it were trained: give another --out.\n")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ class Definition:
     arguments: Mapping[str, Any]
     divisor: int
 
+    @property
+    def class_name(self) -> str:
+        """The class's name without its module."""
+        return self.target.rpartition(".")[2]
+
 
 def define_unet(
     *,
@@ -155,8 +160,8 @@ SEGMENTERS: Mapping[SegmenterName, Callable[..., Definition]] = MappingProxyType
 def build_segmenter(name: SegmenterName, **options: Any) -> nn.Module:
     """Return the segmenter with the given name; arguments and errors as `define_segmenter`."""
     definition = define_segmenter(name, **options)
-    module, _, target = definition.target.rpartition(".")
-    network: nn.Module = getattr(import_module(module), target)(**definition.arguments)
+    module = import_module(definition.target.rpartition(".")[0])
+    network: nn.Module = getattr(module, definition.class_name)(**definition.arguments)
     # A hook refuses inputs that the network can't take; a wrapper would rename its weights.
     in_channels = definition.arguments["in_channels"]
     network.register_forward_pre_hook(

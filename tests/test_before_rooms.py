@@ -16,7 +16,7 @@ from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder import train as autoencoder
 from stages.diffusion import train as diffusion
-from stages.run.entry import compose_config
+from stages.run.entry import compose_config, given_by
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
 from tests.conftest import REPOSITORY
@@ -60,13 +60,15 @@ def test_finished_runs_are_known_as_such(workplace, stage, capsys):
     def no_build(settings):
         raise AssertionError("must not be built")
 
-    run_stage(compose_config(stage, EXPECTED["commands"][stage]), KINDS[stage], no_build)
+    words = EXPECTED["commands"][stage]
+    run_stage(compose_config(stage, words), KINDS[stage], no_build, given=given_by(stage, words))
     assert "has finished" in capsys.readouterr().out
 
 
 def test_a_killed_run_resumes_with_the_same_command(workplace, capsys):
-    config = compose_config("segmentation", EXPECTED["commands"]["segmentation"])
-    artifact = run_stage(config, KINDS["segmentation"], segmentation.build)
+    words = EXPECTED["commands"]["segmentation"]
+    config, given = compose_config("segmentation", words), given_by("segmentation", words)
+    artifact = run_stage(config, KINDS["segmentation"], segmentation.build, given=given)
     assert read_config(artifact).training["steps"] == 9
     resumed, whole = (load_file(folder / "model.safetensors") for folder in (artifact, Path("checkpoints", SEGMENTER)))
     for name, value in whole.items():

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from difftumor.errors import ConfigError, DiffTumorError
 from stages.run.folder import flatten
+from stages.run.given import Given
 from stages.run.reading import read_options, to_plain
 from stages.run.run import OptionsT, Stage, run_stage
 
@@ -75,11 +77,16 @@ def command_line(stage: str, kind: type[OptionsT], build: Callable[[OptionsT], S
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=stage)
     def task(config: DictConfig) -> None:
         try:
-            run_stage(config, kind, build)
+            run_stage(config, kind, build, given=given_by(stage, HydraConfig.get().overrides.task))
         except DiffTumorError as error:
             _fail(error)
 
     task()
+
+
+def given_by(stage: str, overrides: Sequence[str]) -> Given:
+    """Return what a stage's command line gives by ``overrides``."""
+    return Given.of(overrides, (CONFIGS / stage, CONFIGS))
 
 
 def _own_groups(stage: str) -> str:

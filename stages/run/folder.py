@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ NEUTRAL = (
     "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip
 
-# Options that earlier versions lack; a run started without one resumes with any value of it.
-LATER = ("lesions.early_includes_limit",)
+# Options that earlier versions lack, with the value that says what those did: a run started without one has it.
+EARLIER: Mapping[str, Any] = {
+    "lesions.early_includes_limit": True,
+}
 
 
 def _is_config(file: Path) -> bool:
@@ -53,10 +55,12 @@ class Start:
     Args:
         parents: Artifacts that it loaded, by role.
         world_size: On how many devices it runs.
+        choices: Files that its command chose, by group, such as ``{"experiment": "demo"}``; None if nobody recorded it.
     """
 
     parents: Mapping[str, Parent]
     world_size: int
+    choices: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,15 @@ class RunFolder:
             text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
             temporary.write_text(f"{HEADER}\n{text}", encoding="utf-8")
 
+    def stored(self) -> dict[str, Any]:
+        """Return the config that the run was started with."""
+        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")) or {})
+
+    def choices(self) -> Mapping[str, str] | None:
+        """Return the files that the command chose which started the run; None if nobody recorded them."""
+        before = self._start()
+        return before.choices if before else None
+
     def changed(
         self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
     ) -> list[tuple[str, Any, Any]]:
@@ -124,11 +137,10 @@ class RunFolder:
         Returns:
             (name, value of the run, value of this call) of each.
         """
-        stored = flatten(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")) or {})
         # Through YAML once, so that both sides went the same way.
         given = flatten(yaml.safe_load(yaml.safe_dump(dict(values))))
-        unknown = {name for name in LATER if name not in stored}
-        names = [name for name in {**stored, **given} if name not in {*NEUTRAL, *neutral, *unknown}]
+        stored = with_earlier(flatten(self.stored()), given)
+        names = [name for name in {**stored, **given} if name not in {*NEUTRAL, *neutral}]
         pairs = [(name, stored.get(name), given.get(name)) for name in names]
         alike = {name for name, one, other in pairs if name in only_whether and None not in (one, other)}
         return [(name, one, other) for name, one, other in pairs if one != other and name not in alike]
@@ -151,8 +163,11 @@ class RunFolder:
     def write_start(self, start: Start) -> None:
         """Record what the run was started with."""
         parents = {role: {"path": str(it.path), "identity": it.identity} for role, it in start.parents.items()}
+        record = {"parents": parents, "world_size": start.world_size}
+        if start.choices is not None:
+            record["choices"] = dict(start.choices)
         with written_whole(self.path / START) as temporary:
-            temporary.write_text(json.dumps({"parents": parents, "world_size": start.world_size}), encoding="utf-8")
+            temporary.write_text(json.dumps(record), encoding="utf-8")
 
     def check_start(self, start: Start) -> None:
         """Refuse to resume with other parents, or on another number of devices.
@@ -193,7 +208,7 @@ class RunFolder:
         if stored is None:
             return None
         parents = {role: Parent(Path(it["path"]), it["identity"]) for role, it in stored["parents"].items()}
-        return Start(parents, stored["world_size"])
+        return Start(parents, stored["world_size"], stored.get("choices"))
 
     def mark_finished(self, artifact: Path, *, max_epochs: int | None) -> None:
         """Record which artifact the run ended with, and whether it was cut short by ``trainer.max_epochs``."""
@@ -219,6 +234,11 @@ def _read_json(file: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def with_earlier(stored: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return stored options with those of ``names`` that their version lacked and did in a known way."""
+    return {**{name: EARLIER[name] for name in names if name in EARLIER}, **stored}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
 from stages.run.folder import Ownership, RunFolder, Start
+from stages.run.given import Given, describe, with_stored
 from stages.run.module import StageModule
 from stages.run.options import RunOptions
 from stages.run.reading import read_options, to_plain
@@ -56,11 +57,15 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One call: what was asked for, as values for the record and as options, and where it goes."""
+    """One call: what was asked for, as values for the record and as options, and where it goes.
+
+    ``choices`` are those of its command, if that is known.
+    """
 
     values: Mapping[str, Any]
     options: RunOptions
     folder: RunFolder
+    choices: Mapping[str, str] | None
 
     @property
     def artifact(self) -> Path:
@@ -82,7 +87,9 @@ class _Run:
         }  # fmt: skip
 
 
-def run_stage(config: DictConfig, kind: type[OptionsT], build: Callable[[OptionsT], Stage]) -> Path:
+def run_stage(
+    config: DictConfig, kind: type[OptionsT], build: Callable[[OptionsT], Stage], *, given: Given | None = None
+) -> Path:
     """Train a stage, or resume its training, and write its artifact.
 
     The run lives in ``runs/<stage>/<name>/``: the resolved config, TensorBoard logs, ``last.ckpt``. Calling again with
@@ -92,6 +99,8 @@ def run_stage(config: DictConfig, kind: type[OptionsT], build: Callable[[Options
         config: Composed config.
         kind: The stage's options, which the config is read as.
         build: Makes module and data from them; it checks what can be checked before data are loaded.
+        given: Which options the command gives; a run that goes on keeps its own values of all others, and says so.
+            None takes all of ``config`` for given.
 
     Returns:
         Folder of the artifact.
@@ -99,21 +108,27 @@ def run_stage(config: DictConfig, kind: type[OptionsT], build: Callable[[Options
     Raises:
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
-    values = to_plain(config)
-    options = read_options(kind, values)
+    options = read_options(kind, to_plain(config))
     folder = RunFolder.of(runs_dir=options.runs_dir, stage=options.stage, name=str(options.name))
-    run = _Run(values=values, options=options, folder=folder)
-    if not options.fresh and folder.is_finished(run.artifact, max_epochs=options.trainer.max_epochs):
+    finished = not options.fresh and folder.is_finished(options.artifact, max_epochs=options.trainer.max_epochs)
+    resuming = not options.fresh and folder.last.is_file()
+    kept = ""
+    if given is not None and (finished or resuming):
+        folder.check_usable()
+        config, differing = with_stored(config, folder, given)
+        options, kept = read_options(kind, to_plain(config)), describe(differing)
+    values = to_plain(config)
+    run = _Run(values=values, options=options, folder=folder, choices=None if given is None else given.choices)
+    if finished:
         folder.check_parents()
         if not folder.changed(values):
             say(f"{folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
             return run.artifact
     built = build(options)
     trainer, keep = _trainer(run, built)
-    resuming = not options.fresh and folder.last.is_file()
     if _is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
         _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
-    say(f"{'Resuming' if resuming else 'Starting'} {folder.path}")
+    say(f"Resuming {folder.path}{kept}" if resuming else f"Starting {folder.path}")
     _fit(run, built, trainer, folder.last if resuming else None)
     if trainer.is_global_zero:
         _export(run, built, trainer, keep)
@@ -150,11 +165,13 @@ def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
     if resuming:
         run.folder.check_resumable(run.values, built.neutral, built.only_whether)
         run.folder.check_start(start)
+        choices = run.folder.choices()
     else:
         run.folder.remove()
         run.ownership.remove(run.best)
+        choices = run.choices
     run.folder.write_config(run.values)
-    run.folder.write_start(start)
+    run.folder.write_start(replace(start, choices=choices))
 
 
 def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import typer
 
-from difftumor.cli.app import build_app
+from difftumor.cli import app
 from stages.run.entry import compose_config
 from tests.conftest import REPOSITORY
 from tests.documentation import PREPARE, blocks, commands
@@ -26,7 +26,7 @@ def test_command_is_understood(words):
         target = next(word for word in rest if "=" not in word)
         assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
     elif program == "difftumor":
-        group = typer.main.get_command(build_app())
+        group = typer.main.get_command(app.build_app(app.COMMANDS))
         command, words = group.commands[rest[0]], rest  # type: ignore[attr-defined]
         while hasattr(command, "commands"):
             words = words[1:]

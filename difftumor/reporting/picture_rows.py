@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from difftumor.reporting.plots import new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Rectangle
+
+# Left, bottom, width and height in inches from the lower left corner of the figure.
+Cell = tuple[float, float, float, float]
 
 # Bright enough on gray CT, and distinguishable with the common kinds of color blindness.
 LABEL_COLORS = ("#4cc9f0", "#ff6b35", "#ffe14d", "#9bf06a", "#e07bff", "#ffffff")
@@ -143,7 +149,7 @@ class _Layout:
 
     size: tuple[float, float]
     top: float  # upper edge of the first row
-    cells: tuple[tuple[tuple[float, float, float, float], ...], ...]  # [row][column] -> left, bottom, width, height
+    cells: tuple[tuple[Cell, ...], ...]  # [row][column]
     column_centers: tuple[float, ...]
     row_centers: tuple[float, ...]
 
@@ -179,25 +185,26 @@ def render_rows(rows: Sequence[PictureRow], *, spacing_mm: Sequence[float], **st
     layout = _lay_out(views, column_inches, has_title=title is not None, has_bar=has_bar)
     width, height = layout.size
     figure = new_figure(layout.size)
+    # One axes over the whole figure, in inches: one for each picture takes longer than all that is drawn in them.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
     limit = style["difference_hu"] or _largest_difference(shown)
     bar_artist = None
     for row, views_of_row, cells, y in zip(rows, views, layout.cells, layout.row_centers, strict=True):
-        for column, (view, (left, bottom, w, h)) in enumerate(zip(views_of_row, cells, strict=True)):
-            place = (left / width, bottom / height, w / width, h / height)
-            axes = figure.add_axes(place, label=f"{row.name} {column}")
+        for column, (view, cell) in enumerate(zip(views_of_row, cells, strict=True)):
             is_difference = view.panel.kind == "difference"
-            artist = _render(axes, view, spacing_mm, (-limit, limit) if is_difference else window_hu)
+            artist = _render(axes, view, cell, (-limit, limit) if is_difference else window_hu)
+            artist.set_label(f"{row.name} {column}")
             bar_artist = artist if is_difference else bar_artist
         name = _fitted(row.name, max(h for *_, h in cells))
-        figure.text(0.16 / width, y / height, name, rotation=90, ha="center", va="center", fontsize=9)
+        axes.text(0.16, y, name, rotation=90, ha="center", va="center", fontsize=9)
     for panel, x in zip(rows[0].panels, layout.column_centers, strict=True):
-        text = _fitted(panel.title, column_inches)
-        figure.text(x / width, (layout.top + 0.07) / height, text, ha="center", va="bottom", fontsize=10)
+        axes.text(x, layout.top + 0.07, _fitted(panel.title, column_inches), ha="center", va="bottom", fontsize=10)
     if bar_artist is not None:
         _add_color_bar(figure, bar_artist, layout)
     if title is not None:
-        figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, weight="bold")
-    _add_foot(figure, shown, style["label_names"], window_hu)
+        axes.text(width / 2, height - 0.1, title, ha="center", va="top", fontsize=12, weight="bold")
+    _add_foot(axes, shown, style["label_names"], window_hu)
     return figure
 
 
@@ -232,32 +239,36 @@ def _lay_out(views: Sequence[Sequence[_View]], column_inches: float, *, has_titl
     return _Layout((width, height), top, tuple(cells), centers, tuple(row_centers))
 
 
-def _render(axes: Any, view: _View, spacing_mm: Sequence[float], limits: tuple[float, float]) -> Any:
-    panel = view.panel
-    colors = "RdBu_r" if panel.kind == "difference" else "gray"
-    extent = (0, view.width_mm, view.height_mm, 0)
-    picture = view.cut(panel.image).astype(np.float32)
-    artist = axes.imshow(picture, cmap=colors, vmin=limits[0], vmax=limits[1], extent=extent, interpolation="bilinear")
-    if panel.labels is not None:
-        steps_mm = float(spacing_mm[view.plane.column]), float(spacing_mm[view.plane.row])
-        _outline(axes, view.cut(panel.labels), steps_mm)
-    axes.set(xticks=[], yticks=[], xlim=(0, view.width_mm), ylim=(view.height_mm, 0), aspect="auto")
+def _render(axes: Axes, view: _View, cell: Cell, limits: tuple[float, float]) -> AxesImage:
+    from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
+    left, bottom, width, height = cell
+    panel, extent = view.panel, (left, left + width, bottom, bottom + height)
+    picture, colors = view.cut(panel.image).astype(np.float32), "RdBu_r" if panel.kind == "difference" else "gray"
+    style: dict[str, Any] = {"cmap": colors, "vmin": limits[0], "vmax": limits[1], "interpolation": "bilinear"}
+    artist = axes.imshow(picture, extent=extent, aspect="auto", **style)
+    frame = Rectangle((left, bottom), width, height, fill=False, linewidth=0.8, zorder=3)  # above outlines
+    axes.add_patch(frame)
+    if panel.labels is not None:
+        _outline(axes, view.cut(panel.labels), cell, frame)
     stroke = [withStroke(linewidth=1.6, foreground="black")]
     for letter, (x, y, ha, va) in zip(view.plane.letters, _LETTER_PLACES, strict=True):
-        style = {"color": "white", "fontsize": 8, "path_effects": stroke, "transform": axes.transAxes}
-        axes.text(x, y, letter, ha=ha, va=va, **style)
+        style = {"color": "white", "fontsize": 8, "path_effects": stroke, "ha": ha, "va": va}
+        axes.text(left + x * width, bottom + y * height, letter, **style)
     return artist
 
 
-def _outline(axes: Any, labels: NDArray[Any], steps_mm: tuple[float, float]) -> None:
-    dx, dy = steps_mm
+def _outline(axes: Axes, labels: NDArray[Any], cell: Cell, frame: Rectangle) -> None:
+    left, bottom, width, height = cell
     for value in np.unique(labels[labels != 0]):
         # A rim of zeros closes outlines that reach the picture's edge.
         padded = np.pad(labels == value, 1).astype(np.float32)
-        x, y = (np.arange(padded.shape[1]) - 0.5) * dx, (np.arange(padded.shape[0]) - 0.5) * dy
-        axes.contour(x, y, padded, levels=[0.5], colors=[_color(value)], linewidths=1.1)
+        rows, columns = labels.shape
+        x = left + (np.arange(columns + 2) - 0.5) * (width / columns)
+        y = bottom + height - (np.arange(rows + 2) - 0.5) * (height / rows)
+        lines = axes.contour(x, y, padded, levels=[0.5], colors=[_color(value)], linewidths=1.1)
+        lines.set_clip_path(frame)
 
 
 def _color(label: int) -> str:
@@ -287,11 +298,10 @@ def _fitted(text: str, inches: float) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _add_foot(figure: Figure, views: Sequence[_View], names: Mapping[int, str], window_hu: tuple[float, float]) -> None:
+def _add_foot(axes: Axes, views: Sequence[_View], names: Mapping[int, str], window_hu: tuple[float, float]) -> None:
     """Add the legend of the labels that are seen, and the window."""
     from matplotlib.lines import Line2D
 
-    width, height = figure.get_size_inches()
     seen = [np.unique(view.cut(view.panel.labels)) for view in views if view.panel.labels is not None]
     handles = [
         Line2D([], [], color=_color(value), linewidth=2.5, label=names.get(value, f"label {value}"))
@@ -299,8 +309,9 @@ def _add_foot(figure: Figure, views: Sequence[_View], names: Mapping[int, str], 
     ]
     if handles:
         place = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.0), "borderaxespad": 0.3}
-        figure.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=9, **place)
+        axes.legend(handles=handles, ncols=len(handles), frameon=False, fontsize=9, **place)
     if any(view.panel.kind == "ct" for view in views):
         text = f"window {window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
+        width = axes.get_xlim()[1]
         style: dict[str, Any] = {"ha": "right", "va": "baseline", "fontsize": 8, "color": "#444444"}
-        figure.text(0.99, (0.36 if width < _NARROW_IN else 0.14) / height, text, **style)
+        axes.text(0.99 * width, 0.36 if width < _NARROW_IN else 0.14, text, **style)

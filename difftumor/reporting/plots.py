@@ -25,7 +25,8 @@ CURVE_COLORS = ("#1f6fb4", "#d1602a", "#2f8f5b", "#8a5bb5", "#b58b00", "#5f6b76"
 def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
     """Return a figure as PNG bytes, the same for the same figure (no date, no version in it)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    # The default level of compression takes twice the time and saves a sixth of the size.
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return buffer.getvalue()
 
 

@@ -76,7 +76,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
     bright = (smooth > threshold) & organ_XYZ[box.slices]  # eq. (1)
     components = find_components(bright)
     least = _LEAST_VESSEL_MM3 / float(np.prod(spacing_mm))
-    large = np.array([False, *(component.voxels >= least for component in components.found)])
+    large = np.concatenate([[False], components.voxels >= least])
     vessels[box.slices] = large[components.indices]
     return vessels
 

@@ -36,6 +36,25 @@ def test_each_command_has_help(name, capsys):
     assert f"difftumor {name}" in capsys.readouterr().out
 
 
+def test_an_unknown_command_is_told_among_all(capsys):
+    assert run("synthesise") == 2
+    assert "synthesize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--version",), ("predict", "--help")])
+def test_a_program_of_its_own_collects_less_garbage_and_a_caller_as_before(words):
+    script = "import gc, sys; from difftumor.cli import main; {}; main({})"
+    report = "import atexit; atexit.register(lambda: print('first threshold', gc.get_threshold()[0]))"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script.format(report, own), *words], capture_output=True, text=True
+        ).stdout
+        for own in ("", list(words))
+    ]
+    thresholds = [int(text.rpartition("first threshold ")[2]) for text in said]
+    assert thresholds[0] > 10_000 > thresholds[1]
+
+
 def test_paragraphs_of_help_fill_the_terminal(monkeypatch, capsys):
     def long() -> None:
         """Do it.

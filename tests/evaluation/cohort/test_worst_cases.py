@@ -52,9 +52,9 @@ def shown(folders, with_ct: bool):
 def test_the_patients_right_is_at_the_left(folders, with_ct):
     """The missed tumor, the largest wrong piece, is at small x of an LPS array: right, so left in the picture."""
     figure = shown(folders, with_ct)
-    truth, prediction = figure.axes[:2]
-    image = np.asarray(truth.images[0].get_array())
-    assert np.array_equal(image, np.asarray(prediction.images[0].get_array()))
+    truth, prediction = figure.axes[0].images
+    image = np.asarray(truth.get_array())
+    assert np.array_equal(image, np.asarray(prediction.get_array()))
     if with_ct:
         assert np.nonzero((image < 0) & (image > -100))[1].mean() < image.shape[1] / 2
     else:

@@ -5,7 +5,7 @@ DiffTumor and Hu et al. 2023, eq. (4): CT' = (1 − w) · CT + w · tumor, with 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -63,23 +63,40 @@ class Blend:
         box: That part, the same for all elements.
         change_hu: Sum of the tumors' changes in the box, (B, 1, X, Y, Z).
         weight: Sum of their weights, of the same shape.
+        lesions: Numbers of the tumors in the whole batch.
+        minimum_change_hu: A tumor that changes the mean inside its label by less is left out.
+        faint: Those that were left out.
     """
 
     box: Box
     change_hu: Tensor
     weight: Tensor
+    lesions: Tensor
+    minimum_change_hu: float
+    faint: "list[PlacedTumor]" = field(default_factory=list)
 
     @classmethod
-    def empty(cls, ct_B1XYZ: Tensor, box: Box) -> "Blend":
+    def empty(cls, ct_B1XYZ: Tensor, box: Box, lesions_B1XYZ: Tensor, minimum_change_hu: float = 0.0) -> "Blend":
         """Return a blend without tumors, of the type and on the device of a batch."""
         part = ct_B1XYZ[(..., *box.slices)]
-        return cls(box, torch.zeros_like(part), torch.zeros_like(part))
+        return cls(box, torch.zeros_like(part), torch.zeros_like(part), lesions_B1XYZ, minimum_change_hu)
 
-    def add(self, element: int, box: Box, change_hu: Tensor, weight: Tensor) -> None:
-        """Add the change and weight of one tumor, given in a box of the batch."""
-        index = (element, 0, *box.relative_to(self.box).slices)
-        self.change_hu[index] += change_hu
-        self.weight[index] += weight
+    def add(self, tumor: "PlacedTumor", box: Box, change_hu: Tensor, weight: Tensor) -> None:
+        """Add the change and weight of one tumor, given in a box of the batch, unless it is too faint."""
+        if self.takes(tumor, box, change_hu):
+            index = (tumor.element, 0, *box.relative_to(self.box).slices)
+            self.change_hu[index] += change_hu
+            self.weight[index] += weight
+
+    def takes(self, tumor: "PlacedTumor", box: Box, change_hu: Tensor) -> bool:
+        """Whether a tumor, whose change is given in a box of the batch, is not too faint."""
+        if self.minimum_change_hu > 0:
+            inside = self.lesions[(tumor.element, 0, *box.slices)] == tumor.instance
+            # In double precision, so that the order of the sum does not decide.
+            if abs(float(change_hu[inside].double().mean())) < self.minimum_change_hu:
+                self.faint.append(tumor)
+                return False
+        return True
 
     def applied_to(self, ct_B1XYZ: Tensor) -> tuple[Tensor, Tensor]:
         """Return a changed copy of a batch, and the mask of weights above 0."""
@@ -89,6 +106,23 @@ class Blend:
         made[index] = add_change(ct_B1XYZ[index], self.change_hu / self.weight.clamp(min=1.0), inside)
         halo[index] = inside
         return made, halo
+
+
+def smoothed_tissue(ct_XYZ: Tensor, organ_XYZ: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
+    """Smooth an organ with a Gaussian that sees no voxel outside of it; what this takes away is the CT's noise.
+
+    Args:
+        ct_XYZ: CT, any unit.
+        organ_XYZ: Boolean mask.
+        sigma_voxels: Standard deviation per axis; cut at ``TRUNCATE`` of them, and reflected at the border.
+
+    Returns:
+        Same shape and type; outside the organ the CT as it is.
+    """
+    matrices = [gaussian_matrix(size, sigma) for size, sigma in zip(ct_XYZ.shape, sigma_voxels, strict=True)]
+    inside = organ_XYZ.double()
+    total, weight = along_axes(ct_XYZ * inside, matrices), along_axes(inside, matrices)
+    return torch.where(organ_XYZ, (total / weight).to(ct_XYZ.dtype), ct_XYZ)
 
 
 def blend_change(healthy: Tensor, tumor: Tensor, weight: Tensor) -> Tensor:

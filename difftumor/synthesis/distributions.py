@@ -65,6 +65,27 @@ class Distribution:
         except (ConfigError, TypeError, ValueError) as error:
             raise ConfigError(f"{field} is {value!r}: give {_FORMS}.") from error
 
+    @classmethod
+    def within(cls, low: float, high: float, value: Any, *, field: str, whole: bool = False) -> "Distribution":
+        """Read what a user wrote, of which all numbers must lie between two limits.
+
+        Args:
+            low: The lower one.
+            high: The upper one.
+            value: As in ``of``.
+            field: Its name, for messages.
+            whole: Whether only whole numbers are meant.
+
+        Raises:
+            ConfigError: It is neither a number nor a distribution, or other numbers can be drawn.
+        """
+        drawn = cls.of(value, field=field)
+        if drawn.limits[0] < low or drawn.limits[1] > high:
+            raise ConfigError(f"{field} is {drawn.to_plain()!r}: give numbers from {low:g} to {high:g}.")
+        if whole and not drawn.whole:
+            raise ConfigError(f"{field} is {drawn.to_plain()!r}: give whole numbers.")
+        return drawn
+
     @property
     def limits(self) -> tuple[float, float]:
         """Lowest and highest number that can be drawn."""

@@ -7,6 +7,7 @@ which the seed and the tumor's keys give, so that no decision shifts the numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,7 +163,10 @@ def draw_unplaced(host: Host, wanted: Wanted, *, seed: int, attempt: int = 0) ->
     a, b, c = (float(radius_mm * share) for share in shares)
     contrast_hu = None if spec.contrast_hu is None else spec.contrast_hu.draw(seed, *keys, "contrast")
     clearance = spec.vessel_clearance_mm
-    blur_mm = (spec.blur_mm or _BLUR_MM[spec.generator]).draw(seed, *keys, "blur")
+    if spec.blur_share is not None:
+        blur_mm = spec.blur_share.draw(seed, *keys, "blur") * (a * b * c) ** (1 / 3)
+    else:
+        blur_mm = (spec.blur_mm or _BLUR_MM[spec.generator]).draw(seed, *keys, "blur")
     parent = None if wanted.parent is None else wanted.parent[1]
     return TumorRecord(
         generator=spec.generator,
@@ -235,12 +239,19 @@ def _texture(host: Host, spec: TumorSpec, contrast_hu: float | None, seed: int, 
         mean_hu = uniform(low, high).draw(seed, *keys, "mean")
     else:
         mean_hu = parenchyma.mean_hu + contrast_hu
+    noise_mm = 0.0 if spec.host_noise_mm is None else spec.host_noise_mm.draw(seed, *keys, "host noise")
+    sd_hu = parenchyma.sd_hu
+    if noise_mm > 0:
+        # Texture and noise are independent: their variances add up to that of the parenchyma.
+        sd_hu = math.sqrt(max(0.0, sd_hu**2 - host.noise_sd_hu(noise_mm) ** 2))
     return TextureRecord(
         kind=spec.texture,
         mean_hu=mean_hu,
-        sd_hu=parenchyma.sd_hu,
+        sd_hu=sd_hu,
         grain=spec.grain.draw(seed, *keys, "grain"),
         blur_sigma_mm=_TEXTURE_BLUR_MM,
+        scaled=spec.scale_texture,
+        host_noise_mm=noise_mm,
     )
 
 

@@ -16,6 +16,7 @@ from difftumor.scans.components import find_components
 from difftumor.scans.distances import Distance, Mask, distance_mm, eroded_in_slices
 from difftumor.scans.grid import Box, Vector, Voxel, triple
 from difftumor.scans.organs import Organ
+from difftumor.synthesis.blending import TRUNCATE, blur_radius
 
 # Tissue, gas and bone. Values beyond, such as metal, count as the limit, so that a clip does not outweigh an organ.
 _TISSUE_HU = (-1000.0, 3000.0)
@@ -99,6 +100,31 @@ def measure_parenchyma(ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask) -> Par
     return Parenchyma(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)))
 
 
+def measure_noise(
+    ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask, *, sigma_mm: float, spacing_mm: Sequence[float]
+) -> float:
+    """Measure the noise of an organ between its vessels: the standard deviation of what a Gaussian takes away.
+
+    Args:
+        ct_hu_XYZ: CT in HU; values outside [-1000, 3000] count as the limit.
+        organ_XYZ: Organ mask, same shape; the Gaussian sees no voxel outside of it.
+        vessels_XYZ: As ``find_vessels`` returned them; all of the organ is measured if they cover it.
+        sigma_mm: σ of the Gaussian, above 0, cut as ``blending.TRUNCATE`` says.
+        spacing_mm: Size of a voxel along each axis.
+
+    Raises:
+        SynthesisError: The organ mask is empty.
+    """
+    sigma = [sigma_mm / step for step in spacing_mm]
+    box = _organ_box(organ_XYZ).padded([blur_radius(s) for s in sigma]).clipped(organ_XYZ.shape).slices
+    organ = organ_XYZ[box]
+    values = np.where(organ, _tissue(ct_hu_XYZ[box]), np.float32(0))
+    total, weight = (scipy.ndimage.gaussian_filter(x, sigma, truncate=TRUNCATE) for x in (values, organ.astype("f4")))
+    parenchyma = organ & ~vessels_XYZ[box]
+    measured = parenchyma if parenchyma.any() else organ
+    return float((values - total / np.maximum(weight, np.finfo("f4").tiny))[measured].std(dtype=np.float64))
+
+
 def _tissue(ct_hu: CT) -> CT:
     return np.clip(ct_hu, *_TISSUE_HU).astype(np.float32, copy=False)
 
@@ -179,6 +205,14 @@ class Host:
     def parenchyma(self) -> Parenchyma:
         """Mean and standard deviation of the organ without its vessels."""
         return measure_parenchyma(self._hu, self.mask, self.vessels)
+
+    def noise_sd_hu(self, sigma_mm: float) -> float:
+        """Return the standard deviation of what a Gaussian takes from the parenchyma, as ``blending.smoothed_tissue``.
+
+        Args:
+            sigma_mm: σ of the Gaussian, above 0.
+        """
+        return measure_noise(self._hu, self.mask, self.vessels, sigma_mm=sigma_mm, spacing_mm=self.spacing_mm)
 
     @property
     def boxed(self) -> Mask:

@@ -28,9 +28,12 @@ class TextureRecord:
     Args:
         kind: "gaussian" (Hu et al. 2023) or "salt" (the workshop paper).
         mean_hu: μt, mean of the texture.
-        sd_hu: σp. Gaussian: standard deviation of the noise before scaling and blur; salt: of the texture.
+        sd_hu: Standard deviation of the texture; of Gaussian noise before scaling and blur if it is not ``scaled``.
         grain: η, 1 or more: how many mm lie between independent values.
         blur_sigma_mm: σb of the blur; Table 1: 0.6.
+        scaled: Whether Gaussian noise is scaled to ``sd_hu`` after scaling and blur, which eq. (3) does not do. Older
+            records lack it, and are not.
+        host_noise_mm: σ of the Gaussian whose residual of the CT, its noise, stays under the texture; 0 for none.
 
     Raises:
         SynthesisError: A value is out of range.
@@ -41,13 +44,17 @@ class TextureRecord:
     sd_hu: float
     grain: float
     blur_sigma_mm: float
+    scaled: bool = False
+    host_noise_mm: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TextureKind):
             raise SynthesisError(f"The texture's kind must be gaussian or salt, not {self.kind!r}: correct the record.")
         if not math.isfinite(self.mean_hu):
             raise SynthesisError(f"mean_hu must be a finite number, not {self.mean_hu}: correct the record.")
-        for name, least in (("sd_hu", 0), ("grain", 1), ("blur_sigma_mm", 0)):
+        if not isinstance(self.scaled, bool):
+            raise SynthesisError(f"scaled must be true or false, not {self.scaled!r}: correct the record.")
+        for name, least in (("sd_hu", 0), ("grain", 1), ("blur_sigma_mm", 0), ("host_noise_mm", 0)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise SynthesisError(f"{name} must be a number of at least {least}, not {value}: correct the record.")

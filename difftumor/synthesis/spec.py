@@ -124,8 +124,12 @@ class TumorSpec:
             the diffusion model.
         blur_mm: σ of the Gaussian that softens the rim; by default U(0, 4) for the diffusion generator and U(0.6, 1.2)
             for the hand-crafted one (σc).
+        blur_share: Instead of ``blur_mm``: σ as a share of the radius of a ball of the tumor's volume.
         texture: Of the hand-crafted generator: ``"gaussian"`` (CVPR 2023) or ``"salt"`` (NeurIPS workshop 2022).
         grain: Of the hand-crafted generator: η of its texture, from 1.
+        scale_texture: Likewise: whether it varies as the organ's tissue; eq. (3) by itself takes 60 % of that away.
+        host_noise_mm: Likewise: what a Gaussian with this σ takes from the CT, its noise, stays under the tumor, and
+            the texture makes up for the rest of the deviation; None replaces it.
         mass_effect: I of eq. (5), 0 for none to 100.
         capsule_hu: d of eq. (8), 0 for none.
         may_overlap: Whether tumors may lie over each other.
@@ -151,8 +155,11 @@ class TumorSpec:
     vessel_clearance_mm: Distribution | None = None
     contrast_hu: Distribution | None = None
     blur_mm: Distribution | None = None
+    blur_share: Distribution | None = None
     texture: TextureKind = "gaussian"
     grain: Distribution = _GRAIN
+    scale_texture: bool = True
+    host_noise_mm: Distribution | None = None
     mass_effect: Distribution = _ZERO
     capsule_hu: Distribution = _ZERO
     may_overlap: bool = False
@@ -173,8 +180,11 @@ class TumorSpec:
             vessel_clearance_mm: Quantity | None = ...,
             contrast_hu: Quantity | None = ...,
             blur_mm: Quantity | None = ...,
+            blur_share: Quantity | None = ...,
             texture: TextureKind = ...,
             grain: Quantity = ...,
+            scale_texture: bool = ...,
+            host_noise_mm: Quantity | None = ...,
             mass_effect: Quantity = ...,
             capsule_hu: Quantity = ...,
             may_overlap: bool = ...,
@@ -185,8 +195,11 @@ class TumorSpec:
         _choice("generator", self.generator, get_args(GeneratorName))
         _choice("placement", self.placement, get_args(PlacementRule))
         _choice("texture", self.texture, get_args(TextureKind))
-        if not isinstance(self.may_overlap, bool):
-            raise ConfigError(f"may_overlap is {self.may_overlap!r}: give true or false.")
+        for name in ("scale_texture", "may_overlap"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} is {value!r}: give true or false.")
+        if self.blur_mm is not None and self.blur_share is not None:
+            raise ConfigError("blur_mm and blur_share both say how soft the rim is: give one of them.")
         if self.count != PAPER_COUNT:
             self._take("count", low=1, high=_MOST, whole=True)
         elif self.diameter_mm is not None:
@@ -198,7 +211,9 @@ class TumorSpec:
         self._take("vessel_clearance_mm", low=0, high=200)
         self._take("contrast_hu", low=-500, high=500)
         self._take("blur_mm", low=0, high=20)
+        self._take("blur_share", low=0, high=1)
         self._take("grain", low=1, high=20)
+        self._take("host_noise_mm", low=0, high=10)
         self._take("mass_effect", low=0, high=100)
         self._take("capsule_hu", low=-500, high=500)
         if self.satellites is not None:
@@ -268,7 +283,7 @@ class TumorSpec:
         value = getattr(self, name)
         if value is None and fields_by_name(type(self))[name].default is None:
             return
-        object.__setattr__(self, name, _within(value, name=name, low=low, high=high, whole=whole))
+        object.__setattr__(self, name, Distribution.within(low, high, value, field=name, whole=whole))
 
 
 # Hu et al. 2023, Figure 3: training goes without vessels, mass effect and capsule; the Visual Turing Test has them all.
@@ -290,15 +305,6 @@ def preset_fields(name: str) -> Mapping[str, Any]:
 def fields_by_name(kind: type) -> dict[str, Any]:
     """Return the fields of a dataclass by name."""
     return {f.name: f for f in fields(kind)}
-
-
-def _within(value: Any, *, name: str, low: float, high: float, whole: bool = False) -> Distribution:
-    drawn = Distribution.of(value, field=name)
-    if drawn.limits[0] < low or drawn.limits[1] > high:
-        raise ConfigError(f"{name} is {drawn.to_plain()!r}: give numbers from {low:g} to {high:g}.")
-    if whole and not drawn.whole:
-        raise ConfigError(f"{name} is {drawn.to_plain()!r}: give whole numbers.")
-    return drawn
 
 
 def _weights(size: Any, *, name: str) -> dict[str, float]:
@@ -324,7 +330,7 @@ def _satellites(value: Any) -> Satellites:
     limits = {"count": (0, 100, True), "diameter_mm": (1, 400, False), "distance_mm": (0, 200, False)}
     for name, (low, high, whole) in limits.items():
         if name in given and not (given[name] is None and known[name].default is None):
-            given[name] = _within(given[name], name=f"satellites.{name}", low=low, high=high, whole=whole)
+            given[name] = Distribution.within(low, high, given[name], field=f"satellites.{name}", whole=whole)
     if "size" in given:
         given["size"] = _weights(given["size"], name="satellites.size")
     return Satellites(**given)

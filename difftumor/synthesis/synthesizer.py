@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import get_args
 
@@ -22,8 +22,10 @@ from difftumor.synthesis.blending import (
     Patch,
     PlacedTumor,
     blend_change,
+    blur_radius,
     blurred_weight,
     plan_patches,
+    smoothed_tissue,
     take_patch,
 )
 from difftumor.synthesis.draw import draw_tumors
@@ -47,7 +49,7 @@ class Synthesis:
         lesions: int32: 0, or the number of the tumor, in the order of the records from 1.
         halo: bool: voxels whose weight is above 0.
         change_hu: float32, exactly 0 outside the halo.
-        records: What was applied, per element.
+        records: What was applied, per element, without tumors that were too faint.
     """
 
     ct_hu: Tensor
@@ -155,6 +157,7 @@ class TumorSynthesizer:
         *,
         patch_per_tumor: bool = False,
         tumors_B1XYZ: Tensor | None = None,
+        minimum_change_hu: float = 0.0,
     ) -> Synthesis:
         """Apply records to a batch of CT; the same arguments give the same tumors.
 
@@ -164,6 +167,8 @@ class TumorSynthesizer:
             records: Tumors of every element, possibly none, as ``draw`` returned them for its organ mask.
             patch_per_tumor: Give every tumor a patch of its own, even if the CT has the size of one patch.
             tumors_B1XYZ: Tumors that are there already and cut others; None for none.
+            minimum_change_hu: A tumor that changes the mean HU inside its label by less, up or down, is left out with
+                its label and record; mass effect and capsule do not count.
 
         Raises:
             SynthesisError: Shapes differ, or a record does not fit: drawn for another generator, spacing or mask.
@@ -186,15 +191,17 @@ class TumorSynthesizer:
         # Nothing is computed far from all tumors, unless the networks' whole patch is taken.
         decoded = self.organ.blend == "decoded" and any(whole.values())
         near = Box.whole(shape) if decoded else Box.joined([tumor.halo_box(shape) for tumor in tumors])
-        blend = Blend.empty(ct, near)
+        blend = Blend.empty(ct, near, lesions, minimum_change_hu)
         for group, texture in self.diffusion.items():
             own = [t for t in tumors if t.record.generator == "diffusion" and t.record.size_group == group]
             patches = plan_patches(own, shape, texture.patch, texture.multiple, together=whole[group])
             for patch, texture_hu in _textures(texture, patches, ct, lesions):
-                self._blend(patch, texture_hu, texture.window, ct, lesions, blend)
+                self._blend(patch, texture_hu, texture.window, ct, blend)
         for tumor in tumors:
             if tumor.record.texture is not None:
-                _blend_handcrafted(tumor, ct, lesions, blend)
+                _blend_handcrafted(tumor, ct, organ, blend)
+        tumors = _without(tumors, blend.faint, lesions)
+        kept = [tuple(tumor.record for tumor in tumors if tumor.element == element) for element in range(len(ct))]
         made_hu, halo = blend.applied_to(ct)
         made = MutableBatch(made_hu, organ, lesions, halo)
         index = (..., *Box.joined([near, apply_effects(made, tumors)]).slices)
@@ -202,7 +209,7 @@ class TumorSynthesizer:
         labels[index][made.lesions[index] > 0] = TUMOR
         change = torch.zeros_like(ct)
         change[index] = torch.where(made.halo[index], made.ct_hu[index] - ct[index], change[index])
-        return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(map(tuple, records)))
+        return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(kept))
 
     def _place(
         self,
@@ -257,25 +264,26 @@ class TumorSynthesizer:
         texture_hu: Tensor,
         window: IntensityWindow,
         ct: Tensor,
-        lesions: Tensor,
         blend: Blend,
     ) -> None:
         """Add the tumors of one patch."""
         shape = triple(ct.shape[2:])
         if self.organ.blend == "decoded" and patch.whole:
-            # The published recipe for training crops: the decoded patch as it is.
-            healthy = ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
-            blend.change_hu[patch.element, 0] = texture_hu - healthy
-            blend.weight[patch.element, 0] = 1.0
+            # The published recipe for training crops: the decoded patch as it is, if any of its tumors shows.
+            change_hu = texture_hu - ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
+            shown = [tumor for tumor in patch.tumors if blend.takes(tumor, patch.box, change_hu)]
+            if shown:
+                blend.change_hu[patch.element, 0] = change_hu
+                blend.weight[patch.element, 0] = 1.0
             return
         for tumor in patch.tumors:
             box = tumor.halo_box(shape)
             index = (patch.element, 0, *box.slices)
-            own = blurred_weight(lesions[index] == tumor.instance, tumor.record.blur_sigma_voxels)
+            own = blurred_weight(blend.lesions[index] == tumor.instance, tumor.record.blur_sigma_voxels)
             # The change is made inside the window: what bone and air have beyond it stays.
             healthy = ct[index].clamp(window.low_hu, window.high_hu)
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, patch.box.start, strict=True))
-            blend.add(patch.element, box, blend_change(healthy, texture_hu[inside], own), own)
+            blend.add(tumor, box, blend_change(healthy, texture_hu[inside], own), own)
 
 
 def no_room(organ: Organ, tumors: Sequence[TumorSpec]) -> SynthesisError:
@@ -313,7 +321,22 @@ def _together(patches: list[Patch], most: int) -> Iterator[list[Patch]]:
             yield group
 
 
-def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, blend: Blend) -> None:
+def _without(tumors: list[PlacedTumor], faint: list[PlacedTumor], lesions: Tensor) -> list[PlacedTumor]:
+    """Take tumors out of the lesion map, in place, and return the others with new numbers."""
+    if not faint:
+        return tumors
+    kept: list[PlacedTumor] = []
+    for tumor in tumors:
+        index = (tumor.element, 0, *tumor.box.slices)
+        earlier = sum(other.element == tumor.element for other in kept)
+        number = 0 if tumor in faint else earlier + 1
+        lesions[index][lesions[index] == tumor.instance] = number
+        if number:
+            kept.append(replace(tumor, instance=number))
+    return kept
+
+
+def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, organ: Tensor, blend: Blend) -> None:
     """Add one hand-crafted tumor."""
     record = tumor.record
     assert record.texture is not None
@@ -325,6 +348,16 @@ def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, lesions: Tensor, blend: B
     ).to(ct.device)
     inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, whole.start, strict=True))
     index = (tumor.element, 0, *box.slices)
-    own = blurred_weight(lesions[index] == tumor.instance, record.blur_sigma_voxels)
+    own = blurred_weight(blend.lesions[index] == tumor.instance, record.blur_sigma_voxels)
     # Hu et al. 2023, eq. (4), of the CT as it is: no window.
-    blend.add(tumor.element, box, blend_change(ct[index], texture_hu[inside], own), own)
+    healthy = _without_noise(tumor, box, ct, organ) if record.texture.host_noise_mm > 0 else ct[index]
+    blend.add(tumor, box, blend_change(healthy, texture_hu[inside], own), own)
+
+
+def _without_noise(tumor: PlacedTumor, box: Box, ct: Tensor, organ: Tensor) -> Tensor:
+    """Return a box of the CT without its noise: what replaces the rest leaves the noise where it is."""
+    assert tumor.record.texture is not None
+    sigma = [tumor.record.texture.host_noise_mm / step for step in tumor.record.spacing_mm]
+    seen = box.padded([blur_radius(s) for s in sigma]).clipped(ct.shape[2:])
+    index = (tumor.element, 0, *seen.slices)
+    return smoothed_tissue(ct[index], organ[index], sigma)[box.relative_to(seen).slices]

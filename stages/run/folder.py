@@ -34,6 +34,7 @@ NEUTRAL = (
 # Options that earlier versions lack, with the value that says what those did: a run started without one has it.
 EARLIER: Mapping[str, Any] = {
     "lesions.early_includes_limit": True,
+    "synthesis.scale_texture": False,
 }
 
 

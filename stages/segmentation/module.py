@@ -138,7 +138,8 @@ class SegmentationModule(StageModule):
         loss = self.criterion(logits.float(), batch["labels"].long())
         self.check_finite({"loss": loss})
         self.log("training/loss", loss.detach(), prog_bar=True)
-        counts = {"training/synthetic_crops": batch["synthetic"], "training/rejected_crops": batch["rejected"]}
+        names = {"synthetic_crops": "synthetic", "rejected_crops": "rejected", "faint_tumors": "faint"}
+        counts = {f"training/{name}": batch[key] for name, key in names.items()}
         self.log_dict(
             {k: float(v) for k, v in counts.items()}, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True
         )

@@ -95,6 +95,11 @@ class TumorOptions:
         sizes: Weights by which the size of a crop's tumors is drawn.
         irregularity: Factor on the elastic deformation; a number, or how to draw one.
         blur_mm: σ of the Gaussian that softens rims, likewise; None leaves it to the generator.
+        blur_share: Instead of ``blur_mm``: σ as a share of the tumor's radius, likewise.
+        scale_texture: Whether hand-crafted texture is scaled to the standard deviation of the organ's tissue.
+        host_noise_mm: σ of a Gaussian, likewise; what it takes from the CT stays under hand-crafted tumors. None
+            replaces it.
+        minimum_change_hu: A tumor that changes the mean HU inside its label by less is left out; None keeps all.
         most_early: Early diffusion tumors come one to so many at once.
         placement: How places in the organ are chosen.
         prefetch: Whether the next batch's tumors are made while this one is trained on.
@@ -109,6 +114,10 @@ class TumorOptions:
     sizes: SizeWeights
     irregularity: Annotated[Distribution, ReadBy(Distribution.of)]
     blur_mm: Annotated[Distribution, ReadBy(Distribution.of)] | None
+    blur_share: Annotated[Distribution, ReadBy(Distribution.of)] | None = None
+    scale_texture: bool = False
+    host_noise_mm: Annotated[Distribution, ReadBy(Distribution.of)] | None = None
+    minimum_change_hu: Positive | None = None
     most_early: Count
     placement: PlacementRule
     prefetch: bool

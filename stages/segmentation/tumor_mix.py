@@ -17,6 +17,9 @@ from difftumor.synthesis.sizes import size_groups_of, sizes_of
 from difftumor.synthesis.spec import PAPER_COUNT, PlacementRule, TumorSpec
 from stages.segmentation.options import SegmentationOptions
 
+# Options of a run that are fields of all its tumors.
+_LOOKS = ("irregularity", "blur_mm", "blur_share", "scale_texture", "host_noise_mm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TumorMix:
@@ -31,10 +34,13 @@ class TumorMix:
         placement: ``"slice"`` (published) or ``"uniform"``.
         irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids.
         blur_mm: σ of the Gaussian that softens rims, 0 for sharp ones; None leaves it to the generator.
+        blur_share: Instead of ``blur_mm``: σ as a share of the tumor's radius.
+        scale_texture: Whether hand-crafted texture is scaled to the deviation of the organ's tissue.
+        host_noise_mm: How much of the CT's noise stays under hand-crafted tumors; None for nothing.
         models: Size groups whose diffusion models are there; the others' sizes are not made with diffusion.
 
     Raises:
-        ConfigError: The shape is out of range, a size is unknown, or no size is left for a generator.
+        ConfigError: A field of the tumors is out of range, a size is unknown, or no size is left for a generator.
     """
 
     probability: float
@@ -44,6 +50,9 @@ class TumorMix:
     placement: PlacementRule = "slice"
     irregularity: Distribution | float = 1.0
     blur_mm: Distribution | float | None = None
+    blur_share: Distribution | float | None = None
+    scale_texture: bool = True
+    host_noise_mm: Distribution | float | None = None
     models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
 
     @classmethod
@@ -60,13 +69,12 @@ class TumorMix:
             sizes=asdict(synthesis.sizes),
             most_early=synthesis.most_early,
             placement=synthesis.placement,
-            irregularity=synthesis.irregularity,
-            blur_mm=synthesis.blur_mm,
+            **{name: getattr(synthesis, name) for name in _LOOKS},
         )
 
     def __post_init__(self) -> None:
         try:
-            TumorSpec(**self._shape)
+            TumorSpec(**self._looks)
         except ConfigError as error:
             raise ConfigError(f"synthesis.{error}") from error
         for size in self.sizes:
@@ -111,12 +119,12 @@ class TumorMix:
             size=size,
             count=count if kind == "diffusion" else PAPER_COUNT,  # type: ignore[arg-type]
             placement=self.placement,
-            **self._shape,
+            **self._looks,
         )
 
     @property
-    def _shape(self) -> dict[str, Any]:
-        return {"irregularity": self.irregularity, "blur_mm": self.blur_mm}
+    def _looks(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _LOOKS}
 
     def _sizes_of(self, generator: GeneratorName) -> dict[str, float]:
         left_out = self.left_out if generator == "diffusion" else ()

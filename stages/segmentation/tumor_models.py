@@ -50,7 +50,8 @@ def tumors_of(options: SegmentationOptions) -> tuple[TumorsOnTheFly | None, dict
     for parent in parents.values():
         if Parent.at(parent.path) != parent:
             raise ArtifactError(f"{parent.path} was replaced while it was being loaded: rerun the same command.")
-    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix), parents
+    least = options.synthesis.minimum_change_hu
+    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix, minimum_change_hu=least), parents
 
 
 def warn_of_leaks(options: SegmentationOptions, models: Mapping[str, Parent], validation: Sequence[Case]) -> None:

@@ -36,7 +36,8 @@ class Made:
         labels: uint8, 0 background, 1 organ, 2 tumor.
         records: What was made, per element.
         wanted: Crops meant to get tumors.
-        rejected: Those of them that stayed healthy, for lack of room.
+        rejected: Those of them that stayed healthy, for lack of room or because their tumors were too faint.
+        faint: Tumors that were left out because they were too faint.
     """
 
     ct_hu: Tensor
@@ -44,6 +45,7 @@ class Made:
     records: tuple[tuple[TumorRecord, ...], ...] = field(default=())
     wanted: int = 0
     rejected: int = 0
+    faint: int = 0
 
 
 class TumorsOnTheFly:
@@ -52,18 +54,20 @@ class TumorsOnTheFly:
     Args:
         synthesizer: With a diffusion model for every size group of the mix's.
         mix: Which tumors are made.
+        minimum_change_hu: A tumor that changes the mean HU inside its label by less is left out; None keeps all.
 
     Raises:
         ConfigError: The mix has a size whose model the synthesizer lacks.
     """
 
-    def __init__(self, *, synthesizer: TumorSynthesizer, mix: TumorMix) -> None:
+    def __init__(self, *, synthesizer: TumorSynthesizer, mix: TumorMix, minimum_change_hu: float | None = None) -> None:
         if missing := sorted((mix.groups & mix.models) - set(synthesizer.diffusion)):
             raise ConfigError(
                 f"synthesis.sizes has sizes of the {missing[0]} model, which is not given: leave them out."
             )
         self.synthesizer = synthesizer
         self.mix = mix
+        self.minimum_change_hu = minimum_change_hu or 0.0
 
     def to(self, device: torch.device | str) -> TumorsOnTheFly:
         """Move the networks to a device and return self."""
@@ -97,12 +101,19 @@ class TumorsOnTheFly:
                 )
             except SynthesisError:
                 continue  # no room for a tumor of this size: the crop stays healthy
-        ct, labels = ct_hu_B1XYZ.clone(), labels_B1XYZ.clone()
+        ct, labels, faint = ct_hu_B1XYZ.clone(), labels_B1XYZ.clone(), 0
         if chosen := list(drawn):
-            made = self.synthesizer.apply(ct[chosen], organ_B1XYZ[chosen], [drawn[element] for element in chosen])
+            made = self.synthesizer.apply(
+                ct[chosen],
+                organ_B1XYZ[chosen],
+                [drawn[element] for element in chosen],
+                minimum_change_hu=self.minimum_change_hu,
+            )
             ct[chosen], labels[chosen] = made.ct_hu.to(ct.dtype), made.labels.to(labels.dtype)
+            faint = sum(map(len, drawn.values())) - sum(map(len, made.records))
+            drawn = {element: kept for element, kept in zip(chosen, made.records, strict=True) if kept}
         records = tuple(drawn.get(element, ()) for element in range(len(seeds)))
-        return Made(ct, labels, records, len(wanted), len(wanted) - len(drawn))
+        return Made(ct, labels, records, len(wanted), len(wanted) - len(drawn), faint)
 
 
 def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:
@@ -113,17 +124,17 @@ def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:
         tumors: Makes them; None leaves the batch as it is.
 
     Returns:
-        The batch with other ``ct`` and ``labels``, ``synthetic``, how many crops got tumors, and ``rejected``, how many
-        had no room for them.
+        The batch with other ``ct`` and ``labels``, ``synthetic``, how many crops got tumors, ``rejected``, how many
+        could not get any, and ``faint``, how many tumors were left out because they were too faint.
     """
     if tumors is None:
-        return {**batch, "synthetic": 0, "rejected": 0}
+        return {**batch, "synthetic": 0, "rejected": 0, "faint": 0}
     # In full precision, as the tumors of inference are made.
     with torch.autocast(batch["ct"].device.type, enabled=False):
         made = tumors(
             batch["ct"], batch["labels"], seeds=batch["tumor_seed"].tolist(), healthy=batch["healthy"].tolist()
         )
-    counts = {"synthetic": made.wanted - made.rejected, "rejected": made.rejected}
+    counts = {"synthetic": made.wanted - made.rejected, "rejected": made.rejected, "faint": made.faint}
     return {**batch, "ct": made.ct_hu, "labels": made.labels, **counts}
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 
 from difftumor.scans.grid import Box
@@ -12,6 +13,7 @@ from difftumor.synthesis.blending import (
     blur_radius,
     blurred_weight,
     plan_patches,
+    smoothed_tissue,
     take_patch,
 )
 from tests.reference import load_reference, relative_error
@@ -67,6 +69,30 @@ def test_weight_of_an_empty_mask_is_zero():
 
 def test_a_full_mask_keeps_its_weight():
     torch.testing.assert_close(blurred_weight(torch.ones(6, 6, 6), 3.0), torch.ones(6, 6, 6))
+
+
+@pytest.mark.parametrize("sigma", [(1.5, 1.5, 1.5), (2.0, 1.0, 0.5)])
+def test_tissue_is_smoothed_by_the_organs_voxels_alone(sigma):
+    generator = np.random.default_rng(0)
+    organ = ndimage.gaussian_filter(generator.normal(size=(20, 18, 16)), 2) > 0
+    ct = np.where(organ, generator.normal(50, 10, organ.shape), -1000).astype(np.float32)
+    smooth = smoothed_tissue(torch.from_numpy(ct), torch.from_numpy(organ), sigma).numpy()
+    assert (smooth[~organ] == -1000).all()
+    # One voxel by hand: the mean of the organ's voxels, weighted by their distance; far from the border.
+    x, y, z = center = tuple(np.argwhere(ndimage.binary_erosion(organ))[0])
+    reach = [int(4 * s + 0.5) for s in sigma]
+    offsets = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"))
+    weights = np.exp(-0.5 * sum((o / s) ** 2 for o, s in zip(offsets, sigma, strict=True)))
+    padding = [(r, r) for r in reach]
+    near = tuple(slice(c, c + 2 * r + 1) for c, r in zip((x, y, z), reach, strict=True))
+    weights = weights * np.pad(organ, padding, "symmetric")[near]
+    assert smooth[center] == pytest.approx((weights * np.pad(ct, padding, "symmetric")[near]).sum() / weights.sum())
+
+
+def test_tissue_without_noise_stays_as_it_is():
+    organ = torch.from_numpy(ball((20, 20, 20), 8))
+    ct = torch.where(organ, 60.0, -100.0)
+    torch.testing.assert_close(smoothed_tissue(ct, organ, (2.0, 2.0, 2.0)), ct)
 
 
 def test_blending_leaves_everything_but_the_halo_bit_identical():

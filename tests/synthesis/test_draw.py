@@ -134,6 +134,22 @@ def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_
     assert 1.48 < max(grains) <= 1.5
 
 
+def test_texture_and_noise_together_vary_as_the_parenchyma():
+    liver = host()
+    noise_hu = liver.noise_sd_hu(2.0)
+    assert 0 < noise_hu < liver.parenchyma.sd_hu
+    (kept,) = draw(liver, generator="handcrafted", host_noise_mm=2)
+    assert kept.texture.host_noise_mm == 2
+    assert np.hypot(kept.texture.sd_hu, noise_hu) == pytest.approx(liver.parenchyma.sd_hu, rel=1e-12)
+    # All else is as without.
+    (replaced,) = draw(liver, generator="handcrafted")
+    assert (replaced.texture.host_noise_mm, replaced.texture.scaled) == (0, True)
+    texture = replace(kept.texture, sd_hu=replaced.texture.sd_hu, host_noise_mm=0.0)
+    assert replace(kept, texture=texture) == replaced
+    (letter,) = draw(liver, generator="handcrafted", scale_texture=False)
+    assert letter == replace(replaced, texture=replace(replaced.texture, scaled=False))
+
+
 def test_in_a_dark_organ_they_are_darker_by_ten_to_thirty_hu():
     liver = host(mean_hu=25)
     mean_hu = liver.parenchyma.mean_hu
@@ -162,6 +178,15 @@ def test_the_rim_is_as_soft_as_the_generator_has_it_or_as_asked():
     assert min(networks) < 0.5
     assert 3.5 < max(networks) <= 4
     assert draw(liver, blur_mm=2)[0].blur_sigma_voxels == pytest.approx(2 / millimeters)
+
+
+@pytest.mark.parametrize("size", ["tiny", "medium"])
+def test_the_rim_may_be_a_share_of_the_radius_of_a_ball_of_the_tumors_volume(size):
+    share = {"uniform": [0, 0.25]}
+    drawn = unplaced(host(spacing_mm=(1.0, 1.0, 2.0)), size, 200, blur_share=share)
+    shares = [r.blur_sigma_voxels * 2 ** (1 / 3) / np.prod(r.half_axes_mm) ** (1 / 3) for r in drawn]
+    assert 0 <= min(shares) < 0.01
+    assert 0.24 < max(shares) <= 0.25
 
 
 def test_effects_are_drawn_as_asked():

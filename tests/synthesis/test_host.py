@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from difftumor.errors import SynthesisError
-from difftumor.synthesis.host import Parenchyma, find_vessels, measure_parenchyma
+from difftumor.synthesis.blending import smoothed_tissue
+from difftumor.synthesis.host import Parenchyma, find_vessels, measure_noise, measure_parenchyma
+from tests.synthesis.makers import ball
 
 EVEN = (1.0, 1.0, 1.0)
 
@@ -75,6 +78,29 @@ def test_the_parenchyma_is_the_organ_without_vessels():
     whole = measure_parenchyma(ct, organ, np.zeros_like(organ))
     assert whole.mean_hu == pytest.approx(100 + 100 * share)
     assert whole.sd_hu == pytest.approx(100 * np.sqrt(share * (1 - share)))
+
+
+def test_noise_is_what_a_gaussian_takes_away():
+    """Of white noise with a deviation of 15 HU, 15 times the norm of the kernel less a Gaussian is left."""
+    hu = np.random.default_rng(0).normal(110, 15, (60, 60, 60)).astype(np.float32)
+    organ = np.ones(hu.shape, bool)
+    x = np.arange(-8, 9)
+    kernel = np.exp(-0.5 * (x / 2) ** 2)
+    kernel /= kernel.sum()
+    expected = 15 * (1 - 2 * kernel[8] ** 3 + (kernel**2).sum() ** 3) ** 0.5
+    found = measure_noise(hu, organ, ~organ, sigma_mm=2.0, spacing_mm=(1.0, 1.0, 1.0))
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_noise_is_measured_as_it_is_kept():
+    """By the Gaussian of ``smoothed_tissue``, between the vessels, whatever lies around the organ."""
+    organ = ball((40, 36, 32), 14)
+    vessels = ball((40, 36, 32), 4)
+    hu = np.where(organ, np.random.default_rng(0).normal(110, 15, organ.shape), -1000).astype(np.float32)
+    spacing = (1.0, 1.0, 2.0)
+    smooth = smoothed_tissue(torch.from_numpy(hu), torch.from_numpy(organ), [3.0, 3.0, 1.5]).numpy()
+    found = measure_noise(hu, organ, vessels, sigma_mm=3.0, spacing_mm=spacing)
+    assert found == pytest.approx((hu - smooth)[organ & ~vessels].std(), rel=1e-4)
 
 
 def test_mean_and_deviation_come_back():

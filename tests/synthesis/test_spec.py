@@ -23,8 +23,11 @@ EVERYTHING = {
     "vessel_clearance_mm": 2,
     "contrast_hu": {"normal": [-30, 5]},
     "blur_mm": {"choice": [0, 1]},
+    "blur_share": None,
     "texture": "salt",
     "grain": 2,
+    "scale_texture": False,
+    "host_noise_mm": {"uniform": [1, 3]},
     "mass_effect": 30,
     "capsule_hu": 120,
     "may_overlap": True,
@@ -50,6 +53,8 @@ def test_every_field_is_read():
     assert spec.contrast_hu == Distribution("normal", (-30.0, 5.0))
     assert spec.blur_mm == Distribution("choice", (0.0, 1.0))
     assert (spec.texture, spec.grain) == ("salt", fixed(2))
+    assert (spec.scale_texture, spec.host_noise_mm) == (False, uniform(1, 3))
+    assert read(blur_share={"uniform": [0, 0.25]}).blur_share == uniform(0, 0.25)
     assert (spec.mass_effect, spec.capsule_hu, spec.may_overlap) == (fixed(30), fixed(120), True)
     assert spec.satellites == Satellites(
         count=fixed(2), size={"small": 1.0}, diameter_mm=fixed(5), distance_mm=uniform(1, 2)
@@ -62,6 +67,7 @@ def test_what_is_not_said_is_one_early_tumor_of_a_network_without_effects():
     assert (spec.generator, spec.count, spec.weights) == ("diffusion", fixed(1), {"early": 1.0})
     assert (spec.diameter_mm, spec.vessel_clearance_mm, spec.contrast_hu, spec.satellites) == (None,) * 4
     assert (spec.mass_effect, spec.capsule_hu, spec.may_overlap) == (fixed(0), fixed(0), False)
+    assert (spec.blur_mm, spec.blur_share, spec.scale_texture, spec.host_noise_mm) == (None, None, True, None)
     # η of Hu et al. 2023, Table 1.
     assert spec.grain == uniform(1.1, 1.5)
 
@@ -143,6 +149,10 @@ def test_the_reader_preset_sets_what_the_visual_turing_test_has_and_fields_go_on
         ({"contrast_hu": 900}, ("contrast_hu is 900", "-500 to 500")),
         ({"contrast_hu": {"normal": [0, 200]}}, ("contrast_hu is", "-500 to 500")),
         ({"blur_mm": 21}, ("blur_mm is 21", "0 to 20")),
+        ({"blur_share": 1.1}, ("blur_share is 1.1", "0 to 1")),
+        ({"blur_share": 0.2, "blur_mm": 1}, ("blur_mm and blur_share", "give one")),
+        ({"scale_texture": 2}, ("scale_texture is 2", "true or false")),
+        ({"host_noise_mm": 11}, ("host_noise_mm is 11", "0 to 10")),
         ({"texture": "velvet"}, ("texture is 'velvet'", "gaussian or salt")),
         ({"grain": 0.5}, ("grain is 0.5", "1 to 20")),
         ({"mass_effect": 101}, ("mass_effect is 101", "0 to 100")),

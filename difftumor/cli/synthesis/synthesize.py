@@ -56,6 +56,12 @@ def synthesize(
         float | None, option("Instead of a size: radius of a ball of the tumor's volume.", TUMORS)
     ] = None,
     count: Annotated[int | None, option("Number of tumors; by default 1.", TUMORS, min=1)] = None,
+    blur_share: Annotated[
+        float | None, option("Softness of the rim: sigma as a share of the tumor's radius, 0 to 1.", TUMORS)
+    ] = None,
+    host_noise_mm: Annotated[
+        float | None, option("Keep the CT's noise, what a Gaussian with this sigma takes away (handcrafted).", TUMORS)
+    ] = None,
     seed: Annotated[int | None, option("The same seed gives the same tumors; by default 0.", TUMORS)] = None,
     model: Annotated[Path | None, option(f"Diffusion artifact; {MODEL}", MAKING)] = None,
     quality_gate: Annotated[bool, flag("--quality-gate", "Redraw implausible tumors.", MAKING)] = False,
@@ -64,6 +70,9 @@ def synthesize(
     ] = None,
     gate_segmenter: Annotated[
         Path | None, option("Segmenter artifact that must find a tumor for it to pass the gate.", MAKING)
+    ] = None,
+    gate_change_hu: Annotated[
+        float | None, option("How much a tumor must change the mean HU inside its label to pass the gate.", MAKING)
     ] = None,
     strict: Annotated[bool, flag("--strict", "Fail if any request cannot be met.", MAKING)] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MAKING)] = "auto",
@@ -97,8 +106,10 @@ def synthesize(
         "size": size,
         "radius_mm": radius_mm,
         "count": count,
+        "blur_share": blur_share,
+        "host_noise_mm": host_noise_mm,
     }
-    gate = {"gate_attempts": gate_attempts, "gate_segmenter": gate_segmenter}
+    gate = {"gate_attempts": gate_attempts, "gate_segmenter": gate_segmenter, "gate_change_hu": gate_change_hu}
     files = requests.ScanOptions(
         ct=ct,
         organ_mask=organ_mask,
@@ -126,7 +137,7 @@ def synthesize(
         sampler=sampling,
         precision=precision,  # type: ignore[arg-type]
         device=device,
-        gate=requests.GateOptions(gate_attempts or 10, gate_segmenter) if quality_gate else None,
+        gate=requests.GateOptions(gate_attempts or 10, gate_segmenter, gate_change_hu or 0.0) if quality_gate else None,
         strict=strict,
     )
     if cases is not None:

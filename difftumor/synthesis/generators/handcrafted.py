@@ -52,6 +52,9 @@ def handcrafted_texture(
     generator = torch_generator(seed, "handcrafted")
     if texture.kind == "gaussian":
         unit = along_axes(torch.randn(lattice, generator=generator), matrices)
+        if texture.scaled:
+            # Eq. (3) takes 60 % of σp away; the texture is to look like the parenchyma.
+            unit /= _gain(matrices)
     else:
         # Blur and scaling are linear and in mm: their order, the other way round in the workshop paper, is immaterial.
         salt = (torch.rand(lattice, generator=generator) < _SALT_SHARE).float() - _SALT_SHARE

@@ -146,6 +146,7 @@ class QualityGate:
     Args:
         real: How real tumors look, by stage, as the diffusion models' artifacts say; a stage without is not compared.
         attempts: How many tumors are drawn before one is given up.
+        minimum_change_hu: How much a tumor must change the mean HU inside its label, up or down.
         segment: Segmenter that must find the tumor; None for none.
         least_agreement: Least share of the tumor that it must find.
         segmenter: Identity of the segmenter's artifact, for the record.
@@ -153,6 +154,7 @@ class QualityGate:
 
     real: Mapping[SizeGroup, AppearanceRanges] = field(default_factory=dict)
     attempts: int = 10
+    minimum_change_hu: float = 0.0
     segment: Segment | None = None
     least_agreement: float = 0.1
     segmenter: str | None = None
@@ -162,6 +164,7 @@ class QualityGate:
         return {
             "attempts": self.attempts,
             "compared_with_real": sorted(self.real),
+            "minimum_change_hu": self.minimum_change_hu,
             "segmenter": self.segmenter,
             "least_agreement": None if self.segment is None else self.least_agreement,
         }
@@ -185,6 +188,8 @@ class QualityGate:
             failed.append("sickle-shaped")
         if inside.any() and float(after[inside].mean()) < FATTEST_HU:
             failed.append("dark as fat")
+        if inside.any() and abs(float((after - before)[inside].mean(dtype=np.float64))) < self.minimum_change_hu:
+            failed.append("faint")
         ratio = noise_ratio(before, after, inside)
         if not NOISE_RATIOS[0] <= ratio <= NOISE_RATIOS[1]:
             failed.append("noise")

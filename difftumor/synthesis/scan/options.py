@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,6 +109,8 @@ def plan_tumors(
     size: str | None = None,
     radius_mm: float | None = None,
     count: int | None = None,
+    blur_share: float | None = None,
+    host_noise_mm: float | None = None,
 ) -> TumorPlan:
     """Return which tumors are wanted: those of a ``--tumors`` file, or of the short options, which are fields of one.
 
@@ -116,7 +119,10 @@ def plan_tumors(
     """
     from difftumor.synthesis.spec import TumorPlan, TumorSpec, read_plan
 
-    short = {"generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count}
+    short = {
+        "generator": generator, "preset": preset, "size": size, "radius_mm": radius_mm, "count": count,
+        "blur_share": blur_share, "host_noise_mm": host_noise_mm,
+    }  # fmt: skip
     if plan is not None:
         refuse(short, beside="--tumors")
         return read_plan(plan)
@@ -153,6 +159,10 @@ class GateOptions:
     Args:
         attempts: How many tumors are tried before one is given up.
         segmenter: Artifact that must find a tumor; None for none.
+        minimum_change_hu: How much a tumor must change the mean HU inside its label, up or down; 0 for any.
+
+    Raises:
+        ConfigError: The change is negative.
 
     Example:
         >>> import difftumor as dt
@@ -165,6 +175,11 @@ class GateOptions:
 
     attempts: int = 10
     segmenter: Path | str | None = None
+    minimum_change_hu: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum_change_hu < math.inf:
+            raise ConfigError(f"--gate-change-hu is {self.minimum_change_hu}: give a number from 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +262,11 @@ class SynthesisOptions:
             artifact = self.gate.segmenter
             segment, identity = (None, None) if artifact is None else load_gate_segmenter(Path(artifact), self.device)
             gate = QualityGate(
-                real=real_tumors(models), attempts=self.gate.attempts, segment=segment, segmenter=identity
+                real=real_tumors(models),
+                attempts=self.gate.attempts,
+                minimum_change_hu=self.gate.minimum_change_hu,
+                segment=segment,
+                segmenter=identity,
             )
         return ScanSynthesizer(
             synthesizer=synthesizer_of(models, organ=organ, device=device),

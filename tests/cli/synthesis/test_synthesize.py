@@ -151,6 +151,22 @@ def test_a_file_says_which_tumors(case, tmp_path, capsys):
     assert "--size does not go with --tumors" in capsys.readouterr().err
 
 
+def test_short_options_are_fields_of_a_tumor(case, tmp_path, capsys):
+    asked = {"model": None, "generator": "handcrafted", "blur_share": 0.1, "host_noise_mm": 2}
+    assert run(*words(case, tmp_path / "out", **asked)) == 0
+    (tumor,) = record_of(tmp_path / "out")["tumors"]
+    record = tumor["record"]
+    assert record["texture"]["host_noise_mm"] == 2
+    radius_mm = np.prod(record["half_axes_mm"]) ** (1 / 3)
+    assert record["blur_sigma_voxels"] * np.prod(record["spacing_mm"]) ** (1 / 3) == pytest.approx(0.1 * radius_mm)
+    assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=5)) == 1
+    assert "--gate-change-hu does not go with tumors without --quality-gate" in capsys.readouterr().err
+    assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=-5), "--quality-gate") == 1
+    assert "--gate-change-hu is -5.0: give a number from 0." in capsys.readouterr().err
+    assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=900, gate_attempts=2), "--quality-gate") == 1
+    assert "failed: faint" in capsys.readouterr().err
+
+
 def test_the_file_of_the_documentation_uses_every_field(tmp_path, monkeypatch, capsys):
     plan = REPOSITORY / "docs" / "tumors.yaml"
     entries = yaml.safe_load(plan.read_text())["tumors"]

@@ -8,6 +8,7 @@ import pytest
 
 from difftumor.errors import ConfigError
 from difftumor.scans.organs import ORGANS, Organ
+from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.sizes import SIZE_CHOICES
 from stages.run.entry import CONFIGS, compose_config, compose_options
 from stages.run.folder import flatten
@@ -89,7 +90,7 @@ def _names(options, prefix=""):
     names = set()
     for field in fields(options):
         value = getattr(options, field.name)
-        section = is_dataclass(value) and field.name not in ("irregularity", "blur_mm")
+        section = is_dataclass(value) and not isinstance(value, Distribution)
         names |= _names(value, f"{prefix}{field.name}.") if section else {f"{prefix}{field.name}"}
     return names
 

@@ -167,6 +167,26 @@ def test_rejected_draws_leave_the_crop_healthy_and_are_counted(always):
     assert (made.labels[1] == 2).any()
 
 
+def test_faint_tumors_are_left_out_and_counted_whatever_else_is_in_the_batch(always):
+    ct, labels = crops(4)
+    seeds = [61, 62, 63, 64]
+    plain = always(ct, labels, seeds=seeds, healthy=[True] * 4)
+    changed = [float((plain.ct_hu - ct)[i][plain.labels[i] == 2].mean().abs()) for i in range(4)]
+    least = sorted(changed)[1] + 1e-3
+    strict = TumorsOnTheFly(synthesizer=always.synthesizer, mix=always.mix, minimum_change_hu=least)
+    together = strict(ct, labels, seeds=seeds, healthy=[True] * 4)
+    assert (together.wanted, plain.faint) == (4, 0)
+    assert 0 < together.rejected < 4
+    assert together.faint == sum(map(len, plain.records)) - sum(map(len, together.records))
+    for element, records in enumerate(together.records):
+        assert ((together.labels[element] == 2).any()) == bool(records)
+        if not records:
+            assert torch.equal(together.ct_hu[element], ct[element])
+            assert torch.equal(together.labels[element], labels[element])
+        alone = strict(ct[[element]], labels[[element]], seeds=[seeds[element]], healthy=[True])
+        assert alone.records[0] == records
+
+
 def test_a_broken_model_is_not_taken_for_lack_of_room(always, monkeypatch):
     def broken(*_, **__):
         raise SynthesisError("not finite")

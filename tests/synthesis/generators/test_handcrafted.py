@@ -86,6 +86,23 @@ def test_it_is_the_cubic_spline_of_the_lattice_then_blurred(kind, spacing):
     assert np.corrcoef(ours[free], expected[free])[0, 1] > 1 - 1e-6
 
 
+@pytest.mark.parametrize("spacing", [EVEN, (0.7, 0.7, 3.0)])
+def test_eq_3_loses_most_of_the_deviation_and_scaling_brings_it_back(spacing):
+    letter, scaled = make(sd_hu=15.0, spacing=spacing), make(sd_hu=15.0, spacing=spacing, scaled=True)
+    assert letter.std() < 0.65 * 15
+    assert scaled.std() == pytest.approx(15, rel=0.02)
+    # The same texture, and the same grain.
+    np.testing.assert_allclose((scaled - 60) / scaled.std(), (letter - 60) / letter.std(), atol=0.01)
+
+
+@pytest.mark.parametrize("grain", [1.1, 1.3, 1.5])
+def test_scaled_texture_is_as_published(grain):
+    """Published tumors in a liver of 15 HU: a deviation of 15.1 to 15.3 and a lag-1 autocorrelation of 0.54 to 0.61."""
+    values = make((80, 80, 80), sd_hu=15.0, grain=grain, scaled=True)
+    assert values.std() == pytest.approx(15.2, abs=0.4)
+    assert all(0.5 < correlation(values, 1, axis) < 0.75 for axis in range(3))
+
+
 def test_the_border_is_like_the_middle():
     values = make((40, 160, 160), grain=1.0)
     inside = values[15:25].std()
@@ -167,6 +184,8 @@ def test_a_record_survives_json():
         ({"sd_hu": math.inf}, "sd_hu must be"),
         ({"grain": 0.99}, "grain must be a number of at least 1, not 0.99"),
         ({"blur_sigma_mm": math.nan}, "blur_sigma_mm must be"),
+        ({"host_noise_mm": -1.0}, "host_noise_mm must be a number of at least 0"),
+        ({"scaled": 1}, "scaled must be true or false, not 1"),
     ],
 )
 def test_a_bad_record_is_refused(change, message):

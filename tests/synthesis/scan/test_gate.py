@@ -262,6 +262,17 @@ def test_dark_as_fat():
     assert fails(part(BALL, tumor_hu=0)) == ()
 
 
+def test_faint():
+    made = part(BALL, tumor_hu=95)
+    change_hu = float((made.after_hu - made.before_hu)[BALL].mean())
+    assert -20 < change_hu < 0
+    assert fails(made, gate=QualityGate(minimum_change_hu=-change_hu - 0.1)) == ()
+    assert fails(made, gate=QualityGate(minimum_change_hu=-change_hu + 0.1)) == ("faint",)
+    # Bright ones are no fainter.
+    bright = replace(made, after_hu=2 * made.before_hu - made.after_hu)
+    assert "faint" not in fails(bright, gate=QualityGate(minimum_change_hu=-change_hu - 0.1))
+
+
 @pytest.mark.parametrize("sd_hu", [0.5, 60])
 def test_noise_unlike_the_cts(sd_hu):
     assert "noise" in fails(part(BALL, tumor_sd_hu=sd_hu))
@@ -334,9 +345,10 @@ def test_several_failures_are_all_named():
 
 def test_how_tumors_were_judged_is_plain():
     assert QualityGate().to_dict() == {
-        "attempts": 10, "compared_with_real": [], "segmenter": None, "least_agreement": None,
+        "attempts": 10, "compared_with_real": [], "minimum_change_hu": 0.0, "segmenter": None, "least_agreement": None,
     }  # fmt: skip
     gate = QualityGate(real={"late": ranges(), "early": ranges()}, attempts=3, segment=lambda *_: None, segmenter="x")
     assert gate.to_dict() == {
-        "attempts": 3, "compared_with_real": ["early", "late"], "segmenter": "x", "least_agreement": 0.1,
+        "attempts": 3, "compared_with_real": ["early", "late"], "minimum_change_hu": 0.0, "segmenter": "x",
+        "least_agreement": 0.1,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from difftumor import __version__
+from difftumor.cli.data.check import check
 from difftumor.cli.data.phantom import phantom
 from difftumor.cli.data.select_healthy import select_healthy
 from difftumor.cli.data.split_tumors import split_tumors
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
     "evaluate-autoencoder": evaluate_autoencoder,
     "evaluate-synthesis": evaluate_synthesis,
     "import-published": import_published,
+    "check": check,
     "split-tumors": split_tumors,
     "select-healthy": select_healthy,
     "export": export,

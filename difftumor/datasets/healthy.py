@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.datasets.integrity import check_cases, for_each_case
+from difftumor.datasets.integrity import check_cases, in_threads
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError, DiffTumorError, OrganError
 from difftumor.scans.components import find_components
@@ -227,7 +227,7 @@ def select_healthy(
         except DiffTumorError as error:
             return Verdict(case=case, status="failed", reasons=(f"cannot be used: {error}",))
 
-    return tuple(for_each_case(verdict, cases.cases, workers=workers, done=done))
+    return tuple(in_threads(verdict, cases.cases, workers=workers, done=done))
 
 
 def _check_tumors_named(cases: CaseList, organ: Organ, labels: OrganLabels) -> None:

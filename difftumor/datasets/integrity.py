@@ -1,7 +1,10 @@
-"""Check a list of cases before hours are spent on it: every problem at once, from headers."""
+"""Check lists of cases before hours are spent on them: every problem at once, and which scans they share."""
 
+import hashlib
+import json
+import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList
-from difftumor.errors import CaseListError, DiffTumorError
+from difftumor.errors import CaseListError, ConfigError, DiffTumorError
+from difftumor.files import written_whole
+from difftumor.scans.fingerprint import Fingerprint, Likeness, fingerprint
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.nifti import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
 
@@ -101,24 +106,25 @@ def _label_files(case: Case) -> list[Path]:
     return [case.labels]
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def for_each_case(
-    look: Callable[[Case], T], cases: Sequence[Case], *, workers: int, done: Callable[[], None] | None = None
+def in_threads(
+    look: Callable[[S], T], items: Sequence[S], *, workers: int, done: Callable[[], None] | None = None
 ) -> list[T]:
-    """Return what ``look`` makes of each case, in order; its first error stops the others.
+    """Return what ``look`` makes of each item, in order; its first error stops the others.
 
     Args:
         look: Called from the threads.
-        cases: The cases.
+        items: Cases or files.
         workers: Threads.
-        done: Called after every case.
+        done: Called after every item.
     """
     results = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
-            for result in pool.map(look, cases):
+            for result in pool.map(look, items):
                 results.append(result)
                 if done is not None:
                     done()
@@ -126,3 +132,106 @@ def for_each_case(
             pool.shutdown(cancel_futures=True)  # one bad case is enough; the others need not be read
             raise
     return results
+
+
+@dataclass(frozen=True)
+class SharedScan:
+    """Two scans that are one, or look like it.
+
+    Attributes:
+        one: Name of a scan.
+        other: Name of the other.
+        likeness: How they are the same.
+    """
+
+    one: str
+    other: str
+    likeness: Likeness
+
+    @property
+    def certain(self) -> bool:
+        """Whether all voxels are the same."""
+        return self.likeness != "suspected"
+
+
+def fingerprints(
+    files: Collection[Path],
+    *,
+    workers: int = 1,
+    cache: Path | None = None,
+    done: Callable[[], None] | None = None,
+    failed: Callable[[Path, DiffTumorError], None] | None = None,
+) -> dict[Path, Fingerprint]:
+    """Return the fingerprints of CTs; each is read once, and not again as long as its size and time stay the same.
+
+    Args:
+        files: The CTs.
+        workers: Threads that read, each of which holds one scan.
+        cache: Folder where fingerprints are kept; by default ``difftumor/fingerprints`` in the user's cache
+            (``XDG_CACHE_HOME``, ``~/.cache``). One that cannot be written to does not matter.
+        done: Called after every CT.
+        failed: Called, from the threads, with a CT that cannot be read, which is then left out; by default an error.
+
+    Raises:
+        VolumeError: A CT cannot be read.
+    """
+    folder = _user_cache() if cache is None else cache
+
+    def look(file: Path) -> Fingerprint | None:
+        try:
+            return _cached_fingerprint(file, folder)
+        except DiffTumorError as error:
+            if failed is None:
+                raise
+            failed(file, error)
+            return None
+
+    distinct = list(dict.fromkeys(files))
+    found = in_threads(look, distinct, workers=workers, done=done)
+    return {file: each for file, each in zip(distinct, found, strict=True) if each is not None}
+
+
+def shared_scans(
+    ones: Mapping[str, Fingerprint], others: Mapping[str, Fingerprint] | None = None
+) -> tuple[SharedScan, ...]:
+    """Return which scans two sets share.
+
+    Args:
+        ones: A set, by name.
+        others: Another; None compares the scans of the first with each other.
+
+    Returns:
+        Pairs in the order of the sets. A scan that is certainly in the other set is suspected of nothing else.
+    """
+    found: list[SharedScan] = []
+    names = list(ones)
+    for place, (name, own) in enumerate(ones.items()):
+        partners = others if others is not None else {other: ones[other] for other in names[place + 1 :]}
+        pairs = [(other, own.likeness(theirs)) for other, theirs in partners.items()]
+        alike = [SharedScan(name, other, likeness) for other, likeness in pairs if likeness is not None]
+        certain = [pair for pair in alike if pair.certain]
+        found += certain or alike
+    return tuple(found)
+
+
+def _user_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "difftumor" / "fingerprints"
+
+
+def _cached_fingerprint(file: Path, folder: Path) -> Fingerprint:
+    stat = file.stat()
+    key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+    kept = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.txt"
+    try:
+        if (known := Fingerprint.from_text(kept.read_text(encoding="utf-8"))) is not None:
+            return known
+    except (OSError, ValueError):
+        pass
+    found = fingerprint(read_ct(file))
+    try:
+        with written_whole(kept) as temporary:
+            temporary.write_text(str(found), encoding="utf-8")
+    except (OSError, ConfigError):
+        pass  # read-only or full: the scan is read again next time
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
-from difftumor.datasets.integrity import for_each_case
+from difftumor.datasets.integrity import in_threads
 from difftumor.errors import CaseListError
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
@@ -135,7 +135,7 @@ def sort_cases(
             look(case, standard)
         return kind
 
-    kinds = for_each_case(kind_of, cases.cases, workers=workers, done=done)
+    kinds = in_threads(kind_of, cases.cases, workers=workers, done=done)
     sorted_cases = list(zip(cases.cases, kinds, strict=True))
     return SortedCases(
         tumor=tuple(case for case, kind in sorted_cases if kind == "tumor"),

@@ -17,7 +17,7 @@ HEAVY = (
 
 COMMANDS = (
     "phantom", "synthesize", "predict", "evaluate", "robustness", "evaluate-autoencoder", "evaluate-synthesis",
-    "import-published", "split-tumors", "select-healthy", "export", "tables", "info",
+    "import-published", "check", "split-tumors", "select-healthy", "export", "tables", "info",
 )  # fmt: skip
 HELP = ("--help", *(f"{command} --help" for command in COMMANDS))
 
@@ -54,6 +54,9 @@ USAGE_ERRORS = {
     "evaluate-synthesis --real docs --synthetic docs --organ brain --out out": "",
     "import-published autoencoder absent.ckpt out": "absent.ckpt",
     "import-published segmenter unet absent.pt out --organ liver": "absent.pt",
+    "check absent": "absent",
+    "check ct.nii.gz absent": "absent",
+    "check ct.nii.gz --out pairs.txt": ".json",
     "split-tumors absent out --organ liver": "absent",
     "split-tumors docs out --organ brain": "docs",
     "select-healthy absent --organ liver --out out.json": "absent",

@@ -1,13 +1,16 @@
 """The check of a list of cases before it is used."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
+from difftumor.datasets import integrity
 from difftumor.datasets.cases import read_cases
-from difftumor.datasets.integrity import check_cases
+from difftumor.datasets.integrity import SharedScan, check_cases, fingerprints, shared_scans
 from difftumor.errors import CaseListError
+from difftumor.scans.nifti import read_ct
 from tests.nifti import LPS, ct_values, write_nifti
 
 
@@ -77,3 +80,43 @@ def test_real_scans_are_sound(real_data, tmp_path):
     ]
     (tmp_path / "list.json").write_text(json.dumps(entries))
     assert not check_cases(read_cases(tmp_path / "list.json")).problems
+
+
+def prints(folder, **scans):
+    """Write CTs, and return their fingerprints by name."""
+    files = {name: write_nifti(folder / f"{name}.nii.gz", values) for name, values in scans.items()}
+    found = fingerprints(list(files.values()), workers=2)
+    return {name: found[file] for name, file in files.items()}
+
+
+def test_two_lists_are_searched_for_scans_in_both(tmp_path):
+    a, b = ct_values((6, 7, 8)), ct_values((6, 7, 8), seed=1)
+    ones = prints(tmp_path / "ones", a=a, b=b)
+    others = prints(tmp_path / "others", mirrored=a[::-1], other=ct_values((6, 7, 8), seed=2), again=b)
+    assert shared_scans(ones, others) == (SharedScan("a", "mirrored", "flipped"), SharedScan("b", "again", "identical"))
+    assert shared_scans(ones) == ()
+    assert [(pair.one, pair.other) for pair in shared_scans({**ones, **others})] == [("a", "mirrored"), ("b", "again")]
+
+
+def test_a_scan_is_read_again_only_when_its_file_changes(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(integrity, "read_ct", lambda file: read.append(file) or read_ct(file))
+    file = write_nifti(tmp_path / "a.nii", ct_values())
+    first = fingerprints([file, file], cache=tmp_path / "cache")
+    assert str(fingerprints([file], cache=tmp_path / "cache")[file]) == str(first[file])
+    assert read == [file]
+    write_nifti(file, ct_values(seed=1))
+    os.utime(file, ns=(1, 1))
+    assert fingerprints([file], cache=tmp_path / "cache")[file].content != first[file].content
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("broken", [b"", b"\xff\xfe", b"2:a:b:c:d"])
+def test_damaged_or_unwritable_caches_do_not_matter(tmp_path, broken):
+    file = write_nifti(tmp_path / "a.nii", ct_values())
+    first = fingerprints([file], cache=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(broken)
+    assert str(fingerprints([file], cache=tmp_path / "cache")[file]) == str(first[file])
+    (tmp_path / "file").write_text("")
+    assert str(fingerprints([file], cache=tmp_path / "file")[file]) == str(first[file])

@@ -69,7 +69,9 @@ def train(dataset: Path, out: Path, arguments: argparse.Namespace) -> Path:
         "data.num_workers": 0, "data.cache_rate": 1.0, "validation.scans": len(CROPS),
         "pictures.scans": len(CROPS), "pictures.every_n_epochs": 5,
         "network.codes": arguments.codes, "discriminators.start_step": arguments.discriminators_from,
-        "perceptual.weight": 0.0, "training.steps": arguments.steps, "training.steps_per_epoch": 50,
+        "perceptual.weight": 0.0, "optimizer.lr": 3e-4, "optimizer.betas": "[0.9,0.999]", "optimizer.clip_norm": "null",
+        "optimizer.milestones": "[]", "codebook.updates_per_step": 1, "augmentation.rotation_probability": 0.0,
+        "trainer.precision": "32-true", "training.steps": arguments.steps, "training.steps_per_epoch": 50,
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in options.items()] + arguments.override
     subprocess.run([sys.executable, "-m", "stages.autoencoder", *words], check=True)

@@ -40,7 +40,9 @@ SMALL: Mapping[str, tuple[str, ...]] = {
         "data.batch_size=2", "trainer.validate_every_n_epochs=3", "validation.scans=4", "pictures.scans=4",
         "pictures.every_n_epochs=4", "network.codes=512", "codebook.decay=0.95", "optimizer.lr=5e-4",
         "discriminators.start_step=750", "loss_weights.slice_adversarial=0.1", "loss_weights.volume_adversarial=0.1",
-        "loss_weights.feature_matching=0.4", "perceptual.weight=0", "training.steps=900",
+        "loss_weights.feature_matching=0.4", "perceptual.weight=0", "training.steps=900", "optimizer.betas=[0.9,0.999]",
+        "optimizer.clip_norm=null", "optimizer.milestones=[]", "codebook.updates_per_step=1",
+        "augmentation.rotation_probability=0",
     ),
     "diffusion": (
         "data.batch_size=4", "network.multipliers=[1,2,4]", "optimizer.lr=5e-4", "ema.decay=0.99", "ema.start=200",

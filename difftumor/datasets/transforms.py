@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandSpatialCropd, Transform
+from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandRotate90d, RandSpatialCropd, Transform
 from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
@@ -119,11 +119,13 @@ class RandomCrop(Randomizable):
     A case without labels is cut anywhere. The item passes through ``pad_to`` and ``with_centers`` first.
 
     Args:
-        crop: Voxels along X, Y, Z.
+        crop: Voxels along X, Y, Z; X and Y equal if crops are rotated.
         foreground_ratio: Crops around labelled voxels per crop around another one.
+        rotation_probability: Chance that a crop is rotated by 90, 180 or 270 degrees in the axial plane, CT and labels
+            alike.
     """
 
-    def __init__(self, crop: Sequence[int], *, foreground_ratio: float) -> None:
+    def __init__(self, crop: Sequence[int], *, foreground_ratio: float, rotation_probability: float = 0.0) -> None:
         keys = ("ct", "labels")
         self.around = RandCropByPosNegLabeld(
             keys,
@@ -135,11 +137,14 @@ class RandomCrop(Randomizable):
             bg_indices_key="background",
         )
         self.anywhere = RandSpatialCropd(keys, roi_size=tuple(crop), random_size=False)
+        self.rotate = RandRotate90d(keys, prob=rotation_probability, max_k=3, spatial_axes=(0, 1))
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandomCrop:
-        """Seed both ways of cropping."""
+        """Seed both ways of cropping alike, and the rotation with a stream of its own."""
         self.around.set_random_state(seed, state)
         self.anywhere.set_random_state(seed, state)
+        # With the same stream, the number that decides about the center would decide about the rotation too.
+        self.rotate.set_random_state(None if seed is None else derive_seed(seed, "rotation") % 2**32, state)
         return self
 
     def __call__(self, item: Mapping[str, Any]) -> Item:
@@ -148,6 +153,7 @@ class RandomCrop(Randomizable):
             cut = self.around(item)[0]
         else:
             cut = self.anywhere({k: v for k, v in item.items() if k not in ("foreground", "background")})
+        cut = self.rotate(cut)
         # MONAI returns tensors with metadata that view the cached volume.
         return {k: v.as_tensor().clone() if hasattr(v, "as_tensor") else v for k, v in cut.items()}
 

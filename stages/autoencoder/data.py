@@ -74,11 +74,15 @@ class AutoencoderData(CropData):
     Args:
         reader: Reads the cases.
         foreground_ratio: Crops around labeled voxels per crop around another one; see ``RandomCrop``.
+        rotation_probability: Chance that a crop is rotated; see ``RandomCrop``.
         options: Arguments of ``CropData``; all of ``validation`` is validated on.
     """
 
-    def __init__(self, *, reader: AutoencoderReader, foreground_ratio: float, **options: Any) -> None:
-        super().__init__(load=reader, transform=RandomCrop(reader.crop, foreground_ratio=foreground_ratio), **options)
+    def __init__(
+        self, *, reader: AutoencoderReader, foreground_ratio: float, rotation_probability: float = 0.0, **options: Any
+    ) -> None:
+        cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio, rotation_probability=rotation_probability)
+        super().__init__(load=reader, transform=cut, **options)
         self.reader = reader
 
     def setup(self, stage: str | None = None) -> None:

@@ -22,6 +22,7 @@ from difftumor.errors import ConfigError, TrainingError
 
 Adversarial = Literal["hinge", "vanilla"]
 Backbone = Literal["vgg", "alex", "squeeze"]
+Reduction = Literal["sum", "mean"]
 # Where torchvision keeps the ImageNet weights that LPIPS was calibrated on.
 BACKBONE_WEIGHTS: dict[str, Any] = {
     "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
@@ -98,13 +99,17 @@ class PerceptualLoss(nn.Module):
     Args:
         backbone: Network whose features are compared.
         weights: File with torchvision's state dict of it; None takes torchvision's own, downloaded once and cached.
+        reduction: Of the three planes.
 
     Raises:
         TrainingError: The weights cannot be loaded; the message names the two options that solve it.
     """
 
-    def __init__(self, *, backbone: Backbone = "vgg", weights: Path | None = None) -> None:
+    def __init__(
+        self, *, backbone: Backbone = "vgg", weights: Path | None = None, reduction: Reduction = "sum"
+    ) -> None:
         super().__init__()
+        self.reduction = reduction
         if backbone not in BACKBONE_WEIGHTS:
             raise ConfigError(f"perceptual.backbone is {backbone!r}: choose {', '.join(BACKBONE_WEIGHTS)}.")
         state = _backbone_state(backbone, weights)
@@ -122,7 +127,7 @@ class PerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, fake_BCZXY: Tensor, real_BCZXY: Tensor, positions_3B: Tensor) -> Tensor:
-        """Return the mean distance, scalar, over the batch and the three planes.
+        """Return the distance, scalar: mean over the batch, and sum or mean over the three planes.
 
         Args:
             fake_BCZXY: Reconstruction in [-1, 1], one channel.
@@ -133,7 +138,8 @@ class PerceptualLoss(nn.Module):
         for axis, positions_B in zip(PLANES, positions_3B, strict=True):
             pair = [take_slices(x, positions_B, axis).expand(-1, 3, -1, -1) for x in (fake_BCZXY, real_BCZXY)]
             distances.append(self.lpips(*pair).mean())
-        return torch.stack(distances).mean()
+        planes = torch.stack(distances)
+        return planes.sum() if self.reduction == "sum" else planes.mean()
 
 
 def _backbone_state(backbone: str, weights: Path | None) -> dict[str, Tensor]:

@@ -96,6 +96,7 @@ class AutoencoderModule(StageModule):
         # In a tuple, so that Lightning neither saves it nor trains it.
         self._perceptual = (perceptual,)
         self.start_step = discriminators.start_step
+        self.codebook_updates = codebook.updates_per_step
         self.weights = {**asdict(weights), "perceptual": perceptual_weight}
         if codebook.update == "ema":
             self.weights["codebook"] = 0.0  # moving averages stand for this term
@@ -130,9 +131,11 @@ class AutoencoderModule(StageModule):
         ct_BCZXY, book = self._signed(batch), self.autoencoder.codebook
         undo = Undo([*book.state_dict().values(), *self.critics.buffers()])
         self._place_codes(ct_BCZXY)
-        optimizers = self._optimizers()
+        optimizers, lr = self._optimizers(), self.optimizer.lr_at(self.steps_done)
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         size = len(ct_BCZXY) // self.training_options.accumulate
         slices = zip(ct_BCZXY.split(size), self._positions(ct_BCZXY).split(size, dim=1), strict=True)
         parts = [self._backward(ct, positions_4B, joined="discriminators" in optimizers) for ct, positions_4B in slices]
@@ -140,11 +143,11 @@ class AutoencoderModule(StageModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         step = self.steps.take(_means([part.losses for part in parts]), optimizers, scaler=scaler)
         if step.taken:
-            features, indices = (torch.cat([getattr(p, n) for p in parts]) for n in ("features_BCZXY", "indices_BZXY"))
-            dead = book.update(features, indices, generator=self.step_generator("restarts"))
+            dead = self._update_codes(parts)
             self._log_step(step, {**_means([part.metrics for part in parts]), "dead_codes": dead.float()})
         else:
             undo()
+        self.log("training/lr", lr)
         self.log("training/skipped_steps", float(self.steps.skipped))
         self.steps.check(step=self.steps_done, last=Path(self.trainer.default_root_dir) / LAST)
 
@@ -205,6 +208,22 @@ class AutoencoderModule(StageModule):
                 parts = ct_BCZXY.split(len(ct_BCZXY) // self.training_options.accumulate)
                 features = torch.cat([self.autoencoder.encode(part) for part in parts])
             self.autoencoder.codebook.initialize(features, generator=self.step_generator("codebook"))
+
+    def _update_codes(self, parts: Sequence[_MicroBatch]) -> Tensor:
+        """Update the codes, and return how many were hardly used before they restarted.
+
+        The published training runs the encoder in both optimizers' passes of a batch, and each updates the averages.
+        The second pass sees features that one step of the autoencoder has moved; here both updates take those of the
+        first, the second one with the codes that are nearest by then.
+        """
+        book, features_BCZXY = self.autoencoder.codebook, torch.cat([part.features_BCZXY for part in parts])
+        dead = book.update(
+            features_BCZXY, torch.cat([p.indices_BZXY for p in parts]), generator=self.step_generator("restarts")
+        )
+        for number in range(1, self.codebook_updates):
+            generator = self.step_generator("restarts", number)
+            dead = book.update(features_BCZXY, book.nearest(features_BCZXY), generator=generator)
+        return dead
 
     def _positions(self, ct_BCZXY: Tensor) -> Tensor:
         """Draw the slices that are judged, (4, B): an axial one for the discriminator, then one of each plane.

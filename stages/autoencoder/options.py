@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from difftumor.errors import ConfigError
-from stages.autoencoder.losses import Adversarial, Backbone
-from stages.run.options import AdamOptions, DataOptions, RunOptions, StepOptions
+from stages.autoencoder.losses import Adversarial, Backbone, Reduction
+from stages.run.options import AdamOptions, DataOptions, RotationOptions, RunOptions, StepOptions
 from stages.run.reading import Count, Hint, NotNegative, NumberRange, Positive, ShareBelowOne, WholeNumber
 
 
@@ -43,12 +44,14 @@ class CodebookOptions:
     Args:
         update: By moving averages, or by the gradient of eq. 1.
         decay: Of the moving averages, and of the counts that restarts go by.
-        restart_below: A code with fewer vectors per step on average restarts; 0 for never.
+        restart_below: A code with fewer vectors per update on average restarts; 0 for never.
+        updates_per_step: How often a step updates the averages.
     """
 
     update: Literal["ema", "gradient"]
     decay: ShareBelowOne
     restart_below: NotNegative
+    updates_per_step: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +87,13 @@ class PerceptualOptions:
 
     Args:
         weight: Weight of LPIPS; 0 trains without it.
+        reduction: Of the three planes.
         backbone: Network whose features are compared.
         weights: File of the backbone's weights; None for torchvision's.
     """
 
     weight: NotNegative
+    reduction: Reduction
     backbone: Backbone
     weights: Path | None
 
@@ -99,9 +104,24 @@ class ClippedAdamOptions(AdamOptions):
 
     Args:
         clip_norm: Norm that each optimizer's gradients are scaled down to; None leaves them.
+        milestones: Steps from which on the learning rate is another ``gamma`` times as high.
+        gamma: The factor.
+
+    Raises:
+        ConfigError: The milestones are not in rising order.
     """
 
     clip_norm: Positive | None
+    milestones: tuple[Count, ...]
+    gamma: Positive
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError(f"optimizer.milestones is {list(self.milestones)}: give steps in rising order, or [].")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return self.lr * self.gamma ** bisect_right(self.milestones, step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +173,12 @@ class AutoencoderOptions(RunOptions):
     """All options of stage 1, one field per section.
 
     Raises:
-        ConfigError: The trainer's precision or strategy is not one that stage 1 can take.
+        ConfigError: The trainer's precision or strategy is not one that stage 1 can take, or crops cannot be rotated.
     """
 
     stage: Annotated[Literal["autoencoder"], Hint("leave it at 'autoencoder', or call python -m stages.<stage>")]
     data: AutoencoderDataOptions
+    augmentation: RotationOptions
     network: AutoencoderNetworkOptions
     codebook: CodebookOptions
     discriminators: DiscriminatorOptions
@@ -169,6 +190,7 @@ class AutoencoderOptions(RunOptions):
     pictures: ScanPictureOptions
 
     def __post_init__(self) -> None:
+        self.data.check_rotation(self.augmentation.rotation_probability)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigError(f"trainer.precision is {self.trainer.precision!r}: choose bf16-mixed or 16-mixed.")
         if not self.trainer.strategy.startswith(("auto", "ddp", "single_device")):

@@ -50,7 +50,9 @@ def build(options: AutoencoderOptions) -> Stage:
 
 def _module(options: AutoencoderOptions, validation: ScanValidation) -> AutoencoderModule:
     perceptual = options.perceptual
-    loss = PerceptualLoss(backbone=perceptual.backbone, weights=perceptual.weights) if perceptual.weight else None
+    loss = None
+    if perceptual.weight:
+        loss = PerceptualLoss(backbone=perceptual.backbone, weights=perceptual.weights, reduction=perceptual.reduction)
     return AutoencoderModule(
         seed=options.seed,
         network=options.network,
@@ -75,6 +77,7 @@ def _data(options: AutoencoderOptions) -> AutoencoderData:
     return AutoencoderData(
         reader=AutoencoderReader(label_names=cases.label_names, crop=data.crop, spacing_mm=data.spacing_mm),
         foreground_ratio=data.foreground_ratio,
+        rotation_probability=options.augmentation.rotation_probability,
         train=train,
         validation=evenly_spaced(held_out, options.validation.scans),
         seed=options.seed,

@@ -33,7 +33,12 @@ NEUTRAL = (
 
 # Options that earlier versions lack, with the value that says what those did: a run started without one has it.
 EARLIER: Mapping[str, Any] = {
+    "augmentation.rotation_probability": 0.0,
+    "codebook.updates_per_step": 1,
     "lesions.early_includes_limit": True,
+    "optimizer.gamma": 0.1,
+    "optimizer.milestones": [],
+    "perceptual.reduction": "mean",
     "synthesis.scale_texture": False,
 }
 

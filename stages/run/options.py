@@ -22,7 +22,7 @@ class TrainerOptions:
         devices: How many GPUs of each machine, or -1 for all.
         num_nodes: Machines.
         strategy: Lightning's name for how several devices train together.
-        precision: Lightning's name for the number format.
+        precision: Lightning's name for the number format; ``"auto"`` is 16-mixed on a GPU and 32-true elsewhere.
         max_epochs: Cuts a run short; None for as many epochs as the stage's training section says.
         limit_train_batches: Number (int) or share (float) of an epoch's batches; None for all.
         limit_val_batches: Likewise of the validation's.
@@ -54,9 +54,20 @@ class TrainerOptions:
     def __post_init__(self) -> None:
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
-        on_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-        if str(self.precision) in ("16", "16-mixed") and not on_gpu:  # Lightning would take bfloat16 after a warning
+        if str(self.precision) in ("16", "16-mixed") and not self.on_gpu:  # Lightning would take bfloat16 and warn
             raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the run is on a GPU."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def number_format(self) -> Any:
+        """The precision, without ``"auto"``."""
+        if self.precision != "auto":
+            return self.precision
+        return "16-mixed" if self.on_gpu else "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +123,29 @@ class DataOptions:
         """
         if any(size % multiple for size in self.crop):
             raise ConfigError(f"data.crop is {list(self.crop)}: give three multiples of {multiple}.")
+
+    def check_rotation(self, probability: float) -> None:
+        """Refuse rotations in the axial plane of crops that are not alike along X and Y.
+
+        Raises:
+            ConfigError: Names the options.
+        """
+        if probability and (self.crop[0] != self.crop[1] or self.spacing_mm[0] != self.spacing_mm[1]):
+            raise ConfigError(
+                f"Rotation in the axial plane needs crops and spacing alike along X and Y, not {list(self.crop)} and "
+                f"{list(self.spacing_mm)}: change data.crop, or set augmentation.rotation_probability=0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationOptions:
+    """The section ``augmentation`` of stages 1 and 2.
+
+    Args:
+        rotation_probability: Chance that a crop is rotated by 90, 180 or 270 degrees in the axial plane.
+    """
+
+    rotation_probability: Share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -109,6 +110,8 @@ def run_stage(
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
     options = read_options(kind, to_plain(config))
+    config = copy.deepcopy(config)  # with the number format that "auto" stands for here, as the run's record has it
+    OmegaConf.update(config, "trainer.precision", options.trainer.number_format)
     folder = RunFolder.of(runs_dir=options.runs_dir, stage=options.stage, name=str(options.name))
     finished = not options.fresh and folder.is_finished(options.artifact, max_epochs=options.trainer.max_epochs)
     resuming = not options.fresh and folder.last.is_file()

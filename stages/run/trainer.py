@@ -38,7 +38,7 @@ def make_trainer(
             devices=list(options.devices) if isinstance(options.devices, tuple) else options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
-            precision=options.precision,
+            precision=options.number_format,
             max_epochs=epochs,
             limit_train_batches=options.limit_train_batches,
             limit_val_batches=options.limit_val_batches,

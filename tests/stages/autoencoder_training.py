@@ -23,7 +23,7 @@ WEIGHTS = {
     "feature_matching": 4.0,
 }  # fmt: skip
 NETWORK = {"base_channels": 2, "levels": 2, "latent_channels": 8, "codes": 16, "norm_groups": 2}
-CODEBOOK = {"update": "ema", "decay": 0.99, "restart_below": 1.0}
+CODEBOOK = {"update": "ema", "decay": 0.99, "restart_below": 1.0, "updates_per_step": 1}
 TRAINER = {
     "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
     "enable_model_summary": False, "use_distributed_sampler": False,
@@ -43,6 +43,7 @@ def module(
     lr=1e-3,
     betas=(0.9, 0.999),
     clip_norm=None,
+    milestones=(),
     start_step=0,
     adversarial="hinge",
     codebook=CODEBOOK,
@@ -65,7 +66,7 @@ def module(
         weights=LossWeights(**weights),
         perceptual=perceptual,
         perceptual_weight=perceptual_weight,
-        optimizer=ClippedAdamOptions(lr=lr, betas=betas, clip_norm=clip_norm),
+        optimizer=ClippedAdamOptions(lr=lr, betas=betas, clip_norm=clip_norm, milestones=milestones, gamma=0.1),
         training=AutoencoderTrainingOptions(**{**steps, **training}),
         window=IntensityWindow(),
         spacing_mm=(1, 1, 1),

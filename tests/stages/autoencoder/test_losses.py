@@ -93,8 +93,9 @@ def test_perceptual_loads_a_local_file_and_leaves_the_global_generator_alone(squ
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
-def test_perceptual_is_lpips_over_three_planes(squeezenet):
-    loss = PerceptualLoss(backbone="squeeze", weights=squeezenet[0]).train()
+@pytest.mark.parametrize(("reduction", "planes"), [("sum", 1), ("mean", 3)])
+def test_perceptual_is_lpips_over_three_planes(squeezenet, reduction, planes):
+    loss = PerceptualLoss(backbone="squeeze", weights=squeezenet[0], reduction=reduction).train()
     real = torch.rand(1, 1, 24, 24, 24, generator=torch_generator(1)) * 2 - 1
     fake = (0.8 * real).requires_grad_()
     positions = torch.tensor([[3], [20], [11]])
@@ -102,7 +103,7 @@ def test_perceptual_is_lpips_over_three_planes(squeezenet):
     for axis, position in ((2, 3), (3, 20), (4, 11)):
         pair = [x.select(axis, position).expand(1, 3, 24, 24) for x in (fake, real)]
         expected.append(loss.lpips(*pair).mean())
-    assert found.item() == pytest.approx(sum(x.item() for x in expected) / 3, rel=1e-5)
+    assert found.item() == pytest.approx(sum(x.item() for x in expected) / planes, rel=1e-5)
     assert float(loss(real, real, positions)) == 0
     found.backward()
     assert fake.grad.abs().sum() > 0

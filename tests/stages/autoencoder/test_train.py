@@ -1,6 +1,7 @@
 """What one step of stage 1 does to its networks."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_every_network_learns_once_they_have_joined():
         assert weights <= changed(network, old)
     losses = {*WEIGHTS, "loss", "slice_discriminator", "volume_discriminator", "discriminators"}
     watched = {"perplexity", "dead_codes", "psnr", "autoencoder_gradient_norm", "discriminators_gradient_norm"}
-    assert losses | watched | {"skipped_steps"} == set(metrics)
+    assert losses | watched | {"skipped_steps", "lr"} == set(metrics)
     assert ours.steps_done == 3
     assert metrics["skipped_steps"] == 0
     assert 1 <= metrics["perplexity"] <= 16
@@ -171,6 +172,67 @@ def test_infinite_gradients_of_finite_losses_are_skipped_too():
     history = fit(ours, Batches(3, 2), watch)
     torch.testing.assert_close(watch.after[1], watch.before[1], rtol=0, atol=0)
     assert [step["skipped_steps"] for step in history] == [0, 1, 1]
+
+
+def test_the_learning_rate_falls_at_milestones():
+    options = ClippedAdamOptions(
+        lr=3e-4 / 16, betas=(0.5, 0.9), clip_norm=1.0, milestones=(20_000, 25_000, 30_000), gamma=0.1
+    )
+    expected = {
+        0: 1.875e-5, 19_999: 1.875e-5, 20_000: 1.875e-6, 24_999: 1.875e-6, 25_000: 1.875e-7, 29_999: 1.875e-7,
+        30_000: 1.875e-8, 39_999: 1.875e-8,
+    }  # fmt: skip
+    assert {step: options.lr_at(step) for step in expected} == pytest.approx(expected)
+    # torch's own schedule, asked before each step.
+    weight = torch.nn.Parameter(torch.zeros(()))
+    adam = torch.optim.Adam([weight], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(adam, [2, 5], gamma=0.1)
+    ours = replace(options, lr=1e-3, milestones=(2, 5))
+    for step in range(8):
+        assert ours.lr_at(step) == pytest.approx(schedule.get_last_lr()[0])
+        adam.step()
+        schedule.step()
+
+
+def test_both_optimizers_follow_the_schedule():
+    ours = module(lr=1e-3, milestones=(1, 3), adversarial="vanilla")
+    rates, moves = [], []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rates.append([group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups])
+            moves.append(state(ours.critics)["slice.model0.0.weight"])
+
+    history = fit(ours, Batches(4, 2), Rates())
+    expected = [1e-3, 1e-4, 1e-4, 1e-5]
+    assert rates == [pytest.approx([rate, rate]) for rate in expected]
+    assert [step["lr"] for step in history] == pytest.approx(expected)
+    # Adam moves by its rate × (1 - β₁) / √(1 - β₂) at most.
+    assert 0 < (moves[3] - moves[2]).abs().max() < 1e-5 * 3.17 < (moves[2] - moves[1]).abs().max()
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_codes_follow_the_features_of_a_step_as_often_as_asked(updates):
+    def moved(codes):
+        ours = module(start_step=10, lr=1e-12, codebook={"decay": 0.5, "restart_below": 0.0, **codes})
+        fit(ours, Batches(1, 2))
+        return ours
+
+    ours, once = moved({"updates_per_step": updates}), moved({"updates_per_step": 1})
+    # By hand, from the codebook after one update: the features have not moved, and are assigned again each time.
+    book = once.autoencoder.codebook
+    with torch.no_grad():
+        features = once.autoencoder.encode(once._signed({"ct": crops(2)}))
+    for _ in range(updates - 1):
+        vectors = features.movedim(1, -1).reshape(-1, 8)
+        nearest = torch.cdist(vectors, book.embeddings).argmin(1)
+        for code in range(16):
+            mine = vectors[nearest == code]
+            book.N[code] = 0.5 * book.N[code] + 0.5 * len(mine)
+            book.z_avg[code] = 0.5 * book.z_avg[code] + 0.5 * mine.sum(0)
+        book.embeddings.copy_(book.z_avg / book.N[:, None])
+    torch.testing.assert_close(ours.autoencoder.codebook.N, book.N)
+    torch.testing.assert_close(ours.autoencoder.codebook.embeddings, book.embeddings, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
@@ -326,9 +388,15 @@ def test_the_presets_are_what_the_documentation_says():
 
     assert differing("published") == {"name": "default"}
     assert differing("paper") == {
-        "name": "default", "codebook.update": "gradient", "discriminators.loss": "vanilla", "loss_weights.l1": 1.0,
-        "loss_weights.feature_matching": 1.0, "perceptual.weight": 1.0,
+        "name": "default", "codebook.update": "gradient", "codebook.updates_per_step": 1, "data.batch_size": 4,
+        "discriminators.loss": "vanilla", "loss_weights.l1": 1.0, "loss_weights.feature_matching": 1.0,
+        "perceptual.weight": 1.0, "optimizer.lr": 3e-4, "optimizer.betas": [0.9, 0.999], "optimizer.milestones": [],
+        "training.steps": 200000,
     }  # fmt: skip
+    # 3e-4 × 1/8 × 2/4, in steps of both optimizers: × 0.1 at 40, 50 and 60 thousand of 80 thousand.
+    assert default["optimizer.lr"] == pytest.approx(3e-4 / 16)
+    assert [2 * step for step in default["optimizer.milestones"]] == [40_000, 50_000, 60_000]
+    assert (2 * default["training.steps"], 2 * default["discriminators.start_step"]) == (80_000, 10_000)
     weights = {key.removeprefix("loss_weights."): v for key, v in default.items() if key.startswith("loss_weights.")}
     assert weights == WEIGHTS
 
@@ -340,6 +408,8 @@ def test_every_option_reaches_what_it_is_for(tiny_config, monkeypatch):
         "codebook.update=gradient", "codebook.decay=0.5", "codebook.restart_below=2.5", "discriminators.loss=vanilla",
         "discriminators.start_step=9", "perceptual.weight=0.7", "perceptual.backbone=alex", "perceptual.weights=file",
         "optimizer.lr=0.01", "optimizer.betas=[0.5,0.6]", "optimizer.clip_norm=0.3", "training.accumulate=3",
+        "optimizer.milestones=[4,6]", "optimizer.gamma=0.5", "codebook.updates_per_step=3", "perceptual.reduction=mean",
+        "augmentation.rotation_probability=0.7",
         "training.nonfinite_limit=7", "training.compile=true", "training.gradient_checkpointing=true",
     )  # fmt: skip
     weights = {name: 0.1 * place for place, name in enumerate(WEIGHTS)}
@@ -347,9 +417,10 @@ def test_every_option_reaches_what_it_is_for(tiny_config, monkeypatch):
     ours, book = stage.module, stage.module.autoencoder.codebook
     assert (book.learning, book.decay, book.restart_below) == ("gradient", 0.5, 2.5)
     assert (ours.critics.kind, ours.start_step) == ("vanilla", 9)
-    assert given == {"backbone": "alex", "weights": Path("file")}
+    assert given == {"backbone": "alex", "weights": Path("file"), "reduction": "mean"}
     assert ours.weights == {**weights, "perceptual": 0.7}
-    assert ours.optimizer == ClippedAdamOptions(lr=0.01, betas=(0.5, 0.6), clip_norm=0.3)
+    assert ours.optimizer == ClippedAdamOptions(lr=0.01, betas=(0.5, 0.6), clip_norm=0.3, milestones=(4, 6), gamma=0.5)
+    assert (ours.codebook_updates, stage.data.transform.rotate.prob) == (3, 0.7)
     steps = ours.training_options
     assert (steps.accumulate, steps.nonfinite_limit, steps.compile, steps.gradient_checkpointing) == (3, 7, True, True)
     assert (ours.steps.limit, ours.steps.clip_norm) == (7, 0.3)

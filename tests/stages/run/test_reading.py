@@ -134,3 +134,12 @@ def test_any_size_may_have_a_weight_and_one_left_out_has_none():
 def test_a_run_may_have_a_number_for_a_name(name):
     options = compose_options("autoencoder", KINDS["autoencoder"], [f"name={name}"])
     assert str(options.name) == name
+
+
+@pytest.mark.parametrize(("accelerator", "gpu", "expected"), [
+    ("auto", True, "16-mixed"), ("gpu", True, "16-mixed"), ("cpu", True, "32-true"), ("auto", False, "32-true"),
+])  # fmt: skip
+def test_automatic_precision_is_half_on_a_gpu(monkeypatch, accelerator, gpu, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    trainer = compose_options("autoencoder", KINDS["autoencoder"], [f"trainer.accelerator={accelerator}"]).trainer
+    assert (trainer.precision, trainer.number_format) == ("auto", expected)

@@ -61,7 +61,8 @@ def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_config, 
 def test_a_run_that_died_before_the_discriminators_joined_ends_as_if_it_had_not(tiny_config, tmp_path, update):
     options = (
         "training.accumulate=2", "data.batch_size=1", "optimizer.clip_norm=0.5", "discriminators.start_step=5",
-        f"codebook.update={update}", "codebook.decay=0.5",
+        f"codebook.update={update}", "codebook.decay=0.5", "codebook.updates_per_step=2", "optimizer.milestones=[3,6]",
+        "augmentation.rotation_probability=0.5",
     )  # fmt: skip
 
     def ending(name, *, dies):
@@ -258,9 +259,9 @@ def test_a_changed_option_is_refused_by_name_and_fresh_starts_over(tiny_config, 
     artifact = run(tiny_config("training.steps=2"))
     stray = tmp_path / "runs" / "autoencoder" / "default" / "note.txt"
     stray.write_text("of the old run")
-    with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.0003, not 0\.01: .*name=….*fresh=true"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=1\.875e-05, not 0\.01: .*name=….*fresh=true"):
         run(tiny_config("training.steps=2", "optimizer.lr=0.01"))
-    assert read_config(artifact).training["config"]["optimizer"]["lr"] == 3e-4
+    assert read_config(artifact).training["config"]["optimizer"]["lr"] == 1.875e-5
     run(tiny_config("training.steps=2", "optimizer.lr=0.01", "fresh=true"))
     assert read_config(artifact).training["config"]["optimizer"]["lr"] == 0.01
     assert not stray.exists()
@@ -320,6 +321,10 @@ def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
         ("perceptual.weight=-4", ConfigError, r"perceptual\.weight is -4: give a number from 0"),
         ("loss_weights.l1=-1", ConfigError, r"loss_weights\.l1 is -1"),
         ("optimizer.clip_norm=0", ConfigError, r"optimizer\.clip_norm is 0"),
+        ("optimizer.milestones=[5,3]", ConfigError, r"optimizer\.milestones is \[5, 3\]: give steps in rising order"),
+        ("augmentation.rotation_probability=2", ConfigError, r"augmentation\.rotation_probability is 2"),
+        ("data.crop=[16,20,16]", ConfigError, r"alike along X and Y, not \[16, 20, 16\].*rotation_probability=0"),
+        ("perceptual.reduction=max", ConfigError, r"perceptual\.reduction is 'max': choose sum or mean"),
         ("training.accumulate=0", ConfigError, r"training\.accumulate is 0"),
         ("training.nonfinite_limit=0.5", ConfigError, r"training\.nonfinite_limit is 0\.5"),
         ("training.compile=1", ConfigError, r"training\.compile is 1: choose true or false"),

@@ -104,10 +104,11 @@ def with_centers(item: Item, limit: int = CENTERS) -> Item:
     foreground = np.flatnonzero(flat)
     anywhere = np.linspace(0, flat.size - 1, min(flat.size, 2 * limit)).astype(np.int64)
     background = anywhere[flat[anywhere] == 0]
-    return {**item, "foreground": _thinned(foreground, limit), "background": _thinned(background, limit)}
+    return {**item, "foreground": thinned(foreground, limit), "background": thinned(background, limit)}
 
 
-def _thinned(indices: np.ndarray, limit: int) -> np.ndarray:
+def thinned(indices: np.ndarray, limit: int) -> np.ndarray:
+    """Return at most ``limit`` of some indices, evenly spaced."""
     if len(indices) <= limit:
         return indices
     return indices[np.linspace(0, len(indices) - 1, limit).astype(np.int64)]

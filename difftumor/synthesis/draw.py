@@ -23,7 +23,7 @@ from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.shapes import farthest_mm, tumor_shape
 from difftumor.synthesis.sizes import CUSTOM, SIZES, SizeClass, nearest_size, sizes_of
-from difftumor.synthesis.spec import Location, TumorSpec
+from difftumor.synthesis.spec import PAPER_COUNT, Location, TumorSpec
 
 # Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
 LEAVING_CHANCE = 0.5
@@ -131,8 +131,9 @@ def wanted_tumors(specs: Sequence[TumorSpec], *, seed: int, keys: tuple[Key, ...
     """Return the tumors that are wanted, one by one; satellites come once their tumor is known."""
     wanted: list[Wanted] = []
     for spec in specs:
-        for _ in range(_count(spec, seed, keys)):
-            wanted.append(Wanted(spec=spec, keys=(*keys, "tumor", len(wanted))))
+        for mode, own in _modes(spec, seed, keys):
+            for _ in range(_count(own, seed, (*keys, *mode))):
+                wanted.append(Wanted(spec=own, keys=(*keys, "tumor", len(wanted))))
     return wanted
 
 
@@ -209,6 +210,22 @@ def _drawn_tumors(placement: Placement, wanted: Wanted, seed: int, attempts: int
 
 def _keys(wanted: Wanted, attempt: int) -> tuple[Key, ...]:
     return wanted.keys if attempt == 0 else (*wanted.keys, "attempt", attempt)
+
+
+def _modes(spec: TumorSpec, seed: int, keys: tuple[Key, ...]) -> list[tuple[tuple[Key, ...], TumorSpec]]:
+    """Return a spec whose count is the paper's by the modes of Hu et al. 2023, Table 6, with keys of their own.
+
+    All tumors of a scan are of one size, or there are some of every size ("mix").
+    """
+    weights = spec.weights
+    if spec.count != PAPER_COUNT or (len(weights) == 1 and "mix" not in weights):
+        return [((), spec)]
+    chances = np.array(list(weights.values()))
+    generator = numpy_generator(seed, *keys, "mode")
+    size = list(weights)[int(generator.choice(len(weights), p=chances / chances.sum()))]
+    if size != "mix":
+        return [((), replace(spec, size=size))]
+    return [(("mode", name), replace(spec, size=name)) for name in sizes_of(size)]
 
 
 def _count(spec: TumorSpec, seed: int, keys: tuple[Key, ...]) -> int:

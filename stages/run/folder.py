@@ -40,6 +40,13 @@ EARLIER: Mapping[str, Any] = {
     "optimizer.milestones": [],
     "perceptual.reduction": "mean",
     "synthesis.scale_texture": False,
+    "loss.smooth_nr": 1e-5,
+    "loss.smooth_dr": 1e-5,
+    "synthesis.center": 0.0,
+    "data.positive_share": None,
+    "augmentation.scale": 0.1,
+    "augmentation.scale_probability": 0.0,
+    "augmentation.flip_probability": 0.0,
 }
 
 

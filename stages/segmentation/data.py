@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import SegmentationCrop, with_class_centers
-from difftumor.datasets.transforms import Item, load_case, pad_to
+from difftumor.datasets.transforms import Item, load_case, pad_to, with_centers
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.organs import Organ, resolve_labels
 from stages.run.data import CropData, seeded_loader
@@ -43,6 +43,7 @@ class SegmentationReader:
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
         normalization: How the segmenter's scans are scaled.
+        by_class: Whether crops are centered on classes; otherwise on organ or tumor, or on background.
     """
 
     origins: Mapping[Case, Origin] = field(repr=False)
@@ -50,6 +51,7 @@ class SegmentationReader:
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     normalization: Normalization
+    by_class: bool = True
 
     def about(self, case: Case) -> dict[str, Any]:
         """Return what decides how a case is read, besides its files."""
@@ -62,11 +64,13 @@ class SegmentationReader:
             "label_names": dict(source.label_names),
             "normalization": [self.normalization.kind, window.low_hu, window.high_hu],
             "healthy": self.origins[case].healthy,
+            **({} if self.by_class else {"by_class": False}),
         }
 
     def __call__(self, case: Case) -> Item:
         """Load a case for ``SegmentationCrop``."""
         item = with_class_centers(pad_to(self.whole(case), self.crop))
+        item = item if self.by_class else with_centers(item)
         return {**item, "healthy": self.origins[case].healthy}
 
     def whole(self, case: Case) -> Item:

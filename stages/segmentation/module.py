@@ -21,7 +21,7 @@ from difftumor.scans.intensity import Normalization, Scale
 from difftumor.scans.organs import BACKGROUND, TUMOR
 from difftumor.segmentation.inference import predict_probabilities
 from stages.run.module import StageModule, initial_weights, preprocessing
-from stages.segmentation.options import AdamWOptions, BackboneOptions, EpochOptions, WindowOptions
+from stages.segmentation.options import AdamWOptions, BackboneOptions, DiceCEOptions, EpochOptions, WindowOptions
 from stages.segmentation.tumors import Stopwatch, TumorsOnTheFly, finished
 
 
@@ -32,6 +32,7 @@ class SegmentationModule(StageModule):
         seed: Everything random derives from it.
         backbone: Name and options of the segmenter.
         tumors: Makes tumors in healthy crops; None trains on real tumors alone. Neither trained nor saved here.
+        loss: Smoothing of the Dice.
         optimizer: AdamW's options.
         training: Length of the run, and of the linear warm-up that comes before the cosine.
         windows: How validation segments whole scans.
@@ -54,6 +55,7 @@ class SegmentationModule(StageModule):
         seed: int,
         backbone: BackboneOptions,
         tumors: TumorsOnTheFly | None,
+        loss: DiceCEOptions,
         optimizer: AdamWOptions,
         training: EpochOptions,
         windows: WindowOptions,
@@ -73,7 +75,13 @@ class SegmentationModule(StageModule):
         self.tumors = tumors
         # Means over all ranks; Lightning's own would be wrong if ranks differ in their number of scans.
         self.tumor_dsc, self.organ_dsc = MeanMetric(), MeanMetric()
-        self.criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
+        self.criterion = DiceCELoss(
+            softmax=True,
+            to_onehot_y=True,
+            squared_pred=True,
+            smooth_nr=float(loss.smooth_nr),
+            smooth_dr=float(loss.smooth_dr),
+        )
         self.optimizer = optimizer
         self.training_options = training
         self.windows = windows
@@ -146,15 +154,17 @@ class SegmentationModule(StageModule):
         return loss
 
     def scaled(self, batch: Item) -> Tensor:
-        """Return the CT of a batch as the network takes it, shifted by each crop's random shift."""
+        """Return the CT of a batch as the network takes it, scaled and shifted by each crop's random amounts."""
         ct_hu = batch["ct"].float()
         window = self.normalization.window
 
         def per_crop(values_B: Tensor) -> Tensor:
             return values_B.to(ct_hu)[:, None, None, None, None]
 
-        shifted_hu = ct_hu.clip(window.low_hu, window.high_hu) + per_crop(batch["shift"]) * window.width_hu
-        return (shifted_hu - per_crop(batch["offset_hu"])) / per_crop(batch["scale_hu"])
+        changed_hu = ct_hu.clip(window.low_hu, window.high_hu)
+        changed_hu = changed_hu + per_crop(batch["scale"]) * (changed_hu - window.low_hu)
+        changed_hu = changed_hu + per_crop(batch["shift"]) * window.width_hu
+        return (changed_hu - per_crop(batch["offset_hu"])) / per_crop(batch["scale_hu"])
 
     def validation_step(self, batch: Item, batch_idx: int) -> None:
         """Segment one held-out scan with overlapping windows."""

@@ -92,6 +92,8 @@ class TumorOptions:
         late_model: Likewise of late ones.
         allow_incomplete: Whether models whose training is unfinished are accepted.
         probability: Chance that a healthy crop gets tumors.
+        center: Share of the healthy crops whose tumors are made in a crop twice as large, of which then a crop is cut
+            that is centered on a voxel of a tumor.
         sizes: Weights by which the size of a crop's tumors is drawn.
         irregularity: Factor on the elastic deformation; a number, or how to draw one.
         blur_mm: σ of the Gaussian that softens rims, likewise; None leaves it to the generator.
@@ -112,6 +114,7 @@ class TumorOptions:
     allow_incomplete: bool
     probability: Share
     sizes: SizeWeights
+    center: Share
     irregularity: Annotated[Distribution, ReadBy(Distribution.of)]
     blur_mm: Annotated[Distribution, ReadBy(Distribution.of)] | None
     blur_share: Annotated[Distribution, ReadBy(Distribution.of)] | None = None
@@ -134,6 +137,8 @@ class SegmentationDataOptions(DataOptions):
         normalization: How scans are scaled.
         made_share: Share of the crops from scans without real tumors; None takes every scan equally often.
         class_ratios: Crops centered on background, organ and tumor, in scans with tumors.
+        positive_share: Instead of ``class_ratios``: share of the crops of all scans centered on organ or tumor; the
+            others are centered on background. None for ``class_ratios``.
         healthy_background: Share of the crops of healthy scans centered on background.
     """
 
@@ -145,6 +150,7 @@ class SegmentationDataOptions(DataOptions):
     ]
     class_ratios: Annotated[tuple[NotNegative, NotNegative, NotNegative], Hint("three numbers from 0, not all 0")]
     healthy_background: Share
+    positive_share: Share | None
 
     @property
     def scaling(self) -> Normalization:
@@ -160,11 +166,30 @@ class AugmentationOptions:
         rotation_probability: Chance of a rotation by 90, 180 or 270 degrees in the axial plane.
         shift: Largest shift of the intensity, as a share of the window.
         shift_probability: Chance of a shift.
+        scale: Largest relative change of the intensity above the window's lower end.
+        scale_probability: Chance of such a change.
+        flip_probability: Chance of a flip, for each axis.
     """
 
     rotation_probability: Share
     shift: NotNegative
     shift_probability: Share
+    scale: NotNegative
+    scale_probability: Share
+    flip_probability: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceCEOptions:
+    """The section ``loss``: Dice of squared predictions and cross-entropy.
+
+    Args:
+        smooth_nr: Added to the numerator of the Dice. Above 0, a crop without tumor pushes the tumor's logit down.
+        smooth_dr: Added to its denominator.
+    """
+
+    smooth_nr: NotNegative
+    smooth_dr: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +261,7 @@ class SegmentationOptions(RunOptions):
     folds: FoldOptions
     synthesis: TumorOptions
     augmentation: AugmentationOptions
+    loss: DiceCEOptions
     optimizer: AdamWOptions
     training: EpochOptions
     validation: WindowOptions

@@ -18,7 +18,7 @@ from stages.segmentation.cases import choose_cases
 from stages.segmentation.data import SegmentationData, SegmentationReader
 from stages.segmentation.module import SegmentationModule
 from stages.segmentation.options import SegmentationOptions
-from stages.segmentation.tumor_models import tumors_of, warn_of_leaks
+from stages.segmentation.tumor_models import margin_of, tumors_of, warn_of_leaks
 from stages.segmentation.tumors import Stopwatch, TumorsAhead, TumorsOnTheFly, finished
 
 
@@ -63,6 +63,11 @@ def _data(options: SegmentationOptions, ahead: Callable[..., TumorsAhead] | None
         rotation_probability=augmentation.rotation_probability,
         shift=augmentation.shift,
         shift_probability=augmentation.shift_probability,
+        positive_share=data.positive_share,
+        flip_probability=augmentation.flip_probability,
+        scale=augmentation.scale,
+        scale_probability=augmentation.scale_probability,
+        margin=margin_of(options),
     )
     chosen = choose_cases(options)
     return SegmentationData(
@@ -72,6 +77,7 @@ def _data(options: SegmentationOptions, ahead: Callable[..., TumorsAhead] | None
             crop=data.crop,
             spacing_mm=data.spacing_mm,
             normalization=data.scaling,
+            by_class=data.positive_share is None,
         ),
         crops=transform,
         train=chosen.train,
@@ -98,6 +104,7 @@ def _module(
         seed=options.seed,
         backbone=options.backbone,
         tumors=tumors,
+        loss=options.loss,
         optimizer=options.optimizer,
         training=options.training,
         windows=options.validation,

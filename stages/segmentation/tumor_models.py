@@ -50,8 +50,20 @@ def tumors_of(options: SegmentationOptions) -> tuple[TumorsOnTheFly | None, dict
     for parent in parents.values():
         if Parent.at(parent.path) != parent:
             raise ArtifactError(f"{parent.path} was replaced while it was being loaded: rerun the same command.")
-    least = options.synthesis.minimum_change_hu
-    return TumorsOnTheFly(synthesizer=synthesizer, mix=mix, minimum_change_hu=least), parents
+    tumors = TumorsOnTheFly(
+        synthesizer=synthesizer,
+        mix=mix,
+        minimum_change_hu=options.synthesis.minimum_change_hu,
+        center=options.synthesis.center,
+        margin=margin_of(options),
+    )
+    return tumors, parents
+
+
+def margin_of(options: SegmentationOptions) -> tuple[int, ...]:
+    """Return the voxels around each crop that come with it, so that it can move to the tumors it gets."""
+    moves = options.synthesis.center > 0 and options.tumors != "real" and options.synthesis.offline is None
+    return tuple(size // 2 if moves else 0 for size in options.data.crop)
 
 
 def warn_of_leaks(options: SegmentationOptions, models: Mapping[str, Parent], validation: Sequence[Case]) -> None:

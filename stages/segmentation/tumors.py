@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from difftumor.datasets.crops import OUTSIDE
 from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.scans.organs import BACKGROUND
+from difftumor.scans.grid import Box, Voxel
+from difftumor.scans.organs import BACKGROUND, TUMOR
+from difftumor.seeding import numpy_generator
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.segmentation.tumor_mix import TumorMix
@@ -55,12 +58,23 @@ class TumorsOnTheFly:
         synthesizer: With a diffusion model for every size group of the mix's.
         mix: Which tumors are made.
         minimum_change_hu: A tumor that changes the mean HU inside its label by less is left out; None keeps all.
+        center: Share of the crops whose tumors are made in the crop and its margin, of which then a crop is cut that
+            is centered on a random voxel of a tumor.
+        margin: Voxels along X, Y, Z around each crop that come with it.
 
     Raises:
         ConfigError: The mix has a size whose model the synthesizer lacks.
     """
 
-    def __init__(self, *, synthesizer: TumorSynthesizer, mix: TumorMix, minimum_change_hu: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        synthesizer: TumorSynthesizer,
+        mix: TumorMix,
+        minimum_change_hu: float | None = None,
+        center: float = 0.0,
+        margin: Sequence[int] = (0, 0, 0),
+    ) -> None:
         if missing := sorted((mix.groups & mix.models) - set(synthesizer.diffusion)):
             raise ConfigError(
                 f"synthesis.sizes has sizes of the {missing[0]} model, which is not given: leave them out."
@@ -68,6 +82,8 @@ class TumorsOnTheFly:
         self.synthesizer = synthesizer
         self.mix = mix
         self.minimum_change_hu = minimum_change_hu or 0.0
+        self.center = center
+        self.margin = tuple(margin)
 
     def to(self, device: torch.device | str) -> TumorsOnTheFly:
         """Move the networks to a device and return self."""
@@ -81,12 +97,41 @@ class TumorsOnTheFly:
         """Make tumors; all of one generator and size group go through the networks together.
 
         Args:
-            ct_hu_B1XYZ: Crops in HU, on the device of the synthesizer; not modified.
-            labels_B1XYZ: Their labels; not modified.
+            ct_hu_B1XYZ: Crops in HU with their margin, on the device of the synthesizer; not modified.
+            labels_B1XYZ: Their labels, ``OUTSIDE`` beyond the scan; not modified.
             seeds: Of each crop.
             healthy: Which crops may get tumors.
         """
-        organ_B1XYZ = labels_B1XYZ != BACKGROUND
+        inner = Box.whole(ct_hu_B1XYZ.shape[2:]).padded([-voxels for voxels in self.margin])
+        movable = [element for element, may in enumerate(healthy) if may]
+        moving = [e for e in movable if numpy_generator(seeds[e], "move").random() < self.center]
+        here = (..., *inner.slices)
+        staying = [element in movable and element not in moving for element in range(len(seeds))]
+        made = self._make(ct_hu_B1XYZ[here], labels_B1XYZ[here], seeds, staying)
+        if not moving:
+            return made
+        elsewhere = self._make(
+            ct_hu_B1XYZ[moving], labels_B1XYZ[moving], [seeds[element] for element in moving], [True] * len(moving)
+        )
+        records = list(made.records)
+        for place, element in enumerate(moving):
+            labels_XYZ, box = elsewhere.labels[place, 0], inner
+            if elsewhere.records[place]:
+                box = _around_tumor(labels_XYZ, labels_B1XYZ[element, 0], inner.shape, seeds[element])
+            made.ct_hu[element, 0] = elsewhere.ct_hu[place, 0][box.slices]
+            made.labels[element, 0] = labels_XYZ[box.slices]
+            records[element] = tuple(record.moved(-n for n in box.start) for record in elsewhere.records[place])
+        return replace(
+            made,
+            records=tuple(records),
+            wanted=made.wanted + elsewhere.wanted,
+            rejected=made.rejected + elsewhere.rejected,
+            faint=made.faint + elsewhere.faint,
+        )
+
+    def _make(self, ct_hu_B1XYZ: Tensor, labels_B1XYZ: Tensor, seeds: Sequence[int], healthy: Sequence[bool]) -> Made:
+        """Make tumors, and leave the crops where they are."""
+        organ_B1XYZ = (labels_B1XYZ != BACKGROUND) & (labels_B1XYZ != OUTSIDE)
         wanted = {
             element: spec
             for element, seed in enumerate(seeds)
@@ -114,6 +159,15 @@ class TumorsOnTheFly:
             drawn = {element: kept for element, kept in zip(chosen, made.records, strict=True) if kept}
         records = tuple(drawn.get(element, ()) for element in range(len(seeds)))
         return Made(ct, labels, records, len(wanted), len(wanted) - len(drawn), faint)
+
+
+def _around_tumor(labels_XYZ: Tensor, before_XYZ: Tensor, shape: Voxel, seed: int) -> Box:
+    """Return a crop centered on a random tumor voxel, inside the scan, which ``before_XYZ`` tells."""
+    voxels = (labels_XYZ == TUMOR).nonzero()
+    center = voxels[int(numpy_generator(seed, "center").integers(len(voxels)))].tolist()
+    scan = Box.around((before_XYZ != OUTSIDE).cpu().numpy())
+    inside = [index - start for index, start in zip(center, scan.start, strict=True)]
+    return Box.centered(inside, shape, within=scan.shape).shifted(scan.start)
 
 
 def finished(batch: Item, tumors: TumorsOnTheFly | None) -> Item:

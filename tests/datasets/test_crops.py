@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandCropByLabelClassesd
 
-from difftumor.datasets.crops import OrganCrop, SegmentationCrop, with_class_centers
+from difftumor.datasets.crops import OUTSIDE, CenteredCrop, OrganCrop, SegmentationCrop, with_class_centers
+from difftumor.datasets.transforms import AIR_HU, with_centers
 from difftumor.errors import ConfigError, OrganError
 
 SHAPE = (40, 40, 40)
@@ -70,6 +72,47 @@ def test_ratios_are_met():
     assert np.bincount(centers, minlength=3)[2] / 400 == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("size", [(9, 9, 9), (10, 12, 7)])
+def test_centers_are_those_of_monai(size):
+    source, ratios = item(healthy=False), [1, 2, 3]
+    theirs = RandCropByLabelClassesd(
+        ("ct", "labels"), label_key="labels", spatial_size=size, ratios=ratios, num_classes=3, indices_key="centers"
+    )
+    ours = CenteredCrop(size, ratios)
+    for seed in range(20):
+        (cut,) = seeded(theirs, seed)(dict(source))
+        box = seeded(ours, seed).box(source["centers"], SHAPE)
+        assert torch.equal(cut["ct"].as_tensor(), source["ct"][(slice(None), *box.slices)])
+
+
+def test_a_share_of_all_crops_is_centered_on_organ_or_tumor_whichever_comes():
+    ours = crop(positive_share=0.5, minimum_organ_mm3=0.0)
+    for healthy in (False, True):
+        source = with_centers(item(healthy=healthy))
+        centers = [int(seeded(ours, seed)(source)["labels"][0, 4, 4, 4]) for seed in range(400)]
+        # Centers of background near the border are moved inward, now and then into the organ.
+        assert 0.5 - 0.1 < sum(c > 0 for c in centers) / 400 < 0.5 + 0.13
+        # By their number, the 27 tumor voxels beside 7973 of organ are next to never chosen.
+        assert centers.count(2) < 5
+        assert not {"centers", "foreground", "background"} & set(seeded(ours, 0)(source))
+
+
+def test_the_margin_surrounds_the_crop_and_marks_what_lies_outside_of_the_scan():
+    options = {"class_ratios": (1, 1, 1), "rotation_probability": 0.5, "flip_probability": 0.5}
+    plain, wide = crop(**options), crop(**options, margin=(4, 4, 4))
+    beyond = 0
+    for seed in range(30):
+        narrow, around = (seeded(each, seed)(item(healthy=bool(seed % 2))) for each in (plain, wide))
+        assert around["ct"].shape == (1, 17, 17, 17)
+        inner = (slice(None), *[slice(4, 13)] * 3)
+        assert torch.equal(around["ct"][inner], narrow["ct"])
+        assert torch.equal(around["labels"][inner], narrow["labels"])
+        outside = around["labels"] == OUTSIDE
+        assert torch.equal(outside, around["ct"] == AIR_HU)
+        beyond += bool(outside.any())
+    assert 0 < beyond < 30
+
+
 def test_a_missing_class_is_no_problem():
     assert crop()(item(healthy=False, tumor=False))["labels"].shape == (1, 9, 9, 9)
 
@@ -116,19 +159,43 @@ def test_rotation_turns_about_z_by_right_angles_and_never_mirrors():
 
 
 def test_probabilities_of_the_augmentation_are_met():
-    ours = crop(rotation_probability=0.1, shift_probability=0.2)
-    plain = crop()
-    shifts, turned = [], 0
-    for seed in range(1000):
-        cut = seeded(ours, seed)(item(healthy=True))
-        shifts.append(cut["shift"])
-        turned += not torch.equal(cut["ct"], seeded(plain, seed)(item(healthy=True))["ct"])
-    moved = [shift for shift in shifts if shift]
-    assert turned / 1000 == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 1000))
-    assert len(moved) / 1000 == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 1000))
-    assert max(map(abs, moved)) <= 0.1
-    assert min(moved) < -0.08
-    assert max(moved) > 0.08
+    ours = crop(
+        rotation_probability=0.1, shift_probability=0.2, flip_probability=0.3, scale=0.2, scale_probability=0.15
+    )
+    plain, count = crop(), 600
+    samples = [seeded(ours, seed)(item(healthy=True)) for seed in range(count)]
+    turned, flips = 0, np.zeros(3)
+    for seed, sample in enumerate(samples):
+        before, after = seeded(plain, seed)(item(healthy=True))["ct"], sample["ct"]
+        found = [
+            (k, axes)
+            for k in range(4)
+            for axes in ((), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3))
+            if torch.equal(torch.rot90(before, k, (1, 2)).flip(axes), after)
+        ]
+        turned += all(k for k, _ in found)
+        # Two flips in the axial plane are a half turn; whichever comes first has fewer turns.
+        flips[[axis - 1 for axis in found[0][1]]] += 1
+
+    def near(share):
+        return pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / count))
+
+    assert turned / count == near(0.1 - 0.1 / 3 * 0.09)
+    assert flips[2] / count == near(0.3)
+    for name, most, chance in (("shift", 0.1, 0.2), ("scale", 0.2, 0.15)):
+        changed = [sample[name] for sample in samples if sample[name]]
+        assert len(changed) / count == near(chance)
+        assert 0.8 * most < max(map(abs, changed)) <= most
+        assert min(changed) < 0 < max(changed)
+
+
+def test_augmentation_that_is_left_out_leaves_all_else_as_it_was():
+    plain, more = crop(shift_probability=0.5), crop(shift_probability=0.5, scale=0.1, scale_probability=1.0)
+    for seed in range(5):
+        before, after = (seeded(each, seed)(item(healthy=True)) for each in (plain, more))
+        assert torch.equal(before["ct"], after["ct"])
+        assert (before["shift"], before["tumor_seed"]) == (after["shift"], after["tumor_seed"])
+        assert before["scale"] == 0 != after["scale"]
 
 
 def test_samples_own_their_memory():
@@ -157,6 +224,9 @@ def test_centers_are_thinned_evenly():
         ({"class_ratios": (1, -1, 1)}, r"class_ratios"),
         ({"rotation_probability": -0.1}, r"rotation_probability"),
         ({"shift": -0.1}, r"augmentation\.shift is"),
+        ({"scale": -0.1}, r"augmentation\.scale is"),
+        ({"flip_probability": 2}, r"augmentation\.flip_probability is"),
+        ({"positive_share": 1.5}, r"data\.positive_share is"),
         ({"rotation_probability": 0.1, "spacing_mm": (1.0, 2.0, 1.0)}, r"alike along X and Y"),
     ],
 )

@@ -1,6 +1,7 @@
 """All that is random about a tumor: its shape, its texture, and the place it takes."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,24 @@ def test_paper_counts_are_those_of_table_6(size):
     specs = [wanted(size, "paper")]
     counts = {len(wanted_tumors(specs, seed=seed)) for seed in range(120)}
     assert counts == set(expected)
+
+
+def test_the_mixed_mode_of_table_6_has_tumors_of_every_size_in_their_numbers():
+    for seed in range(40):
+        sizes = Counter(next(iter(each.spec.weights)) for each in wanted_tumors([wanted("mix", "paper")], seed=seed))
+        assert list(sizes) == list(SIZES)
+        for size, (fewest, most) in {"tiny": (3, 10), "small": (3, 10), "medium": (2, 5), "large": (1, 3)}.items():
+            assert fewest <= sizes[size] <= most
+
+
+def test_with_the_papers_count_all_tumors_of_a_scan_have_the_size_that_was_drawn():
+    modes = Counter()
+    for seed in range(500):
+        tumors = wanted_tumors([wanted({"tiny": 1, "large": 1, "mix": 2}, "paper")], seed=seed)
+        sizes = {next(iter(each.spec.weights)) for each in tumors}
+        modes["mix" if len(sizes) == 4 else sizes.pop()] += 1
+    for mode, share in {"tiny": 0.25, "large": 0.25, "mix": 0.5}.items():
+        assert modes[mode] / 500 == pytest.approx(share, abs=4 * (share * (1 - share) / 500) ** 0.5)
 
 
 def test_counts_are_drawn_as_asked():

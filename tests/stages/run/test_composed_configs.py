@@ -1,4 +1,4 @@
-"""What every choice of a group composes is what users have; tests/data/composed_configs.yaml holds it."""
+"""What every choice of a group composes is what users have; ``python -m tests.composed`` writes it anew."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 """Stage 3's options: other tumors, ratios, normalization, tumors made ahead or before, and how long it trains."""
 
 import json
+import math
 import pickle
 import shutil
 from itertools import count
@@ -16,6 +17,7 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.organs import ORGANS
+from difftumor.synthesis.draw import wanted_tumors
 from stages.segmentation.train import build
 from stages.segmentation.tumors import finished
 from tests.conftest import run as run_command
@@ -97,8 +99,14 @@ def test_the_label_free_preset_is_that_of_hu_et_al(tiny_segmentation):
     mix = built(config).module.tumors.mix
     assert config.tumors == "handcrafted"
     assert built_from(tiny_segmentation("experiment=label_free", "training.epochs=4000"), build).epochs == 4000
-    specs = [mix.draw(seed) for seed in range(50)]
-    assert {(spec.generator, spec.count, *spec.weights) for spec in specs} == {("handcrafted", "paper", "mix")}
+    specs = {seed: mix.draw(seed) for seed in range(600)}
+    assert {(spec.generator, spec.count) for spec in specs.values()} == {("handcrafted", "paper")}
+    sizes = [
+        {next(iter(tumor.spec.weights)) for tumor in wanted_tumors([spec], seed=seed)} for seed, spec in specs.items()
+    ]
+    # Two of five modes have large tumors, two have none but tiny or small ones (Table 6).
+    for share in ([large for large in sizes if "large" in large], [one for one in sizes if one <= {"tiny", "small"}]):
+        assert len(share) / 600 == pytest.approx(0.4, abs=4 * math.sqrt(0.24 / 600))
 
 
 @pytest.mark.parametrize(("share", "made"), [(0.5, 5), (0.2, 2), ("null", 6)])
@@ -438,3 +446,6 @@ def test_presets_differ_where_the_paper_and_the_code_do(tiny_segmentation):
     published, paper = (tiny_segmentation(f"experiment={name}", backbone=()) for name in ("published", "paper"))
     assert (published.backbone.name, paper.backbone.name, paper.backbone.size) == ("unet", "swinunetr", "base")
     assert (published.synthesis.placement, paper.synthesis.placement) == ("slice", "uniform")
+    # One early size for all tumors of a crop.
+    drawn = [built(tiny_segmentation("experiment=published")).module.tumors.mix.draw(seed) for seed in range(60)]
+    assert {(*spec.weights,) for spec in drawn if spec} == {("tiny",), ("small",), ("medium",), ("large",)}

@@ -1,6 +1,7 @@
 """Stage 3: what it trains on, what it leaves alone, and what resuming repeats."""
 
 import json
+import math
 import shutil
 from inspect import signature
 from types import SimpleNamespace
@@ -65,6 +66,55 @@ def test_a_step_trains_the_segmenter_and_no_model_behind_it(tiny_segmentation):
         assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
     assert set(module.state_dict()) == {f"segmenter.{name}" for name in module.segmenter.state_dict()}
     assert {id(p) for p in module.parameters()} == {id(p) for p in module.segmenter.parameters()}
+
+
+def dice_and_cross_entropy(logits, labels, *, smooth_nr, smooth_dr):
+    """Return the loss of crops (B, 3, N) as its definition says: Milletari et al. 2016 with squares, and entropy."""
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    g = np.eye(3)[labels].transpose(0, 2, 1)
+    dice = 1 - (2 * (p * g).sum(2) + smooth_nr) / ((p**2).sum(2) + g.sum(2) + smooth_dr)
+    return dice.mean() - np.log((p * g).sum(1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "smoothing"),
+    [
+        ((), {"smooth_nr": 0.0, "smooth_dr": 1e-6}),
+        (("loss.smooth_nr=0.1", "loss.smooth_dr=0.2"), {"smooth_nr": 0.1, "smooth_dr": 0.2}),
+    ],
+)
+def test_the_loss_is_dice_and_cross_entropy_smoothed_as_stated(tiny_segmentation, overrides, smoothing):
+    criterion = built(tiny_segmentation("tumors=handcrafted", *overrides)).module.criterion
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(2, 3, 8)), random.integers(0, 2, (2, 8))  # without tumor
+    ours = criterion(torch.tensor(logits).reshape(2, 3, 2, 2, 2), torch.tensor(labels).reshape(2, 1, 2, 2, 2))
+    assert float(ours) == pytest.approx(dice_and_cross_entropy(logits, labels, **smoothing), rel=1e-6)
+
+
+def test_a_crop_without_tumor_pushes_no_tumor_down_by_its_dice(tiny_segmentation):
+    # Of n voxels with a tumor probability of p, the Dice's slope by the tumor logits, summed, is
+    # 2 S nr / (S + dr)² / 3 with S = n p², for small p: 1/6 if S, nr and dr are alike, and 0 without nr.
+    slopes = {}
+    for nr, dr in ((1e-5, 1e-5), (0.0, 1e-6)):
+        options = ("tumors=handcrafted", f"loss.smooth_nr={nr}", f"loss.smooth_dr={dr}")
+        dice = built(tiny_segmentation(*options)).module.criterion.dice
+        logits = torch.zeros(1, 3, 2, 2, 2, dtype=torch.float64)
+        logits[:, 2] = math.log(math.sqrt(1e-5 / 8) * 2)
+        logits.requires_grad_()
+        dice(logits, torch.tensor([0, 1]).repeat(4).reshape(1, 1, 2, 2, 2)).backward()
+        slopes[nr] = float(logits.grad[:, 2].sum())
+    assert slopes[1e-5] - slopes[0.0] == pytest.approx(1 / 6, rel=0.01)
+    assert abs(slopes[0.0]) < 1e-3
+
+
+def test_intensity_is_scaled_from_the_windows_lower_end_and_then_shifted(tiny_segmentation):
+    module = built(tiny_segmentation("tumors=handcrafted")).module
+    batch = {
+        "ct": torch.tensor([-1000.0, -175.0, 37.5, 250.0]).reshape(2, 1, 2, 1, 1),
+        "shift": torch.tensor([0.1, 0.0]), "scale": torch.tensor([0.5, -0.2]),
+        "offset_hu": torch.tensor([-175.0, -175.0]), "scale_hu": torch.tensor([425.0, 425.0]),
+    }  # fmt: skip
+    torch.testing.assert_close(module.scaled(batch).flatten(), torch.tensor([0.1, 0.1, 0.4, 0.8]))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
+from difftumor.datasets.crops import OUTSIDE
+from difftumor.datasets.transforms import AIR_HU
 from difftumor.errors import ConfigError, SynthesisError
+from difftumor.scans.organs import get_organ
 from difftumor.synthesis.scan.loading import load_synthesizer
+from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.segmentation.tumor_mix import TumorMix
 from stages.segmentation.tumors import Stopwatch, TumorsOnTheFly
 
@@ -124,6 +128,51 @@ def test_healthy_crops_get_tumors_in_the_organ_and_others_stay_as_they_are(alway
         assert not torch.equal(made.ct_hu[element], ct[element])
     assert made.labels.dtype == torch.uint8
     assert not made.ct_hu.requires_grad
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Four crops of 16³ with a margin of 8 voxels, one of them at the border of its scan."""
+    ct = 110 + 15 * torch.randn(4, 1, 32, 32, 32, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(ct.shape, dtype=torch.uint8)
+    labels[..., 6:26, 6:26, 6:26] = 1
+    ct[0, :, :8], labels[0, :, :8] = AIR_HU, OUTSIDE
+    return ct, labels
+
+
+def crafted(center, margin):
+    synthesizer = TumorSynthesizer(organ=get_organ("liver"))
+    only = mix(probability=1.0, generators={"handcrafted": 1.0}, sizes={"tiny": 1.0}, placement="uniform")
+    return TumorsOnTheFly(synthesizer=synthesizer, mix=only, center=center, margin=margin)
+
+
+def test_crops_that_stay_get_the_tumors_of_crops_without_a_margin(wide):
+    (ct, labels), seeds = wide, [1, 2, 3, 4]
+    inner = (..., *[slice(8, 24)] * 3)
+    narrow = crafted(0.0, (0, 0, 0))(ct[inner], labels[inner], seeds=seeds, healthy=[True] * 4)
+    ours = crafted(0.0, (8, 8, 8))(ct, labels, seeds=seeds, healthy=[True] * 4)
+    assert ours.records == narrow.records
+    assert torch.equal(ours.labels, narrow.labels)
+    assert torch.equal(ours.ct_hu, narrow.ct_hu)
+
+
+def test_a_share_of_the_crops_is_moved_to_a_voxel_of_a_tumor_inside_the_scan(wide):
+    ct, labels = wide
+    always, half, never = (crafted(center, (8, 8, 8)) for center in (1.0, 0.5, 0.0))
+    moved = 0
+    for seed in range(0, 40, 4):
+        seeds = list(range(seed, seed + 4))
+        ours, some, still = (each(ct, labels, seeds=seeds, healthy=[True] * 4) for each in (always, half, never))
+        assert not (ours.labels == OUTSIDE).any()
+        assert (ours.labels[1:, 0, 8, 8, 8] == 2).all()
+        for element in range(4):
+            assert any(torch.equal(some.ct_hu[element], each.ct_hu[element]) for each in (ours, still))
+            moved += torch.equal(some.ct_hu[element], ours.ct_hu[element])
+    assert 10 <= moved <= 30
+    alone = always(ct[2:3], labels[2:3], seeds=[38], healthy=[True])
+    assert torch.equal(alone.ct_hu[0], ours.ct_hu[2])
+    untouched = always(ct, labels, seeds=[1, 2, 3, 4], healthy=[False] * 4)
+    assert torch.equal(untouched.ct_hu, ct[..., 8:24, 8:24, 8:24])
 
 
 def test_without_a_draw_the_crop_is_bit_identical(synthesizer):

@@ -73,7 +73,7 @@ def _training(part: str, options: Namespace) -> dict[str, Any]:
     overrides = [f"backbone={options.backbone}", *size, "training.epochs=1", "training.warmup_epochs=0"]
     published = compose_options("segmentation", SegmentationOptions, overrides)
     module = SegmentationModule(
-        seed=0, backbone=published.backbone, tumors=tumors, optimizer=published.optimizer,
+        seed=0, backbone=published.backbone, tumors=tumors, loss=published.loss, optimizer=published.optimizer,
         training=published.training, windows=published.validation, organ=ORGAN,
         normalization=published.data.scaling, spacing_mm=published.data.spacing_mm, crop=options.size, waited=waited,
     )  # fmt: skip
@@ -99,7 +99,7 @@ def _batch(options: Namespace, step: int) -> dict[str, Any]:
 
     return {
         "ct": ct_hu_B1XYZ, "labels": labels_B1XYZ, "healthy": torch.ones(options.batch, dtype=torch.bool),
-        "tumor_seed": torch.arange(options.batch) + step * options.batch, "shift": each(0.0),
+        "tumor_seed": torch.arange(options.batch) + step * options.batch, "shift": each(0.0), "scale": each(0.0),
         "offset_hu": each(window.low_hu), "scale_hu": each(window.width_hu),
     }  # fmt: skip
 

@@ -66,6 +66,12 @@ def sentence_of(error: Exception) -> str:
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 case", "2 cases", "3 copies"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 def first_few(names: Sequence[str]) -> str:
     """Return the first five names for a sentence, and an ellipsis if there are more."""
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)

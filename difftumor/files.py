@@ -144,6 +144,11 @@ def check_folder(path: Path, *, option: str = "") -> None:
             raise ConfigError(f"{place} {what}: give a folder.")
 
 
+def names_file(text: str) -> bool:
+    """Whether a text can name a file or folder inside another folder."""
+    return Path(text).name == text and text != ".."
+
+
 def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path], overwrite: bool) -> None:
     """Refuse a folder (``--out``) in which results would replace what must stay; what else is in it is left alone.
 
@@ -157,15 +162,17 @@ def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path],
         ConfigError: The folder is a file or lies in one, or it holds an earlier result, or an input in the place of a
             result.
     """
-    check_folder(folder, option="--out")
+    check_folder(folder, option="out (--out)")
     present = [name for name in names if (folder / name).exists()]
     results = {(folder / name).resolve() for name in present}
     for file in inputs:
         place = file.resolve()
         if not results.isdisjoint((place, *place.parents)):
-            raise ConfigError(f"--out {folder} would replace the input {file}: give another folder.")
+            raise ConfigError(f"out (--out) {folder} would replace the input {file}: give another folder.")
     if present and not overwrite:
-        raise ConfigError(f"--out {folder} already holds {present[0]}: give another folder or --overwrite.")
+        raise ConfigError(
+            f"out (--out) {folder} already holds {present[0]}: give another folder, or overwrite (--overwrite) it."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +223,9 @@ class ResultFolder:
             return
         place = f"{option} {folder}".lstrip()
         if not overwrite:
-            raise ConfigError(f"{place} is not empty: {remedy}, or --overwrite to replace an earlier {self.what}.")
+            raise ConfigError(
+                f"{place} is not empty: {remedy}, or replace an earlier {self.what} with overwrite (--overwrite)."
+            )
         if objection := self._objection(folder):
             raise ConfigError(f"{place} {objection}: {remedy}.")
         for file in inputs:

@@ -140,7 +140,7 @@ def test_an_earlier_result_may_be_replaced_only_when_asked(tmp_path):
     RESULT.check(out, inputs=[tmp_path])
     assert RESULT.is_earlier(out)
     with pytest.raises(
-        ConfigError, match=r"^OUT .*out is not empty: stop, or --overwrite to replace an earlier result"
+        ConfigError, match=r"^OUT .*out is not empty: stop, or replace an earlier result with overwrite"
     ):
         RESULT.check(out, option="OUT", remedy="stop", overwrite=False)
 

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import difftumor as dt
-from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
+from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError, counted
 from difftumor.scans.nifti import read_ct
 from difftumor.synthesis.scan.record import FILES, read_record
 from tests.conftest import REPOSITORY, contents, run
@@ -151,6 +152,8 @@ def test_tumors_that_are_there_and_segments(files):
         ({"affine": None}, VolumeError, "affine of the CT is not a 4 × 4 matrix"),
         ({"affine": np.zeros((4, 4))}, VolumeError, "affine of the CT is singular"),
         ({"organ_mask": np.ones((2, 2, 2))}, GridMismatchError, r"organ_mask has the shape \(2, 2, 2\), the CT \(30,"),
+        ({"organ_mask": np.full(SHAPE, 0.5)}, VolumeError, "organ_mask is not a mask of whole numbers"),
+        ({"tumor_mask": np.full(SHAPE, np.nan)}, VolumeError, "tumor_mask is not a mask of whole numbers"),
         ({"organ_mask": np.zeros(SHAPE)}, OrganError, "organ_mask holds no voxel of the liver"),
         ({"tumor_mask": np.ones(SHAPE)}, OrganError, "organ_mask is all tumor"),
         ({"segments": np.full(SHAPE, 0.5)}, VolumeError, "segments is float64 or below 0"),
@@ -166,5 +169,36 @@ def test_what_cannot_be_a_scan_is_refused(files, changes, error, message):
 def test_options_that_contradict_each_other_are_refused(files, scan):
     with pytest.raises(ConfigError, match="not both"):
         dt.read_scan(files / "ct.nii.gz", organ_mask="a.nii.gz", labels="b.nii.gz", organ="liver")
-    with pytest.raises(ConfigError, match="--model does not go with hand-crafted tumors only"):
+    with pytest.raises(ConfigError, match=r"^model \(--model\) does not go with hand-crafted tumors only"):
         dt.synthesize(scan, TUMORS, model="checkpoints/diffusion_liver_early")
+    with pytest.raises(ConfigError, match="size and diameter_mm contradict each other"):
+        dt.TumorSpec(size="small", diameter_mm=9)
+    with pytest.raises(ConfigError, match="labels is an array and predictions a path"):
+        dt.evaluate("predictions", np.zeros(SHAPE, np.uint8), organ="liver")  # type: ignore[call-overload]
+
+
+def test_errors_name_the_argument_beside_the_option(files):
+    """From Python nobody knows what --organ-label is."""
+    for given, named in (
+        ({}, "organ_mask (--organ-mask)"),
+        ({"labels": files / "liver.nii.gz"}, "organ_labels (--organ-label)"),
+        ({"labels": files / "liver.nii.gz", "organ_labels": (0,)}, "organ_labels (--organ-label)"),
+        ({"organ_mask": "a.nii.gz", "labels": "b.nii.gz"}, "labels (--labels)"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(named)):
+            dt.read_scan(files / "ct.nii.gz", organ="liver", **given)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".."])
+def test_a_prediction_is_not_saved_outside_its_folder(tmp_path, name, scan):
+    prediction = dt.Prediction(
+        ct=scan.ct, labels=np.zeros(SHAPE, np.uint8), tumor_probability=np.zeros(SHAPE, np.float16)
+    )
+    with pytest.raises(ConfigError, match="cannot name files: give one without slashes"):
+        prediction.save(tmp_path / "out", name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 copies"), (1, "1 copy"), (2, "2 copies")])
+def test_numbers_agree_with_their_nouns(number, text):
+    assert counted(number, "copy") == text

@@ -28,11 +28,11 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
         ConfigError: The folder cannot be written to, or a result has the place of an input.
     """
     from difftumor.errors import CaseListError
-    from difftumor.files import check_results
+    from difftumor.files import check_results, names_file
 
     for case_id in names:
-        if Path(case_id).name != case_id or case_id == "..":
-            raise CaseListError(f"The case id {case_id!r} cannot name a result: give it one without slashes and dots.")
+        if not names_file(case_id):
+            raise CaseListError(f"The case id {case_id!r} cannot name a result: give it one without slashes, not '..'.")
     files = (name for written in names.values() for name in written)
     check_results(out, (*files, SUMMARY_FILE), inputs=inputs, overwrite=True)
 

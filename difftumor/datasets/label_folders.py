@@ -1,4 +1,4 @@
-"""Folders of label maps without a list of cases: one file per case, named as the case.
+"""Folders of label maps: one file per case, named as the case, with or without a list of cases.
 
 Nothing heavy is imported here, so that a command can refuse a wrong folder at once.
 """
@@ -6,12 +6,14 @@ Nothing heavy is imported here, so that a command can refuse a wrong folder at o
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from difftumor.datasets.cases import CaseList, read_case_list
 from difftumor.datasets.sources import case_id, read_dataset_labels, read_label_table
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.scans.nifti import is_nifti
-from difftumor.scans.organs import CONVENTIONS, Organ
+from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -100,3 +102,24 @@ def read_label_names(word: str) -> Mapping[str, int]:
         conventions = ", ".join(CONVENTIONS)
         raise ConfigError(f"--labels {word} is neither a file nor a convention: give a file or one of {conventions}.")
     return read_label_table(Path(word))
+
+
+def listed_cases(source: Path, maps: Path | None, convention: str | None) -> CaseList:
+    """Read a list; labels that the options name replace those of the list.
+
+    Args:
+        source: The list, or a folder of CTs.
+        maps: Folder of masks or label maps named like the CTs; None if the list names them.
+        convention: What the numbers mean; None if the list says it.
+
+    Raises:
+        CaseListError: The list cannot be used, or a CT has no file in ``maps``.
+    """
+    listed = read_case_list(source)
+    if maps is not None:
+        found = label_maps(maps)
+        missing = [case.id for case in listed.cases if case.id not in found]
+        if missing:
+            raise CaseListError(f"{maps} has no {missing[0]}.nii.gz: name the files like their CTs.")
+        listed = replace(listed, cases=tuple(replace(case, labels=found[case.id]) for case in listed.cases))
+    return listed if convention is None else replace(listed, label_names=get_convention(convention))

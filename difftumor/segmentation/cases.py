@@ -196,8 +196,8 @@ class CasePredictor:
             if present == names and record is not None and _compared(record) == _compared(request):
                 return PredictedCase(case.id, "done before", record)
             raise ConfigError(
-                f"--out {out} already holds {present[0]} from other models, options or files: give another folder or "
-                "--overwrite."
+                f"out (--out) {out} already holds {present[0]} from other models, options or files: give another "
+                "folder, or replace it with overwrite (--overwrite)."
             )
         ct = replace(read_ct(case.ct), stored=None)  # half as many bytes again, and not needed
         mask = None if case.organ_mask is None else _read_organ_mask(case.organ_mask, ct)
@@ -263,7 +263,7 @@ def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None) -> Vo
 def _read_organ_mask(path: Path, ct: Volume) -> NDArray[Any]:
     mask = read_labels(path)
     check_same_grid(mask, ct)
-    return _checked_mask(mask.data, ct, f"--organ-mask {path}")
+    return _checked_mask(mask.data, ct, f"organ_mask (--organ-mask) {path}")
 
 
 def _checked_mask(mask: NDArray[Any], ct: Volume, name: str) -> NDArray[Any]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.datasets.sources import case_id
-from difftumor.files import check_results, folder_written_whole
+from difftumor.errors import ConfigError, counted
+from difftumor.files import check_results, folder_written_whole, names_file
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import mask_center, three_planes
 from difftumor.reporting.plots import save_png
@@ -129,10 +130,13 @@ class Prediction:
             The label map's path.
 
         Raises:
-            ConfigError: The folder cannot be written to, or holds such files, or the CT is one of them.
+            ConfigError: The name has slashes, the folder cannot be written to or holds such files, or the CT is one of
+                them.
         """
         folder = Path(out)
         chosen = name or (case_id(self.ct.path) if is_nifti(self.ct.path) else "prediction")
+        if not names_file(chosen):
+            raise ConfigError(f"name is {chosen!r}, which cannot name files: give one without slashes, not '..'.")
         labels, picture, record = result_files(chosen)
         check_results(folder, (labels, picture, record), inputs=[self.ct.path], overwrite=overwrite)
         with folder_written_whole(folder, keep_others=True, last=record) as staging:
@@ -190,7 +194,7 @@ def describe_lesions(record: Mapping[str, Any]) -> str:
     lesions = record["lesions"]
     if not lesions:
         return "no lesion" if record["organ_mm3"] > 0 else "no organ and no lesion"
-    return f"{len(lesions)} lesion{'s' * (len(lesions) > 1)}, largest {lesions[0]['equivalent_diameter_mm']:.0f} mm"
+    return f"{counted(len(lesions), 'lesion')}, largest {lesions[0]['equivalent_diameter_mm']:.0f} mm"
 
 
 def _middle(mask: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -81,17 +81,23 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
     places = [labels.parent / PROBABILITIES / f"{name}{suffix}" for suffix in (".nii.gz", ".nii")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise VolumeError(f"There is no {places[0]}: predict with --probabilities, or omit --froc.")
+        raise VolumeError(
+            f"There is no {places[0]}: predict with probabilities (--probabilities), or omit froc (--froc)."
+        )
     try:
         image: Any = nib.load(path)
         stored = image.dataobj[..., TUMOR] if image.ndim == 4 else image.dataobj[...]
         grid = Grid(image.shape[:3], image.affine)
         probability = np.asarray(stored, np.float32)
     except (OSError, EOFError, ValueError, IndexError, nib.filebasedimages.ImageFileError) as error:
-        raise VolumeError(f"{path} cannot be read ({error}): predict the case again with --probabilities.") from error
+        raise VolumeError(
+            f"{path} cannot be read ({error}): predict the case again with probabilities (--probabilities)."
+        ) from error
     # Stored as whole numbers with a slope, 1 may come back as a little more.
     if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
-        raise VolumeError(f"{path} has no probabilities from 0 to 1: predict the case again with --probabilities.")
+        raise VolumeError(
+            f"{path} has no probabilities from 0 to 1: predict the case again with probabilities (--probabilities)."
+        )
     return probability, grid, path
 
 

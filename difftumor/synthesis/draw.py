@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from difftumor.errors import counted
 from difftumor.scans.distances import Mask
 from difftumor.scans.grid import Box, Voxel, triple
 from difftumor.seeding import Key, derive_seed, numpy_generator
@@ -349,8 +350,10 @@ def _shortfalls(host: Host, missing: Sequence[tuple[Wanted, bool]], total: int) 
     if crowded:
         kept_apart = any(wanted.spec.vessel_clearance_mm is not None for wanted in crowded)
         apart = " away from its vessels" if kept_apart else ""
-        sentences.append(f"The {name} had room{apart} for {total - len(crowded)} of {total} tumors.")
+        sentences.append(f"The {name} had room{apart} for {total - len(crowded)} of {counted(total, 'tumor')}.")
     rejected = len(missing) - len(crowded)
     if rejected:
-        sentences.append(f"{rejected} of {total} tumors were not made, since all that were tried were rejected.")
+        sentences.append(
+            f"{rejected} of {counted(total, 'tumor')} could not be made: all that were tried were rejected."
+        )
     return tuple(sentences)

@@ -64,7 +64,7 @@ def find_vessels(ct_hu_XYZ: CT, organ_XYZ: Mask, *, spacing_mm: Sequence[float],
     """
     organ_box = _organ_box(organ_XYZ)
     organ = organ_XYZ[organ_box.slices]
-    values = _tissue(ct_hu_XYZ[organ_box.slices])[organ]
+    values = _tissue(ct_hu_XYZ[organ_box.slices][organ])
     # Table 1: σa = 0.5 + 0.025 σp, in voxels of about 1 mm, so taken in mm. σp, the parenchyma's, is not known before
     # the vessels are: the standard deviation of the whole organ stands in, a little more where vessels are bright.
     sigma_mm = 0.5 + 0.025 * float(values.std(dtype=np.float64))
@@ -96,7 +96,7 @@ def measure_parenchyma(ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask) -> Par
     box = _organ_box(organ_XYZ).slices
     organ = organ_XYZ[box]
     parenchyma = organ & ~vessels_XYZ[box]
-    values = _tissue(ct_hu_XYZ[box])[parenchyma if parenchyma.any() else organ]
+    values = _tissue(ct_hu_XYZ[box][parenchyma if parenchyma.any() else organ])
     return Parenchyma(float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)))
 
 
@@ -256,7 +256,9 @@ class Host:
             SynthesisError: No segments are given, or the organ has no voxel in this one.
         """
         if self._segments_XYZ is None:
-            raise SynthesisError(f"Segment {number} is asked for without a label map of segments: give --segments.")
+            raise SynthesisError(
+                f"Segment {number} is asked for without a label map of segments: give segments (--segments)."
+            )
         part: Mask = self.mask & (self._segments_XYZ == number)
         if not part.any():
             raise SynthesisError(f"The {self.organ.name} has no voxel in segment {number}: choose another segment.")

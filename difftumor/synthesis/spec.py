@@ -84,6 +84,7 @@ class Location:
 
 
 _ANYWHERE = Location()
+_SIZE = "early"
 _ONE, _ZERO = fixed(1), fixed(0)
 # η of Hu et al. 2023, Table 1.
 _GRAIN = uniform(1.1, 1.5)
@@ -147,7 +148,7 @@ class TumorSpec:
 
     generator: GeneratorName = "diffusion"
     count: Distribution | Literal["paper"] = _ONE
-    size: str | Mapping[str, float] = "early"
+    size: str | Mapping[str, float] = _SIZE
     diameter_mm: Distribution | None = None
     irregularity: Distribution = _ONE
     location: Location = _ANYWHERE
@@ -205,6 +206,8 @@ class TumorSpec:
         elif self.diameter_mm is not None:
             raise ConfigError("count: paper goes by the size, and diameter_mm is given: give a number.")
         object.__setattr__(self, "size", _weights(self.size, name="size"))
+        if self.diameter_mm is not None and self.size != _weights(_SIZE, name="size"):
+            raise ConfigError("size and diameter_mm contradict each other: give one of them.")
         object.__setattr__(self, "location", Location.of(self.location, name="location"))
         self._take("diameter_mm", low=1, high=400)
         self._take("irregularity", low=0, high=3)
@@ -273,8 +276,10 @@ class TumorSpec:
     def of_satellites(self) -> TumorSpec:
         """Return the spec of the satellites: the tumor's, but with their count and size, and without effects."""
         assert self.satellites is not None
+        diameter_mm = self.satellites.diameter_mm
+        size = self.satellites.size if diameter_mm is None else _SIZE
         return replace(
-            self, count=self.satellites.count, size=self.satellites.size, diameter_mm=self.satellites.diameter_mm,
+            self, count=self.satellites.count, size=size, diameter_mm=diameter_mm,
             location=Location(), placement="uniform", mass_effect=fixed(0), capsule_hu=fixed(0), satellites=None,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.crops import with_class_centers
 from difftumor.datasets.transforms import Item, RandomCrop, load_case, pad_to
 from difftumor.datasets.tumor_cases import AnnotatedTumor
+from difftumor.errors import counted
 from difftumor.scans.grid import Box, Grid, Voxel, triple
 from difftumor.scans.lesions import LesionMap, find_lesions
 from difftumor.scans.model_space import ModelSpace
@@ -188,7 +189,7 @@ def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
     """Say how many tumors there are, and which cases are left out for having none."""
     without = sorted(case for case, count in counts.items() if not count)
     total = sum(counts.values())
-    text = f"{total} {rules.stage} tumors in {len(counts) - len(without)} cases of {source}"
+    text = f"{counted(total, f'{rules.stage} tumor')} in {counted(len(counts) - len(without), 'case')} of {source}"
     if not without:
         return text + "."
     shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")

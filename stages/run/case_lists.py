@@ -11,7 +11,7 @@ from typing import Any
 from difftumor.datasets.cases import Case, CaseList, read_cases, split_by_ids
 from difftumor.datasets.integrity import check_cases
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases, sort_cases
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, counted
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
 from stages.run.run import say
@@ -37,7 +37,7 @@ def read_root(root: Path | None, labels: str | None = None, *, option: str = "da
     if labels is not None and labels not in CONVENTIONS:
         raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
     cases = read_cases(root)
-    say(f"Checking the {len(cases.cases)} cases of {cases.source}.")
+    say(f"Checking the {counted(len(cases.cases), 'case')} of {cases.source}.")
     check_cases(cases).raise_if_any()
     return cases if labels is None else replace(cases, label_names=dict(get_convention(labels)))
 
@@ -68,7 +68,7 @@ def sort_and_say(
         if (number := next(read)) % SAID_EVERY == 0 and number < total:
             say(f"{number} of {total} read.")
 
-    say(f"Reading the label maps of {total} cases of {cases.source}.")
+    say(f"Reading the label maps of {counted(total, 'case')} of {cases.source}.")
     found = sort_cases(cases, organ, assume_healthy=assume_healthy, workers=workers, look=look, done=done)
     say_left_out(found.left_out)
     return found

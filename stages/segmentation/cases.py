@@ -8,7 +8,7 @@ from pathlib import Path
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases
-from difftumor.errors import CaseListError
+from difftumor.errors import CaseListError, counted
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, RECORD_FILE, read_record
 from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
@@ -79,7 +79,8 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
         made = tuple(ready)
     _check_any(tumors, real, made, listed, organ)
     kind = "healthy ones" if offline is None or tumors == "real" else "with tumors made before"
-    say(f"Training on {len(real)} cases with real tumors and {len(made)} {kind}, validating on {len(validation)}.")
+    with_tumors = f"{counted(len(real), 'case')} with real tumors"
+    say(f"Training on {with_tumors} and {len(made)} {kind}, validating on {len(validation)}.")
     return ChosenCases(origins, real, made, validation)
 
 

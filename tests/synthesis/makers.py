@@ -138,8 +138,9 @@ def tiny_synthesizer(
 
 
 def wanted(size: str | dict[str, float], count: int = 1, **fields: Any) -> TumorSpec:
-    """Return a wish for some tumors."""
-    return TumorSpec.from_dict({"size": size, "count": count, **fields}, where="test")
+    """Return a wish for some tumors, of a size or of the diameter among the fields."""
+    chosen = {} if "diameter_mm" in fields else {"size": size}
+    return TumorSpec.from_dict({"count": count, **chosen, **fields}, where="test")
 
 
 def synthesize_scan(

@@ -285,7 +285,7 @@ def test_segments_hold_their_tumors():
         assert record.location == "segment 8"
     with pytest.raises(SynthesisError, match="liver has no voxel in segment 5: choose another"):
         draw(liver, location={"segment": 5})
-    with pytest.raises(SynthesisError, match="without a label map of segments: give --segments"):
+    with pytest.raises(SynthesisError, match="without a label map of segments: give segments"):
         draw(host(), location={"segment": 3})
 
 
@@ -475,7 +475,7 @@ def test_a_tumor_is_given_up_after_its_attempts_and_the_next_keeps_its_number():
     drawn = draw_tumors(empty_liver(), [wanted("tiny", 3)], seed=0, accept=later, attempts=4)
     assert [number for _, number in later.asked] == [1, 1, 1, 1, 1, 2]
     assert len(drawn.records) == 2
-    assert drawn.shortfalls == ("1 of 3 tumors were not made, since all that were tried were rejected.",)
+    assert drawn.shortfalls == ("1 of 3 tumors could not be made: all that were tried were rejected.",)
 
 
 def test_what_is_returned_in_its_place_is_kept():
@@ -498,7 +498,7 @@ def test_both_reasons_are_told_with_their_own_numbers():
     assert [record.size for record in drawn.records] == ["tiny", "tiny"]
     assert drawn.shortfalls == (
         "The liver had room for 3 of 4 tumors.",
-        "1 of 4 tumors were not made, since all that were tried were rejected.",
+        "1 of 4 tumors could not be made: all that were tried were rejected.",
     )
 
 
@@ -507,7 +507,7 @@ def test_satellites_count_among_the_tumors_and_fall_with_theirs():
     spec = wanted("tiny", 2, satellites={"count": 3, "diameter_mm": 3, "distance_mm": 2})
     drawn = draw_tumors(empty_liver(), [spec], seed=0, accept=none, attempts=1)
     assert drawn.records == ()
-    assert drawn.shortfalls == ("2 of 2 tumors were not made, since all that were tried were rejected.",)
+    assert drawn.shortfalls == ("2 of 2 tumors could not be made: all that were tried were rejected.",)
     parents = Rule(lambda record: record if record.satellite_of is None else None)
     drawn = draw_tumors(empty_liver(), [spec], seed=0, accept=parents, attempts=1)
     assert len(drawn.records) == 2

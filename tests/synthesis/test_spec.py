@@ -15,7 +15,7 @@ from difftumor.synthesis.spec import Location, Satellites, TumorPlan, TumorSpec,
 EVERYTHING = {
     "generator": "handcrafted",
     "count": {"integers": [2, 4]},
-    "size": {"tiny": 3, "late": 1},
+    "size": "early",
     "diameter_mm": {"uniform": [8, 30]},
     "irregularity": 0.5,
     "location": {"point_mm": [1, -2.5, 3]},
@@ -44,7 +44,8 @@ def test_every_field_is_read():
     spec = read(**EVERYTHING)
     assert spec.generator == "handcrafted"
     assert spec.count == Distribution("integers", (2.0, 4.0))
-    assert spec.weights == {"tiny": 3.0, "late": 1.0}
+    assert spec.weights == {"early": 1.0}
+    assert read(size={"tiny": 3, "late": 1}).weights == {"tiny": 3.0, "late": 1.0}
     assert spec.diameter_mm == uniform(8, 30)
     assert spec.irregularity == fixed(0.5)
     assert spec.location == Location(point_mm=(1.0, -2.5, 3.0))
@@ -91,9 +92,8 @@ def test_plain_values_give_it_back_and_say_every_field(fields):
     st.floats(-500, 500),
 )
 def test_the_round_trip_is_exact(generator, location, diameter_mm, size, contrast_hu):
-    spec = read(
-        generator=generator, location=location, diameter_mm=diameter_mm, size=size, contrast_hu=contrast_hu, count=3
-    )
+    chosen = {"size": size} if diameter_mm is None else {"diameter_mm": diameter_mm}
+    spec = read(generator=generator, location=location, contrast_hu=contrast_hu, count=3, **chosen)
     assert read(**spec.to_plain()) == spec
 
 
@@ -121,6 +121,7 @@ def test_the_reader_preset_sets_what_the_visual_turing_test_has_and_fields_go_on
         ({"count": 1.5}, ("count is 1.5", "whole")),
         ({"count": {"uniform": [1, 3]}}, ("count is", "whole")),
         ({"count": "paper", "diameter_mm": 9}, ("count: paper", "diameter_mm")),
+        ({"size": "small", "diameter_mm": 9}, ("size and diameter_mm contradict",)),
         ({"size": "giant"}, ("'giant' is unknown",)),
         ({"size": ["tiny", "small"]}, ("size is ['tiny', 'small']",)),
         ({"size": None}, ("size is None", "tiny")),
@@ -195,7 +196,7 @@ def test_an_entry_that_holds_no_fields_is_refused():
         ({"size": {"tiny": 1, "large": 0}}, {"early"}),
         ({"diameter_mm": 19.9}, {"early"}),
         ({"diameter_mm": 20}, {"late"}),
-        ({"diameter_mm": {"uniform": [19, 21]}, "size": "tiny"}, {"early", "late"}),
+        ({"diameter_mm": {"uniform": [19, 21]}}, {"early", "late"}),
         ({"size": "large", "satellites": {}}, {"early", "late"}),
         ({"size": "large", "satellites": {"size": "medium"}}, {"late"}),
         ({"size": "tiny", "satellites": {"diameter_mm": 30}}, {"early", "late"}),

@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from difftumor.cli.options import parse_names, parse_numbers
+from difftumor.errors import counted
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ def phantom(
         path = write_cohort(
             out, cases=cases, organs=names, seed=seed, config=config, overwrite=overwrite, advance=advance
         )
-    typer.echo(f"Wrote {cases} case{'' if cases == 1 else 's'}: {path}")
+    typer.echo(f"Wrote {counted(cases, 'case')}: {path}")
 
 
 def _three(numbers: tuple[T, ...]) -> tuple[T, T, T]:

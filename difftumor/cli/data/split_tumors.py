@@ -54,7 +54,7 @@ def split_tumors(
     """
     from difftumor.cli.many import progress_bar
     from difftumor.datasets.size_split import RESULT, only_organ, read_label_cases, split_by_size
-    from difftumor.errors import CaseListError, ConfigError
+    from difftumor.errors import CaseListError, ConfigError, counted
     from difftumor.scans.lesions import SIZE_GROUPS, SizeRule
     from difftumor.scans.organs import get_convention, get_organ, resolve_labels
 
@@ -75,7 +75,7 @@ def split_tumors(
         split = split_by_size(cases, chosen, out, rule, with_lists=with_ct, done=done)
     early, late = (sum(each.count(group) for each in split) for group in SIZE_GROUPS)
     count = sum(each.written for each in split)
-    typer.echo(f"{early} early and {late} late {chosen.name} tumors in {count} cases: {out}")
+    typer.echo(f"{early} early and {late} late {chosen.name} tumors in {counted(count, 'case')}: {out}")
     if failed := [each.case.id for each in split if each.error is not None]:
         raise CaseListError(
             f"{len(failed)} of {len(split)} cases could not be split ({', '.join(failed)}): "

@@ -151,7 +151,7 @@ def robustness(
     resumes it.
     """
     from difftumor.cli.many import check_outputs, progress_bar, summarized
-    from difftumor.cli.synthesis.cases import listed_cases
+    from difftumor.datasets.label_folders import listed_cases
     from difftumor.errors import CaseListError
     from difftumor.evaluation.robustness.dimensions import DEFAULTS, read_dimensions
     from difftumor.files import check_folder

@@ -111,7 +111,7 @@ def nnunet(
 
     from difftumor.cli.many import progress_bar
     from difftumor.datasets.cases import read_case_list
-    from difftumor.errors import CaseListError, first_few
+    from difftumor.errors import CaseListError, counted, first_few
     from difftumor.scans.organs import get_convention, get_organ
 
     chosen, listed = get_organ(organ), read_case_list(cases)
@@ -129,7 +129,7 @@ def nnunet(
     )  # fmt: skip
     for copy, error in written.failed.items():
         typer.echo(f"Left out {copy}: {error}", err=True)
-    typer.echo(f"{written.cases} cases, {written.copies} synthetic cop{'y' if written.copies == 1 else 'ies'}: {out}")
+    typer.echo(f"{counted(written.cases, 'case')}, {counted(written.copies, 'synthetic copy')}: {out}")
     typer.echo(
         f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity; it copies {SPLITS_FILE} to "
         f"nnUNet_preprocessed/{out.name}. Remove an older one there first."

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from difftumor.errors import CaseListError, ConfigError
+from difftumor.errors import ConfigError
 
 if TYPE_CHECKING:
-    from difftumor.datasets.cases import CaseList
     from difftumor.synthesis.scan.options import ScanOptions, SynthesisOptions
 
 
@@ -33,6 +31,7 @@ def synthesize_cases(
         ConfigError: Files of a single scan are named.
     """
     from difftumor.cli.many import check_outputs, progress_bar, summarized
+    from difftumor.datasets.label_folders import listed_cases
     from difftumor.files import check_folder
     from difftumor.scans.organs import get_organ
     from difftumor.synthesis.scan.record import FILES
@@ -63,28 +62,3 @@ def synthesize_cases(
                 typer.echo(outcome.sentence, err=outcome.status == "failed")
                 advance()
     typer.echo(f"Results are in {out}.")
-
-
-def listed_cases(source: Path, maps: Path | None, convention: str | None) -> CaseList:
-    """Read a list; labels that the options name replace those of the list.
-
-    Args:
-        source: The list, or a folder of CTs.
-        maps: Folder of masks or label maps named like the CTs; None if the list names them.
-        convention: What the numbers mean; None if the list says it.
-
-    Raises:
-        CaseListError: The list cannot be used, or a CT has no file in ``maps``.
-    """
-    from difftumor.datasets.cases import read_case_list
-    from difftumor.datasets.label_folders import label_maps
-    from difftumor.scans.organs import get_convention
-
-    listed = read_case_list(source)
-    if maps is not None:
-        found = label_maps(maps)
-        missing = [case.id for case in listed.cases if case.id not in found]
-        if missing:
-            raise CaseListError(f"{maps} has no {missing[0]}.nii.gz: name the files like their CTs.")
-        listed = replace(listed, cases=tuple(replace(case, labels=found[case.id]) for case in listed.cases))
-    return listed if convention is None else replace(listed, label_names=get_convention(convention))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftumor.cli.options import flag, option, parse_organ_labels
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from difftumor.synthesis.scan.files import ScanReport
@@ -149,10 +149,8 @@ def synthesize(
     report = synthesize_files(options, files.inputs(organ), out=out, overwrite=overwrite)
     _say(report)
     if quality_gate:
-        passed = len(report.tumors)
-        typer.echo(
-            f"The quality gate passed {passed} tumor{'' if passed == 1 else 's'} and rejected {report.rejected}."
-        )
+        passed = counted(len(report.tumors), "tumor")
+        typer.echo(f"The quality gate passed {passed} and rejected {report.rejected}.")
 
 
 def _say(report: ScanReport) -> None:

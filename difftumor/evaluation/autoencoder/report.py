@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difftumor.errors import counted
 from difftumor.evaluation.autoencoder.card import Card, Measured, ScanCard
 from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, body_mask
 from difftumor.evaluation.autoencoder.verdict import LIMITS, Limit, Thresholds, judged_structures, outcome, spoken
@@ -100,7 +101,7 @@ def _center(measured: Measured) -> tuple[int, int, int]:
 def _add_verdict(report: Report, card: Card) -> None:
     verdict = card.verdict
     report.heading(f"Good enough for stage 2: {'yes' if verdict.good_enough else 'no'}")
-    scans = f"{len(card.scans)} scan{'' if len(card.scans) == 1 else 's'}"
+    scans = counted(len(card.scans), "scan")
     if verdict.good_enough:
         report.paragraph(f"Everything measured over {scans} is within its threshold.")
     else:

@@ -279,6 +279,10 @@ def evaluate(
     """
     thresholds = THRESHOLDS if froc else ()
     rules = Rules(tolerance_mm=tolerance_mm, matching=matching, resample=resample, thresholds=thresholds)
+    named = [isinstance(each, str | Path) for each in (predictions, labels)]
+    if any(named) and not all(named):
+        array, path = ("labels", "predictions") if named[0] else ("predictions", "labels")
+        raise ConfigError(f"{array} is an array and {path} a path: give two arrays, or two folders.")
     if not isinstance(predictions, str | Path) or not isinstance(labels, str | Path):
         return _evaluate_arrays(predictions, labels, spacing_mm, rules)
     if organ is None:

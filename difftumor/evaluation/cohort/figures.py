@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difftumor.errors import counted
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.methods import Method
 from difftumor.evaluation.metrics.froc import FrocCurve
@@ -87,7 +88,7 @@ def froc_figure(curves: Mapping[str, FrocCurve]) -> Figure:
         color = CURVE_COLORS[order % len(CURVE_COLORS)]
         if curve.sensitivity is None:
             continue
-        name = f"{method} ({curve.scans} scans, {curve.lesions} tumors)"
+        name = f"{method} ({counted(curve.scans, 'scan')}, {counted(curve.lesions, 'tumor')})"
         false, sensitivity = curve.false_positives_per_scan, 100 * curve.sensitivity
         axes.plot(false, sensitivity, "o-", color=color, markersize=3, linewidth=1.4, label=name, clip_on=False)
     axes.set(ylim=(0, 100), xlabel="false positives per scan", ylabel="tumor-wise sensitivity (%)")

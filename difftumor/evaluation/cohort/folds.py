@@ -27,13 +27,15 @@ def read_folds(path: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
         pairs = _json(json.loads(text)) if path.suffix.lower() == ".json" else _csv(text)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CaseListError(f"--folds {path} cannot be read ({error}): give {_FORMATS}.") from error
+        raise CaseListError(f"folds (--folds) {path} cannot be read ({error}): give {_FORMATS}.") from error
     found: dict[str, str] = {}
     for case, fold in pairs:
         if found.setdefault(case, fold) != fold:
-            raise CaseListError(f"--folds {path} puts {case} into the folds {found[case]} and {fold}: keep one.")
+            raise CaseListError(
+                f"folds (--folds) {path} puts {case} into the folds {found[case]} and {fold}: keep one."
+            )
     if not found:
-        raise CaseListError(f"--folds {path} names no case: give {_FORMATS}.")
+        raise CaseListError(f"folds (--folds) {path} names no case: give {_FORMATS}.")
     return found
 
 
@@ -44,7 +46,7 @@ def check_folds(folds: Mapping[str, str], cases: Iterable[str], path: Path) -> N
         CaseListError: The message names a case that is not.
     """
     if unknown := sorted(set(cases) - folds.keys()):
-        raise CaseListError(f"--folds {path} does not name the case {unknown[0]}: add it, or leave --folds out.")
+        raise CaseListError(f"folds (--folds) {path} does not name the case {unknown[0]}: add it, or omit folds.")
 
 
 def summarize_folds(results: Sequence[CaseResult], folds: Mapping[str, str]) -> dict[str, Any]:

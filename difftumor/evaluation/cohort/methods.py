@@ -69,7 +69,7 @@ class Method:
         if self.missing and not allow_missing:
             raise CaseListError(
                 f"{self.name} has no prediction of {first_few(self.missing)} ({len(self.missing)} of {total} cases): "
-                "predict them too, or give --allow-missing."
+                "predict them too, or allow it with allow_missing (--allow-missing)."
             )
 
 
@@ -117,7 +117,7 @@ def _outcomes(cohort: Cohort, rules: Rules, jobs: int) -> Iterator[tuple[Pair, S
             try:
                 yield running[done], done.result()
             except BrokenProcessPool:
-                yield running[done], "Its process was killed, perhaps for lack of memory: try fewer --jobs."
+                yield running[done], "Its process was killed, perhaps for lack of memory: try fewer jobs (--jobs)."
 
 
 def _outcome(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase | str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from difftumor.errors import counted
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.tables import detection_table, scores_table
 from difftumor.files import ResultFolder, written_whole
@@ -186,9 +187,10 @@ def _methods(settings: Mapping[str, Any], level: str) -> dict[str, str]:
 def _counts(summary: Mapping[str, Any]) -> str:
     """Say how many cases there are, and of which kinds."""
     unlabeled = summary["unlabeled_cases"]
-    more = f", {unlabeled} of these scans without labels" if unlabeled else ""
+    more = f", {unlabeled} of these without labels" if unlabeled else ""
     return (
-        f"{summary['cases']} cases of {summary['patients']} patients: {summary['cases_with_tumor']} with tumor, "
+        f"{counted(summary['cases'], 'case')} of {counted(summary['patients'], 'patient')}: "
+        f"{summary['cases_with_tumor']} with tumor, "
         f"{summary['healthy_cases']} healthy{more}."
     )
 

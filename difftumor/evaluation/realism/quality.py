@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difftumor.errors import counted
 from difftumor.evaluation.cohort.statistics import FEW_PATIENTS, LEAST_PATIENTS
 from difftumor.evaluation.realism.distances import (
     DistanceName,
@@ -260,7 +261,7 @@ def _warnings(distances: Distances, name: DistanceName, value: float, tumors: in
     vectors = tumors * distances.vectors
     if not distances.dimensions or vectors > distances.dimensions:
         return ()
-    what = f"{vectors} slices of {tumors} tumors" if distances.vectors > 1 else f"{tumors} tumors"
+    what = f"{vectors} slices of {counted(tumors, 'tumor')}" if distances.vectors > 1 else counted(tumors, "tumor")
     return (
         f"FID with {name.network}: the smaller list has {what}, not more than {distances.dimensions} feature "
         "dimensions, which makes it far too high. Only compare sets of equal size, and prefer the kernel distance.",
@@ -275,7 +276,7 @@ def _set_warnings(sets: Sequence[Sequence[Sample]], patients: Sequence[Patients]
     for side, groups in zip(("real", "synthetic"), patients, strict=True):
         if len(groups) < LEAST_PATIENTS:
             without = "no scale and no intervals" if side == "real" else "no intervals"
-            found.append(f"Only {len(groups)} {side} patients: there are {without}.")
+            found.append(f"Only {counted(len(groups), f'{side} patient')}: there are {without}.")
         elif len(groups) < FEW_PATIENTS:
             found.append(f"Only {len(groups)} {side} patients: intervals are too narrow.")
     if 0 < splits < FEW_SPLITS:

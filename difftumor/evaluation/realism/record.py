@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difftumor import __version__
+from difftumor.errors import counted
 from difftumor.evaluation.realism.distances import Sample
 from difftumor.evaluation.realism.quality import DistanceScale, Measurement, Quality, Spread
 from difftumor.files import written_whole
@@ -86,8 +87,8 @@ def write_quality(
 def quality_markdown(quality: Quality, record: Mapping[str, Any]) -> str:
     """Return the content of ``quality.md``: counts, warnings, all distances."""
     counts = [
-        f"{side.capitalize()}: {record[side]['tumors']} tumors of {record[side]['patients']} patients in "
-        f"`{record[side]['list']}`."
+        f"{side.capitalize()}: {counted(record[side]['tumors'], 'tumor')} of "
+        f"{counted(record[side]['patients'], 'patient')} in `{record[side]['list']}`."
         for side in ("real", "synthetic")
     ]
     warnings = "\n".join(f"- ⚠ {text}" for text in quality.all_warnings)

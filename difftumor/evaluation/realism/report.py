@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difftumor.errors import counted
 from difftumor.evaluation.realism.distances import Sample
 from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.evaluation.realism.quality import Quality
@@ -131,7 +132,8 @@ def verdict(quality: Quality) -> str:
 
 
 def _counted(about: Mapping[str, Any]) -> str:
-    return f"{about['tumors']} tumors of {about['patients']} patients, in {about['cases_with_tumors']} scans"
+    tumors, patients = counted(about["tumors"], "tumor"), counted(about["patients"], "patient")
+    return f"{tumors} of {patients}, in {counted(about['cases_with_tumors'], 'scan')}"
 
 
 def _histograms(sets: Mapping[str, Sequence[Sample]]) -> Figure:

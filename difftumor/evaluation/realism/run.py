@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from difftumor.datasets.cases import Case, CaseList, read_cases
-from difftumor.errors import CaseListError, ConfigError, first_few
+from difftumor.errors import CaseListError, ConfigError, counted, first_few
 from difftumor.evaluation.realism.distances import Sample, take_features
 from difftumor.evaluation.realism.features import NETWORKS, FeatureNetwork, load_features
 from difftumor.evaluation.realism.quality import Quality, QualitySettings, measure_quality
@@ -159,7 +159,7 @@ class TumorSet:
             examples = sorted([*examples, (order, crop)], key=lambda each: each[0])[: self.settings.pictures]
         self.samples += samples
         self._examples = examples
-        return f"{self.side} {case.id}: {len(samples)} tumor{'' if len(samples) == 1 else 's'}"
+        return f"{self.side} {case.id}: {counted(len(samples), 'tumor')}"
 
     def check(self) -> None:
         """Raise a CaseListError if there is no tumor."""

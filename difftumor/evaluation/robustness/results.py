@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
+from difftumor.errors import counted
 from difftumor.evaluation.cohort.statistics import (
     FEW_PATIENTS,
     LEAST_PATIENTS,
@@ -194,7 +195,7 @@ class Results:
         """What was done, and how the mean tumor fared."""
         done = [scan for scan in self.scans if scan.rows]
         lesions = [scan.healthy_lesions for scan in done if scan.healthy_lesions is not None]
-        scans = f"{len(done)} scan{'s' * (len(done) != 1)}"
+        scans = counted(len(done), "scan")
         text = f"{self.tumors} hand-crafted tumors in the {self.organ} of {scans}, one at a time."
         middle = next((cell for cell in self.cells if cell.level == 0 and cell.rows), None)
         if middle is not None:
@@ -212,8 +213,8 @@ class Results:
         """What to know before trusting the numbers, in sentences."""
         patients = len({row.patient for row in self.rows})
         if patients < LEAST_PATIENTS:
-            one = "1 patient" if patients == 1 else f"{patients} patients"
-            return [f"Only {one}: means and curves have no intervals, and those of shares are too narrow."]
+            few = counted(patients, "patient")
+            return [f"Only {few}: means and curves have no intervals, and those of shares are too narrow."]
         return [f"Only {patients} patients: intervals are too narrow."] if patients < FEW_PATIENTS else []
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from difftumor.errors import counted
 from difftumor.evaluation.metrics.detection import Matching, match_lesions
 from difftumor.evaluation.metrics.overlap import TOLERANCE_MM, overlap_scores
 from difftumor.scans.grid import Grid
@@ -155,4 +156,4 @@ class ScanResult:
         if not self.rows:
             return f"{self.case}: {self.status}, {' '.join(self.notes)}"
         before = ", done before" if self.status == "done before" else ""
-        return f"{self.case}: {self.summary['found']} of {self.summary['tumors']} tumors found{before}"
+        return f"{self.case}: {self.summary['found']} of {counted(self.summary['tumors'], 'tumor')} found{before}"

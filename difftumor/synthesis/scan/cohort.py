@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, sentence_of
+from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, sentence_of
 from difftumor.files import remove_abandoned
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
@@ -45,9 +45,9 @@ class Outcome:
         """What became of it, in a line."""
         if self.report is None:
             return f"{self.id}: {self.status}{f', {self.error}' if self.error else ''}"
-        count, warnings = len(self.report.tumors), len(self.report.warnings)
-        more = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
-        return f"{self.id}: {count} tumor{'' if count == 1 else 's'}{more}"
+        warnings = len(self.report.warnings)
+        more = f", {counted(warnings, 'warning')}" if warnings else ""
+        return f"{self.id}: {counted(len(self.report.tumors), 'tumor')}{more}"
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -84,7 +84,9 @@ def inputs_of(
     if mask:
         return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
     if organ_labels and case.labels.is_dir():
-        raise CaseListError(f"{case.labels} has one file per structure and needs no --organ-label: leave it out.")
+        raise CaseListError(
+            f"{case.labels} has one file per structure and needs no organ_labels (--organ-label): leave it out."
+        )
     if organ_labels and not cases.label_names:
         return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)

@@ -202,7 +202,7 @@ class ScanSynthesizer:
         tumors = report_tumors(made, host, window=synthesizer.window)
         warnings = (*drawn.shortfalls, *find_warnings(tumors))
         if warnings and self.strict:
-            raise SynthesisError(f"{warnings[0]} Ask for something else, or do without --strict.")
+            raise SynthesisError(f"{warnings[0]} Ask for something else, or omit strict (--strict).")
         facts = {
             "request": self.request,
             "inputs": None if scan.inputs is None else scan.inputs.to_record(),
@@ -232,12 +232,12 @@ class ScanSynthesizer:
             failed = sorted({name for rejection in sampler.rejections for name in rejection.failed})
             raise SynthesisError(
                 f"None of {len(sampler.rejections)} tumors passed the quality gate (failed: {', '.join(failed)}): "
-                "choose another model or seed, or do without --quality-gate."
+                "choose another model or seed, or omit the gate (--quality-gate)."
             )
         if not records:
             raise no_room(self.synthesizer.organ, self.tumors)
         if shortfalls and self.strict:
-            raise SynthesisError(f"{shortfalls[0]} Ask for less, or do without --strict.")
+            raise SynthesisError(f"{shortfalls[0]} Ask for less, or omit strict (--strict).")
 
 
 def replay_scan(
@@ -258,7 +258,10 @@ def replay_scan(
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check_same(record.content["inputs"])
     scan = inputs.read(organ=synthesizer.organ.name)
-    specs = [TumorSpec.from_dict(spec, where=f"{record.path}: tumors") for spec in record.content["request"]["tumors"]]
+    where, asked = f"{record.path}: tumors", record.content["request"]["tumors"]
+    # Records of the first versions may hold a size beside a diameter, which decided.
+    asked = [{**each, "size": "early"} if each.get("diameter_mm") is not None else each for each in asked]
+    specs = [TumorSpec.from_dict(each, where=where) for each in asked]
     model_scan = ModelScan(scan, synthesizer.spacing_mm)
     host = model_scan.host(specs, synthesizer.organ)
     made = apply_to_scan(synthesizer, model_scan, record.tumors)

@@ -39,7 +39,7 @@ class Scan:
         inputs: As given.
 
     Raises:
-        VolumeError: The CT or the affine cannot be used.
+        VolumeError: The CT, the affine or a mask cannot be used.
         GridMismatchError: A mask or the segments have another shape than the CT.
         OrganError: The organ is unknown, absent, or all of it is tumor.
 
@@ -88,6 +88,8 @@ class Scan:
     def _mask(self, values: ArrayLike, name: str) -> NDArray[np.bool_]:
         mask = np.asarray(values)
         self._check_shape(mask, name)
+        if mask.dtype.kind not in "bui" and not (mask.dtype.kind == "f" and (mask == np.rint(mask)).all()):
+            raise VolumeError(f"{name} is not a mask of whole numbers: give 0 outside and another number inside.")
         return mask if mask.dtype == np.bool_ else mask != 0
 
     def _label_map(self, values: ArrayLike) -> NDArray[np.unsignedinteger]:
@@ -215,13 +217,14 @@ class ScanInputs:
         if self.assumed and int(labels.data.max()) > TUMOR:
             listed = ", ".join(map(str, label_values(labels.data)))
             raise OrganError(
-                f"{labels.path} holds labels {listed}, and nothing says which is the {organ}: give --organ-label or "
-                "--convention."
+                f"{labels.path} holds labels {listed}, and nothing says which is the {organ}: give "
+                "organ_labels (--organ-label) or a convention (--convention)."
             )
         if not self.organ_labels and len(found := label_values(labels.data)) > 1:
             listed = ", ".join(map(str, found))
             raise ConfigError(
-                f"{labels.path} holds several labels ({listed}): say which is the {organ} with --organ-label."
+                f"{labels.path} holds several labels ({listed}): say which is the {organ} with organ_labels "
+                "(--organ-label)."
             )
 
 

@@ -179,7 +179,9 @@ def load_recorded(
     for group, recorded in record.models.items():
         path = model if model is not None and given == dict(recorded.identities) else recorded.path
         if artifact_identities(path) != dict(recorded.identities):
-            raise ArtifactError(f"{path} is no longer the model that made {record.path}: give that one with --model.")
+            raise ArtifactError(
+                f"{path} is no longer the model that made {record.path}: give that one as model (--model)."
+            )
         textures[group] = load_texture(path, device=device, **recorded.options).texture
     return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
 

@@ -41,11 +41,13 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         if self.organ_mask is not None and self.labels is not None:
-            raise ConfigError("Give the organ either as --organ-mask or as --labels, not both.")
+            raise ConfigError("Give the organ either as organ_mask (--organ-mask) or as labels (--labels), not both.")
         if self.organ_labels and self.convention is not None:
-            raise ConfigError("--organ-label and --convention contradict each other: give one of them.")
+            raise ConfigError(
+                "organ_labels (--organ-label) and convention (--convention) contradict each other: give one."
+            )
         if any(number < 1 for number in self.organ_labels):
-            raise ConfigError(f"--organ-label is {min(self.organ_labels)}: give numbers from 1 up.")
+            raise ConfigError(f"organ_labels (--organ-label) holds {min(self.organ_labels)}: give numbers from 1 up.")
 
     @property
     def mask(self) -> Path | None:
@@ -64,16 +66,19 @@ class ScanOptions:
         from difftumor.synthesis.scan.inputs import ScanInputs
 
         if self.ct is None:
-            raise ConfigError("Give a CT with --ct, or many scans with --cases.")
+            raise ConfigError("ct (--ct) is missing: give a CT, or many scans with --cases.")
         if self.mask is None:
-            raise ConfigError("The organ is missing: give --organ-mask, or --labels with --organ-label.")
+            raise ConfigError(
+                "The organ is missing: give organ_mask (--organ-mask), or labels (--labels) and its number in them."
+            )
         numbers, tumors = self.organ_labels, tuple[int, ...]()
         if self.convention is not None:
             named = resolve_labels(get_convention(self.convention), get_organ(organ))
             numbers, tumors = named.organ, named.tumor
         if self.labels is not None and not numbers:
             raise ConfigError(
-                f"--labels {self.labels} needs --organ-label or --convention: say which number is the {organ}."
+                f"Nothing says which number of {self.labels} is the {organ}: give organ_labels (--organ-label) or a "
+                "convention (--convention)."
             )
         segments = None if self.segments is None else Path(self.segments)
         return ScanInputs(
@@ -148,8 +153,8 @@ def refuse(options: Mapping[str, Any], *, beside: str) -> None:
     """
     given = next((name for name, value in options.items() if value is not None), None)
     if given is not None:
-        option = {"kind": "sampler"}.get(given, given).replace("_", "-")
-        raise ConfigError(f"--{option} does not go with {beside}: leave it out.")
+        name = {"kind": "sampler"}.get(given, given)
+        raise ConfigError(f"{name} (--{name.replace('_', '-')}) does not go with {beside}: omit it.")
 
 
 @dataclass(frozen=True)
@@ -303,7 +308,7 @@ def find_models(
         if model is None and not found[group].is_dir():
             raise ArtifactError(
                 f"There is no diffusion model at {found[group]}: train one with python -m stages.diffusion "
-                f"organ={name} tumor_stage={group}, give the folder of one with --model, or use "
-                "--generator handcrafted, which needs none."
+                f"organ={name} tumor_stage={group}, give the folder of one as model (--model), or "
+                "choose the generator handcrafted, which needs none."
             )
     return found

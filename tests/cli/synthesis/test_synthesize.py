@@ -130,7 +130,7 @@ def test_replay_gives_the_same_files_from_the_record_alone(case, tmp_path, monke
     capsys.readouterr()
     for option in (("--size", "tiny"), ("--seed", 1), ("--cases", case), ("--sampler", "ddim"), ("--organ", "liver")):
         assert run("synthesize", "--replay", record, *option, "--out", tmp_path / "d") == 1
-        assert f"{option[0]} does not go with --replay" in capsys.readouterr().err
+        assert f"({option[0]}) does not go with --replay" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_file_says_which_tumors(case, tmp_path, capsys):
     assert record_of(tmp_path / "other")["request"]["seed"] == 6
     capsys.readouterr()
     assert run(*words(case, tmp_path / "both", tumors=plan)) == 1
-    assert "--size does not go with --tumors" in capsys.readouterr().err
+    assert "size (--size) does not go with --tumors" in capsys.readouterr().err
 
 
 def test_short_options_are_fields_of_a_tumor(case, tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_what_cannot_be_had_is_told_or_refused(case, tmp_path, capsys):
     assert run(*words(case, tmp_path / "out", count=40)) == 0
     assert "Warning: The liver had room for" in capsys.readouterr().err
     assert run(*words(case, tmp_path / "strict", count=40), "--strict") == 1
-    assert "do without --strict" in capsys.readouterr().err
+    assert "omit strict (--strict)" in capsys.readouterr().err
     assert not (tmp_path / "strict").exists()
 
 
@@ -318,7 +318,7 @@ def test_processes_make_what_one_makes(case, tmp_path):
         ({"segments": "missing.nii.gz"}, ("missing.nii.gz",)),
         ({"model": "checkpoints/autoencoder"}, ("autoencoder", "stages.diffusion")),
         ({"model": "nowhere"}, ("nowhere",)),
-        ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model", "--generator handcrafted")),
+        ({"model": None, "size": "large"}, ("diffusion_liver_late", "--model", "the generator handcrafted")),
         ({"out": "liver.nii.gz/deep/out"}, ("lies inside the file liver.nii.gz", "give a folder")),
         ({"model": None, "organ": "kidney"}, ("diffusion_kidney_early", "stages.diffusion", "--model")),
         ({"precision": "fp16"}, ("fp16", "bf16")),

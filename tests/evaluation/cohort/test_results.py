@@ -30,7 +30,7 @@ def test_files(findings, tmp_path):
 def test_the_text_says_all(findings):
     lines = summary_markdown(findings).splitlines()
     assert lines[0] == "# Evaluation: liver"
-    assert "3 cases of 3 patients: 2 with tumor, 1 healthy, 1 of these scans without labels." in lines
+    assert "3 cases of 3 patients: 2 with tumor, 1 healthy, 1 of these without labels." in lines
     assert "| ours | **83.3±23.6** | 2 | **" in "\n".join(lines)
     assert "| Tumor-wise sensitivity | 66.7 | 20.8 to 93.9 | 50.0 to 100.0 | 2 / 3 |" in lines
     assert "| Patient-wise specificity | 0.0 | 0.0 to 79.3 | – | 0 / 1 |" in lines

@@ -242,7 +242,7 @@ def test_a_map_of_many_structures_without_names_is_not_guessed_at(tmp_path):
     ct = write_nifti(tmp_path / "ct.nii.gz", np.linspace(-500, 500, 27).reshape(3, 3, 3).astype(np.int16))
     maps = write_nifti(tmp_path / "labels.nii.gz", np.arange(27, dtype=np.uint8).reshape(3, 3, 3))
     cases = CaseList((Case("a", ct, maps),), {}, tmp_path)
-    with pytest.raises(OrganError, match="nothing says which is the liver: give --organ-label or --convention"):
+    with pytest.raises(OrganError, match="nothing says which is the liver: give organ_labels"):
         inputs_of(cases.cases[0], cases, get_organ("liver")).read(organ="liver")
     assert (
         inputs_of(cases.cases[0], cases, get_organ("liver"), organ_labels=(5,)).read(organ="liver").organ_mask.sum()

@@ -322,7 +322,7 @@ def test_bad_input_is_named_and_nothing_is_left(synthesizer, tmp_path):
             synthesize_scan(synthesizer, dataclasses.replace(case, **changes), asked("tiny"), out=out)
     with pytest.raises(SynthesisError, match="no room"):
         synthesize_scan(synthesizer, case, asked("large"), out=out)
-    with pytest.raises(SynthesisError, match=r"room for .* of 40 tumors\. Ask for less, or do without --strict"):
+    with pytest.raises(SynthesisError, match=r"room for .* of 40 tumors\. Ask for less, or omit strict"):
         synthesize_scan(synthesizer, case, asked("tiny", 40, strict=True), out=out)
     assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

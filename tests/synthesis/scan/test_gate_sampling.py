@@ -154,7 +154,7 @@ def test_the_gate_gives_up_after_its_attempts(flat, scan):
     assert drawn.records == ()
     assert len(texture.made) == 8
     assert [rejection.wanted for rejection in sampler.rejections] == [1] * 4 + [2] * 4
-    assert drawn.shortfalls == ("2 of 2 tumors were not made, since all that were tried were rejected.",)
+    assert drawn.shortfalls == ("2 of 2 tumors could not be made: all that were tried were rejected.",)
 
 
 def test_of_the_textures_that_pass_the_gate_the_nearest_is_kept(flat, scan):
@@ -221,7 +221,7 @@ def test_where_none_passes_nothing_is_written(flat, files, tmp_path):
     synthesizer, _ = flat(spread)
     gate = picky(lambda record: ("noise", "seam") if record.attempts == 1 else ("noise",), attempts=2)
     request = {"tumors": (wanted("tiny", 2, blur_mm=1),), "gate": gate}
-    message = r"None of 4 tumors passed the quality gate \(failed: noise, seam\): .*do without --quality-gate"
+    message = r"None of 4 tumors passed the quality gate \(failed: noise, seam\): .*omit the gate \(--quality-gate\)"
     with pytest.raises(SynthesisError, match=message):
         synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -236,7 +236,7 @@ def test_strict_refuses_what_the_gate_leaves_out(flat, files, tmp_path):
         return () if len(passed) == 1 else ("noise",)
 
     request = {"tumors": (wanted("tiny", 2, blur_mm=1),), "gate": picky(rule, attempts=2), "strict": True}
-    with pytest.raises(SynthesisError, match=r"1 of 2 tumors were not made.* Ask for less, or do without --strict"):
+    with pytest.raises(SynthesisError, match=r"1 of 2 tumors could not be made.* Ask for less, or omit strict"):
         synthesize_scan(synthesizer, files, request, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -65,7 +65,7 @@ def test_numbers_choose_from_a_label_map(folder):
         np.testing.assert_array_equal(scan.organ_mask, organ > 0)
     with pytest.raises(OrganError, match=r"no voxel with label 5 for the kidney \(labels found: 2, 3, 9\)"):
         inputs(folder, labels, organ_labels=(5,)).read(organ="kidney")
-    with pytest.raises(ConfigError, match=r"several labels \(2, 3, 9\): say which is the kidney with --organ-label"):
+    with pytest.raises(ConfigError, match=r"several labels \(2, 3, 9\): say which is the kidney with organ_labels"):
         inputs(folder, labels).read(organ="kidney")
 
 

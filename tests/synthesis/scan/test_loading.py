@@ -10,7 +10,7 @@ from difftumor.synthesis.scan.options import find_models
 def test_the_model_of_a_size_group_is_found_or_its_command_named(tmp_path, group):
     with pytest.raises(ArtifactError, match=rf"python -m stages\.diffusion organ=liver tumor_stage={group},") as error:
         find_models(None, {group}, organ="liver", folder=tmp_path)
-    assert "--generator handcrafted" in str(error.value)
+    assert "the generator handcrafted" in str(error.value)
     (tmp_path / f"diffusion_liver_{group}").mkdir()
     assert find_models(None, {group}, organ="liver", folder=tmp_path) == {group: tmp_path / f"diffusion_liver_{group}"}
 

@@ -183,12 +183,14 @@ class PlacedTumor:
         instance: Its number in the lesion map, from 1.
         record: The tumor.
         box: Box of its voxels.
+        size: Size of its whole mask, before organ and neighbors cut it.
     """
 
     element: int
     instance: int
     record: TumorRecord
     box: Box
+    size: Voxel
 
     @property
     def whole_halo_box(self) -> Box:

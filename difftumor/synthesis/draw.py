@@ -14,22 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from difftumor.errors import counted
+from difftumor.errors import SynthesisError, counted
 from difftumor.scans.distances import Mask
 from difftumor.scans.grid import Box, Voxel, triple
 from difftumor.seeding import Key, derive_seed, numpy_generator
 from difftumor.synthesis.distributions import Distribution, fixed, uniform
+from difftumor.synthesis.generators.copy_paste import NO_SOURCES, SourceTumors
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.placement import Placement
-from difftumor.synthesis.records import TextureRecord, TumorRecord
-from difftumor.synthesis.shapes import farthest_mm, tumor_shape
+from difftumor.synthesis.records import SourceRecord, TextureRecord, TumorRecord
+from difftumor.synthesis.shapes import farthest_mm
 from difftumor.synthesis.sizes import CUSTOM, SIZES, SizeClass, nearest_size, sizes_of
 from difftumor.synthesis.spec import PAPER_COUNT, Location, TumorSpec
 
 # Chance that a tumor which may leave its organ does (published: half of the medium and large kidney tumors).
 LEAVING_CHANCE = 0.5
-# Published as U(0, 4) voxels of 1 mm, and as σc in Hu et al. 2023, Table 1; in mm a rim is as soft at any spacing.
-_BLUR_MM = {"diffusion": uniform(0.0, 4.0), "handcrafted": uniform(0.6, 1.2)}
+# Published as U(0, 4) voxels of 1 mm, and as σc in Hu et al. 2023, Table 1; in mm a rim is as soft at any spacing. A
+# copied tumor has its rim already.
+_BLUR_MM = {"diffusion": uniform(0.0, 4.0), "handcrafted": uniform(0.6, 1.2), "copy_paste": uniform(0.6, 1.2)}
+# Chance that a copied tumor is turned, and that it is mirrored along each axis.
+_TURNING_CHANCE = 0.5
 # σb of Table 1.
 _TEXTURE_BLUR_MM = 0.6
 # Table 1: μt is U(30, μp - 10). If the organ is too dark for that, as without contrast agent, tumors are darker than it
@@ -84,6 +88,7 @@ def draw_tumors(
     keys: tuple[Key, ...] = (),
     accept: Accept | None = None,
     attempts: int = 1,
+    sources: SourceTumors = NO_SOURCES,
 ) -> Drawn:
     """Draw tumors for one organ; no network is needed.
 
@@ -94,13 +99,14 @@ def draw_tumors(
         keys: For instance ``("epoch", 3, "sample", 17)``.
         accept: Which tumors to keep; by default all.
         attempts: How many tumors are drawn until one is accepted.
+        sources: Real tumors to copy.
 
     Returns:
         The tumors, possibly none, with their centers in voxels of the scan's whole model space (``Host.start``).
 
     Raises:
-        SynthesisError: The CT is needed and not given; or a point outside the organ, or an unknown segment, is asked
-            for.
+        SynthesisError: The CT or a real tumor is needed and not given; or a point outside the organ, or an unknown
+            segment, is asked for.
     """
     placement = Placement(host)
     records: list[TumorRecord] = []
@@ -110,7 +116,7 @@ def draw_tumors(
     while queue:
         wanted = queue.pop(0)
         number, fitted, record = total - len(queue), False, None
-        for drawn in _drawn_tumors(placement, wanted, seed, attempts if accept else 1):
+        for drawn in _drawn_tumors(placement, wanted, seed, attempts if accept else 1, sources):
             fitted = True
             record = drawn if accept is None else accept(drawn, records, number)
             if record is not None:
@@ -124,7 +130,7 @@ def draw_tumors(
         queue = satellites + queue
         if queue:  # the last one is in nobody's way
             center, rules = _in_host(host, record), _rules(record)
-            placement.add(*placement.cut(tumor_shape(record), center, **rules))
+            placement.add(*placement.cut(sources.shape(record), center, **rules))
     return Drawn(tuple(records), _shortfalls(host, missing, total))
 
 
@@ -138,7 +144,9 @@ def wanted_tumors(specs: Sequence[TumorSpec], *, seed: int, keys: tuple[Key, ...
     return wanted
 
 
-def draw_unplaced(host: Host, wanted: Wanted, *, seed: int, attempt: int = 0) -> TumorRecord:
+def draw_unplaced(
+    host: Host, wanted: Wanted, *, seed: int, attempt: int = 0, sources: SourceTumors = NO_SOURCES
+) -> TumorRecord:
     """Draw all of a tumor but its center, which is (0, 0, 0).
 
     Args:
@@ -146,8 +154,44 @@ def draw_unplaced(host: Host, wanted: Wanted, *, seed: int, attempt: int = 0) ->
         wanted: The tumor.
         seed: With the tumor's keys and the attempt, decides everything.
         attempt: Counts from 0; every attempt is another tumor.
+        sources: Real tumors to copy.
+
+    Raises:
+        SynthesisError: A copy is wanted, and no real tumor has its size.
     """
     spec, keys, spacing_mm = wanted.spec, _keys(wanted, attempt), host.spacing_mm
+    copied = spec.generator == "copy_paste"
+    body = _copied_body(host, spec, seed, keys, sources) if copied else _ellipsoid(host, spec, seed, keys)
+    contrast_hu = None if spec.contrast_hu is None else spec.contrast_hu.draw(seed, *keys, "contrast")
+    clearance = spec.vessel_clearance_mm
+    if spec.blur_share is not None:
+        blur_mm = spec.blur_share.draw(seed, *keys, "blur") * math.prod(body["half_axes_mm"]) ** (1 / 3)
+    else:
+        blur_mm = (spec.blur_mm or _BLUR_MM[spec.generator]).draw(seed, *keys, "blur")
+    parent = None if wanted.parent is None else wanted.parent[1]
+    return TumorRecord(
+        generator=spec.generator,
+        organ=host.organ.name,
+        **body,
+        shape_seed=derive_seed(seed, *keys, "shape"),
+        center_voxel=(0, 0, 0),
+        center_mm=(0.0, 0.0, 0.0),
+        texture_seed=derive_seed(seed, *keys, "texture"),
+        blur_sigma_voxels=float(blur_mm / np.prod(spacing_mm) ** (1 / 3)),
+        spacing_mm=spacing_mm,
+        location=str(spec.location) if parent is None else f"around tumor {parent}",
+        vessel_clearance_mm=None if clearance is None else clearance.draw(seed, *keys, "clearance"),
+        contrast_hu=contrast_hu,
+        may_overlap=spec.may_overlap,
+        satellite_of=parent,
+        texture=_texture(host, spec, contrast_hu, seed, keys) if spec.generator == "handcrafted" else None,
+        mass_effect=spec.mass_effect.draw(seed, *keys, "mass effect"),
+        capsule_hu=spec.capsule_hu.draw(seed, *keys, "capsule"),
+    )
+
+
+def _ellipsoid(host: Host, spec: TumorSpec, seed: int, keys: tuple[Key, ...]) -> dict[str, Any]:
+    """Draw the fields of a record that say how large a tumor is and what form it has."""
     generator = numpy_generator(seed, *keys)
     size = _size(spec, generator)
     radius_mm = size.radius_mm
@@ -163,44 +207,54 @@ def draw_unplaced(host: Host, wanted: Wanted, *, seed: int, attempt: int = 0) ->
         # Half-axes as irregular as the class's, and the volume that was asked for.
         shares /= np.prod(shares) ** (1 / 3)
     a, b, c = (float(radius_mm * share) for share in shares)
-    contrast_hu = None if spec.contrast_hu is None else spec.contrast_hu.draw(seed, *keys, "contrast")
-    clearance = spec.vessel_clearance_mm
-    if spec.blur_share is not None:
-        blur_mm = spec.blur_share.draw(seed, *keys, "blur") * (a * b * c) ** (1 / 3)
-    else:
-        blur_mm = (spec.blur_mm or _BLUR_MM[spec.generator]).draw(seed, *keys, "blur")
-    parent = None if wanted.parent is None else wanted.parent[1]
-    return TumorRecord(
-        generator=spec.generator,
-        organ=host.organ.name,
-        size=size.name if spec.diameter_mm is None else CUSTOM,
-        radius_mm=radius_mm,
-        half_axes_mm=(a, b, c),
-        deformation_sigma_mm=sigma_mm * spec.irregularity.draw(seed, *keys, "irregularity"),
-        shape_seed=derive_seed(seed, *keys, "shape"),
-        center_voxel=(0, 0, 0),
-        center_mm=(0.0, 0.0, 0.0),
-        may_leave_organ=leaves and size.name in host.organ.may_leave_organ,
-        texture_seed=derive_seed(seed, *keys, "texture"),
-        blur_sigma_voxels=float(blur_mm / np.prod(spacing_mm) ** (1 / 3)),
-        spacing_mm=spacing_mm,
-        location=str(spec.location) if parent is None else f"around tumor {parent}",
-        vessel_clearance_mm=None if clearance is None else clearance.draw(seed, *keys, "clearance"),
-        contrast_hu=contrast_hu,
-        may_overlap=spec.may_overlap,
-        satellite_of=parent,
-        texture=_texture(host, spec, contrast_hu, seed, keys) if spec.generator == "handcrafted" else None,
-        mass_effect=spec.mass_effect.draw(seed, *keys, "mass effect"),
-        capsule_hu=spec.capsule_hu.draw(seed, *keys, "capsule"),
-    )
+    return {
+        "size": size.name if spec.diameter_mm is None else CUSTOM,
+        "radius_mm": radius_mm,
+        "half_axes_mm": (a, b, c),
+        "deformation_sigma_mm": sigma_mm * spec.irregularity.draw(seed, *keys, "irregularity"),
+        "may_leave_organ": leaves and size.name in host.organ.may_leave_organ,
+    }
 
 
-def _drawn_tumors(placement: Placement, wanted: Wanted, seed: int, attempts: int) -> Iterator[TumorRecord]:
+def _copied_body(
+    host: Host, spec: TumorSpec, seed: int, keys: tuple[Key, ...], sources: SourceTumors
+) -> dict[str, Any]:
+    """Draw the same fields of a copy, and what it is a copy of; all real tumors of a size have the same chance."""
+    generator = numpy_generator(seed, *keys)
+    size = _size_choice(spec, generator)
+    tumors = sources.of_size(size)
+    if not tumors:
+        raise SynthesisError(f"There is no real tumor of size {size} to copy: give a source that has one.")
+    tumor = tumors[int(generator.integers(len(tumors)))]
+    leaves = bool(generator.random() < LEAVING_CHANCE)
+    turned, x, y, z = (generator.random(4) < _TURNING_CHANCE).tolist()
+    turned = turned and tumor.can_turn
+    first, second, third = tumor.half_axes_mm
+    return {
+        "size": tumor.size,
+        "radius_mm": tumor.radius_mm,
+        "half_axes_mm": (second, first, third) if turned else (first, second, third),
+        "deformation_sigma_mm": 0.0,
+        "may_leave_organ": leaves and tumor.size in host.organ.may_leave_organ,
+        "source": SourceRecord(
+            case=tumor.case,
+            tumor=tumor.number,
+            sha256=tumor.sha256,
+            turned=turned,
+            flipped=(x, y, z),
+            shift_hu=host.parenchyma.mean_hu - tumor.parenchyma_hu,
+        ),
+    }
+
+
+def _drawn_tumors(
+    placement: Placement, wanted: Wanted, seed: int, attempts: int, sources: SourceTumors
+) -> Iterator[TumorRecord]:
     """Yield tumors, placed in the space that is left, of which one may be kept; none if nothing fits."""
     host, misses = placement.host, 0
     for attempt in range(attempts):
-        record = draw_unplaced(host, wanted, seed=seed, attempt=attempt)
-        center = _center(placement, wanted, record, seed, _keys(wanted, attempt))
+        record = draw_unplaced(host, wanted, seed=seed, attempt=attempt, sources=sources)
+        center = _center(placement, wanted, record, sources.shape(record), seed, _keys(wanted, attempt))
         if center is not None:
             x, y, z = (float(value) for value in (host.to_world @ [*center, 1.0])[:3])
             placed = replace(record, center_voxel=center, center_mm=(x, y, z), attempts=attempt + 1)
@@ -237,10 +291,14 @@ def _count(spec: TumorSpec, seed: int, keys: tuple[Key, ...]) -> int:
     return int(generator.integers(fewest, most, endpoint=True))
 
 
-def _size(spec: TumorSpec, generator: np.random.Generator) -> SizeClass:
+def _size_choice(spec: TumorSpec, generator: np.random.Generator) -> str:
     groups = list(spec.weights)
     weights = np.array(list(spec.weights.values()))
-    names = sizes_of(groups[int(generator.choice(len(groups), p=weights / weights.sum()))])
+    return groups[int(generator.choice(len(groups), p=weights / weights.sum()))]
+
+
+def _size(spec: TumorSpec, generator: np.random.Generator) -> SizeClass:
+    names = sizes_of(_size_choice(spec, generator))
     return _by_generator(SIZES[names[int(generator.integers(len(names)))]], spec)
 
 
@@ -274,10 +332,10 @@ def _texture(host: Host, spec: TumorSpec, contrast_hu: float | None, seed: int, 
 
 
 def _center(
-    placement: Placement, wanted: Wanted, record: TumorRecord, seed: int, keys: tuple[Key, ...]
+    placement: Placement, wanted: Wanted, record: TumorRecord, shape: Mask, seed: int, keys: tuple[Key, ...]
 ) -> Voxel | None:
-    """Draw a tumor's center, in voxels of the host; None if it fits nowhere."""
-    host, location, shape = placement.host, wanted.spec.location, tumor_shape(record)
+    """Draw the center of a tumor of a given shape, in voxels of the host; None if it fits nowhere."""
+    host, location = placement.host, wanted.spec.location
     reach_mm, clearance_mm = max(record.half_axes_mm), record.vessel_clearance_mm
     if clearance_mm is not None:
         # The deformation takes some of the surface beyond the half-axes.

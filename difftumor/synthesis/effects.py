@@ -18,7 +18,7 @@ from difftumor.errors import SynthesisError
 from difftumor.scans.grid import Box, triple
 from difftumor.synthesis.blending import TRUNCATE, PlacedTumor, blurred_weight
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.shapes import reach_mm, tumor_shape
+from difftumor.synthesis.shapes import reach_mm
 
 # Table 1: γmax = 1.3 r. Tissue further from the center, in units of the tumor's half-axes, stays where it is.
 REACH = 1.3
@@ -165,7 +165,7 @@ def apply_effects(batch: MutableBatch, tumors: Sequence[PlacedTumor]) -> Box:
     for tumor in tumors:
         if tumor.record.mass_effect > 0 or tumor.record.capsule_hu != 0:
             center = tumor.record.center_voxel
-            reach = reach_voxels(tumor.record, tumor_shape(tumor.record).shape)
+            reach = reach_voxels(tumor.record, tumor.size)
             area = Box(center, triple(np.add(center, 1))).padded(reach).clipped(batch.ct_hu.shape[2:])
             index = (tumor.element, 0, *area.slices)
             local = MutableBatch(*(array[index] for array in (batch.ct_hu, batch.organ, batch.lesions, batch.halo)))
@@ -179,7 +179,7 @@ def reach_voxels(record: TumorRecord, size: Sequence[int] | None = None) -> list
 
     Args:
         record: The tumor.
-        size: Size of its mask (``tumor_shape``); without it, what its deformation allows at most is taken.
+        size: Size of its mask; without it, what its deformation allows at most is taken, which no copied tumor has.
     """
     if size is None:
         body_mm = [reach_mm(axis, record.deformation_sigma_mm) for axis in record.half_axes_mm]

@@ -17,8 +17,10 @@ from difftumor.scans.grid import Vector, Voxel
 from difftumor.scans.lesions import SizeGroup, size_group
 
 RECORD_FORMAT_VERSION = 2
-GeneratorName = Literal["diffusion", "handcrafted"]
+GeneratorName = Literal["diffusion", "handcrafted", "copy_paste"]
 TextureKind = Literal["gaussian", "salt"]
+# Fields that records lack which were written before there were any; then they have their defaults.
+_LATER_FIELDS = frozenset({"source"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +63,47 @@ class TextureRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The real tumor that a copy was made of, and how the copy differs.
+
+    Args:
+        case: Id of its case.
+        tumor: Its number among the components of the case's tumor mask, from 1.
+        sha256: Of the case's CT.
+        turned: Whether the copy is turned by 90 degrees in the axial plane, before it is mirrored.
+        flipped: Along which of x, y, z it is mirrored.
+        shift_hu: What is added to its HU, so that it keeps the contrast to its parenchyma.
+
+    Raises:
+        SynthesisError: A value is out of range.
+    """
+
+    case: str
+    tumor: int
+    sha256: str
+    turned: bool
+    flipped: tuple[bool, bool, bool]
+    shift_hu: float
+
+    def __post_init__(self) -> None:
+        if self.tumor < 1 or len(self.flipped) != 3 or not math.isfinite(self.shift_hu):
+            raise SynthesisError(
+                "A source needs a tumor from 1, three values for flipped and a finite shift_hu: correct the record."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TumorRecord:
     """All that is random about one tumor.
 
     Args:
-        generator: What makes the texture: ``"diffusion"`` or ``"handcrafted"``.
+        generator: What makes the texture: ``"diffusion"`` or ``"handcrafted"``; with ``"copy_paste"`` texture and shape
+            are those of a real tumor.
         organ: Organ that hosts the tumor.
         size: Size class, a key of ``sizes.SIZES``, or ``sizes.CUSTOM``.
         radius_mm: Radius of the size class, or the one asked for.
-        half_axes_mm: Half-axes of the ellipsoid along x, y, z.
+        half_axes_mm: Half-axes of the ellipsoid along x, y, z; of a copied tumor those of an ellipsoid with its volume
+            and the proportions of its box.
         deformation_sigma_mm: Standard deviation of the elastic deformation's control displacements, 0 for none.
         shape_seed: Seed of the deformation.
         center_voxel: Center in voxels of the model-space array that the tumor was drawn for.
@@ -86,6 +120,7 @@ class TumorRecord:
         texture: Its hand-crafted texture; None for other generators.
         mass_effect: How strongly it pushes its surroundings apart, I in [0, 100] of Hu et al. 2023, eq. (5).
         capsule_hu: How much brighter its capsule is, d of eq. (8); 0 for no capsule.
+        source: The real tumor that it is a copy of; None for other generators.
         attempts: Number of tumors and textures that were tried until this one was accepted.
         format_version: Version of this layout.
     """
@@ -111,6 +146,7 @@ class TumorRecord:
     texture: TextureRecord | None = None
     mass_effect: float = 0.0
     capsule_hu: float = 0.0
+    source: SourceRecord | None = None
     attempts: int = 1
     format_version: int = RECORD_FORMAT_VERSION
 
@@ -127,12 +163,11 @@ class TumorRecord:
                 raise SynthesisError(f"{name} must be a number of at least 0, not {value}: correct the record.")
         if not 0 <= self.mass_effect <= 100 or not math.isfinite(self.capsule_hu):
             raise SynthesisError("mass_effect must be in [0, 100] and capsule_hu finite: correct the record.")
-        if self.generator not in get_args(GeneratorName) or (self.generator == "handcrafted") != (
-            self.texture is not None
-        ):
+        needed = {"diffusion": (False, False), "handcrafted": (True, False), "copy_paste": (False, True)}
+        if needed.get(self.generator) != (self.texture is not None, self.source is not None):
             raise SynthesisError(
-                f"A record needs the generator diffusion, or handcrafted with its texture, not {self.generator!r}: "
-                "correct the record."
+                "A record needs the generator diffusion, handcrafted with its texture, or copy_paste with its source, "
+                f"not {self.generator!r}: correct the record."
             )
 
     @property
@@ -168,15 +203,17 @@ class TumorRecord:
                 "replay it with the release that wrote it."
             )
         known = {field.name for field in fields(cls)}
-        wrong = sorted(known.symmetric_difference(values))
+        wrong = sorted(known.symmetric_difference({*values, *_LATER_FIELDS}))
         if wrong:
             raise SynthesisError(f"The tumor record lacks or does not know the fields {wrong}: correct the record.")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             if arguments["texture"] is not None:
                 arguments["texture"] = TextureRecord(**arguments["texture"])
+            if (source := arguments.get("source")) is not None:
+                arguments["source"] = SourceRecord(**{**source, "flipped": tuple(source["flipped"])})
             return cls(**arguments)
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise SynthesisError(f"A field of the tumor record has the wrong type ({error}): correct it.") from error
 
     def to_json(self) -> str:

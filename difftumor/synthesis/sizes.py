@@ -94,6 +94,13 @@ def size_groups_of(size: str) -> frozenset[SizeGroup]:
     return frozenset(size_group(2 * SIZES[name].radius_mm) for name in sizes_of(size))
 
 
+def size_of(radius_mm: float) -> SizeClass:
+    """Return the class of a real tumor: of those of its size group, so that early ones are below 2 cm, the nearest."""
+    group = size_group(2 * radius_mm)
+    own = [size for size in SIZES.values() if size_group(2 * size.radius_mm) == group]
+    return min(own, key=lambda size: abs(np.log(size.radius_mm / radius_mm)))
+
+
 def nearest_size(radius_mm: float) -> SizeClass:
     """Return the class whose radius is nearest, by ratio."""
     return min(SIZES.values(), key=lambda size: abs(np.log(size.radius_mm / radius_mm)))

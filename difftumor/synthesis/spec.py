@@ -112,7 +112,8 @@ class TumorSpec:
     """Some tumors of one kind.
 
     Args:
-        generator: What makes their texture: ``"diffusion"`` or ``"handcrafted"``.
+        generator: What makes their texture: ``"diffusion"`` or ``"handcrafted"``; ``"copy_paste"`` copies real tumors
+            with texture and shape.
         count: How many; ``"paper"`` for Table 6 of Hu et al. 2023.
         size: A size class or group, or a mapping of them to weights.
         diameter_mm: Instead of a size: the diameter of a ball of their volume.
@@ -124,7 +125,7 @@ class TumorSpec:
         contrast_hu: Mean of a tumor less the organ's; by default Table 1's for the hand-crafted generator, and free for
             the diffusion model.
         blur_mm: σ of the Gaussian that softens the rim; by default U(0, 4) for the diffusion generator and U(0.6, 1.2)
-            for the hand-crafted one (σc).
+            for the others (σc).
         blur_share: Instead of ``blur_mm``: σ as a share of the radius of a ball of the tumor's volume.
         texture: Of the hand-crafted generator: ``"gaussian"`` (CVPR 2023) or ``"salt"`` (NeurIPS workshop 2022).
         grain: Of the hand-crafted generator: η of its texture, from 1.
@@ -221,6 +222,8 @@ class TumorSpec:
         self._take("capsule_hu", low=-500, high=500)
         if self.satellites is not None:
             object.__setattr__(self, "satellites", _satellites(self.satellites))
+        if self.generator == "copy_paste":
+            self._check_copied()
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -230,7 +233,7 @@ class TumorSpec:
     @property
     def needs_hu(self) -> bool:
         """Whether drawing needs the CT besides the organ mask."""
-        return self.generator == "handcrafted" or self.vessel_clearance_mm is not None
+        return self.generator != "diffusion" or self.vessel_clearance_mm is not None
 
     @property
     def chosen_radii_mm(self) -> list[float]:
@@ -282,6 +285,18 @@ class TumorSpec:
             self, count=self.satellites.count, size=size, diameter_mm=diameter_mm,
             location=Location(), placement="uniform", mass_effect=fixed(0), capsule_hu=fixed(0), satellites=None,
         )  # fmt: skip
+
+    def _check_copied(self) -> None:
+        """Refuse what would change a copied tumor."""
+        chosen = {
+            "diameter_mm": self.diameter_mm,
+            "contrast_hu": self.contrast_hu,
+            "irregularity": None if self.irregularity == _ONE else self.irregularity,
+            "satellites.diameter_mm": None if self.satellites is None else self.satellites.diameter_mm,
+        }
+        given = next((name for name, value in chosen.items() if value is not None), None)
+        if given is not None:
+            raise ConfigError(f"{given} does not go with generator copy_paste, whose tumors stay as they are: omit it.")
 
     def _take(self, name: str, *, low: float, high: float, whole: bool = False) -> None:
         """Read a number or distribution and check that it stays in range."""

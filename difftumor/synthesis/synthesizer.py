@@ -30,12 +30,12 @@ from difftumor.synthesis.blending import (
 )
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.effects import MutableBatch, apply_effects
+from difftumor.synthesis.generators.copy_paste import NO_SOURCES, SourceTumors
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.generators.handcrafted import handcrafted_texture
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
-from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.spec import TumorSpec
 
 
@@ -67,6 +67,7 @@ class TumorSynthesizer:
         organ: Host of the tumors, with the rules of their placement and blending.
         diffusion: Diffusion model, or one for each size group; None for hand-crafted tumors only.
         spacing_mm: Voxel size of model space.
+        sources: Real tumors to copy, at that voxel size.
 
     Raises:
         SynthesisError: The spacing is not three positive numbers.
@@ -78,6 +79,7 @@ class TumorSynthesizer:
         organ: Organ,
         diffusion: DiffusionTexture | Mapping[str, DiffusionTexture] | None = None,
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+        sources: SourceTumors = NO_SOURCES,
     ) -> None:
         if len(spacing_mm) != 3 or not all(step > 0 for step in spacing_mm):
             raise SynthesisError(f"spacing_mm is {tuple(spacing_mm)}: give three positive lengths.")
@@ -86,6 +88,7 @@ class TumorSynthesizer:
         self.spacing_mm: Vector = (x, y, z)
         if isinstance(diffusion, DiffusionTexture):
             diffusion = {group: diffusion for group in get_args(SizeGroup)}  # noqa: C420 keeps the type
+        self.sources = sources
         self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})
         self._device = torch.device("cpu")
 
@@ -124,7 +127,7 @@ class TumorSynthesizer:
             tumors: What is wanted.
             seed: With ``keys``, decides everything; the first tumors do not depend on how many follow.
             keys: For instance ``("epoch", 3, "sample", 17)``.
-            ct_hu_XYZ: CT of the same shape, for hand-crafted tumors and clearance from vessels.
+            ct_hu_XYZ: CT of the same shape, for hand-crafted and copied tumors and clearance from vessels.
             affine: (4, 4), voxels of the mask to world mm, for ``center_mm``; by default the spacing alone.
             open_border: Whether tumors may be cut by the array's border, as in a training crop.
 
@@ -143,7 +146,7 @@ class TumorSynthesizer:
             affine=affine,
             open_border=open_border,
         )
-        drawn = draw_tumors(host, specs, seed=seed, keys=keys)
+        drawn = draw_tumors(host, specs, seed=seed, keys=keys, sources=self.sources)
         if drawn.shortfalls and not drawn.records:
             raise no_room(self.organ, specs)
         return drawn.records
@@ -198,8 +201,8 @@ class TumorSynthesizer:
             for patch, texture_hu in _textures(texture, patches, ct, lesions):
                 self._blend(patch, texture_hu, texture.window, ct, blend)
         for tumor in tumors:
-            if tumor.record.texture is not None:
-                _blend_handcrafted(tumor, ct, organ, blend)
+            if tumor.record.generator != "diffusion":
+                self._blend_alone(tumor, ct, organ, blend)
         tumors = _without(tumors, blend.faint, lesions)
         kept = [tuple(tumor.record for tumor in tumors if tumor.element == element) for element in range(len(ct))]
         made_hu, halo = blend.applied_to(ct)
@@ -226,8 +229,9 @@ class TumorSynthesizer:
         placement = Placement(host)
         for instance, record in enumerate(drawn, start=1):
             self._check_record(record, triple(organ_XYZ.shape))
+            whole = self.sources.shape(record)
             box, mask = placement.cut(
-                tumor_shape(record),
+                whole,
                 record.center_voxel,
                 may_leave=record.may_leave_organ,
                 may_overlap=record.may_overlap,
@@ -239,7 +243,7 @@ class TumorSynthesizer:
                 )
             placement.add(box, mask)
             lesions_XYZ[box.slices][mask] = instance
-            yield PlacedTumor(element, instance, record, Box.around(mask).shifted(box.start))
+            yield PlacedTumor(element, instance, record, Box.around(mask).shifted(box.start), triple(whole.shape))
 
     def _check_record(self, record: TumorRecord, shape: Voxel) -> None:
         if record.spacing_mm != self.spacing_mm:
@@ -284,6 +288,26 @@ class TumorSynthesizer:
             healthy = ct[index].clamp(window.low_hu, window.high_hu)
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, patch.box.start, strict=True))
             blend.add(tumor, box, blend_change(healthy, texture_hu[inside], own), own)
+
+    def _blend_alone(self, tumor: PlacedTumor, ct: Tensor, organ: Tensor, blend: Blend) -> None:
+        """Add one hand-crafted or copied tumor, which no network makes."""
+        record = tumor.record
+        # Made for the whole halo and then cut, so that the border of the array does not change it.
+        whole, box = tumor.whole_halo_box, tumor.halo_box(triple(ct.shape[2:]))
+        index = (tumor.element, 0, *box.slices)
+        healthy = ct[index]
+        if record.texture is None:
+            texture_hu = torch.from_numpy(self.sources.texture(record, whole))
+        else:
+            texture_hu = handcrafted_texture(
+                record.texture, whole.shape, spacing_mm=record.spacing_mm, seed=record.texture_seed
+            )
+            if record.texture.host_noise_mm > 0:
+                healthy = _without_noise(tumor, box, ct, organ)
+        inside = box.relative_to(whole).slices
+        own = blurred_weight(blend.lesions[index] == tumor.instance, record.blur_sigma_voxels)
+        # Hu et al. 2023, eq. (4), of the CT as it is: no window.
+        blend.add(tumor, box, blend_change(healthy, texture_hu.to(ct.device)[inside], own), own)
 
 
 def no_room(organ: Organ, tumors: Sequence[TumorSpec]) -> SynthesisError:
@@ -334,24 +358,6 @@ def _without(tumors: list[PlacedTumor], faint: list[PlacedTumor], lesions: Tenso
         if number:
             kept.append(replace(tumor, instance=number))
     return kept
-
-
-def _blend_handcrafted(tumor: PlacedTumor, ct: Tensor, organ: Tensor, blend: Blend) -> None:
-    """Add one hand-crafted tumor."""
-    record = tumor.record
-    assert record.texture is not None
-    shape = triple(ct.shape[2:])
-    # Made for the whole halo and then cut, so that the border of the array does not change it.
-    whole, box = tumor.whole_halo_box, tumor.halo_box(shape)
-    texture_hu = handcrafted_texture(
-        record.texture, whole.shape, spacing_mm=record.spacing_mm, seed=record.texture_seed
-    ).to(ct.device)
-    inside = tuple(slice(a - o, b - o) for a, b, o in zip(box.start, box.stop, whole.start, strict=True))
-    index = (tumor.element, 0, *box.slices)
-    own = blurred_weight(blend.lesions[index] == tumor.instance, record.blur_sigma_voxels)
-    # Hu et al. 2023, eq. (4), of the CT as it is: no window.
-    healthy = _without_noise(tumor, box, ct, organ) if record.texture.host_noise_mm > 0 else ct[index]
-    blend.add(tumor, box, blend_change(healthy, texture_hu[inside], own), own)
 
 
 def _without_noise(tumor: PlacedTumor, box: Box, ct: Tensor, organ: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ EARLIER: Mapping[str, Any] = {
     "optimizer.gamma": 0.1,
     "optimizer.milestones": [],
     "perceptual.reduction": "mean",
+    "synthesis.generators.copy_paste": 0.0,
     "synthesis.scale_texture": False,
     "loss.smooth_nr": 1e-5,
     "loss.smooth_dr": 1e-5,

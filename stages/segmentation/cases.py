@@ -26,12 +26,14 @@ class ChosenCases:
         real: To train on, with annotated tumors.
         made: To train on, healthy for tumors to be made in, or with tumors made before.
         validation: Held out, with annotated tumors.
+        patients: With annotated tumors and not held out, whether trained on or not; their tumors may be copied.
     """
 
     origins: Mapping[Case, Origin]
     real: tuple[Case, ...]
     made: tuple[Case, ...]
     validation: tuple[Case, ...]
+    patients: tuple[Case, ...]
 
     @property
     def train(self) -> tuple[Case, ...]:
@@ -47,7 +49,8 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
         CaseListError: A list is malformed, or there is nothing to train on.
     """
     tumors, data, organ = options.tumors, options.data, options.organ
-    if data.root is None and data.labels is None and data.healthy_root is not None and tumors not in ("real", "mixed"):
+    annotated = tumors not in ("diffusion", "handcrafted")
+    if data.root is None and data.labels is None and data.healthy_root is not None and not annotated:
         # No annotated tumor is trained on, and none need be there.
         listed, found = CaseList((), {}, data.healthy_root), SortedCases((), (), ())
     else:
@@ -59,7 +62,7 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
     found, elsewhere, set_apart = _with_more_healthy(options, found)
     origins |= elsewhere
     fold, unseen = options.fold, stated
-    if tumors in ("diffusion", "handcrafted") and not stated and fold is not None:
+    if not annotated and not stated and fold is not None:
         # No annotated tumor is trained on: too few for folds are all there to validate on, and none are no error.
         patients = {case.patient for case in found.tumor}
         if len(patients) < options.folds.count:
@@ -77,15 +80,17 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
         ready = _made_before(offline, organ, known, held_out)
         origins |= ready
         made = tuple(ready)
-    _check_any(tumors, real, made, listed, organ)
+    _check_any(tumors, train.tumor, made, listed, organ)
     kind = "healthy ones" if offline is None or tumors == "real" else "with tumors made before"
     with_tumors = f"{counted(len(real), 'case')} with real tumors"
     say(f"Training on {with_tumors} and {len(made)} {kind}, validating on {len(validation)}.")
-    return ChosenCases(origins, real, made, validation)
+    return ChosenCases(origins, real, made, validation, train.tumor)
 
 
-def _check_any(tumors: Tumors, real: tuple[Case, ...], made: tuple[Case, ...], listed: CaseList, organ: Organ) -> None:
-    if tumors in ("real", "mixed") and not real:
+def _check_any(
+    tumors: Tumors, patients: tuple[Case, ...], made: tuple[Case, ...], listed: CaseList, organ: Organ
+) -> None:
+    if tumors in ("real", "mixed", "copy_paste") and not patients:
         raise CaseListError(f"{listed.source} has no case with a {organ.name} tumor: give other data or organ.")
     if tumors != "real" and not made:
         raise CaseListError(
@@ -136,13 +141,14 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
                 f"{file} has tumors in the {record.organ}, not in the {organ.name}: give synthesis.offline a folder "
                 f"made with --organ {organ.name}, or organ={record.organ}."
             )
-        original = known.get(record.host)
-        strangers += original is None
-        patient = "" if original is None else original.patient
+        # A scan shows its own patient, and those whose tumors were copied into it.
+        originals = [known.get(scan) for scan in record.scans]
+        strangers += None in originals
+        patients = ["" if original is None else original.patient for original in originals]
         case = Case(
-            file.parent.name, file.parent / CT_FILE, file.parent / LABELS_FILE, patient, tumor_organs=(organ.name,)
+            file.parent.name, file.parent / CT_FILE, file.parent / LABELS_FILE, patients[0], tumor_organs=(organ.name,)
         )
-        (seen if case.patient in held_out else cases).append(case)
+        (seen if held_out & {case.patient, *patients} else cases).append(case)
     if not cases:
         raise CaseListError(
             f"synthesis.offline={folder} holds no scan with tumors made before of patients to train on: fill it with "

@@ -25,7 +25,7 @@ from stages.run.reading import (
 )
 
 # Which tumors are trained on: annotated ones, ones made in healthy scans by one generator, or annotated and made ones.
-Tumors = Literal["real", "diffusion", "handcrafted", "mixed"]
+Tumors = Literal["real", "diffusion", "handcrafted", "copy_paste", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class GeneratorWeights:
 
     diffusion: NotNegative = 0.0
     handcrafted: NotNegative = 0.0
+    copy_paste: NotNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class TumorOptions:
         early_model: Diffusion model of early tumors; None leaves their sizes out.
         late_model: Likewise of late ones.
         allow_incomplete: Whether models whose training is unfinished are accepted.
-        probability: Chance that a healthy crop gets tumors.
+        probability: Chance that a healthy crop gets tumors; 0 leaves healthy scans as they are, and needs no models.
         center: Share of the healthy crops whose tumors are made in a crop twice as large, of which then a crop is cut
             that is centered on a voxel of a tumor.
         sizes: Weights by which the size of a crop's tumors is drawn.

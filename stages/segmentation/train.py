@@ -14,11 +14,11 @@ from difftumor.models.artifact import Parent
 from stages.run.data import Caching
 from stages.run.entry import command_line
 from stages.run.run import Stage
-from stages.segmentation.cases import choose_cases
+from stages.segmentation.cases import ChosenCases, choose_cases
 from stages.segmentation.data import SegmentationData, SegmentationReader
 from stages.segmentation.module import SegmentationModule
 from stages.segmentation.options import SegmentationOptions
-from stages.segmentation.tumor_models import margin_of, tumors_of, warn_of_leaks
+from stages.segmentation.tumor_models import margin_of, needed_models, tumors_of, warn_of_leaks
 from stages.segmentation.tumors import Stopwatch, TumorsAhead, TumorsOnTheFly, finished
 
 
@@ -30,10 +30,12 @@ def build(options: SegmentationOptions) -> Stage:
     """
     options.data.check_crop(4)
     patience = options.training.patience
-    tumors, parents = tumors_of(options)
+    models = needed_models(options)  # what is missing is said before any label map is read
+    chosen = choose_cases(options)
+    tumors, parents = tumors_of(options, models, chosen)
     waited = Stopwatch() if options.synthesis.prefetch and tumors is not None else None
     ahead = None if waited is None else partial(TumorsAhead, finish=partial(finished, tumors=tumors), waited=waited)
-    crops = _data(options, ahead)
+    crops = _data(options, chosen, ahead)
     warn_of_leaks(options, parents, crops.validation)
     if patience is not None and not crops.validation:
         raise ConfigError(
@@ -41,7 +43,7 @@ def build(options: SegmentationOptions) -> Stage:
             "give a fold and scans with tumors, or training.patience=null."
         )
     return Stage(
-        module=_module(options, tumors, parents, crops, waited),
+        module=_module(options, tumors, parents, crops, waited, chosen),
         data=crops,
         epochs=options.training.epochs,
         monitor="validation/tumor_dsc" if crops.validation else None,
@@ -52,7 +54,9 @@ def build(options: SegmentationOptions) -> Stage:
     )
 
 
-def _data(options: SegmentationOptions, ahead: Callable[..., TumorsAhead] | None) -> SegmentationData:
+def _data(
+    options: SegmentationOptions, chosen: ChosenCases, ahead: Callable[..., TumorsAhead] | None
+) -> SegmentationData:
     data, organ, augmentation = options.data, options.organ, options.augmentation
     transform = SegmentationCrop(
         data.crop,
@@ -69,7 +73,6 @@ def _data(options: SegmentationOptions, ahead: Callable[..., TumorsAhead] | None
         scale_probability=augmentation.scale_probability,
         margin=margin_of(options),
     )
-    chosen = choose_cases(options)
     return SegmentationData(
         reader=SegmentationReader(
             origins=chosen.origins,
@@ -99,7 +102,9 @@ def _module(
     parents: Mapping[str, Parent],
     crops: SegmentationData,
     waited: Stopwatch | None,
+    chosen: ChosenCases,
 ) -> SegmentationModule:
+    copied = chosen.patients if tumors is not None and tumors.mix.uses("copy_paste") else ()
     return SegmentationModule(
         seed=options.seed,
         backbone=options.backbone,
@@ -115,7 +120,8 @@ def _module(
         waited=waited,
         parents=parents,
         cases={
-            "training": [case.id for case in crops.train],
+            # Scans that only lend their tumors are trained on too.
+            "training": [case.id for case in dict.fromkeys((*crops.train, *copied))],
             "validation": [case.id for case in crops.validation],
         },
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from difftumor.errors import ConfigError
 from difftumor.scans.lesions import SizeGroup
+from difftumor.scans.organs import SIZE_NAMES
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.distributions import Distribution, fixed
 from difftumor.synthesis.records import GeneratorName
@@ -27,17 +28,18 @@ class TumorMix:
 
     Args:
         probability: Chance that a healthy crop gets tumors.
-        generators: ``"diffusion"`` and ``"handcrafted"`` to their weights; weights need not sum to 1.
+        generators: ``"diffusion"``, ``"handcrafted"`` and ``"copy_paste"`` to their weights; they need not sum to 1.
         sizes: Size class or group (``early``: tiny or small) to its weight.
-        most_early: Early diffusion tumors come one to so many at once, larger ones alone; of hand-crafted tumors there
-            are as many as Hu et al. 2023 have them, Table 6.
+        most_early: Early diffusion tumors and copies come one to so many at once, larger ones alone; of hand-crafted
+            tumors there are as many as Hu et al. 2023 have them, Table 6.
         placement: ``"slice"`` (published) or ``"uniform"``.
-        irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids.
+        irregularity: Factor on the elastic deformation of a tumor's size; 0 for ellipsoids. Copies stay as they are.
         blur_mm: σ of the Gaussian that softens rims, 0 for sharp ones; None leaves it to the generator.
         blur_share: Instead of ``blur_mm``: σ as a share of the tumor's radius.
         scale_texture: Whether hand-crafted texture is scaled to the deviation of the organ's tissue.
         host_noise_mm: How much of the CT's noise stays under hand-crafted tumors; None for nothing.
         models: Size groups whose diffusion models are there; the others' sizes are not made with diffusion.
+        copied: Size classes of the real tumors that can be copied; the others' sizes are not copied.
 
     Raises:
         ConfigError: A field of the tumors is out of range, a size is unknown, or no size is left for a generator.
@@ -54,6 +56,7 @@ class TumorMix:
     scale_texture: bool = True
     host_noise_mm: Distribution | float | None = None
     models: frozenset[SizeGroup] = frozenset(get_args(SizeGroup))
+    copied: frozenset[str] = frozenset(SIZE_NAMES)
 
     @classmethod
     def of(cls, options: SegmentationOptions) -> TumorMix:
@@ -86,6 +89,12 @@ class TumorMix:
             raise ConfigError(
                 "synthesis.sizes has no weight above 0 for a size whose diffusion model is given: add one."
             )
+        if self.uses("copy_paste") and not self._sizes_of("copy_paste"):
+            there = ", ".join(name for name in SIZE_NAMES if name in self.copied)
+            raise ConfigError(
+                "synthesis.sizes has no weight above 0 for a size of the training patients' tumors, which are "
+                f"{there}: add one."
+            )
 
     def uses(self, generator: GeneratorName) -> bool:
         """Whether some tumors come from a generator."""
@@ -97,12 +106,12 @@ class TumorMix:
         wanted = (size_groups_of(size) for size, weight in self.sizes.items() if weight > 0)
         return frozenset().union(*wanted) if self.uses("diffusion") else frozenset()
 
-    @property
-    def left_out(self) -> list[str]:
-        """Sizes with a weight that are not made with diffusion because their model is missing."""
-        if not self.uses("diffusion"):
-            return []
-        return [size for size, weight in self.sizes.items() if weight > 0 and not size_groups_of(size) <= self.models]
+    def left_out(self, generator: GeneratorName) -> list[str]:
+        """Return sizes with a weight that a generator can't make: their model, or a tumor to copy, is missing."""
+        weighted = [size for size, weight in self.sizes.items() if weight > 0 and self.uses(generator)]
+        if generator == "diffusion":
+            return [size for size in weighted if not size_groups_of(size) <= self.models]
+        return [size for size in weighted if generator == "copy_paste" and self.copied.isdisjoint(sizes_of(size))]
 
     def draw(self, seed: int) -> TumorSpec | None:
         """Draw what tumors a crop is to get, or None for a crop that stays healthy."""
@@ -117,9 +126,9 @@ class TumorMix:
         return TumorSpec(
             generator=kind,
             size=size,
-            count=count if kind == "diffusion" else PAPER_COUNT,  # type: ignore[arg-type]
+            count=count if kind != "handcrafted" else PAPER_COUNT,  # type: ignore[arg-type]
             placement=self.placement,
-            **self._looks,
+            **{**self._looks, "irregularity": 1.0 if kind == "copy_paste" else self.irregularity},
         )
 
     @property
@@ -127,7 +136,7 @@ class TumorMix:
         return {name: getattr(self, name) for name in _LOOKS}
 
     def _sizes_of(self, generator: GeneratorName) -> dict[str, float]:
-        left_out = self.left_out if generator == "diffusion" else ()
+        left_out = self.left_out(generator)
         return {size: weight for size, weight in self.sizes.items() if weight > 0 and size not in left_out}
 
 

@@ -1,4 +1,4 @@
-"""The diffusion models that make a run's tumors: which are needed, loading them, and which scans they have seen."""
+"""What a run's tumors are made with: diffusion models, the scans that these have seen, and real tumors to copy."""
 
 from __future__ import annotations
 
@@ -11,34 +11,74 @@ from difftumor.errors import ArtifactError, ConfigError
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.lesions import SizeGroup
+from difftumor.synthesis.generators.copy_paste import SourceTumors
 from difftumor.synthesis.scan.loading import load_synthesizer
+from difftumor.synthesis.scan.sources import read_sources
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.run.data import check_same_preprocessing
 from stages.run.run import say
+from stages.segmentation.cases import ChosenCases
 from stages.segmentation.options import SegmentationOptions
 from stages.segmentation.tumor_mix import TumorMix
 from stages.segmentation.tumors import TumorsOnTheFly
 
 
-def tumors_of(options: SegmentationOptions) -> tuple[TumorsOnTheFly | None, dict[str, Parent]]:
-    """Load what makes the tumors of a run.
+def makes_tumors(options: SegmentationOptions) -> bool:
+    """Whether tumors are made during training: not if they are real or made before, or if no crop is to get any."""
+    synthesis = options.synthesis
+    return options.tumors != "real" and synthesis.offline is None and synthesis.probability > 0
 
-    Returns:
-        It, or None if tumors are real or made before; and the diffusion models by role, as they were when they were
-        loaded.
+
+def needed_models(options: SegmentationOptions) -> dict[SizeGroup, Path]:
+    """Return the diffusion artifacts that are given and needed, by size group; none is loaded.
 
     Raises:
-        ConfigError: No size is left to be made, or a model is missing.
-        ArtifactError: A model cannot be used, or was replaced while it was loaded.
+        ConfigError: The mix of tumors is wrong, or a model is missing.
     """
     mix = TumorMix.of(options)
-    if options.tumors == "real" or options.synthesis.offline is not None:
+    if not makes_tumors(options) or not mix.uses("diffusion"):
+        return {}
+    given: dict[SizeGroup, Path | None] = {"early": options.synthesis.early_model, "late": options.synthesis.late_model}
+    models = {group: path for group, path in given.items() if path is not None and group in mix.groups}
+    if not models:
+        raise ConfigError(
+            f"tumors={options.tumors} needs a diffusion model for its sizes: give synthesis.early_model=PATH, "
+            "or do without: tumors=handcrafted, tumors=copy_paste, tumors=real."
+        )
+    for group, path in models.items():
+        if not path.is_dir():
+            raise ConfigError(
+                f"synthesis.{group}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
+                f"organ={options.organ.name} tumor_stage={group}, or do without it: synthesis.{group}_model=null."
+            )
+    return models
+
+
+def tumors_of(
+    options: SegmentationOptions, models: Mapping[SizeGroup, Path], chosen: ChosenCases
+) -> tuple[TumorsOnTheFly | None, dict[str, Parent]]:
+    """Load what makes the tumors of a run.
+
+    Args:
+        options: Of the run.
+        models: As ``needed_models`` returned them.
+        chosen: Its cases; tumors of the training patients are those that are copied.
+
+    Returns:
+        It, or None if no tumors are made; and the diffusion models by role, as they were when they were loaded.
+
+    Raises:
+        ConfigError: No size is left to be made.
+        ArtifactError: A model cannot be used, or was replaced while it was loaded.
+        DiffTumorError: A case whose tumors are to be copied cannot be read.
+    """
+    if not makes_tumors(options):
         return None, {}
-    models = _models(mix, options)
+    mix = TumorMix.of(options)
     if models:
         mix = replace(mix, models=frozenset(models))
-    if mix.left_out:
-        say(f"No tumors of size {', '.join(mix.left_out)} are made, because their diffusion model is not given.")
+    if missing := mix.left_out("diffusion"):
+        say(f"No tumors of size {', '.join(missing)} are made, because their diffusion model is not given.")
     parents = {f"diffusion_{group}": Parent.at(path) for group, path in models.items()}
     for path in models.values():
         check_same_preprocessing(options.data, path, names=("spacing_mm",))
@@ -50,6 +90,11 @@ def tumors_of(options: SegmentationOptions) -> tuple[TumorsOnTheFly | None, dict
     for parent in parents.values():
         if Parent.at(parent.path) != parent:
             raise ArtifactError(f"{parent.path} was replaced while it was being loaded: rerun the same command.")
+    if mix.uses("copy_paste"):
+        synthesizer.sources = _tumors_to_copy(options, synthesizer, chosen)
+        mix = replace(mix, copied=synthesizer.sources.sizes)
+        if missing := mix.left_out("copy_paste"):
+            say(f"No tumors of size {', '.join(missing)} are copied, because no training patient has one.")
     tumors = TumorsOnTheFly(
         synthesizer=synthesizer,
         mix=mix,
@@ -62,8 +107,22 @@ def tumors_of(options: SegmentationOptions) -> tuple[TumorsOnTheFly | None, dict
 
 def margin_of(options: SegmentationOptions) -> tuple[int, ...]:
     """Return the voxels around each crop that come with it, so that it can move to the tumors it gets."""
-    moves = options.synthesis.center > 0 and options.tumors != "real" and options.synthesis.offline is None
+    moves = options.synthesis.center > 0 and makes_tumors(options)
     return tuple(size // 2 if moves else 0 for size in options.data.crop)
+
+
+def _tumors_to_copy(options: SegmentationOptions, synthesizer: TumorSynthesizer, chosen: ChosenCases) -> SourceTumors:
+    """Read the tumors of the training patients, and none of the validation patients."""
+    listed = chosen.origins[chosen.patients[0]].source
+    say(f"Reading the tumors of {len(chosen.patients)} training cases, to copy them.")
+    sources, _ = read_sources(
+        listed,
+        options.organ,
+        spacing_mm=synthesizer.spacing_mm,
+        only=chosen.patients,
+        workers=options.data.num_workers,
+    )
+    return sources
 
 
 def warn_of_leaks(options: SegmentationOptions, models: Mapping[str, Parent], validation: Sequence[Case]) -> None:
@@ -79,23 +138,3 @@ def warn_of_leaks(options: SegmentationOptions, models: Mapping[str, Parent], va
                 f"tumor_stage={role.removeprefix('diffusion_')} data.root={options.data.root}{fold} "
                 f"folds.count={options.folds.count} folds.seed={options.folds.seed}."
             )
-
-
-def _models(mix: TumorMix, options: SegmentationOptions) -> dict[SizeGroup, Path]:
-    """Return the diffusion artifacts that are given and needed, by size group."""
-    if not mix.uses("diffusion"):
-        return {}
-    given: dict[SizeGroup, Path | None] = {"early": options.synthesis.early_model, "late": options.synthesis.late_model}
-    models = {group: path for group, path in given.items() if path is not None and group in mix.groups}
-    if not models:
-        raise ConfigError(
-            f"tumors={options.tumors} needs a diffusion model for its sizes: give synthesis.early_model=PATH, "
-            "or do without: tumors=handcrafted, tumors=real."
-        )
-    for group, path in models.items():
-        if not path.is_dir():
-            raise ConfigError(
-                f"synthesis.{group}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
-                f"organ={options.organ.name} tumor_stage={group}, or do without it: synthesis.{group}_model=null."
-            )
-    return models

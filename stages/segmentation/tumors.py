@@ -63,7 +63,7 @@ class TumorsOnTheFly:
         margin: Voxels along X, Y, Z around each crop that come with it.
 
     Raises:
-        ConfigError: The mix has a size whose model the synthesizer lacks.
+        ConfigError: The mix has a size whose model the synthesizer lacks, or copies and no tumor to copy.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class TumorsOnTheFly:
             raise ConfigError(
                 f"synthesis.sizes has sizes of the {missing[0]} model, which is not given: leave them out."
             )
+        if mix.uses("copy_paste") and not synthesizer.sources.tumors:
+            raise ConfigError("synthesis.generators has copy_paste, and there is no tumor to copy: leave it out.")
         self.synthesizer = synthesizer
         self.mix = mix
         self.minimum_change_hu = minimum_change_hu or 0.0

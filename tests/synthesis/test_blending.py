@@ -23,7 +23,7 @@ MULTIPLE = (8, 8, 4)
 
 
 def placed(start, stop, *, element=0, instance=1, blur=0.5):
-    return PlacedTumor(element, instance, record(blur_sigma_voxels=blur), Box(start, stop))
+    return PlacedTumor(element, instance, record(blur_sigma_voxels=blur), Box(start, stop), Box(start, stop).shape)
 
 
 def plan(tumors, array, patch=(32, 32, 32), together=False):

@@ -184,6 +184,7 @@ def _options(
     jobs: int,
 ) -> SynthesisOptions | None:
     """Return how synthetic tumors are made; None without ``--synthetic``."""
+    from difftumor.errors import ConfigError
     from difftumor.synthesis.scan.options import SynthesisOptions, plan_tumors, refuse
 
     if not copies:
@@ -191,4 +192,7 @@ def _options(
         refuse({**short, **others}, beside="a data set without --synthetic")
         return None
     plan = plan_tumors(tumors, **short)
+    if any(spec.generator == "copy_paste" for spec in plan.tumors):
+        # Copies of a patient's tumors would be in folds that validate the patient.
+        raise ConfigError("Copies with generator copy_paste would mix patients of all folds: give another generator.")
     return SynthesisOptions(organ=organ.name, tumors=plan.tumors, seed=seed, model=model, device=device or "auto")

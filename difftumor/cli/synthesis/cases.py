@@ -41,6 +41,7 @@ def synthesize_cases(
     check_folder(out, option="--out")
     organ, listed = get_organ(options.organ), listed_cases(source, files.mask, files.convention)
     options.find_models()
+    options.find_sources()
     # Here, because it needs PyTorch: what is wrong above is reported at once.
     from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
 

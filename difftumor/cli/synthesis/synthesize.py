@@ -29,6 +29,14 @@ MANY = (
 MODEL = (
     "by default checkpoints/diffusion_ORGAN_early for tumors below 2 cm, checkpoints/diffusion_ORGAN_late for others."
 )
+GENERATORS = (
+    "diffusion; handcrafted: after Hu et al., without a model; or copy_paste: real tumors of --source, pasted as they "
+    "are. By default diffusion."
+)
+SOURCE = (
+    "With copy_paste: the cases whose tumors are copied, as a folder, a dataset.json, or a CSV or JSON list, with "
+    "labels. With --replay: where they are now."
+)
 PRESETS = (
     "training: texture and shape only; reader: away from vessels, with mass effect and capsule. By default training."
 )
@@ -49,7 +57,7 @@ def synthesize(
     ] = None,
     cases: Annotated[Path | None, option(MANY, SCAN)] = None,
     tumors: Annotated[Path | None, option("YAML file of the tumors, instead of the options below.", TUMORS)] = None,
-    generator: Annotated[str | None, option("diffusion or handcrafted; by default diffusion.", TUMORS)] = None,
+    generator: Annotated[str | None, option(GENERATORS, TUMORS)] = None,
     preset: Annotated[str | None, option(PRESETS, TUMORS)] = None,
     size: Annotated[str | None, option(SIZES, TUMORS)] = None,
     radius_mm: Annotated[
@@ -64,6 +72,7 @@ def synthesize(
     ] = None,
     seed: Annotated[int | None, option("The same seed gives the same tumors; by default 0.", TUMORS)] = None,
     model: Annotated[Path | None, option(f"Diffusion artifact; {MODEL}", MAKING)] = None,
+    source: Annotated[Path | None, option(SOURCE, MAKING)] = None,
     quality_gate: Annotated[bool, flag("--quality-gate", "Redraw implausible tumors.", MAKING)] = False,
     gate_attempts: Annotated[
         int | None, option("Tumors to try before the gate gives one up; by default 10.", MAKING, min=1)
@@ -122,7 +131,7 @@ def synthesize(
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
         judged = {"quality_gate": quality_gate or None, "strict": strict or None, **gate}
         requests.refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
-        _say(replay_files(replay, files, model=model, device=device, out=out, overwrite=overwrite))
+        _say(replay_files(replay, files, model=model, source=source, device=device, out=out, overwrite=overwrite))
         return
     if organ is None:
         raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
@@ -134,6 +143,7 @@ def synthesize(
         tumors=plan.tumors,
         seed=next((value for value in (seed, plan.seed) if value is not None), 0),
         model=model,
+        source=source,
         sampler=sampling,
         precision=precision,  # type: ignore[arg-type]
         device=device,

@@ -31,6 +31,7 @@ from difftumor.synthesis.scan.insertion import ScanSynthesis, apply_to_scan
 from difftumor.synthesis.scan.model_scan import ModelScan
 from difftumor.synthesis.scan.record import record_content, write_record
 from difftumor.synthesis.scan.report import TumorReport, report_tumors
+from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # A CT, whole or a part of it, to labels on its grid: 0 background, 1 organ, 2 tumor.
@@ -128,7 +129,7 @@ class Benchmark:
         with folder_written_whole(folder) as staging:
             for variants in distinct(plan.variants):
                 first = variants[0]
-                if not model_scan.shows(first.record):
+                if not model_scan.shows(first.record, tumor_shape(first.record)):
                     notes += [
                         f"A tumor at {v.dimension} {v.level:+d}σ lies between the scan's voxels." for v in variants
                     ]

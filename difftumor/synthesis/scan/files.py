@@ -147,6 +147,7 @@ class ScanSynthesizer:
         gate: Which tumors are good enough; None for all.
         strict: Whether falling short of the request is an error.
         models: The diffusion models behind the synthesizer by size group, for the record.
+        sources: Likewise the files of the cases whose tumors are copied, by id.
     """
 
     synthesizer: TumorSynthesizer
@@ -155,6 +156,7 @@ class ScanSynthesizer:
     gate: QualityGate | None = None
     strict: bool = False
     models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    sources: Mapping[str, ScanInputs] = field(default_factory=dict)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -194,9 +196,11 @@ class ScanSynthesizer:
         """
         synthesizer = self.synthesizer
         model_scan = ModelScan(scan, synthesizer.spacing_mm)
-        host = model_scan.host(self.tumors, synthesizer.organ)
+        host = model_scan.host(self.tumors, synthesizer.organ, synthesizer.sources)
         sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=self.gate)
-        drawn = draw_tumors(host, self.tumors, seed=self.seed, accept=sampler, attempts=sampler.attempts)
+        drawn = draw_tumors(
+            host, self.tumors, seed=self.seed, accept=sampler, attempts=sampler.attempts, sources=synthesizer.sources
+        )
         self._check_enough(drawn.records, drawn.shortfalls, sampler)
         made = apply_to_scan(synthesizer, model_scan, drawn.records)
         tumors = report_tumors(made, host, window=synthesizer.window)
@@ -207,6 +211,7 @@ class ScanSynthesizer:
             "request": self.request,
             "inputs": None if scan.inputs is None else scan.inputs.to_record(),
             "models": {group: model.to_dict() for group, model in self.models.items()},
+            "sources": {case: self.sources[case].to_record() for case in _copied_cases(drawn.records)},
             "device": str(synthesizer.device),
             "shortfalls": list(drawn.shortfalls),
             "rejected": [rejection.to_dict() for rejection in sampler.rejections],
@@ -263,15 +268,20 @@ def replay_scan(
     asked = [{**each, "size": "early"} if each.get("diameter_mm") is not None else each for each in asked]
     specs = [TumorSpec.from_dict(each, where=where) for each in asked]
     model_scan = ModelScan(scan, synthesizer.spacing_mm)
-    host = model_scan.host(specs, synthesizer.organ)
+    host = model_scan.host(specs, synthesizer.organ, synthesizer.sources)
     made = apply_to_scan(synthesizer, model_scan, record.tumors)
     tumors = report_tumors(made, host, window=synthesizer.window)
     kept = {name: record.content[name] for name in ("request", "inputs", "models", "shortfalls", "rejected")}
+    kept["sources"] = record.content.get("sources", {})
     warnings = (*kept["shortfalls"], *find_warnings(tumors))
     then, now = record.content["device"], str(synthesizer.device)
     notes = () if now == then else (f"The record was made on {then}, this is {now}: the last bits may differ.",)
     facts = {**kept, "device": now}
     return SynthesisResult(made=made, tumors=tumors, warnings=warnings, facts=facts, notes=notes).write(out)
+
+
+def _copied_cases(records: Sequence[TumorRecord]) -> list[str]:
+    return sorted({record.source.case for record in records if record.source is not None})
 
 
 def write_volumes(made: ScanSynthesis, folder: Path) -> None:

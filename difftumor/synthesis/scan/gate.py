@@ -104,14 +104,14 @@ class RejectionSampler:
             accepted: Those that are accepted already.
             wanted: Which of the wanted tumors it is, from 1.
         """
-        if not self.model_scan.shows(record):
+        if not self.model_scan.shows(record, self.synthesizer.sources.shape(record)):
             self._made[wanted] += 1
             return None
         samples = CONTRAST_SAMPLES if record.generator == "diffusion" and record.contrast_hu is not None else 1
         if samples == 1 and self.gate is None:
             self._made[wanted] += 1
             return replace(record, attempts=self._made[wanted])
-        neighbors = near(record, accepted, self.model_scan.space)
+        neighbors = near(record, accepted, self.model_scan.space, self.synthesizer.sources)
         best: tuple[float, TumorRecord] | None = None
         for sample in range(samples):
             seed = record.texture_seed if sample == 0 else derive_seed(record.texture_seed, "sample", sample)

@@ -19,10 +19,10 @@ from difftumor.scans.grid import Array, Box, Vector, Voxel, triple
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.synthesis.effects import reach_voxels
+from difftumor.synthesis.generators.copy_paste import SourceTumors
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.model_scan import ModelScan
-from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 # What is kept of model space around a group of tumors: enough for pictures and for what lies around a tumor.
@@ -120,7 +120,7 @@ def apply_to_scan(
     scan = model_scan.scan
     made = [
         _make_group(synthesizer, model_scan, [(number, records[number - 1]) for number in numbers])
-        for numbers in _groups(records, model_scan.space)
+        for numbers in _groups(records, model_scan.space, synthesizer.sources)
     ]
     box = Box.joined([native.box for native in made])
     if box.empty:
@@ -233,7 +233,7 @@ def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape
     for record in records:
         kept = [math.ceil(KEPT_AROUND_MM / step) for step in record.spacing_mm]
         texture = synthesizer.diffusion.get(record.size_group) if record.generator == "diffusion" else None
-        margin = np.add(reach_voxels(record, tumor_shape(record).shape), kept)
+        margin = np.add(reach_voxels(record, synthesizer.sources.shape(record).shape), kept)
         if texture is not None:
             # A patch may lie off its tumor at the scan's end, so that it sees up to a whole patch to one side.
             margin = np.maximum(margin, np.maximum(np.multiply(reach_voxels(record), 2), texture.patch))
@@ -241,11 +241,13 @@ def _region(records: Sequence[TumorRecord], synthesizer: TumorSynthesizer, shape
     return Box.joined(boxes).clipped(shape)
 
 
-def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]]:
+def _groups(records: Sequence[TumorRecord], space: ModelSpace, sources: SourceTumors) -> list[list[int]]:
     """Return the numbers, from 1, of tumors that can touch each other, group by group."""
     # A change in model space takes part in native voxels up to one native step away.
     gap = [math.ceil(step) + 1 for step in space.native_step]
-    boxes = [_around_center(record, np.add(reach_voxels(record), gap)) for record in records]
+    sizes = [None if record.source is None else sources.shape(record).shape for record in records]
+    reaches = [reach_voxels(record, size) for record, size in zip(records, sizes, strict=True)]
+    boxes = [_around_center(record, np.add(reach, gap)) for record, reach in zip(records, reaches, strict=True)]
     groups: list[list[int]] = []
     for number, box in enumerate(boxes, start=1):
         near = [group for group in groups if any(box.overlaps(boxes[other - 1]) for other in group)]
@@ -254,9 +256,11 @@ def _groups(records: Sequence[TumorRecord], space: ModelSpace) -> list[list[int]
     return sorted(groups)
 
 
-def near(record: TumorRecord, others: Sequence[TumorRecord], space: ModelSpace) -> list[TumorRecord]:
+def near(
+    record: TumorRecord, others: Sequence[TumorRecord], space: ModelSpace, sources: SourceTumors
+) -> list[TumorRecord]:
     """Return those of other tumors that a tumor can touch, or that can touch one that it can, in order."""
-    (group,) = (numbers for numbers in _groups([*others, record], space) if len(others) + 1 in numbers)
+    (group,) = (numbers for numbers in _groups([*others, record], space, sources) if len(others) + 1 in numbers)
     return [others[number - 1] for number in group[:-1]]
 
 

@@ -25,6 +25,7 @@ from difftumor.scans.organs import Organ, get_organ
 from difftumor.synthesis.generators.diffusion import DiffusionTexture, Precision
 from difftumor.synthesis.scan.gate import Segment
 from difftumor.synthesis.scan.record import ModelRecord, ScanRecord
+from difftumor.synthesis.scan.sources import read_recorded_sources
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 
 
@@ -159,17 +160,19 @@ def synthesizer_of(
 
 
 def load_recorded(
-    record: ScanRecord, *, model: Path | None = None, device: torch.device | str = "cpu"
+    record: ScanRecord, *, model: Path | None = None, source: Path | None = None, device: torch.device | str = "cpu"
 ) -> TumorSynthesizer:
     """Load the synthesizer that made a record.
 
     Args:
         record: What was made.
         model: Where one of its diffusion models is now; by default all are where they were.
+        source: Where the cases are now whose tumors were copied, likewise.
         device: Where to put the networks.
 
     Raises:
         ArtifactError: A model is missing, or is not the one that made the record.
+        SynthesisError: A case whose tumors were copied is missing, or has other files.
         OrganError: The organ is unknown.
     """
     given = {} if model is None else artifact_identities(model)
@@ -183,7 +186,9 @@ def load_recorded(
                 f"{path} is no longer the model that made {record.path}: give that one as model (--model)."
             )
         textures[group] = load_texture(path, device=device, **recorded.options).texture
-    return TumorSynthesizer(organ=get_organ(record.organ), diffusion=textures, spacing_mm=spacing_mm).to(device)
+    organ = get_organ(record.organ)
+    sources = read_recorded_sources(record, organ, cases=source, spacing_mm=spacing_mm)
+    return TumorSynthesizer(organ=organ, diffusion=textures, spacing_mm=spacing_mm, sources=sources).to(device)
 
 
 def real_tumors(models: Mapping[SizeGroup, LoadedTexture]) -> dict[SizeGroup, AppearanceRanges]:

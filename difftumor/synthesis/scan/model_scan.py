@@ -13,10 +13,11 @@ from difftumor.scans.distances import box_about
 from difftumor.scans.grid import Array, Box, Vector, triple
 from difftumor.scans.model_space import DataKind, ModelSpace
 from difftumor.scans.organs import Organ
+from difftumor.synthesis.generators.copy_paste import NO_SOURCES, SourceTumors
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.shapes import reach_mm, tumor_shape
+from difftumor.synthesis.shapes import reach_mm
 from difftumor.synthesis.sizes import SIZES
 from difftumor.synthesis.spec import TumorSpec
 
@@ -60,19 +61,20 @@ class ModelScan:
         """Return the tumors that are there already, likewise; None if there are none in the scan."""
         return None if self._tumors is None else self._tumors.part(box)
 
-    def host(self, specs: Sequence[TumorSpec], organ: Organ) -> Host:
+    def host(self, specs: Sequence[TumorSpec], organ: Organ, sources: SourceTumors = NO_SOURCES) -> Host:
         """Return the organ as a host of tumors.
 
         Args:
             specs: What will be drawn.
             organ: Rules of placement.
+            sources: Real tumors that may be copied.
 
         Raises:
             OrganError: The organ is too small to be seen at that voxel size.
         """
         # Tumors that may leave the organ need all the space they can reach: one cut here but not when it is applied
         # would leave other space to those drawn after it. The others see the organ's surface, and no more.
-        margin = _margin(specs, organ, self.spacing_mm)
+        margin = _margin(specs, organ, self.spacing_mm, sources)
         box = self.space.model_box(Box.around(self.scan.organ_mask)).padded(margin).clipped(self.space.grid.shape)
         mask = self.organ(box)
         if not mask.any():
@@ -95,9 +97,8 @@ class ModelScan:
             start=box.start,
         )
 
-    def shows(self, record: TumorRecord) -> bool:
-        """Whether a tumor has voxels on the scan's own grid; in thick slices small ones may lie between them."""
-        shape = tumor_shape(record)
+    def shows(self, record: TumorRecord, shape: np.ndarray) -> bool:
+        """Whether a tumor of some shape has voxels on the scan's own grid; small ones may lie between thick slices."""
         whole = box_about(record.center_voxel, shape)
         box = whole.clipped(self.space.grid.shape)
         part = np.ascontiguousarray(shape[box.relative_to(whole).slices]).view(np.uint8)
@@ -129,13 +130,14 @@ class _Carried:
         return self._model[box.slices].copy()
 
 
-def _margin(specs: Sequence[TumorSpec], organ: Organ, spacing_mm: Vector) -> list[int]:
+def _margin(specs: Sequence[TumorSpec], organ: Organ, spacing_mm: Vector, sources: SourceTumors) -> list[int]:
     """Return how many voxels around the organ its tumors can reach, and its vessels are smoothed with."""
     leaving = [SIZES[name] for name in organ.may_leave_organ]
     irregularity = max([1.0, *(spec.irregularity.limits[1] for spec in specs)])
     reach = [reach_mm(s.radius_mm * s.half_axes[1], irregularity * max(s.deformation_mm)) for s in leaving]
     if leaving:
         # The half-axes of a tumor of chosen diameter differ by the ratios of a class; none is longer than 2 r.
+        reach.append(sources.reach_mm)
         reach += [reach_mm(2 * r, irregularity * r / 2) for spec in specs for r in spec.chosen_radii_mm]
     farthest = max([*reach, _SMOOTHING_MM])
     return [math.ceil(farthest / step) + 2 for step in spacing_mm]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from difftumor.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from difftumor.datasets.cases import CaseList
     from difftumor.scans.lesions import SizeGroup
     from difftumor.scans.organs import Organ
     from difftumor.synthesis.generators.diffusion import Precision
@@ -196,6 +197,7 @@ class SynthesisOptions:
         tumors: Which tumors.
         seed: The same seed and scan give the same tumors.
         model: Diffusion artifact for all tumors; None for the default places.
+        source: Cases whose tumors ``"copy_paste"`` copies: a folder or list, with labels.
         sampler: What to change of the model's own sampling: ``kind``, ``steps``, ``eta``, ``spacing``.
         precision: What networks compute in, ``"fp32"`` or ``"bf16"``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -203,7 +205,8 @@ class SynthesisOptions:
         strict: Whether falling short of the request is an error.
 
     Raises:
-        ConfigError: A model or its sampling is given for hand-crafted tumors only.
+        ConfigError: A model or its sampling is given and no diffusion tumor is wanted; or there is a source and no
+            tumor to be copied, or the reverse.
 
     Example:
         >>> import difftumor as dt
@@ -218,6 +221,7 @@ class SynthesisOptions:
     tumors: tuple[TumorSpec, ...]
     seed: int = 0
     model: Path | str | None = None
+    source: Path | str | None = None
     sampler: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
     device: str = "auto"
@@ -225,8 +229,15 @@ class SynthesisOptions:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if all(spec.generator == "handcrafted" for spec in self.tumors):
-            refuse({"model": self.model, **self.sampler}, beside="hand-crafted tumors only")
+        wanted = {spec.generator for spec in self.tumors}
+        if "diffusion" not in wanted:
+            names = {"handcrafted": "hand-crafted", "copy_paste": "copied"}
+            kinds = " and ".join(names[kind] for kind in names if kind in wanted)
+            refuse({"model": self.model, **self.sampler}, beside=f"{kinds} tumors only")
+        if "copy_paste" not in wanted:
+            refuse({"source": self.source}, beside="tumors of other generators than copy_paste")
+        elif self.source is None:
+            raise ConfigError("generator copy_paste needs real tumors to copy: give --source CASES, with their labels.")
 
     def find_models(self) -> dict[SizeGroup, Path]:
         """Return the folders of the diffusion models by size group, and read what they say, without loading networks.
@@ -243,12 +254,24 @@ class SynthesisOptions:
             read_config(path)
         return paths
 
+    def find_sources(self) -> CaseList | None:
+        """Return the list of cases whose tumors are copied, or None; only the list is read.
+
+        Raises:
+            CaseListError: The list cannot be used.
+        """
+        from difftumor.datasets.cases import read_cases
+
+        return None if self.source is None else read_cases(Path(self.source))
+
     def load(self) -> ScanSynthesizer:
-        """Load the networks.
+        """Load the networks, and the tumors to copy.
 
         Raises:
             ArtifactError: A model is missing, damaged or of another kind.
-            ConfigError: The sampling does not fit a model, or the precision is unknown.
+            CaseListError: The source cannot be used, or has no tumor.
+            ConfigError: The sampling does not fit a model, the precision is unknown, or no tumor of the source has a
+                size that is asked for.
             DeviceError: The device is unknown or not there.
             OrganError: The organ is unknown.
         """
@@ -256,10 +279,13 @@ class SynthesisOptions:
         from difftumor.scans.organs import get_organ
 
         organ, paths, device = get_organ(self.organ), self.find_models(), pick_device(self.device)
+        listed = self.find_sources()
         # Here, because these need PyTorch: what is wrong above is said at once.
         from difftumor.synthesis.scan.files import ScanSynthesizer
         from difftumor.synthesis.scan.gate import QualityGate
+        from difftumor.synthesis.scan.inputs import ScanInputs
         from difftumor.synthesis.scan.loading import load_gate_segmenter, load_textures, real_tumors, synthesizer_of
+        from difftumor.synthesis.scan.sources import read_sources
 
         models = load_textures(paths, device=device, sampler=self.sampler, precision=self.precision)
         gate = None
@@ -273,13 +299,18 @@ class SynthesisOptions:
                 segment=segment,
                 segmenter=identity,
             )
+        synthesizer, sources = synthesizer_of(models, organ=organ, device=device), dict[str, ScanInputs]()
+        if listed is not None:
+            synthesizer.sources, sources = read_sources(listed, organ, spacing_mm=synthesizer.spacing_mm)
+            synthesizer.sources.check(self.tumors)
         return ScanSynthesizer(
-            synthesizer=synthesizer_of(models, organ=organ, device=device),
+            synthesizer=synthesizer,
             tumors=self.tumors,
             seed=self.seed,
             gate=gate,
             strict=self.strict,
             models={group: model.record for group, model in models.items()},
+            sources=sources,
         )
 
 

@@ -58,6 +58,7 @@ class ScanRecord:
         inputs: Files that the scan was read from.
         models: Diffusion models by size group.
         tumors: How they were drawn.
+        sources: Files of the cases whose tumors were copied, by id.
     """
 
     content: Mapping[str, Any]
@@ -65,6 +66,7 @@ class ScanRecord:
     inputs: ScanInputs
     models: Mapping[str, ModelRecord]
     tumors: tuple[TumorRecord, ...]
+    sources: Mapping[str, ScanInputs]
 
     @property
     def organ(self) -> str:
@@ -76,6 +78,11 @@ class ScanRecord:
         """CT that hosts the tumors, with links resolved, to find it in lists of cases."""
         return self.inputs.ct.resolve()
 
+    @property
+    def scans(self) -> tuple[Path, ...]:
+        """The same, and the CTs whose tumors were copied."""
+        return self.host, *(inputs.ct.resolve() for inputs in self.sources.values())
+
 
 def record_content(
     *,
@@ -86,6 +93,7 @@ def record_content(
     tumors: Sequence[Mapping[str, Any]],
     shortfalls: Sequence[str] = (),
     rejected: Sequence[Mapping[str, Any]] = (),
+    sources: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what a ``record.json`` holds.
@@ -98,6 +106,7 @@ def record_content(
         tumors: What was asked of each and what it became: ``TumorReport.to_dict``.
         shortfalls: Why there are fewer tumors than asked for, in sentences.
         rejected: Tumors that the quality gate rejected: ``Rejection.to_dict``.
+        sources: Files of the cases whose tumors were copied, by id: ``ScanInputs.to_record``.
         warnings: What fell short of the request, in sentences.
     """
     return {
@@ -106,6 +115,7 @@ def record_content(
         "request": dict(request),
         "inputs": inputs,
         "models": dict(models),
+        "sources": dict(sources or {}),
         "device": device,
         "shortfalls": list(shortfalls),
         "rejected": list(rejected),
@@ -141,6 +151,8 @@ def read_record(path: Path) -> ScanRecord:
             for model in models.values():
                 _ = model.options  # refuses options that no sampler takes
             inputs = ScanInputs.from_record(content["inputs"])
+            # Older records have none: nothing was copied.
+            sources = {case: ScanInputs.from_record(files) for case, files in content.get("sources", {}).items()}
             tumors = [dict(tumor["record"]) for tumor in content["tumors"]]
             content["request"]["organ"], content["device"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
@@ -151,7 +163,8 @@ def read_record(path: Path) -> ScanRecord:
         raise SynthesisError(
             f"{path} has format_version {version}, not {FORMAT_VERSION}: use the release that wrote it."
         )
-    return ScanRecord(content, path, inputs, models, tuple(TumorRecord.from_dict(tumor) for tumor in tumors))
+    drawn = tuple(TumorRecord.from_dict(tumor) for tumor in tumors)
+    return ScanRecord(content, path, inputs, models, drawn, sources)
 
 
 def check_output(out: Path, *, inputs: ScanInputs | None, overwrite: bool) -> None:

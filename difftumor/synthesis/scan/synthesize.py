@@ -66,6 +66,7 @@ def synthesize(
     *,
     seed: int = 0,
     model: Path | str | None = None,
+    source: Path | str | None = None,
     sampler: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     device: str = "auto",
@@ -83,6 +84,7 @@ def synthesize(
         seed: The same seed and scan give the same tumors.
         model: Diffusion artifact; by default ``checkpoints/diffusion_<organ>_<early or late>``. Hand-crafted tumors
             need none.
+        source: Cases whose tumors ``"copy_paste"`` copies: a folder or list, with labels.
         sampler: What to change of the model's own sampling: ``kind``, ``steps``, ``eta``, ``spacing``.
         precision: What networks compute in, ``"fp32"`` or ``"bf16"``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -114,6 +116,7 @@ def synthesize(
         tumors=specs,
         seed=seed,
         model=model,
+        source=source,
         sampler=sampler or {},
         precision=precision,
         device=device,
@@ -140,11 +143,19 @@ def synthesize_files(options: SynthesisOptions, inputs: ScanInputs, *, out: Path
     # What can be said at once is said before networks, or even PyTorch, are loaded.
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check()
+    options.find_sources()
     return options.load().make_files(inputs, out=out, overwrite=overwrite)
 
 
 def replay_files(
-    record: Path, files: ScanOptions, *, out: Path, model: Path | None = None, device: str = "auto", overwrite: bool
+    record: Path,
+    files: ScanOptions,
+    *,
+    out: Path,
+    model: Path | None = None,
+    source: Path | None = None,
+    device: str = "auto",
+    overwrite: bool,
 ) -> ScanReport:
     """Make the tumors of a ``record.json`` again.
 
@@ -153,6 +164,7 @@ def replay_files(
         files: Inputs that have moved since.
         out: Folder to write to.
         model: Where one of its diffusion models is now; by default all are where they were.
+        source: Where the cases are now whose tumors were copied, likewise.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: Replace the files of an earlier run in ``out``.
 
@@ -168,5 +180,5 @@ def replay_files(
     from difftumor.synthesis.scan.files import replay_scan
     from difftumor.synthesis.scan.loading import load_recorded
 
-    synthesizer = load_recorded(made, model=model, device=pick_device(device))
+    synthesizer = load_recorded(made, model=model, source=source, device=pick_device(device))
     return replay_scan(synthesizer, made, inputs, out=out, overwrite=overwrite)

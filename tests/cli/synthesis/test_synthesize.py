@@ -100,6 +100,24 @@ def test_hand_crafted_tumors_need_no_model(case, tmp_path, monkeypatch):
     assert tumor["record"]["texture"]["kind"] == "gaussian"
 
 
+def test_real_tumors_are_copied(case, tmp_path, capsys):
+    labels = ball(SHAPE, 13).astype(np.uint8)
+    labels[ball(SHAPE, 3)] = 2
+    write_nifti(
+        tmp_path / "source" / "p1" / "ct.nii.gz", np.where(labels == 2, 20, labels * 1060 - 1000).astype(np.int16)
+    )
+    write_nifti(tmp_path / "source" / "p1" / "labels.nii.gz", labels)
+    (tmp_path / "source.csv").write_text("id,image,labels\np1,source/p1/ct.nii.gz,source/p1/labels.nii.gz\n")
+    options = {"model": None, "generator": "copy_paste", "source": tmp_path / "source.csv"}
+    assert run(*words(case, tmp_path / "out", **options)) == 0
+    assert "copy_paste tiny" in capsys.readouterr().out
+    source = record_of(tmp_path / "out")["tumors"][0]["record"]["source"]
+    assert (source["case"], source["tumor"]) == ("p1", 1)
+    assert source["shift_hu"] == pytest.approx(0, abs=1)
+    assert run(*words(case, tmp_path / "none", **options | {"source": None})) == 1
+    assert "give --source CASES" in capsys.readouterr().err
+
+
 def test_sampler_and_precision_are_chosen_and_recorded(case, tmp_path):
     def sampling(name, **options):
         assert run(*words(case, tmp_path / name, **options)) == 0

@@ -123,6 +123,7 @@ def test_intensity_is_scaled_from_the_windows_lower_end_and_then_shifted(tiny_se
         ("real", {"early1", "early2"}),
         ("diffusion", {"healthy0", "healthy1", "silent_healthy"}),
         ("handcrafted", {"healthy0", "healthy1", "silent_healthy"}),
+        ("copy_paste", {"healthy0", "healthy1", "silent_healthy"}),
         ("mixed", {"early1", "early2", "healthy0", "healthy1", "silent_healthy"}),
     ],
 )
@@ -132,7 +133,41 @@ def test_what_is_trained_on(tiny_segmentation, tumors, train):
     assert {case.id for case in stage.data.validation} == {"early0", "late0"}
     assert (stage.module.tumors is None) == (tumors == "real")
     models = {"diffusion_early", "diffusion_late"}
-    assert set(stage.module.parents) == (set() if tumors in ("real", "handcrafted") else models)
+    assert set(stage.module.parents) == (models if tumors in ("diffusion", "mixed") else set())
+
+
+def test_copies_are_of_the_training_patients_alone_and_the_artifact_names_them(tiny_segmentation, capsys):
+    stage = built(tiny_segmentation("tumors=copy_paste", "synthesis.probability=1"))
+    said = capsys.readouterr().out
+    assert "Reading the tumors of 2 training cases, to copy them." in said
+    assert "No tumors of size medium, large are copied, because no training patient has one." in said
+    assert {case.id for case in stage.data.validation} == {"early0", "late0"}
+    assert {tumor.case for tumor in stage.module.tumors.synthesizer.sources.tumors} == {"early1", "early2"}
+    assert set(stage.module.cases["training"]) == {"healthy0", "healthy1", "silent_healthy", "early1", "early2"}
+    batch = first_batch(stage)
+    made, again = (finished(batch, stage.module.tumors) for _ in range(2))
+    assert (made["synthetic"], made["rejected"]) == (3, 0)
+    assert torch.equal(made["ct"], again["ct"])
+    for ct, before, labels in zip(made["ct"], batch["ct"], made["labels"], strict=True):
+        inside = labels == 2
+        assert inside.any()
+        assert ct[inside].mean() < before[inside].mean() - 20  # the tumors of the cohort are 70 HU darker
+
+
+def test_copies_of_sizes_that_no_training_patient_has_are_refused(tiny_segmentation):
+    sizes = "synthesis.sizes={early: 0, medium: 0, large: 1}"
+    with pytest.raises(ConfigError, match=r"size of the training patients' tumors, which are tiny: add one"):
+        built(tiny_segmentation("tumors=copy_paste", sizes))
+
+
+def test_healthy_scans_may_stay_as_they_are_without_any_model(tiny_segmentation):
+    stage = built(tiny_segmentation("synthesis.probability=0", "synthesis.early_model=nowhere"))
+    assert stage.module.tumors is None
+    assert {case.id for case in stage.data.train} == {"early1", "early2", "healthy0", "healthy1", "silent_healthy"}
+    batch = first_batch(stage)
+    made = finished(batch, stage.module.tumors)
+    assert torch.equal(made["ct"], batch["ct"])
+    assert torch.equal(made["labels"], batch["labels"])
 
 
 def test_stated_validation_cases_are_the_validation_set(tiny_segmentation, tumor_cohort, tmp_path, capsys):
@@ -344,7 +379,11 @@ def test_sizes_without_a_model_are_said_to_be_left_out(tiny_segmentation, capsys
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["tumors=painted"], ConfigError, r"tumors is 'painted': choose real, diffusion, handcrafted or mixed"),
+        (
+            ["tumors=painted"],
+            ConfigError,
+            r"tumors is 'painted': choose real, .*, copy_paste or mixed",
+        ),
         (["synthesis.early_model=null", "synthesis.late_model=null"], ConfigError, r"needs a diffusion model"),
         (["synthesis.early_model=nowhere"], ConfigError, r"early_model is nowhere, .*synthesis\.early_model=null"),
         (["data.spacing_mm=[2,2,2]"], ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\]"),

@@ -69,14 +69,14 @@ def test_generators_come_by_their_weights_and_crafted_tumors_in_the_papers_numbe
 
 def test_sizes_without_their_model_are_left_out_of_diffusion_alone_and_named():
     only_early = mix(models=frozenset({"early"}))
-    assert only_early.left_out == ["medium", "large"]
+    assert only_early.left_out("diffusion") == ["medium", "large"]
     assert only_early.groups == {"early", "late"}
     assert {size_of(spec) for seed in range(200) if (spec := only_early.draw(seed))} == {"early"}
-    assert mix().left_out == []
+    assert mix().left_out("diffusion") == []
     with pytest.raises(ConfigError, match="no weight above 0"):
         mix(sizes={"early": 1.0}, models=frozenset({"late"}))
     crafted = mix(generators={"handcrafted": 1.0}, models=frozenset())
-    assert (crafted.left_out, crafted.groups) == ([], frozenset())
+    assert (crafted.left_out("diffusion"), crafted.groups) == ([], frozenset())
     assert {size_of(spec) for seed in range(200) if (spec := crafted.draw(seed))} == set(PUBLISHED)
 
 

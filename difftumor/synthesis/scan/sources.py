@@ -1,0 +1,145 @@
+"""Real tumors read from annotated scans, to be copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from difftumor.datasets.cases import Case, CaseList, read_cases
+from difftumor.datasets.integrity import for_each_case
+from difftumor.errors import CaseListError, SynthesisError
+from difftumor.files import sha256_of
+from difftumor.scans.components import Component, Components, find_components, largest_component
+from difftumor.scans.grid import Box, Vector
+from difftumor.scans.lesions import MINIMUM_VOXELS
+from difftumor.scans.model_space import ModelSpace
+from difftumor.scans.organs import Organ, normalized
+from difftumor.synthesis.generators.copy_paste import SourceTumor, SourceTumors
+from difftumor.synthesis.host import find_vessels, measure_parenchyma
+from difftumor.synthesis.scan.cohort import inputs_of
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+from difftumor.synthesis.scan.record import ScanRecord
+
+
+def read_sources(
+    cases: CaseList, organ: Organ, *, spacing_mm: Vector, only: Sequence[Case] | None = None, workers: int = 1
+) -> tuple[SourceTumors, dict[str, ScanInputs]]:
+    """Read the tumors of a list's cases; each scan is read once, and nothing of it is kept but its tumors.
+
+    Args:
+        cases: The list.
+        organ: The organ whose tumors are wanted.
+        spacing_mm: Voxel size of model space.
+        only: Its cases to read; by default all that are not stated to be free of such tumors.
+        workers: Threads that read.
+
+    Returns:
+        The tumors, and the files of the cases that have any, by id.
+
+    Raises:
+        CaseListError: No case has a tumor, or a case has no labels.
+        DiffTumorError: A file cannot be used.
+    """
+    chosen = [case for case in cases.cases if _may_have_tumors(case, organ)] if only is None else only
+    files = {case.id: inputs_of(case, cases, organ) for case in chosen}
+    found = for_each_case(
+        lambda case: read_tumors(case.id, files[case.id], organ, spacing_mm=spacing_mm), chosen, workers=workers
+    )
+    tumors = {case.id: own for case, own in zip(chosen, found, strict=True) if own}
+    if not tumors:
+        raise CaseListError(
+            f"{cases.source} has no labeled {organ.name} tumor of {MINIMUM_VOXELS} voxels or more to copy: give cases "
+            "that have some."
+        )
+    sources = SourceTumors((tumor for own in tumors.values() for tumor in own), origin=str(cases.source))
+    return sources, {case: inputs for case, inputs in files.items() if case in tumors}
+
+
+def read_recorded_sources(
+    record: ScanRecord, organ: Organ, *, cases: Path | None = None, spacing_mm: Vector
+) -> SourceTumors:
+    """Read the tumors that a record copies.
+
+    Args:
+        record: What was made.
+        organ: The organ.
+        cases: Folder or list with the cases now; by default their files are where they were.
+        spacing_mm: Voxel size of model space.
+
+    Raises:
+        SynthesisError: A case is missing, or a file of it is not the recorded one.
+        CaseListError: The list cannot be used.
+    """
+    files = dict(record.sources)
+    if cases is not None:
+        listed = read_cases(cases)
+        there = {case.id: case for case in listed.cases}
+        if missing := sorted(set(files) - set(there)):
+            raise SynthesisError(f"{cases} lacks case {missing[0]!r}, of which {record.path} has copies: add it.")
+        files = {name: inputs_of(there[name], listed, organ) for name in files}
+    tumors: list[SourceTumor] = []
+    for name, inputs in files.items():
+        inputs.check()
+        inputs.check_same(record.content["sources"][name])
+        tumors += read_tumors(name, inputs, organ, spacing_mm=spacing_mm)
+    return SourceTumors(tumors, origin=str(record.path))
+
+
+def read_tumors(case: str, inputs: ScanInputs, organ: Organ, *, spacing_mm: Vector) -> tuple[SourceTumor, ...]:
+    """Read the tumors of one case; those of less than 8 voxels, before or after resampling, are left out.
+
+    Args:
+        case: Its id.
+        inputs: Its files.
+        organ: The organ.
+        spacing_mm: Voxel size of model space.
+
+    Raises:
+        DiffTumorError: A file cannot be used, or the organ is absent.
+    """
+    scan = inputs.read(organ=organ.name)
+    if scan.tumor_mask is None:
+        return ()
+    native_mm = scan.ct.grid.spacing_mm
+    vessels = find_vessels(scan.ct.data, scan.organ_mask, spacing_mm=native_mm)
+    parenchyma_hu = measure_parenchyma(scan.ct.data, scan.organ_mask, vessels).mean_hu
+    sha256 = sha256_of(inputs.ct)
+    return tuple(
+        SourceTumor(
+            case=case, number=number, sha256=sha256, mask=mask, hu=hu, parenchyma_hu=parenchyma_hu,
+            spacing_mm=spacing_mm,
+        )
+        for number, mask, hu in _cut_tumors(scan, spacing_mm)
+    )  # fmt: skip
+
+
+def _may_have_tumors(case: Case, organ: Organ) -> bool:
+    return case.tumor_organs is None or organ.name in map(normalized, case.tumor_organs)
+
+
+def _cut_tumors(scan: Scan, spacing_mm: Vector) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield number, mask and CT of each tumor of a scan in its own box of model space."""
+    assert scan.tumor_mask is not None
+    space, components = ModelSpace(scan.ct.grid, spacing_mm), find_components(scan.tumor_mask)
+    for component in components.found:
+        if component.voxels < MINIMUM_VOXELS:
+            continue
+        box, mask = _in_model_space(space, components, component)
+        if np.count_nonzero(mask) >= MINIMUM_VOXELS:
+            hu = space.to_model(scan.ct.data, kind="image", box=box)
+            odd = [(0, 1 - size % 2) for size in mask.shape]
+            yield component.index, np.pad(mask, odd), np.pad(hu, odd)
+
+
+def _in_model_space(space: ModelSpace, components: Components, component: Component) -> tuple[Box, np.ndarray]:
+    """Return the box and mask of a component in model space, the largest part if resampling breaks it."""
+    # The nearest voxel may be half a native voxel away.
+    margin = [math.ceil(step) for step in space.native_step]
+    around = space.model_box(component.box).padded(margin).clipped(space.grid.shape)
+    near = space.to_model(components.indices, kind="labels", box=around) == component.index
+    mask = largest_component(near)
+    own = Box.around(mask)
+    return own.shifted(around.start), mask[own.slices]

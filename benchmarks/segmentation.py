@@ -20,7 +20,7 @@ from segmentation_parts import PARTS, TRAININGS, measure
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Return the checked command line."""
     parser = common.parser((__doc__ or "").splitlines()[0], PARTS, precisions=("fp32", "bf16"))
-    parser.add_argument("--backbone", choices=("unet", "nnunet", "swinunetr"), default="unet")
+    parser.add_argument("--backbone", choices=("unet", "nnunet", "swinunetr", "resenc", "mednext"), default="unet")
     parser.add_argument("--swin-size", choices=("tiny", "small", "base"), default="base", help="of swinunetr")
     parser.add_argument("--batch", type=int, default=2, help="crops of a step, and windows predicted together")
     parser.add_argument("--scan", type=int, nargs=3, default=[512, 512, 300], metavar=("X", "Y", "Z"), help="predicted")

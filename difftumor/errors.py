@@ -48,6 +48,10 @@ class DeviceError(DiffTumorError):
     """The requested device does not exist."""
 
 
+class DependencyError(DiffTumorError):
+    """A package that is not installed with difftumor is needed; the message names the extra that brings it."""
+
+
 class SynthesisError(DiffTumorError):
     """A tumor cannot be made as requested, for instance because the organ has no room for it."""
 

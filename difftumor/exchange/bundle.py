@@ -63,15 +63,16 @@ def write_bundle(artifact: Artifact, out: Path, *, rights: Rights | None = None,
 
     BUNDLE_FOLDER.check(out, option="OUT", inputs=(artifact.path,), overwrite=overwrite)
     definition = define_segmenter(**artifact.config.architecture)
-    names = _class_names(artifact.config.organ, int(definition.arguments["out_channels"]))
+    names = _class_names(artifact.config.organ, definition.classes)
     with folder_written_whole(out) as staging:
         for file in (METADATA_FILE, MODEL_FILE, README_FILE):
             (staging / file).parent.mkdir()
         write_json(staging / METADATA_FILE, _metadata(artifact, definition, names, rights or Rights()))
         write_json(staging / INFERENCE_FILE, _inference(artifact.config.preprocessing, definition))
-        weights = {name: value.detach().cpu().clone() for name, value in artifact.network.state_dict().items()}
+        # Tensors with several names are stored once.
+        weights = {name: value.detach().cpu() for name, value in artifact.network.state_dict().items()}
         torch.save(weights, staging / MODEL_FILE)
-        (staging / README_FILE).write_text(_readme(artifact, names), encoding="utf-8")
+        (staging / README_FILE).write_text(_readme(artifact, definition, names), encoding="utf-8")
     return out
 
 
@@ -82,13 +83,14 @@ def _class_names(organ: str | None, classes: int) -> list[str]:
 
 def _inference(preprocessing: Mapping[str, Any], definition: Definition) -> dict[str, Any]:
     normalization = Normalization.of(preprocessing)
+    layers = {name: f"${layer}" for name, layer in definition.layers.items()}
     return {
         "imports": ["$import glob", "$import monai", "$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/eval'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {"_target_": definition.target, **definition.arguments},
+        "network_def": {"_target_": definition.target, **definition.arguments, **layers},
         "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
@@ -209,7 +211,10 @@ def _metadata(artifact: Artifact, definition: Definition, names: Sequence[str], 
         "monai_version": version("monai"),
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {**{name: version(name) for name in ("nibabel", "einops")}, **_PACKAGES},
+        "required_packages_version": {
+            **{name: version(name) for name in ("nibabel", "einops", *definition.packages)},
+            **_PACKAGES,
+        },
         "name": f"{organ.capitalize()} tumor segmentation in CT",
         "task": f"Segmentation of the {organ} and its tumors in CT",
         "description": f"{definition.class_name} that finds the {organ} and its tumors; made with difftumor.",
@@ -234,14 +239,14 @@ def _metadata(artifact: Artifact, definition: Definition, names: Sequence[str], 
     }
 
 
-def _readme(artifact: Artifact, names: Sequence[str]) -> str:
+def _readme(artifact: Artifact, definition: Definition, names: Sequence[str]) -> str:
     preprocessing = artifact.config.preprocessing
     normalization = Normalization.of(preprocessing)
     low_hu, high_hu = (f"{limit:g}" for limit in preprocessing["window_hu"])
     scaled = "to [0, 1]" if normalization.kind == "unit" else "to zero mean and unit deviation over the whole scan"
     spacing = " x ".join(f"{step:g}" for step in preprocessing["spacing_mm"])
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(names))
-    packages = " ".join(["monai", "nibabel", "einops", *_PACKAGES])
+    packages = " ".join(["monai", "nibabel", "einops", *_PACKAGES, *definition.packages])
     unfinished = "" if artifact.config.complete else "\nIts training has not finished.\n"
     return f"""# {(artifact.config.organ or "organ").capitalize()} tumor segmentation in CT
 

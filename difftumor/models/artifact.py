@@ -21,7 +21,7 @@ from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, 
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
 # The stage that makes each kind, named in error messages.
@@ -115,6 +115,7 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         ArtifactError: The name or an argument is unknown.
+        DependencyError: The package of the network is not installed.
     """
     # Imported here, so that reading a description needs no torch.
     from difftumor.models.autoencoder import Autoencoder
@@ -232,8 +233,7 @@ def save_artifact(
         for role, parent in (parents or {}).items()
     }
     with folder_written_whole(folder) as staging:
-        # Cloned, because safetensors refuses the shared tensors of networks that list a module under two names.
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in own_weights(network).items()}
         # Not with save_file, whose files nobody else may read.
         (staging / WEIGHTS_FILE).write_bytes(save(weights))
         config = ArtifactConfig(
@@ -255,11 +255,30 @@ def save_artifact(
     return folder
 
 
+def own_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a network, each tensor under the first of its names.
+
+    A network that lists a module under several names, as nnU-Net's residual encoder U-Net does, has its weights up to
+    four times in ``state_dict()``.
+    """
+    return {name: tensor for name, (first, tensor) in _named(network).items() if name == first}
+
+
+def _named(network: nn.Module) -> dict[str, tuple[str, Tensor]]:
+    """Return the first name of each entry of a network's state, and its tensor."""
+    first: dict[int, str] = {}
+    # With `keep_vars`, two names of a tensor give the same object.
+    state = network.state_dict(keep_vars=True)
+    return {name: (first.setdefault(id(tensor), name), tensor) for name, tensor in state.items()}
+
+
 def _load_weights(network: nn.Module, file: Path) -> None:
     from safetensors.torch import load_file
 
+    stored = load_file(file)
+    others = {name: first for name, (first, _) in _named(network).items() if name not in stored and first in stored}
     try:
-        network.load_state_dict(load_file(file), strict=True)
+        network.load_state_dict({**stored, **{name: stored[first] for name, first in others.items()}}, strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise ArtifactError(

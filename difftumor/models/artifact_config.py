@@ -21,7 +21,7 @@ CONFIG_FILE = "config.json"
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "autoencoder": ("vqgan3d",),
     "diffusion": ("factorized_unet",),
-    "segmenter": ("unet", "nnunet", "swinunetr"),
+    "segmenter": ("unet", "nnunet", "swinunetr", "resenc", "mednext"),
 }
 
 

@@ -1,10 +1,10 @@
-"""The segmenters, built by MONAI: U-Net, nnU-Net and Swin UNETR.
+"""The segmenters: U-Net, nnU-Net, Swin UNETR and MedNeXt of MONAI, and nnU-Net's residual encoder U-Net.
 
-All map (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z). State-dict names are MONAI's own.
+All map (B, 1, X, Y, Z) in [0, 1] to logits (B, classes, X, Y, Z). State-dict names are those of the packages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -14,28 +14,46 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from difftumor.errors import ConfigError, ShapeError
+from difftumor.errors import ConfigError, DependencyError, ShapeError
 
-SegmenterName = Literal["unet", "nnunet", "swinunetr"]
+SegmenterName = Literal["unet", "nnunet", "swinunetr", "resenc", "mednext"]
 # Channels after the patch embedding.
 SWIN_FEATURE_SIZES: Mapping[str, int] = MappingProxyType({"tiny": 12, "small": 24, "base": 48})
 # Swin UNETR halves the size five times.
 SWIN_DIVISOR = 32
+# Levels of the residual encoder U-Net. nnU-Net halves a crop while it keeps 4 voxels: 96 down to 6, 128 down to 4. Its
+# presets M and L differ in the crop alone, which its planner fits into 10 and 24 GB; the network follows from that.
+RESENC_LEVELS: Mapping[str, int] = MappingProxyType({"M": 5, "L": 6})
+_RESENC_BLOCKS, _RESENC_MOST_CHANNELS = (1, 3, 4, 6, 6, 6), 320
+MEDNEXT_SIZES = ("S", "B", "M", "L")
+# MedNeXt halves the size four times.
+MEDNEXT_DIVISOR = 16
 
 
 @dataclass(frozen=True)
 class Definition:
-    """How MONAI builds a segmenter.
+    """How a segmenter is built.
 
     Attributes:
         target: The class by its dotted name, imported only when a network is built: that takes seconds.
         arguments: What it is called with; plain values that JSON can hold.
         divisor: Sizes of the input must be multiples of it.
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        layers: Arguments that are classes, by their dotted names.
+        packages: Packages that difftumor needs for it alone, by the names of their modules; an extra of the segmenter's
+            name brings them.
+        idle: Modules whose output nobody uses; frozen, or training on several GPUs would wait for their gradients.
     """
 
     target: str
     arguments: Mapping[str, Any]
     divisor: int
+    in_channels: int
+    classes: int
+    layers: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:
@@ -70,7 +88,7 @@ def define_unet(
         "strides": [2] * (len(channels) - 1),
         "num_res_units": residual_units,
     }
-    return Definition("monai.networks.nets.UNet", arguments, 2 ** (len(channels) - 1))
+    return Definition("monai.networks.nets.UNet", arguments, 2 ** (len(channels) - 1), in_channels, classes)
 
 
 def define_nnunet(
@@ -107,7 +125,7 @@ def define_nnunet(
         "norm_name": ["INSTANCE", {"affine": affine_norm}],
         "deep_supervision": False,
     }
-    return Definition("monai.networks.nets.DynUNet", arguments, prod(strides))
+    return Definition("monai.networks.nets.DynUNet", arguments, prod(strides), in_channels, classes)
 
 
 def define_swinunetr(
@@ -149,23 +167,109 @@ def define_swinunetr(
         "num_heads": list(heads),
         "use_checkpoint": gradient_checkpointing,
     }
-    return Definition("monai.networks.nets.SwinUNETR", arguments, SWIN_DIVISOR)
+    return Definition("monai.networks.nets.SwinUNETR", arguments, SWIN_DIVISOR, in_channels, classes)
+
+
+def define_resenc(
+    *, in_channels: int = 1, classes: int = 3, size: Literal["M", "L"] = "M", width: int = 32
+) -> Definition:
+    """Define nnU-Net's residual encoder U-Net as its planner lays it out for cubes of 1 mm, without deep supervision.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        size: "M", five levels, for crops of 96³ (62.8 M parameters); "L", six, for 128³ and more (102.4 M).
+        width: Channels of the first level; they double from level to level, up to 320.
+
+    Raises:
+        ConfigError: An unknown size, or a width that isn't positive.
+    """
+    if size not in RESENC_LEVELS:
+        raise ConfigError(f"resenc size {size!r} is unknown; choose one of {', '.join(RESENC_LEVELS)}.")
+    if width < 1:
+        raise ConfigError(f"resenc width {width} must be positive.")
+    levels = RESENC_LEVELS[size]
+    arguments = {
+        "input_channels": in_channels,
+        "num_classes": classes,
+        "n_stages": levels,
+        "features_per_stage": [min(width * 2**level, _RESENC_MOST_CHANNELS) for level in range(levels)],
+        "kernel_sizes": [[3] * 3] * levels,
+        "strides": [[1] * 3] + [[2] * 3] * (levels - 1),
+        "n_blocks_per_stage": list(_RESENC_BLOCKS[:levels]),
+        "n_conv_per_stage_decoder": [1] * (levels - 1),
+        "conv_bias": True,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": False,
+    }
+    layers = {"conv_op": "torch.nn.Conv3d", "norm_op": "torch.nn.InstanceNorm3d", "nonlin": "torch.nn.LeakyReLU"}
+    target = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    packages = ("dynamic_network_architectures",)
+    # Every level of the decoder has logits, for deep supervision, of which the last are the network's.
+    idle = tuple(f"decoder.seg_layers.{level}" for level in range(levels - 2))
+    return Definition(target, arguments, 2 ** (levels - 1), in_channels, classes, layers, packages, idle)
+
+
+def define_mednext(
+    *, in_channels: int = 1, classes: int = 3, size: Literal["S", "B", "M", "L"] = "B", kernel: Literal[3, 5] = 3
+) -> Definition:
+    """Define MONAI's MedNeXt, without deep supervision.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Channels of the logits.
+        size: "S" (5.6 M parameters with kernels of 3³), "B" (10.5 M), "M" (17.5 M) or "L" (61.7 M).
+        kernel: Side of the depth-wise convolutions' kernels.
+
+    Raises:
+        ConfigError: An unknown size or kernel.
+    """
+    if size not in MEDNEXT_SIZES or kernel not in (3, 5):
+        raise ConfigError(
+            f"mednext size {size!r} with kernel {kernel} is unknown; choose one of {', '.join(MEDNEXT_SIZES)} "
+            "and kernel 3 or 5."
+        )
+    arguments = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": classes, "kernel_size": kernel}
+    return Definition(f"monai.networks.nets.MedNeXt{size}", arguments, MEDNEXT_DIVISOR, in_channels, classes)
 
 
 SEGMENTERS: Mapping[SegmenterName, Callable[..., Definition]] = MappingProxyType(
-    {"unet": define_unet, "nnunet": define_nnunet, "swinunetr": define_swinunetr}
+    {
+        "unet": define_unet,
+        "nnunet": define_nnunet,
+        "swinunetr": define_swinunetr,
+        "resenc": define_resenc,
+        "mednext": define_mednext,
+    }
 )
 
 
 def build_segmenter(name: SegmenterName, **options: Any) -> nn.Module:
-    """Return the segmenter with the given name; arguments and errors as `define_segmenter`."""
+    """Return the segmenter with the given name; arguments and errors as `define_segmenter`.
+
+    Raises:
+        DependencyError: Its package is not installed.
+    """
     definition = define_segmenter(name, **options)
-    module = import_module(definition.target.rpartition(".")[0])
-    network: nn.Module = getattr(module, definition.class_name)(**definition.arguments)
+    try:
+        layers = {argument: _found(layer) for argument, layer in definition.layers.items()}
+        network: nn.Module = _found(definition.target)(**definition.arguments, **layers)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in definition.packages:
+            raise
+        raise DependencyError(
+            f"The segmenter {name} needs the package {package}: install it with pip install 'difftumor[{name}]'."
+        ) from error
+    # nnU-Net draws the first weights of its own networks after they are built.
+    if callable(initialize := getattr(network, "initialize", None)):
+        network.apply(initialize)
+    for module in definition.idle:
+        network.get_submodule(module).requires_grad_(False)
     # A hook refuses inputs that the network can't take; a wrapper would rename its weights.
-    in_channels = definition.arguments["in_channels"]
     network.register_forward_pre_hook(
-        partial(_check_input, name=name, in_channels=in_channels, divisor=definition.divisor)
+        partial(_check_input, name=name, in_channels=definition.in_channels, divisor=definition.divisor)
     )
     return network
 
@@ -190,6 +294,12 @@ def define_segmenter(name: SegmenterName, **options: Any) -> Definition:
     if min(in_channels, classes) < 1:
         raise ConfigError(f"segmenter {name}: in_channels {in_channels} and classes {classes} must be positive.")
     return SEGMENTERS[name](**options)
+
+
+def _found(dotted: str) -> Any:
+    """Import what a dotted name stands for."""
+    module, _, name = dotted.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def _check_channels(name: str, channels: Sequence[int], minimum: int = 2) -> None:

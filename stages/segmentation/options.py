@@ -58,7 +58,25 @@ class SwinUNETROptions:
     gradient_checkpointing: bool
 
 
-BackboneOptions = UNetOptions | NnUNetOptions | SwinUNETROptions
+@dataclass(frozen=True, kw_only=True)
+class ResEncOptions:
+    """The group ``backbone``: nnU-Net's residual encoder U-Net."""
+
+    name: Literal["resenc"]
+    size: Literal["M", "L"]
+    width: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedNeXtOptions:
+    """The group ``backbone``: MONAI's MedNeXt."""
+
+    name: Literal["mednext"]
+    size: Literal["S", "B", "M", "L"]
+    kernel: Literal[3, 5]
+
+
+BackboneOptions = UNetOptions | NnUNetOptions | SwinUNETROptions | ResEncOptions | MedNeXtOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,16 @@ OPTIONS = {
     "unet": {"channels": (4, 8, 16), "residual_units": 1},
     "nnunet": {"channels": (4, 8, 8), "strides": (1, 2, 2), "affine_norm": True},
     "swinunetr": {"size": "tiny", "depths": (1, 1, 1, 1)},
+    "resenc": {"size": "M", "width": 2},
+    "mednext": {"size": "S"},
 }
-CROPS = {"unet": [24, 24, 24], "nnunet": [32, 32, 32], "swinunetr": [64, 32, 32]}
+CROPS = {
+    "unet": [24, 24, 24],
+    "nnunet": [32, 32, 32],
+    "swinunetr": [64, 32, 32],
+    "resenc": [32, 32, 32],
+    "mednext": [32, 32, 32],
+}
 SCHEMA = REPOSITORY / "tests" / "data" / "bundle_metadata_schema.json"
 WINDOW_HU = (-175.0, 250.0)
 LPS = np.array([[-1.2, 0, 0, 40], [0, -1.3, 0, 30], [0, 0, 2.6, -10], [0, 0, 0, 1]])

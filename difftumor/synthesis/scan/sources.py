@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList, read_cases
-from difftumor.datasets.integrity import for_each_case
+from difftumor.datasets.integrity import in_threads
 from difftumor.errors import CaseListError, SynthesisError
 from difftumor.files import sha256_of
 from difftumor.scans.components import Component, Components, find_components, largest_component
@@ -45,7 +45,7 @@ def read_sources(
     """
     chosen = [case for case in cases.cases if _may_have_tumors(case, organ)] if only is None else only
     files = {case.id: inputs_of(case, cases, organ) for case in chosen}
-    found = for_each_case(
+    found = in_threads(
         lambda case: read_tumors(case.id, files[case.id], organ, spacing_mm=spacing_mm), chosen, workers=workers
     )
     tumors = {case.id: own for case, own in zip(chosen, found, strict=True) if own}

@@ -103,9 +103,8 @@ def test_hand_crafted_tumors_need_no_model(case, tmp_path, monkeypatch):
 def test_real_tumors_are_copied(case, tmp_path, capsys):
     labels = ball(SHAPE, 13).astype(np.uint8)
     labels[ball(SHAPE, 3)] = 2
-    write_nifti(
-        tmp_path / "source" / "p1" / "ct.nii.gz", np.where(labels == 2, 20, labels * 1060 - 1000).astype(np.int16)
-    )
+    ct = np.array([-1000, 60, 20], np.int16)[labels]
+    write_nifti(tmp_path / "source" / "p1" / "ct.nii.gz", ct)
     write_nifti(tmp_path / "source" / "p1" / "labels.nii.gz", labels)
     (tmp_path / "source.csv").write_text("id,image,labels\np1,source/p1/ct.nii.gz,source/p1/labels.nii.gz\n")
     options = {"model": None, "generator": "copy_paste", "source": tmp_path / "source.csv"}

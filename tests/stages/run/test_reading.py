@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from difftumor.errors import ConfigError
+from difftumor.models.segmenters import SEGMENTERS
 from difftumor.scans.organs import ORGANS, Organ
 from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.sizes import SIZE_CHOICES
@@ -79,7 +80,7 @@ def test_missing_sections_and_keys_are_named():
 
 @pytest.mark.parametrize("stage", KINDS)
 def test_every_key_is_a_field_and_every_field_a_key(stage):
-    choices = [[], ["backbone=nnunet"], ["backbone=swinunetr"]] if stage == "segmentation" else [[]]
+    choices = [[f"backbone={name}"] for name in SEGMENTERS] if stage == "segmentation" else [[]]
     for choice in choices:
         config = compose_config(stage, choice)
         options = options_of(config)

@@ -410,7 +410,7 @@ def test_debug_configs_run(tiny_segmentation, debug):
     assert read_config(run(tiny_segmentation(f"+debug={debug}", "trainer.max_epochs=1"))).complete
 
 
-@pytest.mark.parametrize("backbone", ["unet", "nnunet", "swinunetr"])
+@pytest.mark.parametrize("backbone", SEGMENTERS)
 def test_the_defaults_are_the_published_ones(backbone):
     config = compose_config("segmentation", ["organ=liver", f"backbone={backbone}", "fold=0"])
     assert (config.training.epochs, config.training.warmup_epochs, config.data.batch_size) == (2000, 100, 2)

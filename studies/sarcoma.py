@@ -46,7 +46,8 @@ SMALL: Mapping[str, tuple[str, ...]] = {
     ),
     "diffusion": (
         "data.batch_size=4", "network.multipliers=[1,2,4]", "optimizer.lr=5e-4", "ema.decay=0.99", "ema.start=200",
-        "ema.every=1", "training.steps=1500", "latents.crops=50", "validation.synthesize_every_n_epochs=10",
+        "ema.every=1", "training.steps=1500", "training.accumulate=1", "data.foreground_ratio=20",
+        "augmentation.rotation_probability=0", "latents.crops=50", "validation.synthesize_every_n_epochs=10",
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
 from difftumor.datasets.integrity import in_threads
@@ -47,7 +48,10 @@ class AnnotatedTumor:
     radius_mm: float
 
 
-def choose_tumors(tumors: Iterable[AnnotatedTumor], count: int, *, seed: int) -> tuple[AnnotatedTumor, ...]:
+TumorT = TypeVar("TumorT", bound=AnnotatedTumor)
+
+
+def choose_tumors(tumors: Iterable[TumorT], count: int, *, seed: int) -> tuple[TumorT, ...]:
     """Choose a number of tumors, or all if there are fewer; a smaller choice is the beginning of a larger one.
 
     A tumor's rank depends only on the seed, its case and its index, so that neither the order of the cases nor a split

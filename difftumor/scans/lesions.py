@@ -77,11 +77,15 @@ class LesionMap:
         """Map (X, Y, Z) of the lesions' indices, 0 where there is no tumor."""
         return self.components.indices
 
+    def voxels_of(self, lesion: Lesion) -> NDArray[np.intp]:
+        """Return the voxels of a lesion, (N, 3)."""
+        component = self.components.found[lesion.index - 1]
+        return np.argwhere(self.indices[component.box.slices] == component.index) + np.asarray(component.box.start)
+
     def middle_voxel(self, lesion: Lesion) -> Voxel:
         """Return the voxel of a lesion nearest to its center of mass, which may itself lie outside."""
-        component = self.components.found[lesion.index - 1]
-        voxels = np.argwhere(self.indices[component.box.slices] == component.index) + component.box.start
-        distances_mm = np.linalg.norm((voxels - component.centroid) * np.asarray(self.grid.spacing_mm), axis=1)
+        voxels, centroid = self.voxels_of(lesion), self.components.found[lesion.index - 1].centroid
+        distances_mm = np.linalg.norm((voxels - centroid) * np.asarray(self.grid.spacing_mm), axis=1)
         return triple(voxels[int(np.argmin(distances_mm))])
 
     def keep(self, indices: Iterable[int], labels_XYZ: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -25,10 +25,39 @@ from difftumor.scans.organs import TUMOR, Organ, resolve_labels
 from stages.diffusion.options import LesionRules
 from stages.run.data import CropData
 
+# A tumor that is unseen in more than a tenth of its crops is worth a warning.
+_WELL_SEEN = 0.9
+
 
 def tumors_of(labels_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> LesionMap:
     """Return the lesions of a label map in model space."""
     return find_lesions(labels_XYZ == TUMOR, Grid(triple(labels_XYZ.shape), np.diag([*spacing_mm, 1.0])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenTumor(AnnotatedTumor):
+    """One tumor of a case, and how well the denoiser sees its mask.
+
+    Args:
+        voxels: Its size in model space.
+        seen: Share of all positions of a crop in which its mask in the latent is not empty.
+    """
+
+    voxels: int
+    seen: float
+
+
+def share_seen(voxels_NV: np.ndarray, downsampling: int) -> float:
+    """Return the share of all positions of a crop in which something is left of a mask that is reduced.
+
+    Nearest-neighbor resizing keeps every fourth voxel along each axis, beginning with the crop's first. So the mask is
+    seen if one of its voxels has, along all three axes, the remainder of the crop's position.
+
+    Args:
+        voxels_NV: (N, 3) voxels of the mask.
+        downsampling: 4, for an autoencoder of two levels.
+    """
+    return len(np.unique(voxels_NV % downsampling, axis=0)) / downsampling**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +71,7 @@ class TumorReader:
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
         only: By case, the ``AnnotatedTumor.index`` of the tumors to learn; in other cases, all of the size group.
+        downsampling: Of the autoencoder, along each axis.
     """
 
     cases: CaseList
@@ -50,6 +80,7 @@ class TumorReader:
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
+    downsampling: int = 4
 
     def about(self, case: Case) -> dict[str, Any]:
         """Return what decides how a case is read, besides its files."""
@@ -66,9 +97,9 @@ class TumorReader:
     def __call__(self, case: Case) -> Item:
         """Load a case for ``RandomCrop``, which centers crops on voxels of these tumors or of the organ."""
         item, _ = self.load(case)
-        elsewhere, organ, tumor = with_class_centers(item)["centers"]
-        # An organ that is nothing but tumor still has surroundings.
-        return {**item, "foreground": tumor, "background": organ if len(organ) else elsewhere}
+        _, organ, tumor = with_class_centers(item)["centers"]
+        # Never on background: without an organ, all crops sit on tumors.
+        return {**item, "foreground": tumor, "background": organ if len(organ) else tumor}
 
     def whole(self, case: Case) -> Item:
         """Load a case, padded to the crop, with all tumors that are annotated."""
@@ -88,16 +119,18 @@ class TumorReader:
         }
         return {**item, "labels": torch.from_numpy(lesions.keep(chosen, labels_XYZ))[None]}, chosen
 
-    def tumors(self, case: Case, labels: Volume) -> tuple[AnnotatedTumor, ...]:
+    def tumors(self, case: Case, labels: Volume) -> tuple[SeenTumor, ...]:
         """Return the tumors of the size group in a label map of 0 background, 1 organ, 2 tumor on its own grid."""
         space = ModelSpace(read_grid(case.image), self.spacing_mm)  # as `load` has it, to the last bit
         lesions = tumors_of(space.to_model(labels.data, kind="labels"), self.spacing_mm)
         return tuple(
-            AnnotatedTumor(
+            SeenTumor(
                 case=case.id,
                 index=lesion.index,
                 center_mm=space.grid.position_mm(lesions.middle_voxel(lesion)),
                 radius_mm=lesion.radius_mm,
+                voxels=lesion.voxels,
+                seen=share_seen(lesions.voxels_of(lesion), self.downsampling),
             )
             for lesion in self.rules.choose(lesions, self.rules.stage)
         )
@@ -140,15 +173,23 @@ class TumorCrops(CropData):
     Args:
         reader: Reads the cases.
         foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
+        rotation_probability: Chance that a crop is rotated in the axial plane.
         validation_crops: Crops of a validation at most, over all ranks.
         hosts: Hosts that tumors are made in, over all ranks; validation gets their numbers, see ``HostValidation``.
         options: Arguments of ``CropData``.
     """
 
     def __init__(
-        self, *, reader: TumorReader, foreground_ratio: float, validation_crops: int, hosts: int = 0, **options: Any
+        self,
+        *,
+        reader: TumorReader,
+        foreground_ratio: float,
+        validation_crops: int,
+        rotation_probability: float = 0.0,
+        hosts: int = 0,
+        **options: Any,
     ) -> None:
-        cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio)
+        cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio, rotation_probability=rotation_probability)
         super().__init__(load=reader, transform=cut, **options)
         self.cut = cut
         self.reader = reader
@@ -194,6 +235,22 @@ def describe(counts: dict[str, int], rules: LesionRules, source: Path) -> str:
         return text + "."
     shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
     return f"{text}; left out for having none: {len(without)} ({shown})."
+
+
+def describe_unseen(tumors: Sequence[SeenTumor], rules: LesionRules) -> str | None:
+    """Say which tumors the denoiser does not see in a good part of their crops; None if there are none."""
+    unseen = sorted((tumor for tumor in tumors if tumor.seen < _WELL_SEEN), key=lambda tumor: tumor.seen)
+    if not unseen:
+        return None
+    shown = ", ".join(
+        f"{tumor.case} (radius {tumor.radius_mm:.1f} mm, {tumor.voxels} voxels) in {1 - tumor.seen:.0%}"
+        for tumor in unseen[:5]
+    )
+    return (
+        f"Warning: the masks of {len(unseen)} of {len(tumors)} {rules.stage} tumors vanish in the latent, where "
+        f"few voxels of a mask are left, in a part of their crops: {shown}{', …' if len(unseen) > 5 else ''}. "
+        "Give a finer data.spacing_mm, or leave such tumors out with lesions.minimum_voxels."
+    )
 
 
 def describe_choice(chosen: Sequence[AnnotatedTumor], available: int, rules: LesionRules) -> str:

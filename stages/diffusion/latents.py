@@ -35,6 +35,7 @@ class CachedTumorCrops(TumorCrops):
         crops: Size of the pool of each training case.
         validation_tumors: By validation case, the indices of its tumors.
         foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
+        rotation_probability: Chance that a crop of the pool is rotated, before it is encoded.
         options: Other arguments of ``TumorCrops``.
     """
 
@@ -45,14 +46,18 @@ class CachedTumorCrops(TumorCrops):
         crops: int,
         validation_tumors: Mapping[str, Sequence[int]],
         foreground_ratio: float,
+        rotation_probability: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(foreground_ratio=foreground_ratio, **options)
+        super().__init__(foreground_ratio=foreground_ratio, rotation_probability=rotation_probability, **options)
         self.transform = DrawLatent(cache)
         self.cache = cache
         self.crops = crops
         self.validation_tumors = validation_tumors
-        self.foreground_ratio = float(foreground_ratio)
+        self.cutting = {
+            "foreground_ratio": float(foreground_ratio),
+            "rotation_probability": float(rotation_probability),
+        }
 
     def setup(self, stage: str | None = None) -> None:
         """Encode what is missing."""
@@ -82,7 +87,7 @@ class CachedTumorCrops(TumorCrops):
 
     def _pool(self, case: Case, common: Mapping[str, Any]) -> CaseCrops:
         """Return the crops to draw from; number k is the same however many there are."""
-        about = {**common, **self._about(case), "foreground_ratio": self.foreground_ratio}
+        about = {**common, **self._about(case), **self.cutting}
         states = [derive_seed(self.seed, "latents", case.id, number) for number in range(self.crops)]
         cuts = {latent_key(**about, state=state): partial(self._cut_at_random, state=state) for state in states}
         return CaseCrops(load=partial(self.reader, case), cuts=cuts)

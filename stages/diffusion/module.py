@@ -27,7 +27,10 @@ from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptio
 from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
 from stages.run.module import StageModule, initial_weights, preprocessing
 from stages.run.options import AdamOptions
+from stages.run.run import say
 
+# Those of the demo have 0.2.
+LEAST_SD = 0.03
 MakeHosts = Callable[[Denoiser, NoiseSchedule], HostValidation]
 
 
@@ -99,6 +102,8 @@ class DiffusionModule(StageModule):
         self.preprocessing = preprocessing(window=window, spacing_mm=spacing_mm, crop=crop)
         self.cases = dict(cases or {})
         self.compiled = compiled
+        self._batches, self._stepped = 0, False  # of the present step, and whether it has been taken
+        self._latents_seen = False
         self.losses_by_time = TimestepLosses(visited_times(diffusion.timesteps))
         self.hosts = None if hosts is None else hosts(self.ema.module, self.schedule)
 
@@ -121,6 +126,7 @@ class DiffusionModule(StageModule):
     def training_step(self, batch: Item, batch_idx: int) -> Tensor:
         """Predict the noise in the latents of a batch of crops."""
         latent_BCZXY, condition_BCZXY = self.encoded(batch)
+        self._watch(latent_BCZXY)
         time_B, noise_BCZXY = self._drawn(latent_BCZXY)
         loss_B = self.losses(self.denoiser, latent_BCZXY, condition_BCZXY, time_B, noise_BCZXY)
         loss = loss_B.mean()
@@ -128,10 +134,18 @@ class DiffusionModule(StageModule):
         self.log("training/loss", loss.detach(), prog_bar=True)
         return loss
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Take the step, after the last of its batches."""
+        super().optimizer_step(*arguments, **options)
+        self._stepped = True
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the average follow."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        self.ema.update(self.denoiser)
+        """Count the step and let the average follow, once all batches of the step are through."""
+        self._batches += 1
+        if self._stepped:
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            self.ema.update(self.denoiser)
+            self._batches, self._stepped = 0, False
 
     def on_validation_epoch_start(self) -> None:
         """Forget the validation before."""
@@ -215,10 +229,26 @@ class DiffusionModule(StageModule):
             complete=complete,
         )
 
+    def _watch(self, latent_BCZXY: Tensor) -> None:
+        """Log the standard deviation of the scaled latents, and warn once if it is tiny.
+
+        They are scaled by the lowest and highest number of all codes, so one code far from the others compresses all.
+        """
+        deviation = latent_BCZXY.std()
+        self.log("training/latent_sd", deviation)
+        if not self._latents_seen and (value := float(deviation)) < LEAST_SD:
+            say(
+                f"Warning: the scaled latents have a standard deviation of {value:.3g}, the noise has 1: a code of "
+                f"{self.parents['autoencoder'].path} lies far from the others. Train it for longer, or with another "
+                "codebook.decay or codebook.restart_below."
+            )
+        self._latents_seen = True
+
     def _drawn(self, latent_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw t and ε of every element from (seed, step, rank, element)."""
+        """Draw t and ε of every element from (seed, step, rank, element), counting on through the step's batches."""
         times, noises = [], []
-        for element in range(len(latent_BCZXY)):
+        first = self._batches * len(latent_BCZXY)
+        for element in range(first, first + len(latent_BCZXY)):
             generator = self.step_generator("rank", self.global_rank, "element", element)
             times.append(torch.randint(self.schedule.timesteps, (), generator=generator))
             noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))

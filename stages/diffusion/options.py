@@ -11,7 +11,7 @@ from difftumor.models.latent_codec import Masked
 from difftumor.models.sampling import SamplerConfig
 from difftumor.scans.lesions import SizeGroup, SizeRule
 from difftumor.scans.organs import Organ
-from stages.run.options import AdamOptions, DataOptions, FoldOptions, RunOptions, StepOptions
+from stages.run.options import AdamOptions, DataOptions, FoldOptions, RotationOptions, RunOptions, StepOptions
 from stages.run.reading import Count, Hint, Positive, ShareBelowOne, WholeNumber
 
 NoiseLoss = Literal["l1", "l2"]
@@ -124,6 +124,17 @@ class AverageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusionTrainingOptions(StepOptions):
+    """The section ``training``.
+
+    Args:
+        accumulate: Batches per step.
+    """
+
+    accumulate: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostValidationOptions:
     """The section ``validation``.
 
@@ -158,11 +169,12 @@ class DiffusionOptions(RunOptions):
         fold: Whose tumors are held out, from 0; None trains on all but the validation cases that the list states.
 
     Raises:
-        ConfigError: The sampler's steps do not suit the timesteps.
+        ConfigError: The sampler's steps do not suit the timesteps, or crops cannot be rotated.
     """
 
     stage: Annotated[Literal["diffusion"], Hint("leave it at 'diffusion', or call python -m stages.<stage>")]
     data: DiffusionDataOptions
+    augmentation: RotationOptions
     organ: Organ
     autoencoder: ParentOptions
     fold: int | None
@@ -173,9 +185,10 @@ class DiffusionOptions(RunOptions):
     diffusion: NoiseOptions
     ema: AverageOptions
     optimizer: AdamOptions
-    training: StepOptions
+    training: DiffusionTrainingOptions
     validation: HostValidationOptions
     pictures: HostPictureOptions
 
     def __post_init__(self) -> None:
+        self.data.check_rotation(self.augmentation.rotation_probability)
         self.diffusion.sampler.time_steps(self.diffusion.timesteps)  # refuses steps that do not fit

@@ -21,7 +21,7 @@ from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.nifti import Volume
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.diffusion.data import TumorCrops, TumorReader, describe, describe_choice
+from stages.diffusion.data import SeenTumor, TumorCrops, TumorReader, describe, describe_choice, describe_unseen
 from stages.diffusion.hosts import HeldOut
 from stages.diffusion.latent_cache import LatentCache
 from stages.diffusion.latents import CachedTumorCrops
@@ -60,7 +60,7 @@ def build(options: DiffusionOptions) -> Stage:
         DiffTumorError: Options do not go together, the autoencoder is missing, or there are no tumors to learn.
     """
     codec, autoencoder = _codec(options)
-    crops = _crops(options)
+    crops = _crops(options, codec.downsampling)
     return Stage(
         module=_module(options, codec, autoencoder, crops.cases, _hosts(options, codec, crops.held_out)),
         data=crops.data,
@@ -69,6 +69,7 @@ def build(options: DiffusionOptions) -> Stage:
         # Without a cache there is no pool.
         neutral=(*NEUTRAL, *([] if options.latents.cache else ["latents.crops"])),
         only_whether=("latents.cache",),
+        accumulate=options.training.accumulate,
     )
 
 
@@ -87,14 +88,21 @@ def _codec(options: DiffusionOptions) -> tuple[LatentCodec, Parent]:
     return codec, artifact.as_parent
 
 
-def _crops(options: DiffusionOptions) -> _Crops:
+def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
     data, judged = options.data, options.validation
     cases = read_root(data.root, data.labels)
     reader = TumorReader(
-        cases=cases, organ=options.organ, rules=options.lesions, crop=data.crop, spacing_mm=data.spacing_mm
+        cases=cases,
+        organ=options.organ,
+        rules=options.lesions,
+        crop=data.crop,
+        spacing_mm=data.spacing_mm,
+        downsampling=downsampling,
     )
     train, validation, healthy, found = _sorted(options, reader)
     reader, tumors = _chosen(options, reader, [tumor for case in train for tumor in found[case.id]])
+    if unseen := describe_unseen(tumors, reader.rules):
+        say(unseen)
     counts = Counter(tumor.case for tumor in tumors)
     hosts = (*validation, *healthy)
     # Seeded as the folds are: alike in all runs with the same data, whatever is random in their training.
@@ -113,12 +121,13 @@ def _crops(options: DiffusionOptions) -> _Crops:
         validation_tumors={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
         reader=reader,
         foreground_ratio=data.foreground_ratio,
+        rotation_probability=options.augmentation.rotation_probability,
         train=tuple(case for case in train if counts[case.id]),
         validation=held_out.tumor_cases,
         hosts=held_out.count if judged.synthesize_every_n_epochs else 0,
         seed=options.seed,
         batch_size=data.batch_size,
-        steps_per_epoch=options.training.steps_per_epoch,
+        steps_per_epoch=options.training.steps_per_epoch * options.training.accumulate,
         validation_crops=judged.crops,
         num_workers=data.num_workers,
         caching=Caching.of(data),
@@ -129,11 +138,11 @@ def _crops(options: DiffusionOptions) -> _Crops:
 
 def _sorted(
     options: DiffusionOptions, reader: TumorReader
-) -> tuple[Sequence[Case], Sequence[Case], Sequence[Case], Mapping[str, Sequence[AnnotatedTumor]]]:
+) -> tuple[Sequence[Case], Sequence[Case], Sequence[Case], Mapping[str, Sequence[SeenTumor]]]:
     """Return the cases to learn, those held out, the healthy ones, and the tumors of the size group by case."""
     cases, folds = reader.cases, options.folds
     stated = stated_validation(cases, fold=options.fold)
-    found: dict[str, tuple[AnnotatedTumor, ...]] = {}
+    found: dict[str, tuple[SeenTumor, ...]] = {}
 
     def note(case: Case, labels: Volume) -> None:
         found[case.id] = reader.tumors(case, labels)
@@ -166,8 +175,8 @@ def _data(latents: LatentOptions, *, validation_tumors: Mapping[str, Sequence[in
 
 
 def _chosen(
-    options: DiffusionOptions, reader: TumorReader, tumors: Sequence[AnnotatedTumor]
-) -> tuple[TumorReader, Sequence[AnnotatedTumor]]:
+    options: DiffusionOptions, reader: TumorReader, tumors: Sequence[SeenTumor]
+) -> tuple[TumorReader, Sequence[SeenTumor]]:
     """Choose the tumors to learn, and make the reader take the others for organ."""
     most, source = options.data.max_tumors, reader.cases.source
     kind = f"{reader.rules.stage} {reader.organ.name} tumor"

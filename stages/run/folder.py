@@ -41,6 +41,7 @@ EARLIER: Mapping[str, Any] = {
     "perceptual.reduction": "mean",
     "synthesis.generators.copy_paste": 0.0,
     "synthesis.scale_texture": False,
+    "training.accumulate": 1,
     "loss.smooth_nr": 1e-5,
     "loss.smooth_dr": 1e-5,
     "synthesis.center": 0.0,

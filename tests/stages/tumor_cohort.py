@@ -24,8 +24,8 @@ COMMON = (
 )  # fmt: skip
 DIFFUSION = (
     *COMMON, "network.width=8", "network.multipliers=[1,2]", "network.heads=2", "network.head_dim=8",
-    "network.norm_groups=4", "training.steps=6", "training.steps_per_epoch=2", "ema.start=2", "ema.every=1",
-    "validation.crops=2", "validation.hosts=3", "pictures.hosts=1", "optimizer.lr=0.001",
+    "network.norm_groups=4", "training.steps=6", "training.steps_per_epoch=2", "training.accumulate=1",
+    "ema.start=2", "ema.every=1", "validation.crops=2", "validation.hosts=3", "pictures.hosts=1", "optimizer.lr=0.001",
 )  # fmt: skip
 UNET = ("backbone=unet", "backbone.channels=[4,8]", "backbone.residual_units=1")
 NNUNET = ("backbone=nnunet", "backbone.channels=[4,8,8]", "backbone.strides=[1,2,2]")

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from difftumor.datasets.cases import read_case_labels
@@ -20,6 +21,7 @@ from difftumor.models.sampling import SamplerConfig
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.spec import TumorSpec
+from stages.diffusion.data import share_seen
 from stages.diffusion.module import DiffusionModule
 from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.train import build
@@ -280,8 +282,8 @@ def test_an_organ_that_is_all_tumor_is_still_cropped_around(tiny_diffusion, tumo
     data = built_from(tiny_diffusion(f"data.root={folder}"), build).data
     item = data.reader(next(case for case in data.train if case.id == "early0"))
     assert len(item["foreground"]) == 27
-    assert len(item["background"])
-    assert set(item["labels"].numpy().ravel()[item["background"]]) == {0}
+    # Never on background.
+    assert sorted(item["background"]) == sorted(item["foreground"])
 
 
 @pytest.fixture
@@ -447,6 +449,8 @@ def test_the_defaults_are_the_published_ones():
     config = compose_config("diffusion", ["organ=liver"])
     assert (config.diffusion.timesteps, config.diffusion.loss, config.diffusion.masked) == (4, "l1", "image")
     assert (config.training.steps, config.data.batch_size, config.optimizer.lr) == (60000, 10, 1e-4)
+    assert (config.training.accumulate, config.data.foreground_ratio) == (2, 1)
+    assert (config.augmentation.rotation_probability, config.lesions.early_includes_limit) == (0.1, True)
     assert (config.ema.decay, config.ema.start, config.ema.every) == (0.995, 2000, 10)
     assert list(config.data.crop) == [96, 96, 96]
 
@@ -462,10 +466,79 @@ def test_presets_differ_as_documented(stage):
     options = ["organ=liver", f"tumor_stage={stage}"]
     default = compose_config("diffusion", options)
     published = compose_config("diffusion", [*options, "experiment=published"])
-    assert difference(default, published) == {"lesions.early_includes_limit"}
+    assert not difference(default, published)
     paper = compose_config("diffusion", [*options, "experiment=paper"])
-    assert difference(default, paper) == {"name", "diffusion.loss", "diffusion.masked"}
+    assert difference(default, paper) == {
+        "name", "diffusion.loss", "diffusion.masked", "training.accumulate", "lesions.early_includes_limit",
+    }  # fmt: skip
     assert (paper.diffusion.loss, paper.diffusion.masked, paper.name) == ("l2", "latent", f"liver_{stage}_paper")
+    assert paper.training.accumulate * paper.data.batch_size == 10
+
+
+def test_two_batches_make_the_step_of_one_of_their_size(tiny_diffusion, tmp_path):
+    def trained(name, *options):
+        words = ("training.steps=4", "ema.decay=0.5", "augmentation.rotation_probability=0.5")
+        artifact = run(tiny_diffusion(f"name={name}", f"artifact={tmp_path}/{name}", *words, *options))
+        kept = torch.load(tmp_path / "runs" / "diffusion" / name / "last.ckpt", weights_only=True)
+        steps = {kept["steps_done"], kept["ema"]["step"], kept["global_step"]}
+        return load_artifact(artifact).network.state_dict(), steps, read_config(artifact).training["steps"]
+
+    joint, *steps = trained("joint", "data.batch_size=4")
+    halves, *same_steps = trained("halves", "data.batch_size=2", "training.accumulate=2")
+    assert steps == same_steps == [{4}, 4]
+    # Same crops, noise and times; batches of other sizes round differently.
+    torch.testing.assert_close(halves, joint, rtol=1e-3, atol=2e-5)
+
+
+def test_every_batch_of_a_step_has_its_own_noise():
+    ours = module()
+    latent = torch.zeros(2, 8, 4, 4, 4)
+    joint_times, joint_noise = ours._drawn(torch.zeros(4, 8, 4, 4, 4))
+    first = ours._drawn(latent)
+    ours.on_train_batch_end(None, None, 0)  # without a step
+    second = ours._drawn(latent)
+    assert ours.steps_done == 0
+    assert torch.equal(torch.cat([first[0], second[0]]), joint_times)
+    assert torch.equal(torch.cat([first[1], second[1]]), joint_noise)
+
+
+@pytest.mark.parametrize(("side", "share"), [(1, 1 / 64), (2, 8 / 64), (3, 27 / 64), (4, 1), (6, 1)])
+def test_the_share_of_crops_in_which_a_mask_is_seen(side, share):
+    box = np.argwhere(np.ones((side,) * 3)) + np.array([5, 6, 7])
+    assert share_seen(box, 4) == share
+    # As the codec reduces masks, at all 64 positions.
+    mask = torch.zeros(1, 1, 24, 24, 24)
+    mask[0, 0][tuple(box.T)] = 1
+    found = [
+        F.interpolate(mask[..., x : x + 16, y : y + 16, z : z + 16], size=(4, 4, 4), mode="nearest").any().item()
+        for x, y, z in np.ndindex(4, 4, 4)
+    ]
+    assert np.mean(found) == share
+
+
+def test_tumors_that_vanish_in_the_latent_are_named(tiny_diffusion, capsys):
+    built_from(tiny_diffusion("fold=null"), build)
+    said = capsys.readouterr().out
+    # Boxes of 27 voxels of 27 mm³ take up 27 of 64 remainders.
+    assert "Warning: the masks of 3 of 3 early tumors vanish in the latent" in said
+    assert "early0 (radius 5.6 mm, 27 voxels) in 58%, early1" in said
+    assert "finer data.spacing_mm" in said
+    built_from(tiny_diffusion("tumor_stage=late", "fold=null"), build)
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_latents_that_one_code_compresses_are_warned_about(capsys):
+    ours = module()
+    ours.training_step(batch(), 0)
+    assert "Warning" not in capsys.readouterr().out
+    ours = module()
+    ours.codec.autoencoder.codebook.embeddings[0, 0] = 1e4
+    for _ in range(2):
+        ours.training_step(batch(), 0)
+    said = capsys.readouterr().out
+    deviation = float(ours.encoded(batch())[0].std())
+    assert 0 < deviation < 0.01
+    assert said.count(f"standard deviation of {deviation:.3g}") == 1
 
 
 def test_the_paper_preset_trains(tiny_diffusion):

@@ -316,9 +316,9 @@ def _texture(host: Host, spec: TumorSpec, contrast_hu: float | None, seed: int, 
     else:
         mean_hu = parenchyma.mean_hu + contrast_hu
     noise_mm = 0.0 if spec.host_noise_mm is None else spec.host_noise_mm.draw(seed, *keys, "host noise")
-    sd_hu = parenchyma.sd_hu
+    sd_hu = host.tissue_sd_hu if spec.scale_texture else parenchyma.sd_hu
     if noise_mm > 0:
-        # Texture and noise are independent: their variances add up to that of the parenchyma.
+        # Texture and noise are independent: their variances add up to that of the tissue.
         sd_hu = math.sqrt(max(0.0, sd_hu**2 - host.noise_sd_hu(noise_mm) ** 2))
     return TextureRecord(
         kind=spec.texture,

@@ -25,6 +25,10 @@ _TRUNCATE = 3.0
 # Noise passes the threshold too, in specks; the paper means veins. This is 5 mm of a vein of 5 mm.
 _LEAST_VESSEL_MM3 = 100.0
 
+# Voxels this close to an organ's surface may hold other tissue too; with fewer voxels than that inside, they count.
+_SURFACE_MM = 3.0
+_LEAST_INSIDE = 1000
+
 # Matrix entries below this share of the largest count as zero; over a scan that is less than a hundredth of a mm.
 _ALIGNED = 1e-5
 
@@ -101,14 +105,14 @@ def measure_parenchyma(ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask) -> Par
 
 
 def measure_noise(
-    ct_hu_XYZ: CT, organ_XYZ: Mask, vessels_XYZ: Mask, *, sigma_mm: float, spacing_mm: Sequence[float]
+    ct_hu_XYZ: CT, organ_XYZ: Mask, inside_XYZ: Mask, *, sigma_mm: float, spacing_mm: Sequence[float]
 ) -> float:
-    """Measure the noise of an organ between its vessels: the standard deviation of what a Gaussian takes away.
+    """Measure the noise in an organ: the standard deviation of what a Gaussian takes away.
 
     Args:
         ct_hu_XYZ: CT in HU; values outside [-1000, 3000] count as the limit.
         organ_XYZ: Organ mask, same shape; the Gaussian sees no voxel outside of it.
-        vessels_XYZ: As ``find_vessels`` returned them; all of the organ is measured if they cover it.
+        inside_XYZ: Where it is measured; a part of the organ.
         sigma_mm: σ of the Gaussian, above 0, cut as ``blending.TRUNCATE`` says.
         spacing_mm: Size of a voxel along each axis.
 
@@ -117,12 +121,10 @@ def measure_noise(
     """
     sigma = [sigma_mm / step for step in spacing_mm]
     box = _organ_box(organ_XYZ).padded([blur_radius(s) for s in sigma]).clipped(organ_XYZ.shape).slices
-    organ = organ_XYZ[box]
+    organ, inside = organ_XYZ[box], inside_XYZ[box]
     values = np.where(organ, _tissue(ct_hu_XYZ[box]), np.float32(0))
     total, weight = (scipy.ndimage.gaussian_filter(x, sigma, truncate=TRUNCATE) for x in (values, organ.astype("f4")))
-    parenchyma = organ & ~vessels_XYZ[box]
-    measured = parenchyma if parenchyma.any() else organ
-    return float((values - total / np.maximum(weight, np.finfo("f4").tiny))[measured].std(dtype=np.float64))
+    return float((values[inside] - total[inside] / weight[inside]).std(dtype=np.float64))
 
 
 def _tissue(ct_hu: CT) -> CT:
@@ -206,13 +208,23 @@ class Host:
         """Mean and standard deviation of the organ without its vessels."""
         return measure_parenchyma(self._hu, self.mask, self.vessels)
 
-    def noise_sd_hu(self, sigma_mm: float) -> float:
-        """Return the standard deviation of what a Gaussian takes from the parenchyma, as ``blending.smoothed_tissue``.
+    @cached_property
+    def inside(self) -> Mask:
+        """The parenchyma away from the surface, where voxels hold other tissue too; all of it in a thin organ."""
+        inside = np.zeros_like(self.mask)
+        inside[self.box.slices] = self.boxed & ~self.vessels[self.box.slices] & (self.depth_mm > _SURFACE_MM)
+        if inside.sum() < _LEAST_INSIDE:
+            inside = self.mask & ~self.vessels
+        return inside if inside.any() else self.mask
 
-        Args:
-            sigma_mm: σ of the Gaussian, above 0.
-        """
-        return measure_noise(self._hu, self.mask, self.vessels, sigma_mm=sigma_mm, spacing_mm=self.spacing_mm)
+    @cached_property
+    def tissue_sd_hu(self) -> float:
+        """Standard deviation of the parenchyma away from the surface."""
+        return float(_tissue(self._hu[self.inside]).std(dtype=np.float64))
+
+    def noise_sd_hu(self, sigma_mm: float) -> float:
+        """Return the same of what a Gaussian takes away, as ``blending.smoothed_tissue``; its σ is above 0."""
+        return measure_noise(self._hu, self.mask, self.inside, sigma_mm=sigma_mm, spacing_mm=self.spacing_mm)
 
     @property
     def boxed(self) -> Mask:

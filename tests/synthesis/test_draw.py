@@ -146,7 +146,7 @@ def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_
     means = np.array([texture.mean_hu for texture in textures])
     assert 30 <= means.min() < 33
     assert 87 < means.max() <= liver.parenchyma.mean_hu - 10
-    assert {texture.sd_hu for texture in textures} == {liver.parenchyma.sd_hu}
+    assert {texture.sd_hu for texture in textures} == {liver.tissue_sd_hu}
     assert {(texture.kind, texture.blur_sigma_mm) for texture in textures} == {("gaussian", 0.6)}
     grains = [texture.grain for texture in textures]
     assert 1.1 <= min(grains) < 1.12
@@ -156,17 +156,18 @@ def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_
 def test_texture_and_noise_together_vary_as_the_parenchyma():
     liver = host()
     noise_hu = liver.noise_sd_hu(2.0)
-    assert 0 < noise_hu < liver.parenchyma.sd_hu
+    assert 0 < noise_hu < liver.tissue_sd_hu
     (kept,) = draw(liver, generator="handcrafted", host_noise_mm=2)
     assert kept.texture.host_noise_mm == 2
-    assert np.hypot(kept.texture.sd_hu, noise_hu) == pytest.approx(liver.parenchyma.sd_hu, rel=1e-12)
+    assert np.hypot(kept.texture.sd_hu, noise_hu) == pytest.approx(liver.tissue_sd_hu, rel=1e-12)
     # All else is as without.
     (replaced,) = draw(liver, generator="handcrafted")
     assert (replaced.texture.host_noise_mm, replaced.texture.scaled) == (0, True)
     texture = replace(kept.texture, sd_hu=replaced.texture.sd_hu, host_noise_mm=0.0)
     assert replace(kept, texture=texture) == replaced
     (letter,) = draw(liver, generator="handcrafted", scale_texture=False)
-    assert letter == replace(replaced, texture=replace(replaced.texture, scaled=False))
+    plain = replace(replaced.texture, scaled=False, sd_hu=liver.parenchyma.sd_hu)
+    assert letter == replace(replaced, texture=plain)
 
 
 def test_in_a_dark_organ_they_are_darker_by_ten_to_thirty_hu():

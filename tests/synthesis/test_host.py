@@ -4,8 +4,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from difftumor.errors import SynthesisError
+from difftumor.scans.organs import get_organ
 from difftumor.synthesis.blending import smoothed_tissue
-from difftumor.synthesis.host import Parenchyma, find_vessels, measure_noise, measure_parenchyma
+from difftumor.synthesis.host import Host, Parenchyma, find_vessels, measure_noise, measure_parenchyma
 from tests.synthesis.makers import ball
 
 EVEN = (1.0, 1.0, 1.0)
@@ -88,7 +89,7 @@ def test_noise_is_what_a_gaussian_takes_away():
     kernel = np.exp(-0.5 * (x / 2) ** 2)
     kernel /= kernel.sum()
     expected = 15 * (1 - 2 * kernel[8] ** 3 + (kernel**2).sum() ** 3) ** 0.5
-    found = measure_noise(hu, organ, ~organ, sigma_mm=2.0, spacing_mm=(1.0, 1.0, 1.0))
+    found = measure_noise(hu, organ, organ, sigma_mm=2.0, spacing_mm=(1.0, 1.0, 1.0))
     assert found == pytest.approx(expected, rel=0.01)
 
 
@@ -99,8 +100,24 @@ def test_noise_is_measured_as_it_is_kept():
     hu = np.where(organ, np.random.default_rng(0).normal(110, 15, organ.shape), -1000).astype(np.float32)
     spacing = (1.0, 1.0, 2.0)
     smooth = smoothed_tissue(torch.from_numpy(hu), torch.from_numpy(organ), [3.0, 3.0, 1.5]).numpy()
-    found = measure_noise(hu, organ, vessels, sigma_mm=3.0, spacing_mm=spacing)
+    found = measure_noise(hu, organ, organ & ~vessels, sigma_mm=3.0, spacing_mm=spacing)
     assert found == pytest.approx((hu - smooth)[organ & ~vessels].std(), rel=1e-4)
+
+
+def test_tissue_is_measured_away_from_the_surface_of_the_organ():
+    """Voxels at the surface are half fat, as in thick slices; they are no part of the tissue's deviation."""
+    organ = ball((48, 48, 48), 18)
+    hu = np.where(organ, np.random.default_rng(0).normal(100, 5, organ.shape), -100).astype(np.float32)
+    hu[organ & ~ball(organ.shape, 16)] -= 100
+    liver = Host(organ, organ=get_organ("liver"), spacing_mm=EVEN, ct_hu_XYZ=hu, open_border=False)
+    assert liver.parenchyma.sd_hu > 30
+    assert liver.tissue_sd_hu == pytest.approx(5, rel=0.05)
+    assert liver.noise_sd_hu(0.5) < 5
+    thin = np.zeros(organ.shape, bool)
+    thin[10:40, 10:40, 20:24] = True
+    plate = Host(thin, organ=get_organ("pancreas"), spacing_mm=EVEN, ct_hu_XYZ=hu, open_border=False)
+    plate.vessels = ~thin
+    assert (plate.inside == thin).all()
 
 
 def test_mean_and_deviation_come_back():

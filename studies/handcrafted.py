@@ -209,8 +209,8 @@ def run_study(arguments: argparse.Namespace) -> Path:
         title="Hand-crafted tumors beside their host",
         introduction=[
             f"The core of a tumor is what lies deeper than {CORE_MM:g} mm; of the host, the same voxels before. SD: "
-            "from each core's own mean. Lag 1: correlation of neighbors along x, y and z. Noise in common: correlation of "
-            "what a Gaussian with σ 2 mm takes away, after and before."
+            "from each core's own mean. Lag 1: correlation of neighbors along x, y and z. Noise in common: of what a "
+            "Gaussian with σ 2 mm takes away, the correlation of after and before."
         ],
         rows=[{key: row.get(key) for key in rows[1]} for row in rows],
         pictures=pictures,

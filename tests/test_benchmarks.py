@@ -39,6 +39,7 @@ def diffusion(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_every_part_runs(bench):
     command, parts, _ = bench
     options = command.arguments([*SMALL, "--precision", "bf16"])

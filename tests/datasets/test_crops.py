@@ -162,7 +162,7 @@ def test_probabilities_of_the_augmentation_are_met():
     ours = crop(
         rotation_probability=0.1, shift_probability=0.2, flip_probability=0.3, scale=0.2, scale_probability=0.15
     )
-    plain, count = crop(), 600
+    plain, count = crop(), 300
     samples = [seeded(ours, seed)(item(healthy=True)) for seed in range(count)]
     turned, flips = 0, np.zeros(3)
     for seed, sample in enumerate(samples):

@@ -7,6 +7,8 @@ import torch
 
 from difftumor.models.codebook import Codebook
 
+pytestmark = pytest.mark.slow  # each rank imports PyTorch
+
 WORLD = 2
 UPDATES = 10
 # Plenty of vectors, and fewer vectors (32) than codes.

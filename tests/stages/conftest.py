@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -69,16 +70,22 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_diffusion(tumor_cohort: Path, untrained: Path, tmp_path: Path) -> Callable[..., DictConfig]:
-    """Compose stage 2's config, shrunk, with everything it writes under ``tmp_path``."""
+@pytest.fixture(scope="session")
+def diffusion_in(tumor_cohort: Path, untrained: Path) -> Callable[..., DictConfig]:
+    """Compose stage 2's config, shrunk, with everything it writes under a folder."""
 
-    def compose(*overrides: str) -> DictConfig:
-        places = (f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+    def compose(folder: Path, *overrides: str) -> DictConfig:
+        places = (f"data.root={tumor_cohort}", f"runs_dir={folder}/runs", f"checkpoints_dir={folder}/checkpoints")
         parent = f"autoencoder.artifact={untrained}/autoencoder"
         return composed("diffusion", [*DIFFUSION, *places, parent, *overrides])
 
     return compose
+
+
+@pytest.fixture
+def tiny_diffusion(diffusion_in: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose stage 2's config, shrunk, with everything it writes under ``tmp_path``."""
+    return partial(diffusion_in, tmp_path)
 
 
 @pytest.fixture

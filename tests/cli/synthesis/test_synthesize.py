@@ -177,7 +177,7 @@ def test_short_options_are_fields_of_a_tumor(case, tmp_path, capsys):
     radius_mm = np.prod(record["half_axes_mm"]) ** (1 / 3)
     assert record["blur_sigma_voxels"] * np.prod(record["spacing_mm"]) ** (1 / 3) == pytest.approx(0.1 * radius_mm)
     assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=5)) == 1
-    assert "--gate-change-hu does not go with tumors without --quality-gate" in capsys.readouterr().err
+    assert "(--gate-change-hu) does not go with tumors without --quality-gate" in capsys.readouterr().err
     assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=-5), "--quality-gate") == 1
     assert "--gate-change-hu is -5.0: give a number from 0." in capsys.readouterr().err
     assert run(*words(case, tmp_path / "none", **asked, gate_change_hu=900, gate_attempts=2), "--quality-gate") == 1
@@ -207,9 +207,10 @@ def test_the_file_of_the_documentation_uses_every_field(tmp_path, monkeypatch, c
 
 
 def test_what_cannot_be_had_is_told_or_refused(case, tmp_path, capsys):
-    assert run(*words(case, tmp_path / "out", count=40)) == 0
+    many = {"model": None, "generator": "handcrafted", "radius_mm": 6, "size": None, "count": 12}
+    assert run(*words(case, tmp_path / "out", **many)) == 0
     assert "Warning: The liver had room for" in capsys.readouterr().err
-    assert run(*words(case, tmp_path / "strict", count=40), "--strict") == 1
+    assert run(*words(case, tmp_path / "strict", **many), "--strict") == 1
     assert "omit strict (--strict)" in capsys.readouterr().err
     assert not (tmp_path / "strict").exists()
 

@@ -226,7 +226,7 @@ def test_tumors_are_no_ellipsoids(fine_cases):
 def test_small_tumors_are_more_frequent():
     radii = [
         tumor.radius_mm
-        for index in range(12)
+        for index in range(5)
         for tumor in make_case(seed=0, index=index, config=SMALL, organs=("liver",)).tumors
     ]
     assert np.mean(np.asarray(radii) < 10.0) > 0.5

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,16 +38,27 @@ def run(config: DictConfig, build=build):
     return run_stage(config, KINDS["diffusion"], build)
 
 
-@pytest.fixture
-def cached(tiny_diffusion, tmp_path):
-    """Compose the config of a run of a name, with a cache of a name."""
+@pytest.fixture(scope="module")
+def cached_in(diffusion_in):
+    """Compose the config of a run of a name, with a cache of a name, in a folder."""
 
-    def compose(name: str, *overrides: str, cache: str = "cache") -> DictConfig:
-        places = (f"name={name}", f"artifact={tmp_path}/{name}", f"latents.cache={tmp_path}/{cache}")
+    def compose(folder: Path, name: str, *overrides: str, cache: str = "cache") -> DictConfig:
+        places = (f"name={name}", f"artifact={folder}/{name}", f"latents.cache={folder}/{cache}")
         options = ("fold=0", "folds.count=2", f"latents.crops={CROPS}", "training.steps_per_epoch=3", NO_HOSTS)
-        return tiny_diffusion(*options, *places, *overrides)
+        return diffusion_in(folder, *options, *places, *overrides)
 
     return compose
+
+
+@pytest.fixture
+def cached(cached_in, tmp_path):
+    return partial(cached_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(cached_in, tmp_path_factory) -> Path:
+    """The artifact of a run that found no cache, had no workers and never died."""
+    return run(cached_in(tmp_path_factory.mktemp("whole"), "whole"))
 
 
 def filled(config: DictConfig, *, device="cpu", change=lambda built: None):
@@ -101,6 +113,7 @@ def check_same(one: Path, other: Path) -> None:
     assert read_config(one).metrics
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_whatever_was_there_before(cached, tmp_path, capsys):
     empty = run(cached("empty"))
     assert f"{LATENTS} of 0.0044 MB, 3e-05 GB in all; 0 are there, {LATENTS} to be made." in capsys.readouterr().out
@@ -120,19 +133,19 @@ def test_weights_are_the_same_whatever_was_there_before(cached, tmp_path, capsys
     assert contents(tmp_path / "another" / "cache") == whole
 
 
-def test_weights_are_the_same_with_two_workers(cached):
-    check_same(run(cached("two", "data.num_workers=2")), run(cached("none", "data.num_workers=0")))
+def test_weights_are_the_same_with_two_workers(cached, whole):
+    check_same(run(cached("two", "data.num_workers=2")), whole)
 
 
 @pytest.mark.parametrize(("before", "after"), [pytest.param(0, 2, marks=pytest.mark.slow), (2, 0)])
-def test_a_run_that_died_mid_epoch_ends_as_one_that_did_not(cached, tmp_path, before, after):
-    whole = run(cached("whole"))
+def test_a_run_that_died_mid_epoch_ends_as_one_that_did_not(cached, whole, tmp_path, before, after):
     with pytest.raises(Crash):
         run(cached("parted", f"data.num_workers={before}"), crashing_at(build, 4))
     files(tmp_path / "cache")[0].unlink()
     check_same(run(cached("parted", f"data.num_workers={after}", cache="moved")), whole)
 
 
+@pytest.mark.slow
 def test_a_run_draws_other_crops_without_a_cache_and_may_not_change_over(cached, tmp_path):
     with pytest.raises(Crash):
         run(cached("run"), crashing_at(build, 4))

@@ -47,25 +47,29 @@ def trained(tiny_diffusion, tmp_path):
     return train
 
 
-@pytest.fixture
-def state(tmp_path):
-    """All that a run leaves behind: its checkpoint, its artifacts, its metrics."""
+def state(folder, name):
+    """Return all that a run leaves behind: its checkpoint, its artifacts, its metrics."""
+    kept = torch.load(folder / "runs" / "diffusion" / name / "last.ckpt", weights_only=True)
+    artifacts = [folder / name, folder / f"{name}_best"]
+    configs = [read_config(path) for path in artifacts]
+    return {
+        "weights": kept["state_dict"],
+        "adam": kept["optimizer_states"],
+        "ema": kept["ema"],
+        "steps": (kept["steps_done"], kept["epochs_done"], kept["global_step"]),
+        "callbacks": [value["metrics"] for key, value in kept["callbacks"].items() if "metrics" in value],
+        "artifacts": [load_artifact(path).network.state_dict() for path in artifacts],
+        "metrics": [(dict(config.metrics), config.training["validation_epoch"]) for config in configs],
+    }
 
-    def collect(name):
-        kept = torch.load(tmp_path / "runs" / "diffusion" / name / "last.ckpt", weights_only=True)
-        artifacts = [tmp_path / name, tmp_path / f"{name}_best"]
-        configs = [read_config(path) for path in artifacts]
-        return {
-            "weights": kept["state_dict"],
-            "adam": kept["optimizer_states"],
-            "ema": kept["ema"],
-            "steps": (kept["steps_done"], kept["epochs_done"], kept["global_step"]),
-            "callbacks": [value["metrics"] for key, value in kept["callbacks"].items() if "metrics" in value],
-            "artifacts": [load_artifact(path).network.state_dict() for path in artifacts],
-            "metrics": [(dict(config.metrics), config.training["validation_epoch"]) for config in configs],
-        }
 
-    return collect
+@pytest.fixture(scope="module")
+def whole(diffusion_in, tmp_path_factory):
+    """What a run that never died leaves behind, and the notes of its steps."""
+    folder, notes = tmp_path_factory.mktemp("whole"), {}
+    config = diffusion_in(folder, "name=whole", f"artifact={folder}/whole", *OPTIONS, "data.num_workers=0")
+    run_stage(config, KINDS["diffusion"], noting(notes))
+    return state(folder, "whole"), notes
 
 
 def assert_same(found, expected):
@@ -114,21 +118,22 @@ def disturb(step):
 @pytest.mark.parametrize(
     ("dies_at", "workers"),
     [
-        ((4,), (0,)), ((4,), (2,)), ((4,), (2, 0)), ((5,), (0, 2)), ((2,), (0,)), ((4, 8), (0, 2, 0)),
+        pytest.param((4,), (2,), marks=pytest.mark.slow),
+        pytest.param((5,), (0, 2), marks=pytest.mark.slow),
+        ((2,), (0,)),
+        pytest.param((4, 8), (0, 2, 0), marks=pytest.mark.slow),
     ],
-)  # fmt: skip
-def test_a_run_that_died_inside_an_epoch_ends_like_one_that_did_not(trained, state, dies_at, workers):
-    trained("whole")
+)
+def test_a_run_that_died_inside_an_epoch_ends_like_one_that_did_not(trained, whole, tmp_path, dies_at, workers):
     trained("parted", dies_at=dies_at, workers=workers)
-    assert_same(state("parted"), state("whole"))
+    assert_same(state(tmp_path, "parted"), whole[0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_crops_and_noise_follow_from_epoch_and_step_not_from_the_global_generators(
-    trained, state, monkeypatch, workers
+    trained, whole, tmp_path, monkeypatch, workers
 ):
-    calm, shaken = {}, {}
-    trained("whole", build=noting(calm))
+    calm, shaken = whole[1], {}
     assert sorted(calm) == list(range(9))
     crops, noises = ({str(notes[0][i]) for notes in calm.values()} for i in (0, 3))
     assert len(crops) == len(noises) == 9
@@ -141,7 +146,7 @@ def test_crops_and_noise_follow_from_epoch_and_step_not_from_the_global_generato
 
     monkeypatch.setattr(RandomCrop, "set_random_state", disturbed)
     trained("parted", dies_at=(4,), workers=(workers,), build=noting(shaken, disturb))
-    assert_same(state("parted"), state("whole"))
+    assert_same(state(tmp_path, "parted"), whole[0])
     # What the first process had seen of the epoch in which it died, the second one saw again.
     assert [len(shaken[step]) for step in range(9)] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
     assert all(again == calm[step][0] for step, notes in shaken.items() for again in notes)
@@ -173,7 +178,7 @@ run_stage(compose_config("diffusion", overrides), DiffusionOptions, dying)
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_resumes_to_the_same_weights(trained, state, tumor_cohort, untrained, tmp_path, how, workers):
+def test_a_killed_process_resumes_to_the_same_weights(trained, whole, tumor_cohort, untrained, tmp_path, how, workers):
     overrides = (
         *DIFFUSION, f"data.root={tumor_cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints",
         f"autoencoder.artifact={untrained}/autoencoder", "name=parted", f"artifact={tmp_path}/parted", *OPTIONS,
@@ -189,5 +194,4 @@ def test_a_killed_process_resumes_to_the_same_weights(trained, state, tumor_coho
     assert torch.load(tmp_path / "runs/diffusion/parted/last.ckpt", weights_only=True)["steps_done"] == 3
     assert not (tmp_path / "parted").exists()
     trained("parted", workers=(workers,))
-    trained("whole")
-    assert_same(state("parted"), state("whole"))
+    assert_same(state(tmp_path, "parted"), whole[0])

@@ -11,10 +11,11 @@ from stages.segmentation import train as segmentation
 from tests.stages.builds import KINDS
 
 BUILDS = {"autoencoder": autoencoder.build, "diffusion": diffusion.build, "segmentation": segmentation.build}
+OTHERS = ("autoencoder", "diffusion")
 FIXTURES = {"autoencoder": "tiny_config", "diffusion": "tiny_diffusion", "segmentation": "tiny_segmentation"}
 
 
-@pytest.mark.parametrize("stage", BUILDS)
+@pytest.mark.parametrize("stage", ["segmentation", *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
 def test_cases_kept_on_disk_give_the_same_weights(request, tmp_path, monkeypatch, stage):
     compose = request.getfixturevalue(FIXTURES[stage])
     reads = []

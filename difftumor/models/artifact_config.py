@@ -14,6 +14,7 @@ from difftumor.errors import ArtifactError
 
 if TYPE_CHECKING:
     from difftumor.scans.appearance import AppearanceRanges
+    from difftumor.scans.fingerprint import Fingerprint
 
 Kind = Literal["autoencoder", "diffusion", "segmenter"]
 FORMAT_VERSION = 1
@@ -95,6 +96,18 @@ class ArtifactConfig:
             raise ArtifactError(
                 f"{path} does not say readably how real tumors look ({error}): make the artifact again."
             ) from error
+
+    @property
+    def trained_on(self) -> Mapping[str, Fingerprint] | None:
+        """Fingerprints of the scans it was trained on, by name; None if it does not say, as imported weights."""
+        from difftumor.scans.fingerprint import Fingerprint
+
+        stored = self.training.get("fingerprints")
+        if not isinstance(stored, dict) or not isinstance(stored.get("training"), list):
+            return None
+        read = {str(name): Fingerprint.from_text(text) for name, text in stored["training"]}
+        known = {name: each for name, each in read.items() if each is not None}
+        return known if len(known) == len(read) else None  # some are of another version
 
     def to_json(self) -> str:
         """Return the text of ``config.json``."""

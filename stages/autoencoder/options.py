@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from difftumor.errors import ConfigError
+from difftumor.scans.organs import Organ
 from stages.autoencoder.losses import Adversarial, Backbone, Reduction
-from stages.run.options import AdamOptions, DataOptions, RotationOptions, RunOptions, StepOptions
+from stages.run.options import AdamOptions, DataOptions, FoldOptions, RotationOptions, RunOptions, StepOptions
 from stages.run.reading import Count, Hint, NotNegative, NumberRange, Positive, ShareBelowOne, WholeNumber
 
 
@@ -172,12 +173,20 @@ class ScanPictureOptions:
 class AutoencoderOptions(RunOptions):
     """All options of stage 1, one field per section.
 
+    Args:
+        organ: Whose tumors decide which patients are in which fold, as in stages 2 and 3; of effect with ``fold``.
+        fold: Held out, from 0; None holds out ``data.validation_share``, or what the list states.
+
     Raises:
-        ConfigError: The trainer's precision or strategy is not one that stage 1 can take, or crops cannot be rotated.
+        ConfigError: The trainer's precision or strategy is not one that stage 1 can take, crops cannot be rotated, or a
+            fold has no organ.
     """
 
     stage: Annotated[Literal["autoencoder"], Hint("leave it at 'autoencoder', or call python -m stages.<stage>")]
     data: AutoencoderDataOptions
+    organ: Organ | None = None
+    fold: int | None
+    folds: FoldOptions
     augmentation: RotationOptions
     network: AutoencoderNetworkOptions
     codebook: CodebookOptions
@@ -191,6 +200,10 @@ class AutoencoderOptions(RunOptions):
 
     def __post_init__(self) -> None:
         self.data.check_rotation(self.augmentation.rotation_probability)
+        if self.fold is not None and self.organ is None:
+            raise ConfigError(
+                f"fold is {self.fold}: give organ=NAME as well, since the folds are of the patients with its tumors."
+            )
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigError(f"trainer.precision is {self.trainer.precision!r}: choose bf16-mixed or 16-mixed.")
         if not self.trainer.strategy.startswith(("auto", "ddp", "single_device")):

@@ -10,17 +10,18 @@ from dataclasses import asdict
 
 from difftumor.datasets.cases import Case, CaseList, folds
 from difftumor.models.autoencoder import Autoencoder
+from difftumor.scans.organs import Organ
 from stages.autoencoder.data import AutoencoderData, AutoencoderReader, evenly_spaced
 from stages.autoencoder.losses import PerceptualLoss
 from stages.autoencoder.module import AutoencoderModule
 from stages.autoencoder.options import AutoencoderOptions
 from stages.autoencoder.pictures import ScanPictures
 from stages.autoencoder.validation import MONITOR, ScanValidation
-from stages.run.case_lists import read_root, stated_validation
+from stages.run.case_lists import check_leaks, read_root, sort_and_say, stated_validation
 from stages.run.data import Caching
 from stages.run.entry import command_line
 from stages.run.module import initial_weights
-from stages.run.run import Stage
+from stages.run.run import Stage, say
 
 # What a resumed run may change: nothing depends on how long it will be or may fail, nor on pictures and memory.
 NEUTRAL = (
@@ -37,7 +38,8 @@ def build(options: AutoencoderOptions) -> Stage:
     """
     with initial_weights(options.seed):
         options.data.check_crop(Autoencoder(**asdict(options.network)).downsampling)
-    data = _data(options)  # before the module, whose perceptual loss may download
+    data, held_out = _data(options)  # before the module, whose perceptual loss may download
+    provenance = check_leaks(options.data, train=data.train, judged=held_out, refuse=False)
     return Stage(
         module=_module(options, _validation(options, data)),
         data=data,
@@ -45,6 +47,7 @@ def build(options: AutoencoderOptions) -> Stage:
         monitor=MONITOR if data.validation else None,
         mode="max",
         neutral=NEUTRAL,
+        provenance=provenance,
     )
 
 
@@ -70,11 +73,15 @@ def _module(options: AutoencoderOptions, validation: ScanValidation) -> Autoenco
     )
 
 
-def _data(options: AutoencoderOptions) -> AutoencoderData:
+def _data(options: AutoencoderOptions) -> tuple[AutoencoderData, Sequence[Case]]:
+    """Return crops to train on, with the scans to validate on, and all that is held out."""
     data = options.data
     cases = read_root(data.root, data.labels)
-    train, held_out = split(cases, share=data.validation_share, seed=options.seed)
-    return AutoencoderData(
+    if options.fold is None or options.organ is None:
+        train, held_out = split(cases, share=data.validation_share, seed=options.seed)
+    else:
+        train, held_out = split_as_later_stages(cases, options.organ, options)
+    crops = AutoencoderData(
         reader=AutoencoderReader(label_names=cases.label_names, crop=data.crop, spacing_mm=data.spacing_mm),
         foreground_ratio=data.foreground_ratio,
         rotation_probability=options.augmentation.rotation_probability,
@@ -87,6 +94,7 @@ def _data(options: AutoencoderOptions) -> AutoencoderData:
         caching=Caching.of(data),
         overfit=data.overfit,
     )
+    return crops, held_out
 
 
 def _validation(options: AutoencoderOptions, data: AutoencoderData) -> ScanValidation:
@@ -119,6 +127,26 @@ def split(cases: CaseList, *, share: float, seed: int) -> tuple[Sequence[Case], 
     if not share or patients < 2:
         return cases.cases, ()
     return folds(cases.cases, count=min(patients, round(1 / share)), fold=0, seed=seed)
+
+
+def split_as_later_stages(
+    cases: CaseList, organ: Organ, options: AutoencoderOptions
+) -> tuple[Sequence[Case], Sequence[Case]]:
+    """Hold out the scans of the patients whom stages 2 and 3 hold out with the same ``organ``, ``fold`` and ``folds``.
+
+    Raises:
+        ConfigError: The fold does not exist, or the list states its validation cases.
+        DiffTumorError: Label maps do not hold the organ or cannot be read, or there are fewer patients than folds.
+    """
+    if stated := stated_validation(cases, fold=options.fold):
+        held_out = {case.patient for case in stated}
+    else:
+        found = sort_and_say(cases, organ, workers=options.data.num_workers)
+        _, unseen = found.split(fold=options.fold, count=options.folds.count, seed=options.folds.seed)
+        held_out = {case.patient for case in unseen}
+    train = tuple(case for case in cases.cases if case.patient not in held_out)
+    say(f"Training on {len(train)} scans, holding out {len(cases.cases) - len(train)}.")
+    return train, tuple(case for case in cases.cases if case.patient in held_out)
 
 
 def main() -> None:

@@ -11,7 +11,15 @@ from difftumor.models.latent_codec import Masked
 from difftumor.models.sampling import SamplerConfig
 from difftumor.scans.lesions import SizeGroup, SizeRule
 from difftumor.scans.organs import Organ
-from stages.run.options import AdamOptions, DataOptions, FoldOptions, RotationOptions, RunOptions, StepOptions
+from stages.run.options import (
+    AdamOptions,
+    DataOptions,
+    FoldOptions,
+    OnOverlap,
+    RotationOptions,
+    RunOptions,
+    StepOptions,
+)
 from stages.run.reading import Count, Hint, Positive, ShareBelowOne, WholeNumber
 
 NoiseLoss = Literal["l1", "l2"]
@@ -37,10 +45,12 @@ class ParentOptions:
     Args:
         artifact: Folder of the autoencoder.
         allow_incomplete: Whether one whose training is unfinished is accepted.
+        on_overlap: What happens if it was trained on held-out scans.
     """
 
     artifact: Path
     allow_incomplete: bool
+    on_overlap: OnOverlap = "warn"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,14 @@ from stages.diffusion.latents import CachedTumorCrops
 from stages.diffusion.module import DiffusionModule, MakeHosts, network_arguments
 from stages.diffusion.options import DiffusionOptions, LatentOptions
 from stages.diffusion.validation import MONITOR, HostValidation
-from stages.run.case_lists import read_root, sort_and_say, stated_validation
+from stages.run.case_lists import (
+    autoencoder_of,
+    check_leaks,
+    read_root,
+    same_split,
+    sort_and_say,
+    stated_validation,
+)
 from stages.run.data import Caching, check_same_preprocessing
 from stages.run.entry import command_line
 from stages.run.run import Stage, say
@@ -42,6 +49,7 @@ class _Crops:
     data: TumorCrops
     cases: dict[str, Any]  # what is trained on, for the artifact
     held_out: HeldOut
+    unseen: Sequence[Case]  # held out, with tumors of any size
 
 
 def held_out(options: DiffusionOptions) -> HeldOut:
@@ -61,6 +69,9 @@ def build(options: DiffusionOptions) -> Stage:
     """
     codec, autoencoder = _codec(options)
     crops = _crops(options, codec.downsampling)
+    split = same_split(options.data, options.organ, options.fold, options.folds)
+    parent = autoencoder_of(autoencoder.path, options.autoencoder.on_overlap, split)
+    provenance = check_leaks(options.data, train=crops.data.train, judged=crops.unseen, autoencoders=[parent])
     return Stage(
         module=_module(options, codec, autoencoder, crops.cases, _hosts(options, codec, crops.held_out)),
         data=crops.data,
@@ -70,6 +81,7 @@ def build(options: DiffusionOptions) -> Stage:
         neutral=(*NEUTRAL, *([] if options.latents.cache else ["latents.crops"])),
         only_whether=("latents.cache",),
         accumulate=options.training.accumulate,
+        provenance=provenance,
     )
 
 
@@ -133,7 +145,7 @@ def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
         caching=Caching.of(data),
         overfit=data.overfit,
     )
-    return _Crops(crops, _provenance(crops, tumors), held_out)
+    return _Crops(crops, _provenance(crops, tumors), held_out, validation)
 
 
 def _sorted(

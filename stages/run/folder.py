@@ -25,7 +25,7 @@ HEADER = "# Resolved config of a run of stages."
 # Options that change where or how fast a run goes, and not what it computes.
 NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
-    "data.cache_dir",
+    "data.cache_dir", "autoencoder.on_overlap", "synthesis.on_overlap",
     "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar",
@@ -40,6 +40,10 @@ EARLIER: Mapping[str, Any] = {
     "optimizer.milestones": [],
     "perceptual.reduction": "mean",
     "synthesis.generators.copy_paste": 0.0,
+    # Stage 1 held out a share of the patients.
+    "fold": None,
+    "folds.count": 5,
+    "folds.seed": 0,
     "synthesis.scale_texture": False,
     "training.accumulate": 1,
     "loss.smooth_nr": 1e-5,

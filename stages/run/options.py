@@ -218,9 +218,13 @@ class StepOptions:
         return self.steps // self.steps_per_epoch
 
 
+# What happens if a model that a run uses was trained on scans that judge the run.
+OnOverlap = Literal["warn", "refuse"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FoldOptions:
-    """The section ``folds``, to be the same in stages 2 and 3.
+    """The section ``folds``, to be the same in all stages.
 
     Args:
         count: Number of folds.

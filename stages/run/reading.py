@@ -182,7 +182,7 @@ def _read_any(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     if value is None and NoneType in kinds:
         return None
     sections = [kind for kind in kinds if is_dataclass(kind)]
-    if sections and isinstance(value, Mapping):
+    if len(sections) > 1 and isinstance(value, Mapping):
         names = {get_args(get_type_hints(kind)["name"])[0]: kind for kind in sections}
         chosen = _read_option(Literal[tuple(names)], value.get("name"), f"{name}.name")
         return _read(names[chosen], value, name)

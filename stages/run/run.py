@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -43,6 +43,7 @@ class Stage:
         only_whether: Options of which all values but null give the same results.
         accumulate: Batches per step of the optimizer, if the module leaves that to Lightning.
         patience: Validations without a better ``monitor`` after which the run ends early; None for never.
+        provenance: More about its training for the artifact: what ``check_leaks`` returned.
     """
 
     module: StageModule
@@ -54,6 +55,7 @@ class Stage:
     only_whether: tuple[str, ...] = ()
     accumulate: int = 1
     patience: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def run_stage(
             return run.artifact
     built = build(options)
     trainer, keep = _trainer(run, built)
-    if _is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
+    if is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
         _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
     say(f"Resuming {folder.path}{kept}" if resuming else f"Starting {folder.path}")
     _fit(run, built, trainer, folder.last if resuming else None)
@@ -147,7 +149,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
         best=run.best,
         monitor=built.monitor,
         mode=built.mode,
-        training=run.provenance,
+        training={**run.provenance, **built.provenance},
     )
     epochs = options.max_epochs or built.epochs
     callbacks: list[Callback] = [keep, *progress_display(options.progress_bar)]
@@ -214,7 +216,7 @@ def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
 
 def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
     module = built.module
-    training = {**run.provenance, **progress(trainer, module), **keep.validated}
+    training = {**run.provenance, **built.provenance, **progress(trainer, module), **keep.validated}
     module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)
     if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
@@ -229,6 +231,7 @@ def say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-def _is_rank_zero() -> bool:
+def is_rank_zero() -> bool:
+    """Whether this process is the only one or the first of several."""
     # Lightning sets the rank on the function from the launcher's environment, before any process group exists.
     return getattr(rank_zero_only, "rank", 0) == 0

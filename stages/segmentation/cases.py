@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.tumor_cases import LeftOut, SortedCases
 from difftumor.errors import CaseListError, counted
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
-from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, RECORD_FILE, read_record
+from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, RECORD_FILE, ScanRecord, read_record
 from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
 from stages.run.run import say
 from stages.segmentation.data import Origin
@@ -27,6 +27,10 @@ class ChosenCases:
         made: To train on, healthy for tumors to be made in, or with tumors made before.
         validation: Held out, with annotated tumors.
         patients: With annotated tumors and not held out, whether trained on or not; their tumors may be copied.
+        held_out: All that is held out: these, and what lists set apart without tumors.
+        hosts: The CTs that those with tumors made before were made from, as far as they are still there.
+        makers: Diffusion models that made them: size group and folder.
+        donors: Whose tumors were copied into them, as far as the CTs are still there.
     """
 
     origins: Mapping[Case, Origin]
@@ -34,6 +38,10 @@ class ChosenCases:
     made: tuple[Case, ...]
     validation: tuple[Case, ...]
     patients: tuple[Case, ...]
+    held_out: tuple[Case, ...] = ()
+    hosts: Mapping[Case, Path] = field(default_factory=dict)
+    makers: frozenset[tuple[str, Path]] = frozenset()
+    donors: tuple[Case, ...] = ()
 
     @property
     def train(self) -> tuple[Case, ...]:
@@ -70,6 +78,7 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
     train, validation = found.split(fold=fold, count=options.folds.count, seed=options.folds.seed, stated=unseen)
     real = train.tumor if tumors in ("real", "mixed") else ()
     offline = options.synthesis.offline
+    records: Mapping[Case, ScanRecord] = {}
     if tumors == "real":
         made: tuple[Case, ...] = ()
     elif offline is None:
@@ -77,14 +86,28 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
     else:
         held_out = {case.patient for case in (*validation, *stated, *set_apart)}
         known = {case.image.resolve(): case for case in (*listed.cases, *elsewhere, *set_apart)}
-        ready = _made_before(offline, organ, known, held_out)
-        origins |= ready
-        made = tuple(ready)
+        source, records = _made_before(offline, organ, known, held_out)
+        origins |= {case: Origin(source, healthy=False, made=True) for case in source.cases}
+        made = source.cases
     _check_any(tumors, train.tumor, made, listed, organ)
     kind = "healthy ones" if offline is None or tumors == "real" else "with tumors made before"
     with_tumors = f"{counted(len(real), 'case')} with real tumors"
     say(f"Training on {with_tumors} and {len(made)} {kind}, validating on {len(validation)}.")
-    return ChosenCases(origins, real, made, validation, train.tumor)
+    return ChosenCases(
+        origins,
+        real,
+        made,
+        validation,
+        train.tumor,
+        held_out=tuple(dict.fromkeys((*validation, *stated, *set_apart))),
+        hosts={case: record.host for case, record in records.items() if record.host.is_file()},
+        donors=tuple(
+            Case(scan.name, scan)
+            for scan in sorted({scan for record in records.values() for scan in record.scans[1:]})
+            if scan.is_file()
+        ),
+        makers=frozenset((group, it.path) for record in records.values() for group, it in record.models.items()),
+    )
 
 
 def _check_any(
@@ -118,8 +141,12 @@ def _with_more_healthy(
     return replace(found, healthy=once + fit), origins, held_out
 
 
-def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]) -> dict[Case, Origin]:
+def _made_before(
+    folder: Path, organ: Organ, known: Mapping[Path, Case], held_out: set[str]
+) -> tuple[CaseList, dict[Case, ScanRecord]]:
     """Return the scans that ``difftumor synthesize --cases`` has written, without those of held-out patients.
+
+    With them come their records.
 
     Args:
         folder: ``synthesis.offline``; holds one folder per scan.
@@ -133,6 +160,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
     names = {"background": 0, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR}
     cases: list[Case] = []
     seen: list[Case] = []
+    records: dict[Case, ScanRecord] = {}
     strangers = 0
     for file in sorted(folder.glob(f"*/{RECORD_FILE}")):
         record = read_record(file)
@@ -148,6 +176,7 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
         case = Case(
             file.parent.name, file.parent / CT_FILE, file.parent / LABELS_FILE, patients[0], tumor_organs=(organ.name,)
         )
+        records[case] = record
         (seen if held_out & {case.patient, *patients} else cases).append(case)
     if not cases:
         raise CaseListError(
@@ -160,5 +189,4 @@ def _made_before(folder: Path, organ: Organ, known: Mapping[Path, Case], held_ou
             f"Note: {strangers} scans of {folder} were made from CTs that are in neither list, so it is unknown "
             "whether their patients are held out."
         )
-    source = CaseList(tuple(cases), names, folder)
-    return {case: Origin(source, healthy=False, made=True) for case in cases}
+    return CaseList(tuple(cases), names, folder), {case: records[case] for case in cases}

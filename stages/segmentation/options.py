@@ -11,7 +11,7 @@ from difftumor.scans.intensity import Normalization, NormalizationKind
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.spec import PlacementRule
-from stages.run.options import DataOptions, FoldOptions, RunOptions
+from stages.run.options import DataOptions, FoldOptions, OnOverlap, RunOptions
 from stages.run.reading import (
     Count,
     Hint,
@@ -110,6 +110,7 @@ class TumorOptions:
         early_model: Diffusion model of early tumors; None leaves their sizes out.
         late_model: Likewise of late ones.
         allow_incomplete: Whether models whose training is unfinished are accepted.
+        on_overlap: What happens if a model was trained on held-out scans.
         probability: Chance that a healthy crop gets tumors; 0 leaves healthy scans as they are, and needs no models.
         center: Share of the healthy crops whose tumors are made in a crop twice as large, of which then a crop is cut
             that is centered on a voxel of a tumor.
@@ -144,6 +145,18 @@ class TumorOptions:
     placement: PlacementRule
     prefetch: bool
     offline: Path | None
+    on_overlap: OnOverlap = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderOverlap:
+    """The section ``autoencoder``.
+
+    Args:
+        on_overlap: What happens if that of a diffusion model was trained on held-out scans.
+    """
+
+    on_overlap: OnOverlap = "warn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +291,7 @@ class SegmentationOptions(RunOptions):
     tumors: Tumors
     fold: int | None
     folds: FoldOptions
+    autoencoder: AutoencoderOverlap
     synthesis: TumorOptions
     augmentation: AugmentationOptions
     loss: DiceCEOptions

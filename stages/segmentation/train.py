@@ -11,6 +11,7 @@ from functools import partial
 from difftumor.datasets.crops import SegmentationCrop
 from difftumor.errors import ConfigError
 from difftumor.models.artifact import Parent
+from stages.run.case_lists import check_leaks
 from stages.run.data import Caching
 from stages.run.entry import command_line
 from stages.run.run import Stage
@@ -18,7 +19,7 @@ from stages.segmentation.cases import ChosenCases, choose_cases
 from stages.segmentation.data import SegmentationData, SegmentationReader
 from stages.segmentation.module import SegmentationModule
 from stages.segmentation.options import SegmentationOptions
-from stages.segmentation.tumor_models import margin_of, needed_models, tumors_of, warn_of_leaks
+from stages.segmentation.tumor_models import ancestors, margin_of, needed_models, tumors_of
 from stages.segmentation.tumors import Stopwatch, TumorsAhead, TumorsOnTheFly, finished
 
 
@@ -36,12 +37,22 @@ def build(options: SegmentationOptions) -> Stage:
     waited = Stopwatch() if options.synthesis.prefetch and tumors is not None else None
     ahead = None if waited is None else partial(TumorsAhead, finish=partial(finished, tumors=tumors), waited=waited)
     crops = _data(options, chosen, ahead)
-    warn_of_leaks(options, parents, crops.validation)
     if patience is not None and not crops.validation:
         raise ConfigError(
             f"training.patience is {patience}, but no scan is held out to tell whether anything gets better: "
             "give a fold and scans with tumors, or training.patience=null."
         )
+    copied = chosen.patients if tumors is not None and tumors.mix.uses("copy_paste") else ()
+    own = {(role.removeprefix("diffusion_"), parent.path) for role, parent in parents.items()}
+    makers, autoencoders = ancestors(options, sorted(own | chosen.makers))
+    provenance = check_leaks(
+        options.data,
+        train=tuple(dict.fromkeys((*chosen.train, *chosen.donors, *copied))),
+        judged=chosen.held_out,
+        hosts=chosen.hosts,
+        models=makers,
+        autoencoders=autoencoders,
+    )
     return Stage(
         module=_module(options, tumors, parents, crops, waited, chosen),
         data=crops,
@@ -51,6 +62,7 @@ def build(options: SegmentationOptions) -> Stage:
         neutral=("validation.windows_per_batch", "synthesis.prefetch"),
         accumulate=options.training.accumulate,
         patience=patience,
+        provenance=provenance,
     )
 
 

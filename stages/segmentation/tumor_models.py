@@ -1,20 +1,20 @@
-"""What a run's tumors are made with: diffusion models, the scans that these have seen, and real tumors to copy."""
+"""What a run's tumors are made with: diffusion models, their autoencoders, and real tumors to copy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from difftumor.datasets.cases import Case
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.models.artifact import Parent
-from difftumor.models.artifact_config import read_config
+from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from difftumor.scans.lesions import SizeGroup
 from difftumor.synthesis.generators.copy_paste import SourceTumors
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.scan.sources import read_sources
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from stages.run.case_lists import Ancestor, autoencoder_of, same_split
 from stages.run.data import check_same_preprocessing
 from stages.run.run import say
 from stages.segmentation.cases import ChosenCases
@@ -125,16 +125,19 @@ def _tumors_to_copy(options: SegmentationOptions, synthesizer: TumorSynthesizer,
     return sources
 
 
-def warn_of_leaks(options: SegmentationOptions, models: Mapping[str, Parent], validation: Sequence[Case]) -> None:
-    """Say if a diffusion model has seen scans that are to judge the segmenter, and how to train one that has not."""
-    for role, model in models.items():
-        seen = set(read_config(model.path).training.get("cases", {}).get("training", ()))
-        shared = [case.id for case in validation if case.id in seen]
-        if shared:
-            fold = "" if options.fold is None else f" fold={options.fold}"
-            say(
-                f"Note: {model.path} was trained on {len(shared)} of the {len(validation)} validation cases; to keep "
-                f"them unseen, train it with python -m stages.diffusion organ={options.organ.name} "
-                f"tumor_stage={role.removeprefix('diffusion_')} data.root={options.data.root}{fold} "
-                f"folds.count={options.folds.count} folds.seed={options.folds.seed}."
-            )
+def ancestors(
+    options: SegmentationOptions, models: Iterable[tuple[str, Path]]
+) -> tuple[Sequence[Ancestor], Sequence[Ancestor]]:
+    """Return diffusion models (size group, folder) and their autoencoders, with how to train ones that saw less."""
+    split = same_split(options.data, options.organ, options.fold, options.folds)
+    refuse = options.synthesis.on_overlap == "refuse"
+    accept = ", or accept it with synthesis.on_overlap=warn" if refuse else ""
+    diffusion, autoencoders = [], {}
+    for group, model in models:
+        train = f"python -m stages.diffusion {split} tumor_stage={group}"
+        remedy = f"to keep them unseen, train it with {train}{accept}"
+        diffusion.append(Ancestor(path=model, refuse=refuse, remedy=remedy))
+        for parent in read_config(model).parents.values() if (model / CONFIG_FILE).is_file() else ():
+            path = (model / parent.path).resolve()
+            autoencoders[path] = autoencoder_of(path, options.autoencoder.on_overlap, split)
+    return diffusion, list(autoencoders.values())

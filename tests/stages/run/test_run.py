@@ -226,7 +226,7 @@ def test_only_the_first_rank_minds_the_folder(tiny_config, tmp_path, monkeypatch
     folder = tmp_path / "runs" / "autoencoder" / "default"
     folder.mkdir(parents=True)
     (folder / "half_removed").write_text("by the first rank, just now")
-    monkeypatch.setattr("stages.run.run._is_rank_zero", lambda: False)
+    monkeypatch.setattr("stages.run.run.is_rank_zero", lambda: False)
     monkeypatch.setattr("stages.run.run._fit", lambda *_: (_ for _ in ()).throw(Crash))
     with pytest.raises(Crash):
         run(tiny_config())

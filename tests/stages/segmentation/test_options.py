@@ -249,6 +249,17 @@ def test_scans_made_from_validation_cases_of_the_healthy_list_are_left_out(tiny_
     assert {case.id for case in built(tiny_segmentation(*options)).data.train} == {"healthy1", "silent_healthy"}
 
 
+def test_scans_made_from_a_held_out_scan_under_another_name_are_refused(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "copied")
+    for name in ("healthy0", "healthy1", "silent_healthy"):
+        shutil.copy(tumor_cohort / "imagesTr" / "early0.nii.gz", folder / "imagesTr" / f"{name}.nii.gz")
+    made = synthesized(folder, tmp_path)
+    with pytest.raises(
+        CaseListError, match=r"copied/imagesTr/healthy0.nii.gz, the same scan \(identical\) as .*early0"
+    ):
+        built(tiny_segmentation(f"synthesis.offline={made}"))
+
+
 def test_the_reader_of_scans_made_before_can_be_sent_to_other_processes(tiny_segmentation, offline):
     stage = built(tiny_segmentation(f"synthesis.offline={offline}"))
     case = stage.data.train[-1]

@@ -25,6 +25,7 @@ from stages.run.run import run_stage
 from stages.segmentation.module import learning_rate_factor
 from stages.segmentation.train import build
 from stages.segmentation.tumors import finished
+from tests.nifti import voxels, write_nifti
 from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 from tests.stages.tumor_cohort import NNUNET, UNET, with_validation
 
@@ -183,6 +184,8 @@ def test_stated_validation_cases_are_the_validation_set(tiny_segmentation, tumor
 
 def test_validation_cases_of_the_healthy_list_are_not_trained_on(tiny_segmentation, tumor_cohort, tmp_path):
     folder = with_validation(tumor_cohort, tmp_path / "stated", "healthy0")
+    for file in (folder / "imagesTr").iterdir():  # other scans of the same names
+        write_nifti(file, voxels(file) + 1, np.diag([3.0, 3.0, 3.0, 1.0]))
     stage = built(tiny_segmentation(f"data.healthy_root={folder}", "tumors=diffusion"))
     own = [case.id for case in stage.data.train if folder in case.image.parents]
     assert sorted(own) == ["healthy1", "silent_healthy"]
@@ -364,9 +367,10 @@ def test_a_leak_between_stages_is_said(tiny_segmentation, untrained, tmp_path, c
     config.write_text(json.dumps(content))
     built(tiny_segmentation(f"synthesis.early_model={folder}/diffusion_liver_early"))
     said = capsys.readouterr().out
-    assert "was trained on 1 of the 2 validation cases" in said
-    assert "train it with python -m stages.diffusion organ=liver tumor_stage=early data.root=" in said
-    assert "fold=0 folds.count=2 folds.seed=0" in said
+    assert "was trained on 1 of the 2 held-out cases" in said
+    assert "train it with python -m stages.diffusion organ=liver data.root=" in said
+    assert "fold=0 folds.count=2 folds.seed=0 tumor_stage=early" in said
+    assert "diffusion_liver_late has no fingerprints" in said
     assert "tumor_stage=late" not in said
 
 

@@ -186,7 +186,7 @@ def check_leaks(
         return {}
     files = {**{case: case.image for case in (*train, *judged)}, **(hosts or {})}
     total = len(set(files.values()))
-    say(f"Comparing {total} CTs by content, to find scans under two names.")
+    say(f"Comparing {counted(total, 'CT')} by content, to find scans under two names.")
     folder = None if data.cache_dir is None else data.cache_dir / "fingerprints"
     found = fingerprints(files.values(), workers=data.num_workers, cache=folder, done=_progress(total))
     held_out = {str(files[case]): found[files[case]] for case in judged}
@@ -219,11 +219,13 @@ def _seen(model: Ancestor, held_out: Mapping[str, Fingerprint], judged: Iterable
         ids = training.get("cases", {}).get("training", ())
         shared = sum(case.id in ids for case in judged)
         if shared:
-            say(f"Note: {model.path} was trained on {shared} of the {len(held_out)} held-out cases: {model.remedy}.")
+            say(
+                f"Note: {model.path} was trained on {shared} of the {counted(len(held_out), 'held-out case')}: {model.remedy}."
+            )
         else:
             say(
                 f"Note: {model.path} has no fingerprints of what it was trained on, like imported weights and earlier "
-                f"artifacts, so whether it has seen any of the {len(held_out)} held-out cases is unknown."
+                f"artifacts, so whether it has seen any of the {counted(len(held_out), 'held-out case')} is unknown."
             )
         return None
     pairs = shared_scans(held_out, trained_on)
@@ -235,7 +237,7 @@ def _report(pairs: Sequence[SharedScan], subject: str, remedy: str, error: type[
     """Refuse, or say without an error, that held-out scans (``one``) are others (``other``); say what looks alike."""
     certain = [pair for pair in pairs if pair.certain]
     if certain:
-        pair, more = certain[0], f", and so {len(certain) - 1} more pairs" if len(certain) > 1 else ""
+        pair, more = certain[0], f", and so {counted(len(certain) - 1, 'more pair')}" if len(certain) > 1 else ""
         sentence = f"{subject} {pair.other}, the same scan ({pair.likeness}) as {pair.one}, which is held out{more}"
         if error is not None:
             raise error(f"{sentence}: {remedy}.")
@@ -247,7 +249,9 @@ def _report(pairs: Sequence[SharedScan], subject: str, remedy: str, error: type[
             "crop, or another resampling or window, of the other."
         )
     if len(suspected) > MOST_SUSPICIONS:
-        say(f"Note: {len(suspected) - MOST_SUSPICIONS} more pairs look alike: difftumor check lists them.")
+        say(
+            f"Note: {counted(len(suspected) - MOST_SUSPICIONS, 'more pair')} of look-alikes: difftumor check lists them."
+        )
 
 
 def _overlap(judged: int, seen: Sequence[Sequence[SharedScan] | None]) -> dict[str, int | None]:

@@ -23,6 +23,7 @@ from difftumor.models.artifact_config import read_config
 from difftumor.reporting.plots import CURVE_COLORS, new_axes
 from difftumor.reporting.tables import Cell
 from difftumor.scans.organs import Organ, resolve_labels
+from difftumor.segmentation.unseen import seen_scans
 from stages.run.entry import compose_options
 from stages.segmentation.cases import choose_cases
 from stages.segmentation.options import SegmentationOptions
@@ -163,6 +164,12 @@ def train_and_test(kinds: Mapping[str, Sequence[str]], arguments: argparse.Names
         f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius below "
         f"{SMALL_RADIUS_MM:g} mm"
     )
+    artifacts = [
+        arguments.out / "checkpoints" / f"{name.replace(' ', '_')}_{seed}"
+        for name in kinds
+        for seed in range(arguments.seeds)
+    ]
+    details["test scans seen in training"] = _seen(artifacts, arguments.test)
     return StudyScores(scores, details)
 
 
@@ -229,6 +236,14 @@ def _check_test(source: Path, organs: Iterable[Organ]) -> None:
         )
     for organ in organs:
         resolve_labels(listed.label_names, organ, source=source)
+
+
+def _seen(artifacts: Sequence[Path], test: Path) -> str:
+    """Say which models, from segmenters to autoencoders, were trained on test scans; segmenters only if they were."""
+    found = seen_scans(artifacts, [case.image for case in read_cases(test).cases])
+    said = [str(each) for each in found if each.kind != "segmenter" or each.seen != 0 or each.suspected]
+    unseen = ["The other segmenters were trained on no test scan."] if len(said) < len(found) else []
+    return " ".join([*said, *unseen])
 
 
 def _predict(artifact: Path, out: Path, arguments: argparse.Namespace) -> None:

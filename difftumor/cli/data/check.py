@@ -45,7 +45,7 @@ def check(
     from difftumor.cli.many import progress_bar
     from difftumor.datasets.cases import read_case_list
     from difftumor.datasets.integrity import fingerprints, shared_scans
-    from difftumor.errors import CaseListError, ConfigError, DiffTumorError, first_few
+    from difftumor.errors import CaseListError, ConfigError, DiffTumorError, counted, first_few
     from difftumor.files import check_results
 
     lists = [read_case_list(path) for path in (one, other) if path is not None]
@@ -70,7 +70,7 @@ def check(
     _print(pairs)
     certain = sum(pair.certain for pair in pairs)
     where = f"within {lists[0].source}" if other is None else f"shared by {lists[0].source} and {lists[1].source}"
-    typer.echo(f"{certain} pairs of the same scan {where}; {len(pairs) - certain} suspected.")
+    typer.echo(f"{counted(certain, 'pair')} of the same scan {where}; {len(pairs) - certain} suspected.")
     if failed:
         raise CaseListError(
             f"{len(failed)} of {len(set(files))} CTs cannot be read ({first_few([str(file) for file in failed])}): "

@@ -56,12 +56,23 @@ def _rows(path: Path, config: ArtifactConfig) -> Iterator[tuple[str, str]]:
     yield "preprocessing", _lines(config.preprocessing)
     yield "settings", _lines(config.settings)
     yield "parents", _lines({role: f"{it.path} ({it.identity[:12]})" for role, it in config.parents.items()})
-    yield "training", _lines(config.training)
+    yield "training", _lines({name: value for name, value in config.training.items() if name != "fingerprints"})
+    yield "fingerprints", _fingerprints(config)
     yield "metrics", _lines(config.metrics)
     if (ranges := config.appearance_ranges(path)) is not None:
         yield "real tumors", _looks(ranges)
     yield "identity", config.identity
     yield "written by", f"difftumor {config.difftumor_version}, format {config.format_version}"
+
+
+def _fingerprints(config: ArtifactConfig) -> str:
+    """Say of how many scans fingerprints are there; --json shows them."""
+    from difftumor.errors import counted
+
+    trained_on = config.trained_on
+    if trained_on is None:
+        return "none, so which scans it was trained on is unknown"
+    return f"of {counted(len(trained_on), 'scan')} that it was trained on"
 
 
 def _looks(ranges: AppearanceRanges) -> str:

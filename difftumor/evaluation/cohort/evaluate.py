@@ -37,6 +37,7 @@ from difftumor.evaluation.metrics.overlap import TOLERANCE_MM
 from difftumor.scans.grid import Grid, triple
 from difftumor.scans.organs import TUMOR, Organ, get_organ
 from difftumor.segmentation.probability_file import PROBABILITIES
+from difftumor.segmentation.unseen import seen_by_predictors
 
 Source = str | Path
 
@@ -135,9 +136,13 @@ class Evaluation:
             tables=tables,
             cases={method.name: case_table(method.cases, self.folds) for method in self.methods},
             lesions={method.name: lesion_table(method.results) for method in self.methods},
-            remarks=_remarks(self.methods),
+            remarks=[*_remarks(self.methods), *map(str, seen_by_predictors(self._predictions))],
             figures=figures,
         )
+
+    @property
+    def _predictions(self) -> list[Path]:
+        return [case.pair.prediction for method in self.methods for case in method.cases]
 
     def save(self, out: Source, *, worst: int = 4, cts: Source | None = None, command: str = "") -> str:
         """Write tables, figures and ``report.html`` to a folder; those of an earlier evaluation are replaced.

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from difftumor.datasets.integrity import fingerprints
+from difftumor.models.artifact_config import ArtifactConfig
 from tests.conftest import read_rows, run
-from tests.nifti import write_nifti
+from tests.nifti import ct_values, write_nifti
 
 SHAPE = (24, 20, 16)
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -59,6 +61,29 @@ def test_evaluate_writes_tables_figures_and_a_page(cohort, capsys):
     assert listed.read_bytes() == before
     assert evaluate(cohort, "--labels", listed) == 0  # earlier results are replaced
     assert json.loads((cohort / "out" / "summary.json").read_text())["patients"] == 1
+
+
+def test_models_that_saw_test_scans_are_named_above_the_tables(cohort, capsys):
+    ct = write_nifti(cohort / "a_ct.nii.gz", ct_values(SHAPE), AFFINE)
+    model = write_segmenter(cohort / "unet", trained_on=ct)
+    record = {"ct": {"path": str(ct)}, "models": [{"path": str(model)}]}
+    (cohort / "predictions" / "a.json").write_text(json.dumps(record))
+    assert evaluate(cohort) == 0
+    sentence = "The segmenter unet was trained on 1 of the 1 test scans (with its labels)."
+    assert sentence in capsys.readouterr().out
+    assert sentence in (cohort / "out" / "report.html").read_text()
+
+
+def write_segmenter(folder: Path, *, trained_on: Path) -> Path:
+    """Write what an artifact says about itself."""
+    stored = [["a", str(fingerprints([trained_on])[trained_on])]]
+    config = ArtifactConfig(
+        kind="segmenter", architecture={"name": "unet"}, preprocessing={}, weights_sha256="",
+        training={"fingerprints": {"training": stored, "validation": []}},
+    )  # fmt: skip
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
+    return folder
 
 
 def test_evaluate_names_missing_partners(cohort, capsys):

@@ -3,11 +3,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, ParentReference
 from difftumor.scans.appearance import AppearanceRanges
+from difftumor.scans.fingerprint import fingerprint
+from difftumor.scans.nifti import volume_of
 from tests.conftest import run
+from tests.nifti import ct_values
 
 
 @pytest.fixture
@@ -39,6 +43,20 @@ def test_table_tells_what_it_is(artifact, capsys, monkeypatch):
         assert fact in text
     for fact in ("../autoencoder (aaaaaaaaaaaa)", "steps: 123", "loss: 0.1235", "has not finished", config.identity):
         assert fact in text
+
+
+def test_table_counts_fingerprints(artifact, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, config = artifact
+    assert run("info", folder) == 0
+    assert "none, so which scans it was trained on is unknown" in capsys.readouterr().out
+    text = str(fingerprint(volume_of(ct_values(), np.eye(4))))
+    training = {"steps": 1, "fingerprints": {"training": [["a", text], ["b", text]], "validation": []}}
+    (folder / CONFIG_FILE).write_text(replace(config, training=training).to_json())
+    assert run("info", folder) == 0
+    said = capsys.readouterr().out
+    assert "of 2 scans that it was trained on" in said
+    assert text[:20] not in said
 
 
 def test_table_says_in_one_line_how_real_tumors_look(artifact, capsys, monkeypatch):

@@ -100,7 +100,7 @@ def test_diffusion_models_that_saw_held_out_scans_are_refused(
         built(tiny_segmentation(*of_parents(folder)))
     sentence = str(refused.value)
     assert f"{folder}/diffusion_liver_early was trained on of_early0, the same scan (identical) as " in sentence
-    assert "and so 1 more pairs: to keep them unseen, train it with python -m stages.diffusion organ=liver" in sentence
+    assert "and so 1 more pair: to keep them unseen, train it with python -m stages.diffusion organ=liver" in sentence
     assert (
         "fold=0 folds.count=2 folds.seed=0 tumor_stage=early, or accept it with synthesis.on_overlap=warn" in sentence
     )

@@ -217,15 +217,13 @@ def _seen(model: Ancestor, held_out: Mapping[str, Fingerprint], judged: Iterable
         trained_on = None
     if trained_on is None:
         ids = training.get("cases", {}).get("training", ())
-        shared = sum(case.id in ids for case in judged)
+        shared, cases = sum(case.id in ids for case in judged), counted(len(held_out), "held-out case")
         if shared:
-            say(
-                f"Note: {model.path} was trained on {shared} of the {counted(len(held_out), 'held-out case')}: {model.remedy}."
-            )
+            say(f"Note: {model.path} was trained on {shared} of the {cases}: {model.remedy}.")
         else:
             say(
                 f"Note: {model.path} has no fingerprints of what it was trained on, like imported weights and earlier "
-                f"artifacts, so whether it has seen any of the {counted(len(held_out), 'held-out case')} is unknown."
+                f"artifacts, so whether it has seen any of the {cases} is unknown."
             )
         return None
     pairs = shared_scans(held_out, trained_on)
@@ -249,9 +247,7 @@ def _report(pairs: Sequence[SharedScan], subject: str, remedy: str, error: type[
             "crop, or another resampling or window, of the other."
         )
     if len(suspected) > MOST_SUSPICIONS:
-        say(
-            f"Note: {counted(len(suspected) - MOST_SUSPICIONS, 'more pair')} of look-alikes: difftumor check lists them."
-        )
+        say(f"Note: {counted(len(suspected) - MOST_SUSPICIONS, 'more pair')} of look-alikes: see difftumor check.")
 
 
 def _overlap(judged: int, seen: Sequence[Sequence[SharedScan] | None]) -> dict[str, int | None]:

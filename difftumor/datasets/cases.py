@@ -30,6 +30,7 @@ class Case:
         labels: Label map, or a folder with one NIfTI file per structure; None if there is none.
         patient: Who was scanned; the id if the source does not say.
         tumor_organs: Organs with tumors, empty for a healthy scan; None if the source does not say.
+        fingerprint: That of the CT, as text; empty if the source does not say.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Case:
     labels: Path | None = None
     patient: str = ""
     tumor_organs: tuple[str, ...] | None = None
+    fingerprint: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.patient:
@@ -205,7 +207,7 @@ def split_by_ids(cases: Sequence[Case], validation_ids: Collection[str]) -> tupl
 
 
 def _case(raw: RawCase) -> Case:
-    return Case(raw.id, raw.image, raw.labels, raw.patient, raw.tumor_organs)
+    return Case(raw.id, raw.image, raw.labels, raw.patient, raw.tumor_organs, raw.fingerprint)
 
 
 def _label_names(listing: Listing) -> Mapping[str, int]:
@@ -260,6 +262,8 @@ def _entry(case: Case, folder: Path) -> dict[str, Any]:
     entry["patient"] = case.patient
     if case.tumor_organs is not None:
         entry["tumor_organs"] = list(case.tumor_organs)
+    if case.fingerprint:
+        entry["fingerprint"] = case.fingerprint
     return entry
 
 

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -189,6 +189,14 @@ def fingerprints(
     distinct = list(dict.fromkeys(files))
     found = in_threads(look, distinct, workers=workers, done=done)
     return {file: each for file, each in zip(distinct, found, strict=True) if each is not None}
+
+
+def with_fingerprints(
+    cases: Sequence[Case], *, workers: int = 1, done: Callable[[], None] | None = None
+) -> tuple[Case, ...]:
+    """Return cases with the fingerprints of their CTs, for a list; errors as ``fingerprints``."""
+    found = fingerprints([case.image for case in cases], workers=workers, done=done)
+    return tuple(replace(case, fingerprint=str(found[case.image])) for case in cases)
 
 
 def shared_scans(

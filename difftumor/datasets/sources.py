@@ -27,6 +27,7 @@ class RawCase:
     patient: str = ""
     tumor_organs: tuple[str, ...] | None = None
     validation: bool = False
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,9 @@ def _entry(entry: Any, source: Path, base: Path, where: str, validation: bool = 
         if not isinstance(organs, list) or not all(isinstance(organ, str) for organ in organs):
             raise CaseListError(f"{source}, {where}, gives {organs!r} as tumor_organs; give a list of organ names.")
         organs = tuple(organs)
+    fingerprint = entry.get("fingerprint", "")
+    if not isinstance(fingerprint, str):
+        raise CaseListError(f"{source}, {where}, gives a fingerprint that is no text; leave it out.")
     image = base / entry["image"]
     patient = entry.get("patient")
     return RawCase(
@@ -203,6 +207,7 @@ def _entry(entry: Any, source: Path, base: Path, where: str, validation: bool = 
         patient="" if patient is None else str(patient),
         tumor_organs=organs,
         validation=validation,
+        fingerprint=fingerprint,
     )
 
 

@@ -163,7 +163,7 @@ def check_leaks(
 ) -> dict[str, Any]:
     """Refuse scans that a run or its parents train on and that judge it, whatever their names; warn of suspicious ones.
 
-    Only the first of several processes reads the CTs.
+    Fingerprints that a list states are believed. Only the first of several processes reads the other CTs.
 
     Args:
         data: Where fingerprints are kept, and how many CTs are read at once.
@@ -188,7 +188,9 @@ def check_leaks(
     total = len(set(files.values()))
     say(f"Comparing {counted(total, 'CT')} by content, to find scans under two names.")
     folder = None if data.cache_dir is None else data.cache_dir / "fingerprints"
-    found = fingerprints(files.values(), workers=data.num_workers, cache=folder, done=_progress(total))
+    stated = {case.image: known for case in files if (known := Fingerprint.from_text(case.fingerprint)) is not None}
+    unstated = [file for file in files.values() if file not in stated]
+    found = stated | fingerprints(unstated, workers=data.num_workers, cache=folder, done=_progress(len(set(unstated))))
     held_out = {str(files[case]): found[files[case]] for case in judged}
     own = {str(files[case]): found[files[case]] for case in train}
     remedy = "remove one of them from its list, or give both the same patient"

@@ -40,7 +40,7 @@ EARLIER: Mapping[str, Any] = {
     "optimizer.milestones": [],
     "perceptual.reduction": "mean",
     "synthesis.generators.copy_paste": 0.0,
-    # Stage 1 held out a share of the patients.
+    # In stage 1, which held out a share of the patients.
     "fold": None,
     "folds.count": 5,
     "folds.seed": 0,

@@ -46,8 +46,8 @@ def test_models_are_followed_to_their_autoencoder(models, scans):
     ]  # fmt: skip
     assert [str(each) for each in found] == [
         "The segmenter segmenter was trained on none of the 3 test scans.",
-        "The diffusion model diffusion does not say which scans it was trained on, so whether it has seen any of the 3 test "
-        "scans is unknown.",
+        "The diffusion model diffusion does not say which scans it was trained on, so whether it has seen any of the 3 "
+        "test scans is unknown.",
         "The autoencoder autoencoder was trained on 2 of the 3 test scans (unlabelled).",
     ]
     assert str(SeenScans("autoencoder", models, 3, 0, 1)).endswith("test scans; 1 more look like one that it was.")

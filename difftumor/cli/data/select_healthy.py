@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +66,10 @@ def select_healthy(
         bool, typer.Option("--assume-healthy", help="Also accept scans whose label maps cannot show tumors.")
     ] = False,
     jobs: Annotated[int, typer.Option(help="Threads.", min=1)] = 1,
+    fingerprints: Annotated[
+        bool,
+        typer.Option("--fingerprints", help="Also read the CTs that are listed, and state their fingerprints."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier list at --out.")] = False,
 ) -> None:
     """List the scans with a healthy organ, in which stage 3 makes tumors.
@@ -77,6 +82,7 @@ def select_healthy(
     from difftumor.datasets.healthy import select_healthy as select
     from difftumor.datasets.healthy import usual_rule
     from difftumor.datasets.healthy_list import check_list_file, counts, read_scans, write_healthy
+    from difftumor.datasets.integrity import with_fingerprints
     from difftumor.datasets.label_folders import read_label_names
     from difftumor.errors import CaseListError, first_few
     from difftumor.scans.organs import get_organ, resolve_labels
@@ -99,6 +105,11 @@ def select_healthy(
         typer.echo(f"The label maps come without names: 1 is taken for {chosen.name}, 2 for its tumors.")
     with progress_bar("Reading label maps", len(cases.cases)) as advance:
         judged = select(cases, chosen, rule, assume_healthy=assume_healthy, workers=jobs, done=advance)
+    if fingerprints:
+        healthy_cases = [verdict.case for verdict in judged if verdict.status == "healthy"]
+        with progress_bar("Reading CTs", len(healthy_cases)) as advance:
+            stated = {case.id: case for case in with_fingerprints(healthy_cases, workers=jobs, done=advance)}
+        judged = tuple(replace(verdict, case=stated.get(verdict.case.id, verdict.case)) for verdict in judged)
     verdicts = (*judged, *without_ct)
     failed = [verdict for verdict in verdicts if verdict.status == "failed"]
     for verdict in failed[:5]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,10 @@ def split_tumors(
         float, typer.Option(help="Tumors of a smaller equivalent radius are early, all others late.")
     ] = 10.0,
     minimum_voxels: Annotated[int, typer.Option(help="Smaller components do not count as tumors.", min=1)] = 8,
+    fingerprints: Annotated[
+        bool,
+        typer.Option("--fingerprints", help="Also read the CTs, and state their fingerprints in the lists."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUT.")] = False,
 ) -> None:
     """Split the tumors of label maps by size into early and late ones.
@@ -53,6 +58,7 @@ def split_tumors(
     component. If LABELS is a list with CTs, both folders also get a dataset.json for stage 2.
     """
     from difftumor.cli.many import progress_bar
+    from difftumor.datasets.integrity import with_fingerprints
     from difftumor.datasets.size_split import RESULT, only_organ, read_label_cases, split_by_size
     from difftumor.errors import CaseListError, ConfigError, counted
     from difftumor.scans.lesions import SIZE_GROUPS, SizeRule
@@ -65,6 +71,11 @@ def split_tumors(
     resolve_labels(cases.label_names, chosen, source=cases.source)  # or every case would be refused
     inputs = [file for case in cases.cases for file in (case.image, case.labels) if file]
     RESULT.check(out, option="OUT", inputs=inputs, overwrite=overwrite)
+    if fingerprints and not with_ct:
+        raise ConfigError(f"--fingerprints needs CTs, which {labels} does not name: give a list that does.")
+    if fingerprints:
+        with progress_bar("Reading CTs", len(cases.cases)) as advance:
+            cases = replace(cases, cases=with_fingerprints(cases.cases, done=advance))
     rule = SizeRule(early_radius_mm=early_radius_mm, minimum_voxels=minimum_voxels)
     with progress_bar("Splitting", len(cases.cases)) as advance:
 

@@ -12,6 +12,7 @@ import yaml
 from difftumor.cli.data.select_healthy import select_healthy
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.healthy import HealthyRule, usual_rule
+from difftumor.datasets.integrity import fingerprints
 from difftumor.models.artifact import save_artifact
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.organs import get_organ
@@ -79,6 +80,12 @@ def test_a_list_and_a_table(scans, capsys):
     assert read_cases(scans / "list.json").label_names == {"background": 0, "liver": 1, "liver_tumor": 2}
     moved = shutil.move(scans, scans.with_name(f"{scans.name}_moved"))
     assert read_cases(moved / "list.json").cases[0].image == moved / "cts" / "a_0000.nii.gz"
+
+
+def test_fingerprints_are_stated_on_request(scans):
+    assert run(*words(scans, "--fingerprints")) == 0
+    (case,) = read_cases(scans / "list.json").cases
+    assert case.fingerprint == str(fingerprints([case.image])[case.image])
 
 
 def test_one_bad_map_does_not_stop_the_others(scans, capsys):

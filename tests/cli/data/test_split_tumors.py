@@ -10,12 +10,13 @@ import pytest
 
 from difftumor.cli.data.split_tumors import split_tumors
 from difftumor.datasets.cases import read_cases
+from difftumor.datasets.integrity import fingerprints
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.scans.lesions import EARLY_DIAMETER_MM, MINIMUM_VOXELS
 from difftumor.scans.organs import get_organ
 from stages.run.entry import compose_config
 from tests.conftest import contents, read_rows, run
-from tests.nifti import voxels, write_nifti
+from tests.nifti import ct_values, voxels, write_nifti
 
 # Axes to the left, up and to the front, voxels of 2 x 3 x 1.5 mm: 9 mm³.
 AFFINE = np.array([[-2.0, 0, 0, 100], [0, 0, 1.5, -40], [0, 3.0, 0, 7], [0, 0, 0, 1]])
@@ -309,3 +310,22 @@ def test_the_same_label_maps_give_the_same_bytes_at_any_time(maps, tmp_path, mon
         monkeypatch.setattr("time.time", lambda time=time: time)
         assert run("split-tumors", maps, tmp_path / name, "--organ", "liver") == 0
     assert contents(tmp_path / "x") == contents(tmp_path / "y")
+
+
+def test_fingerprints_are_stated_on_request(tmp_path):
+    values = ct_values((12, 12, 12))
+    labels = np.zeros(values.shape, np.uint8)
+    labels[2:10, 2:10, 2:10] = 1
+    labels[4:8, 4:8, 4:8] = 2
+    write_nifti(tmp_path / "ct.nii.gz", values)
+    write_nifti(tmp_path / "labels.nii.gz", labels)
+    (tmp_path / "list.csv").write_text("image,labels\nct.nii.gz,labels.nii.gz\n")
+    assert run("split-tumors", tmp_path / "list.csv", tmp_path / "out", "--organ", "liver", "--fingerprints") == 0
+    (case,) = read_cases(tmp_path / "out" / "early").cases
+    assert case.fingerprint == str(fingerprints([tmp_path / "ct.nii.gz"])[tmp_path / "ct.nii.gz"])
+
+
+def test_fingerprints_need_cts(tmp_path, capsys):
+    write_nifti(tmp_path / "maps" / "labels.nii.gz", np.full((4, 4, 4), 2, np.uint8))
+    assert run("split-tumors", tmp_path / "maps", tmp_path / "out", "--organ", "liver", "--fingerprints") == 1
+    assert "--fingerprints needs CTs" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def forget(folder):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for name in EARLIER:
         section, _, option = name.partition(".")
-        config.get(section, {}).pop(option, None)
+        (config.get(section, {}) if option else config).pop(option or section, None)
     (folder / "config.yaml").write_text(f"{HEADER}\n{yaml.safe_dump({k: v for k, v in config.items() if v != {}})}")
     start = json.loads((folder / "start.json").read_text())
     del start["choices"]
@@ -76,7 +76,7 @@ def forget(folder):
 
 def test_a_killed_run_of_the_version_before_resumes_with_its_own_values(call, tmp_path, capsys):
     today = flatten(to_plain(compose_config("autoencoder")))
-    earlier = [f"{name}={value}" for name, value in EARLIER.items() if name in today]
+    earlier = [f"{name}={'null' if value is None else value}" for name, value in EARLIER.items() if name in today]
     whole = call(*OLD, *earlier, name="whole")
     with pytest.raises(Crash):
         call(*OLD, *earlier, build=crashing_at(build, 5))

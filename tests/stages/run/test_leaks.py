@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from difftumor.datasets.integrity import fingerprints
+from difftumor.datasets.cases import read_cases, write_case_list
+from difftumor.datasets.integrity import fingerprints, with_fingerprints
 from difftumor.errors import CaseListError, ConfigError, DiffTumorError
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.fingerprint import Fingerprint
@@ -202,3 +204,18 @@ def test_stage_1_only_warns_of_scans_on_both_sides(tiny_autoencoder, tumor_cohor
     shutil.copy(folder / "imagesTr/early0.nii.gz", folder / "imagesTr/healthy0.nii.gz")
     built(tiny_autoencoder(f"data.root={folder}", "organ=liver", "fold=0", "folds.count=2"), autoencoder.build)
     assert "Note: This run trains on" in capsys.readouterr().out
+
+
+def test_fingerprints_that_a_list_states_are_believed(tiny_segmentation, tumor_cohort, tmp_path, monkeypatch):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "stated")
+    listing = read_cases(folder)
+    write_case_list(folder / "dataset.json", replace(listing, cases=with_fingerprints(listing.cases)), name="stated")
+    read = []
+    monkeypatch.setattr(case_lists, "fingerprints", lambda files, **more: {file: read.append(file) for file in files})
+    options = [f"data.root={folder}", "tumors=handcrafted"]
+    assert len(built(tiny_segmentation(*options)).provenance["fingerprints"]["training"]) == 3
+    assert read == []
+    source = healthy_list(tmp_path / "more", tumor_cohort)
+    monkeypatch.undo()
+    with pytest.raises(CaseListError, match="the same scan"):
+        built(tiny_segmentation(*options, f"data.healthy_root={source}"))

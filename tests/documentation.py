@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.cli.models.test_predict import make_segmenter
 from tests.nifti import write_nifti
+from tests.segmentation.makers import make_segmenter
 from tests.synthesis.makers import ball, save_tiny_artifacts
 
 

@@ -13,8 +13,8 @@ from difftumor.scans.nifti import read_ct, volume_of
 from difftumor.segmentation.cases import predict
 from difftumor.segmentation.options import PredictionOptions, choose_organ_filter
 from difftumor.segmentation.prediction import Prediction
-from tests.cli.models.test_predict import make_segmenter, mask, scan
 from tests.conftest import contents, run
+from tests.segmentation.makers import make_segmenter, mask, scan
 
 
 def prediction(labels: np.ndarray, affine: np.ndarray) -> Prediction:

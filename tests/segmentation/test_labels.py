@@ -12,7 +12,7 @@ from difftumor.scans.nifti import read_ct
 from difftumor.segmentation.inference import predict_volume
 from difftumor.segmentation.labels import LabelPredictor, seen_around_mm
 from difftumor.segmentation.options import PredictionOptions
-from tests.cli.models.test_predict import make_segmenter, scan
+from tests.segmentation.makers import make_segmenter, scan
 
 
 class Counting(nn.Module):

@@ -12,9 +12,9 @@ from difftumor.datasets.cases import read_cases
 from difftumor.evaluation.robustness.run import RESULT_FILES
 from difftumor.scans.organs import get_organ
 from stages.segmentation.cases import _made_before
-from tests.cli.models.test_predict import make_segmenter, run
-from tests.conftest import contents, read_rows
+from tests.conftest import contents, read_rows, run
 from tests.evaluation.robustness.makers import write_scan
+from tests.segmentation.makers import make_segmenter
 
 DIMENSIONS = "size: {mean: 10, factor: 1.2}\nintensity: {mean: -60, sd: 30, max: 0}\n"
 

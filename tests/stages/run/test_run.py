@@ -397,6 +397,14 @@ def test_the_command_line_fails_with_one_sentence(cohort, tmp_path):
 
 
 @pytest.mark.slow
+def test_help_explains_groups_and_options(cohort, tmp_path):
+    done = subprocess.run(**command(cohort, tmp_path, "--help"), capture_output=True, check=True)
+    assert done.stdout.startswith("Usage: python -m stages.autoencoder [OPTION=VALUE ...]")
+    for text in ("one with a slash belongs to the stage before it", "trainer: auto, cpu", "changed by OPTION=VALUE"):
+        assert text in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", ["one_batch", "overfit", "profile"])
 def test_debug_configs_run(tiny_config, tmp_path, debug):
     config = tiny_config(f"+debug={debug}", "trainer.max_epochs=1")

@@ -45,7 +45,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study", type=Path, default=Path("runs/sarcoma"), help="folder of studies.sarcoma (runs/sarcoma)"
     )
-    add_sources(parser, chosen=("real", "mixed"))
+    add_sources(parser, chosen=("real", "none", "mixed_copy_paste", "mixed"))
 
 
 def run_study(arguments: argparse.Namespace) -> Path:

@@ -1,8 +1,10 @@
 """Which tumors to train a segmenter on: ``python -m studies.tumor_sources --test TEST organ=liver data.root=FEW``.
 
-Trains segmenters on diffusion tumors alone, on hand-crafted ones alone, on the annotated tumors of ``data.root`` alone,
-and on these with diffusion tumors, each with several seeds and the same number of steps, and tests all on the same
-scans. Healthy scans also come from ``data.healthy_root``. Rerunning it resumes.
+Trains segmenters on diffusion tumors alone, on hand-crafted ones alone, on copies of the annotated tumors of
+``data.root`` in healthy scans, on the annotated tumors alone, and on these with healthy scans as they are or with
+tumors of each kind, all with several seeds and the same number of steps, and tests all on the same scans. Copies and
+scans as they are are the controls: a gain over the annotated tumors alone may come from the healthy scans, or from
+tumors that are merely elsewhere. Healthy scans also come from ``data.healthy_root``. Rerunning it resumes.
 """
 
 import argparse
@@ -16,12 +18,24 @@ from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
 
-# Sources by their name in ``--sources`` and ``tumors``: what the table calls them, and further options they need.
+_MIXED = ("tumors=mixed", "data.made_share=0.5")
+
+
+def _instead(generator: str) -> tuple[str, ...]:
+    """Return the options that take tumors of another generator in place of diffusion tumors."""
+    return ("synthesis.generators.diffusion=0", f"synthesis.generators.{generator}=1")
+
+
+# Sources by their name in ``--sources``: what the table calls them, and the options of stage 3 that they are.
 SOURCES: Mapping[str, tuple[str, ...]] = {
-    "diffusion": ("diffusion tumors",),
-    "handcrafted": ("hand-crafted tumors",),
-    "real": ("few real tumors",),
-    "mixed": ("few real and diffusion", "data.made_share=0.5"),
+    "diffusion": ("diffusion tumors", "tumors=diffusion"),
+    "handcrafted": ("hand-crafted tumors", "tumors=handcrafted"),
+    "copy_paste": ("copied tumors", "tumors=copy_paste"),
+    "real": ("few real tumors", "tumors=real"),
+    "none": ("few real and healthy scans", *_MIXED, "synthesis.probability=0"),
+    "mixed": ("few real and diffusion", *_MIXED),
+    "mixed_handcrafted": ("few real and hand-crafted", *_MIXED, *_instead("handcrafted")),
+    "mixed_copy_paste": ("few real and copied", *_MIXED, *_instead("copy_paste")),
 }
 
 
@@ -50,9 +64,7 @@ def run_study(arguments: argparse.Namespace) -> Path:
         DiffTumorError: An option is wrong, or a training has failed.
     """
     kinds = {
-        name: [*arguments.options, f"tumors={source}", *more]
-        for source, (name, *more) in SOURCES.items()
-        if source in arguments.sources
+        name: [*arguments.options, *more] for source, (name, *more) in SOURCES.items() if source in arguments.sources
     }
     tested = train_and_test(kinds, arguments)
     figure = scores_figure(tested, {"tumor_dsc": "tumor DSC", "sensitivity": "tumor-wise sensitivity"})
@@ -64,6 +76,8 @@ def run_study(arguments: argparse.Namespace) -> Path:
             f"Each source of tumors trained {arguments.seeds} segmenters of the same kind, for the same number of "
             "steps and with different seeds, without validation. All were tested on the same scans, which no model has "
             "seen.",
+            "Copied tumors are the real tumors of the training patients, pasted into healthy scans; few real and "
+            "healthy scans has no made tumor at all. A generator teaches something only where it beats both.",
             "Tumor DSC is the mean over the scans with tumors, sensitivity the share of tumors with at least one voxel "
             "found. ± is the standard deviation over the seeds.",
         ],

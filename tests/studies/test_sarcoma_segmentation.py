@@ -83,7 +83,9 @@ def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, t
     assert main(words) == 0
     assert [row["trained on"] for row in read_rows(out / "tumor_sources.csv")] == [
         "few real tumors",
+        "few real and healthy scans",
         "few real and diffusion",
+        "few real and copied",
     ]
     few = {case.id for case in read_cases(out / "data" / FEW).cases}
     configs = {path.name: read_config(path) for path in (out / "checkpoints").iterdir()}

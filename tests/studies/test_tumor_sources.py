@@ -52,13 +52,17 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     assert list(rows) == [name for name, *_ in SOURCES.values()]
     assert {row["trainings"] for row in rows.values()} == {"2"}
     trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
-    assert len(trainings) == 8
+    assert len(trainings) == 16
     assert {training["steps"] for training in trainings.values()} <= {6, 8}
     cases = {name: set(training["cases"]["training"]) for name, training in trainings.items()}
     real, healthy = {"early0", "early1", "early2", "late0"}, {"healthy0", "healthy1", "silent_healthy"}
     assert cases["few_real_tumors_0"] == real
     assert cases["diffusion_tumors_1"] == cases["hand-crafted_tumors_0"] == healthy
-    assert cases["few_real_and_diffusion_0"] == real | healthy
+    made = ("copied_tumors", "few_real_and_healthy_scans", "few_real_and_diffusion", "few_real_and_copied")
+    assert all(cases[f"{name}_0"] == real | healthy for name in made)
+    generators = {name: training["config"]["synthesis"]["generators"] for name, training in trainings.items()}
+    assert generators["few_real_and_copied_1"] == {"diffusion": 0.0, "handcrafted": 0.0, "copy_paste": 1.0}
+    assert trainings["few_real_and_healthy_scans_0"]["config"]["synthesis"]["probability"] == 0
     assert not any(training["cases"]["validation"] for training in trainings.values())
     schedules = {training["config"]["training"]["warmup_epochs"] for training in trainings.values()}
     assert schedules == {0}  # a twentieth of three epochs at most
@@ -126,7 +130,7 @@ def test_scans_that_cannot_be_tested_on_are_told_before_anything_is_trained(
 def test_sources_are_checked(folder, tmp_path, capsys, names):
     with pytest.raises(SystemExit):
         main(words(folder, tmp_path, f"--sources={names}"))
-    assert "give some of diffusion,handcrafted,real,mixed, each once" in capsys.readouterr().err
+    assert f"give some of {','.join(SOURCES)}, each once" in capsys.readouterr().err
 
 
 def test_only_chosen_sources_are_trained(folder, tmp_path, monkeypatch):

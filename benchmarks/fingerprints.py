@@ -60,7 +60,7 @@ def windowed(low_hu: float, high_hu: float) -> Change:
 
 def _all_three(ct: Volume, random: np.random.Generator) -> Volume:
     smaller = cropped(0.8, 0.8, 0.8)(ct, random)
-    return windowed(-160, 240)(resampled(1.5, 1.5, 1.5)(smaller, random), random)
+    return windowed(-160, 240)(resampled(2.0, 2.0, 2.0)(smaller, random), random)
 
 
 CHANGES: dict[str, Change] = {
@@ -73,12 +73,12 @@ CHANGES: dict[str, Change] = {
     "60 %": cropped(0.6, 0.6, 0.6),
     "50 %": cropped(0.5, 0.5, 0.5),
     "half of the slices": cropped(1, 1, 0.5),
-    "resampled to 1.5 mm": resampled(1.5, 1.5, 1.5),
+    "resampled to 2 mm": resampled(2.0, 2.0, 2.0),
     "resampled to 3 mm": resampled(3.0, 3.0, 3.0),
     "slices of 5 mm": resampled(None, None, 5.0),
     "windowed to [-175, 250] HU": windowed(-175, 250),
     "windowed to [-150, 150] HU": windowed(-150, 150),
-    "80 %, 1.5 mm, [-160, 240] HU": _all_three,
+    "80 %, 2 mm, [-160, 240] HU": _all_three,
 }
 
 

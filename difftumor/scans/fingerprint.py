@@ -93,12 +93,15 @@ class Fingerprint:
     def alike(self, other: Fingerprint) -> int:
         """Return how many landmarks of two scans are alike and displaced alike; 0 if too few for a suspicion."""
         different = np.bitwise_count(self.patterns[:, None] ^ other.patterns[None])
-        own, theirs = np.nonzero(different <= _BITS)
+        if not different.size:
+            return 0
+        partners = different.argmin(axis=1)  # the most similar one
+        own = np.flatnonzero(different[np.arange(len(different)), partners] <= _BITS)
+        theirs = partners[own]
         moved_mm = self.points_mm[own].astype(np.float32) - other.points_mm[theirs]
         together = np.all(np.abs(moved_mm[:, None] - moved_mm[None]) <= _TOLERANCE_MM, axis=-1)
         together = together[together.sum(axis=1) >= _ALIKE]  # for speed: the others cannot reach it
-        # A landmark counts once, whatever the number of its partners.
-        return max((min(len(set(own[group])), len(set(theirs[group]))) for group in list(together)), default=0)
+        return max((len(set(theirs[group])) for group in list(together)), default=0)
 
 
 def fingerprint(ct: Volume) -> Fingerprint:

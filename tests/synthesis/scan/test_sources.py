@@ -115,9 +115,9 @@ def test_a_result_tells_whose_scans_it_shows(listed, host, tmp_path):
 def test_what_does_not_go_together_is_refused(listed, tmp_path):
     with pytest.raises(ConfigError, match="generator copy_paste needs real tumors to copy: give --source"):
         options(None)
-    with pytest.raises(ConfigError, match="--model does not go with copied tumors only"):
+    with pytest.raises(ConfigError, match=r"\(--model\) does not go with copied tumors only"):
         options(listed, model="model")
-    with pytest.raises(ConfigError, match="--source does not go with tumors of other generators"):
+    with pytest.raises(ConfigError, match=r"\(--source\) does not go with tumors of other generators"):
         SynthesisOptions(organ="liver", tumors=(dt.TumorSpec(generator="handcrafted"),), source=listed)
     with pytest.raises(ConfigError, match=r"None of the 2 tumors of .*source is large: they are tiny, small; ask for"):
         options(listed, size="large").load()

@@ -131,7 +131,7 @@ def test_cysts_of_kits_count_as_kidney(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert run("split-tumors", file, tmp_path / "out", "--labels", "kits") == 0
     assert np.array_equal(voxels(tmp_path / "out" / "early" / "case_00000.nii.gz"), organ_with(EARLY))
-    assert "1 early and 0 late kidney tumors in 1 cases" in capsys.readouterr().out
+    assert "1 early and 0 late kidney tumors in 1 case:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

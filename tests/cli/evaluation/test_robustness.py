@@ -119,9 +119,9 @@ def check_worst(folder, out):
         assert diameter_mm == pytest.approx(entry["diameter_mm"])
     # What stage 3 makes of the folder: it knows whose scans these are, and leaves out held-out patients.
     cases = {case.image.resolve(): case for case in read_cases(folder / "in").cases}
-    chosen = {case.id for case in _made_before(out / "worst", get_organ("liver"), cases, set())}
+    chosen = {case.id for case in _made_before(out / "worst", get_organ("liver"), cases, set())[1]}
     assert chosen == {p.name for p in (out / "worst").iterdir()}
-    held_out = {case.id for case in _made_before(out / "worst", get_organ("liver"), cases, {"patient a"})}
+    held_out = {case.id for case in _made_before(out / "worst", get_organ("liver"), cases, {"patient a"})[1]}
     assert held_out == {name for name in chosen if name.startswith("b_")}
     assert len(held_out) == 1
 

@@ -64,8 +64,8 @@ class Blend:
         change_hu: Sum of the tumors' changes in the box, (B, 1, X, Y, Z).
         weight: Sum of their weights, of the same shape.
         lesions: Numbers of the tumors in the whole batch.
-        minimum_change_hu: A tumor that changes the mean inside its label by less is left out.
-        faint: Those that were left out.
+        minimum_change_hu: A tumor that changes the mean inside its label by less is faint.
+        faint: Those that are.
     """
 
     box: Box
@@ -82,21 +82,19 @@ class Blend:
         return cls(box, torch.zeros_like(part), torch.zeros_like(part), lesions_B1XYZ, minimum_change_hu)
 
     def add(self, tumor: "PlacedTumor", box: Box, change_hu: Tensor, weight: Tensor) -> None:
-        """Add the change and weight of one tumor, given in a box of the batch, unless it is too faint."""
-        if self.takes(tumor, box, change_hu):
-            index = (tumor.element, 0, *box.relative_to(self.box).slices)
-            self.change_hu[index] += change_hu
-            self.weight[index] += weight
+        """Add the change and weight of one tumor, given in a box of the batch."""
+        self.judge(tumor, box, change_hu)
+        index = (tumor.element, 0, *box.relative_to(self.box).slices)
+        self.change_hu[index] += change_hu
+        self.weight[index] += weight
 
-    def takes(self, tumor: "PlacedTumor", box: Box, change_hu: Tensor) -> bool:
-        """Whether a tumor, whose change is given in a box of the batch, is not too faint."""
+    def judge(self, tumor: "PlacedTumor", box: Box, change_hu: Tensor) -> None:
+        """Note a tumor that is faint; its change is given in a box of the batch."""
         if self.minimum_change_hu > 0:
             inside = self.lesions[(tumor.element, 0, *box.slices)] == tumor.instance
-            # In double precision, so that the order of the sum does not decide.
-            if abs(float(change_hu[inside].double().mean())) < self.minimum_change_hu:
+            # In double precision, so that the order of the sum does not decide. One that others cover has no label.
+            if not inside.any() or abs(float(change_hu[inside].double().mean())) < self.minimum_change_hu:
                 self.faint.append(tumor)
-                return False
-        return True
 
     def applied_to(self, ct_B1XYZ: Tensor) -> tuple[Tensor, Tensor]:
         """Return a changed copy of a batch, and the mask of weights above 0."""

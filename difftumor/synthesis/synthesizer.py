@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import get_args
 
@@ -203,8 +203,11 @@ class TumorSynthesizer:
         for tumor in tumors:
             if tumor.record.generator != "diffusion":
                 self._blend_alone(tumor, ct, organ, blend)
-        tumors = _without(tumors, blend.faint, lesions)
-        kept = [tuple(tumor.record for tumor in tumors if tumor.element == element) for element in range(len(ct))]
+        if blend.faint:
+            # Tumors cut each other, and networks see them together: the others are made again, without the faint ones.
+            others = [tumor for tumor in tumors if tumor not in blend.faint]
+            kept = [[tumor.record for tumor in others if tumor.element == element] for element in range(len(ct))]
+            return self.apply(ct, organ, kept, patch_per_tumor=patch_per_tumor, tumors_B1XYZ=tumors_B1XYZ)
         made_hu, halo = blend.applied_to(ct)
         made = MutableBatch(made_hu, organ, lesions, halo)
         index = (..., *Box.joined([near, apply_effects(made, tumors)]).slices)
@@ -212,7 +215,7 @@ class TumorSynthesizer:
         labels[index][made.lesions[index] > 0] = TUMOR
         change = torch.zeros_like(ct)
         change[index] = torch.where(made.halo[index], made.ct_hu[index] - ct[index], change[index])
-        return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(kept))
+        return Synthesis(made.ct_hu, labels, made.lesions, made.halo, change, tuple(map(tuple, records)))
 
     def _place(
         self,
@@ -273,12 +276,12 @@ class TumorSynthesizer:
         """Add the tumors of one patch."""
         shape = triple(ct.shape[2:])
         if self.organ.blend == "decoded" and patch.whole:
-            # The published recipe for training crops: the decoded patch as it is, if any of its tumors shows.
+            # The published recipe for training crops: the decoded patch as it is.
             change_hu = texture_hu - ct[patch.element, 0].clamp(window.low_hu, window.high_hu)
-            shown = [tumor for tumor in patch.tumors if blend.takes(tumor, patch.box, change_hu)]
-            if shown:
-                blend.change_hu[patch.element, 0] = change_hu
-                blend.weight[patch.element, 0] = 1.0
+            for tumor in patch.tumors:
+                blend.judge(tumor, patch.box, change_hu)
+            blend.change_hu[patch.element, 0] = change_hu
+            blend.weight[patch.element, 0] = 1.0
             return
         for tumor in patch.tumors:
             box = tumor.halo_box(shape)
@@ -343,21 +346,6 @@ def _together(patches: list[Patch], most: int) -> Iterator[list[Patch]]:
     for _, members in groupby(patches, key=lambda patch: patch.box.shape):
         while group := list(islice(members, most)):
             yield group
-
-
-def _without(tumors: list[PlacedTumor], faint: list[PlacedTumor], lesions: Tensor) -> list[PlacedTumor]:
-    """Take tumors out of the lesion map, in place, and return the others with new numbers."""
-    if not faint:
-        return tumors
-    kept: list[PlacedTumor] = []
-    for tumor in tumors:
-        index = (tumor.element, 0, *tumor.box.slices)
-        earlier = sum(other.element == tumor.element for other in kept)
-        number = 0 if tumor in faint else earlier + 1
-        lesions[index][lesions[index] == tumor.instance] = number
-        if number:
-            kept.append(replace(tumor, instance=number))
-    return kept
 
 
 def _without_noise(tumor: PlacedTumor, box: Box, ct: Tensor, organ: Tensor) -> Tensor:

@@ -95,6 +95,11 @@ def tumors_of(
         mix = replace(mix, copied=synthesizer.sources.sizes)
         if missing := mix.left_out("copy_paste"):
             say(f"No tumors of size {', '.join(missing)} are copied, because no training patient has one.")
+    if options.synthesis.center > 0 and options.organ.blend == "decoded" and mix.uses("diffusion"):
+        raise ConfigError(
+            f"synthesis.center is {options.synthesis.center:g}, but crops of the {options.organ.name} become what the "
+            "diffusion model decodes, whole (organ.blend=decoded): give organ.blend=blurred, or synthesis.center=0."
+        )
     tumors = TumorsOnTheFly(
         synthesizer=synthesizer,
         mix=mix,

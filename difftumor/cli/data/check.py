@@ -93,11 +93,12 @@ def _write(out: Path, pairs: Sequence[SharedScan]) -> None:
 def _print(pairs: Sequence[SharedScan]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not pairs:
         return
     table = Table(*_COLUMNS, box=SIMPLE_HEAD, pad_edge=False)
     for pair in pairs:
-        table.add_row(pair.likeness, pair.one, pair.other)
+        table.add_row(pair.likeness, escape(pair.one), escape(pair.other))
     Console().print(table)

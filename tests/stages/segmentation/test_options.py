@@ -443,6 +443,7 @@ def test_every_scan_counts_once_in_validation_on_any_number_of_ranks(tiny_segmen
         (["optimizer.weight_decay=-1"], r"optimizer\.weight_decay is -1"),
         (["augmentation.shift=little"], r"augmentation\.shift is 'little'"),
         (["synthesis.prefetch=2"], r"synthesis\.prefetch is 2"),
+        (["organ.blend=decoded", "synthesis.center=0.5"], r"synthesis\.center is 0\.5, but crops of the liver"),
         (["synthesis.generators={diffusion: 0, handcrafted: 0}"], r"synthesis\.generators has no weight"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from difftumor.datasets.cases import Case, CaseList, folds
 from difftumor.models.autoencoder import Autoencoder
@@ -39,7 +40,6 @@ def build(options: AutoencoderOptions) -> Stage:
     with initial_weights(options.seed):
         options.data.check_crop(Autoencoder(**asdict(options.network)).downsampling)
     data, held_out = _data(options)  # before the module, whose perceptual loss may download
-    provenance = check_leaks(options.data, train=data.train, judged=held_out, refuse=False)
     return Stage(
         module=_module(options, _validation(options, data)),
         data=data,
@@ -47,7 +47,7 @@ def build(options: AutoencoderOptions) -> Stage:
         monitor=MONITOR if data.validation else None,
         mode="max",
         neutral=NEUTRAL,
-        provenance=provenance,
+        check=partial(check_leaks, options.data, train=data.train, judged=held_out, refuse=False),
     )
 
 
@@ -141,7 +141,7 @@ def split_as_later_stages(
     if stated := stated_validation(cases, fold=options.fold):
         held_out = {case.patient for case in stated}
     else:
-        found = sort_and_say(cases, organ, workers=options.data.num_workers)
+        found = sort_and_say(cases, organ, workers=options.data.num_workers, leaves_out=False)
         _, unseen = found.split(fold=options.fold, count=options.folds.count, seed=options.folds.seed)
         held_out = {case.patient for case in unseen}
     train = tuple(case for case in cases.cases if case.patient not in held_out)

@@ -92,6 +92,7 @@ class TumorReader:
             "labels": asdict(resolve_labels(names, self.organ, source=self.cases.source)),
             "label_names": dict(names),
             "tumors": sorted(self.only[case.id]) if case.id in self.only else "all",
+            "background": "organ",  # was any voxel beside these tumors in what earlier versions kept
         }
 
     def __call__(self, case: Case) -> Item:

@@ -1,6 +1,6 @@
 """Stage 2: the diffusion model of an organ's early or late tumors, from its config.
 
-``python -m stages.diffusion organ=liver tumor_stage=early data.root=PATH``
+``python -m stages.diffusion organ=liver tumor_stage=early fold=0 data.root=PATH``
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from difftumor.datasets.cases import Case
@@ -49,7 +50,7 @@ class _Crops:
     data: TumorCrops
     cases: dict[str, Any]  # what is trained on, for the artifact
     held_out: HeldOut
-    unseen: Sequence[Case]  # held out, with tumors of any size
+    unseen: Sequence[Case]  # held out, with tumors of any size or none
 
 
 def held_out(options: DiffusionOptions) -> HeldOut:
@@ -71,7 +72,6 @@ def build(options: DiffusionOptions) -> Stage:
     crops = _crops(options, codec.downsampling)
     split = same_split(options.data, options.organ, options.fold, options.folds)
     parent = autoencoder_of(autoencoder.path, options.autoencoder.on_overlap, split)
-    provenance = check_leaks(options.data, train=crops.data.train, judged=crops.unseen, autoencoders=[parent])
     return Stage(
         module=_module(options, codec, autoencoder, crops.cases, _hosts(options, codec, crops.held_out)),
         data=crops.data,
@@ -81,7 +81,7 @@ def build(options: DiffusionOptions) -> Stage:
         neutral=(*NEUTRAL, *([] if options.latents.cache else ["latents.crops"])),
         only_whether=("latents.cache",),
         accumulate=options.training.accumulate,
-        provenance=provenance,
+        check=partial(check_leaks, options.data, train=crops.data.train, judged=crops.unseen, autoencoders=[parent]),
     )
 
 
@@ -111,7 +111,8 @@ def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
         spacing_mm=data.spacing_mm,
         downsampling=downsampling,
     )
-    train, validation, healthy, found = _sorted(options, reader)
+    stated = stated_validation(cases, fold=options.fold)
+    train, validation, healthy, found = _sorted(options, reader, stated)
     reader, tumors = _chosen(options, reader, [tumor for case in train for tumor in found[case.id]])
     if unseen := describe_unseen(tumors, reader.rules):
         say(unseen)
@@ -145,15 +146,14 @@ def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
         caching=Caching.of(data),
         overfit=data.overfit,
     )
-    return _Crops(crops, _provenance(crops, tumors), held_out, validation)
+    return _Crops(crops, _provenance(crops, tumors), held_out, tuple(dict.fromkeys((*validation, *stated))))
 
 
 def _sorted(
-    options: DiffusionOptions, reader: TumorReader
+    options: DiffusionOptions, reader: TumorReader, stated: Sequence[Case]
 ) -> tuple[Sequence[Case], Sequence[Case], Sequence[Case], Mapping[str, Sequence[SeenTumor]]]:
     """Return the cases to learn, those held out, the healthy ones, and the tumors of the size group by case."""
     cases, folds = reader.cases, options.folds
-    stated = stated_validation(cases, fold=options.fold)
     found: dict[str, tuple[SeenTumor, ...]] = {}
 
     def note(case: Case, labels: Volume) -> None:

@@ -18,7 +18,7 @@ from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
 from stages.run.options import DataOptions, FoldOptions, OnOverlap
-from stages.run.run import is_rank_zero, say
+from stages.run.run import own_share_first, say
 
 # Suspicions that are shown.
 MOST_SUSPICIONS = 3
@@ -54,6 +54,7 @@ def sort_and_say(
     *,
     workers: int,
     assume_healthy: bool = False,
+    leaves_out: bool = True,
     look: Callable[[Case, Volume], None] | None = None,
 ) -> SortedCases:
     """Sort cases by whether they have tumors; report progress, as many label maps take minutes, and what is left out.
@@ -63,6 +64,7 @@ def sort_and_say(
         organ: The organ whose tumors matter.
         workers: Threads that read.
         assume_healthy: Whether cases whose labels cannot show tumors count as healthy.
+        leaves_out: Whether the run does without the others, so that they are reported.
         look: Called with every case that has tumors, and its labels.
 
     Raises:
@@ -71,7 +73,8 @@ def sort_and_say(
     total = len(cases.cases)
     say(f"Reading the label maps of {counted(total, 'case')} of {cases.source}.")
     found = sort_cases(cases, organ, assume_healthy=assume_healthy, workers=workers, look=look, done=_progress(total))
-    say_left_out(found.left_out)
+    if leaves_out:
+        say_left_out(found.left_out)
     return found
 
 
@@ -140,7 +143,7 @@ class Ancestor:
 def same_split(data: DataOptions, organ: Organ, fold: int | None, folds: FoldOptions) -> str:
     """Return the options by which another stage holds out what a run holds out."""
     split = "" if fold is None else f" fold={fold} folds.count={folds.count} folds.seed={folds.seed}"
-    return f"organ={organ.name} data.root={data.root}{split}"
+    return f"organ={organ.name} data.root={data.root or 'PATH'}{split}"
 
 
 def autoencoder_of(path: Path, on_overlap: OnOverlap, split: str) -> Ancestor:
@@ -156,6 +159,7 @@ def check_leaks(
     *,
     train: Sequence[Case],
     judged: Sequence[Case],
+    set_apart: Sequence[Case] = (),
     hosts: Mapping[Case, Path] | None = None,
     models: Collection[Ancestor] = (),
     autoencoders: Collection[Ancestor] = (),
@@ -163,12 +167,14 @@ def check_leaks(
 ) -> dict[str, Any]:
     """Refuse scans that a run or its parents train on and that judge it, whatever their names; warn of suspicious ones.
 
-    Fingerprints that a list states are believed. Only the first of several processes reads the other CTs.
+    Fingerprints that a list states are believed. Each of several processes comes to the verdict itself, so that none
+    waits for another; they share the reading through the fingerprints that are kept.
 
     Args:
         data: Where fingerprints are kept, and how many CTs are read at once.
         train: What the run trains on.
         judged: What is held out.
+        set_apart: What judges other runs, so that training on it is only reported.
         hosts: The CTs of cases that were made from others.
         models: What it was made with, besides autoencoders.
         autoencoders: What those encode with.
@@ -182,19 +188,19 @@ def check_leaks(
         ConfigError: A model has seen one.
         VolumeError: A CT cannot be read.
     """
-    if not is_rank_zero():
-        return {}
-    files = {**{case: case.image for case in (*train, *judged)}, **(hosts or {})}
+    files = {**{case: case.image for case in (*train, *judged, *set_apart)}, **(hosts or {})}
     total = len(set(files.values()))
     say(f"Comparing {counted(total, 'CT')} by content, to find scans under two names.")
     folder = None if data.cache_dir is None else data.cache_dir / "fingerprints"
     stated = {case.image: known for case in files if (known := Fingerprint.from_text(case.fingerprint)) is not None}
-    unstated = [file for file in files.values() if file not in stated]
-    found = stated | fingerprints(unstated, workers=data.num_workers, cache=folder, done=_progress(len(set(unstated))))
+    unstated = own_share_first(list(dict.fromkeys(file for file in files.values() if file not in stated)))
+    found = stated | fingerprints(unstated, workers=data.num_workers, cache=folder, done=_progress(len(unstated)))
     held_out = {str(files[case]): found[files[case]] for case in judged}
     own = {str(files[case]): found[files[case]] for case in train}
     remedy = "remove one of them from its list, or give both the same patient"
     _report(shared_scans(held_out, own), "This run trains on", remedy, CaseListError if refuse else None)
+    others = {str(files[case]): found[files[case]] for case in set_apart}
+    _report(shared_scans(others, own), "This run trains on", remedy, None)
     seen = {model: _seen(model, held_out, judged) for model in (*models, *autoencoders)}
     ids = Counter(case.id for case in (*train, *judged))  # cases of two lists may have one id
     stored = {

@@ -149,30 +149,39 @@ class RotationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every stage's config has at the top.
+class PlaceOptions:
+    """What is known of a run before the values that it was started with.
 
     Args:
         stage: Name of the stage.
         name: Name of the run, whose folder is ``runs_dir/stage/name``.
-        seed: Everything random follows from it.
         fresh: Start over instead of resuming.
         runs_dir: Parent of all runs' folders.
-        checkpoints_dir: Parent of the artifacts; other options refer to it.
         artifact: Folder of the run's artifact.
-        data: The group ``data``.
         trainer: The group ``trainer``.
     """
 
     stage: str
     name: str | int | float
-    seed: int
     fresh: bool
     runs_dir: Path
-    checkpoints_dir: Path
     artifact: Path
-    data: DataOptions
     trainer: TrainerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(PlaceOptions):
+    """What every stage's config has at the top.
+
+    Args:
+        seed: Everything random follows from it.
+        checkpoints_dir: Parent of the artifacts; other options refer to it.
+        data: The group ``data``.
+    """
+
+    seed: int
+    checkpoints_dir: Path
+    data: DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)

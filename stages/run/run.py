@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,11 +23,12 @@ from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, pr
 from stages.run.folder import Ownership, RunFolder, Start
 from stages.run.given import Given, describe, with_stored
 from stages.run.module import StageModule
-from stages.run.options import RunOptions
+from stages.run.options import PlaceOptions, RunOptions
 from stages.run.reading import read_options, to_plain
 from stages.run.trainer import make_trainer
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Stage:
         only_whether: Options of which all values but null give the same results.
         accumulate: Batches per step of the optimizer, if the module leaves that to Lightning.
         patience: Validations without a better ``monitor`` after which the run ends early; None for never.
-        provenance: More about its training for the artifact: what ``check_leaks`` returned.
+        check: ``check_leaks`` of its scans, called after all that takes less time; returns more for the artifact.
     """
 
     module: StageModule
@@ -55,7 +57,7 @@ class Stage:
     only_whether: tuple[str, ...] = ()
     accumulate: int = 1
     patience: int | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[], Mapping[str, Any]] = dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,34 +113,46 @@ def run_stage(
     Raises:
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
-    options = read_options(kind, to_plain(config))
+    place = _place(to_plain(config))  # the rest may have to be as the run was started, and is read after that
     config = copy.deepcopy(config)  # with the number format that "auto" stands for here, as the run's record has it
-    OmegaConf.update(config, "trainer.precision", options.trainer.number_format)
-    folder = RunFolder.of(runs_dir=options.runs_dir, stage=options.stage, name=str(options.name))
-    finished = not options.fresh and folder.is_finished(options.artifact, max_epochs=options.trainer.max_epochs)
-    resuming = not options.fresh and folder.last.is_file()
+    OmegaConf.update(config, "trainer.precision", place.trainer.number_format)
+    folder = RunFolder.of(runs_dir=place.runs_dir, stage=place.stage, name=str(place.name))
+    finished = not place.fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
+    resuming = not place.fresh and folder.last.is_file()
     kept = ""
     if given is not None and (finished or resuming):
         folder.check_usable()
         config, differing = with_stored(config, folder, given)
-        options, kept = read_options(kind, to_plain(config)), describe(differing)
+        kept = describe(differing)
     values = to_plain(config)
+    options = read_options(kind, values)
     run = _Run(values=values, options=options, folder=folder, choices=None if given is None else given.choices)
     if finished:
         folder.check_parents()
         if not folder.changed(values):
             say(f"{folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
+            if kept:
+                say(f"It was trained{kept}.")
             return run.artifact
     built = build(options)
     trainer, keep = _trainer(run, built)
+    start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices)
     if is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
-        _open_folder(run, built, Start(built.module.parents, trainer.num_nodes * trainer.num_devices), resuming)
+        _check_folder(run, built, start, resuming)
+    keep.training |= built.check()
+    if is_rank_zero():
+        _open_folder(run, start, resuming)
     say(f"Resuming {folder.path}{kept}" if resuming else f"Starting {folder.path}")
     _fit(run, built, trainer, folder.last if resuming else None)
     if trainer.is_global_zero:
         _export(run, built, trainer, keep)
     trainer.strategy.barrier("artifact")
     return run.artifact
+
+
+def _place(values: Mapping[str, Any]) -> PlaceOptions:
+    names = [field.name for field in fields(PlaceOptions)]
+    return read_options(PlaceOptions, {name: values[name] for name in names if name in values})
 
 
 def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
@@ -149,7 +163,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
         best=run.best,
         monitor=built.monitor,
         mode=built.mode,
-        training={**run.provenance, **built.provenance},
+        training=run.provenance,
     )
     epochs = options.max_epochs or built.epochs
     callbacks: list[Callback] = [keep, *progress_display(options.progress_bar)]
@@ -161,8 +175,8 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
     return trainer, keep
 
 
-def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
-    """Check that the run may resume, or make its folder new; nothing is touched before all checks have passed."""
+def _check_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
+    """Check that the run may resume, or start in its folder."""
     run.folder.check_usable()
     if not run.options.fresh:
         for artifact in (run.artifact, run.best):
@@ -170,6 +184,11 @@ def _open_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
     if resuming:
         run.folder.check_resumable(run.values, built.neutral, built.only_whether)
         run.folder.check_start(start)
+
+
+def _open_folder(run: _Run, start: Start, resuming: bool) -> None:
+    """Make the run's folder new unless it resumes; nothing is touched before all checks have passed."""
+    if resuming:
         choices = run.folder.choices()
     else:
         run.folder.remove()
@@ -216,7 +235,7 @@ def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
 
 def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
     module = built.module
-    training = {**run.provenance, **built.provenance, **progress(trainer, module), **keep.validated}
+    training = {**keep.training, **progress(trainer, module), **keep.validated}
     module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)
     if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())
@@ -235,3 +254,11 @@ def is_rank_zero() -> bool:
     """Whether this process is the only one or the first of several."""
     # Lightning sets the rank on the function from the launcher's environment, before any process group exists.
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def own_share_first(items: Sequence[T]) -> list[T]:
+    """Return items from this process's share on, so that ranks started together read different files first."""
+    rank = getattr(rank_zero_only, "rank", None) or 0
+    ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    start = len(items) * (rank % ranks) // ranks
+    return [*items[start:], *items[:start]]

@@ -27,7 +27,8 @@ class ChosenCases:
         made: To train on, healthy for tumors to be made in, or with tumors made before.
         validation: Held out, with annotated tumors.
         patients: With annotated tumors and not held out, whether trained on or not; their tumors may be copied.
-        held_out: All that is held out: these, and what lists set apart without tumors.
+        held_out: What judges the run: these, and what the list of ``data.root`` sets apart without tumors.
+        set_apart: Validation cases of ``data.healthy_root``, which judge other runs.
         hosts: The CTs that those with tumors made before were made from, as far as they are still there.
         makers: Diffusion models that made them: size group and folder.
         donors: Whose tumors were copied into them, as far as the CTs are still there.
@@ -39,6 +40,7 @@ class ChosenCases:
     validation: tuple[Case, ...]
     patients: tuple[Case, ...]
     held_out: tuple[Case, ...] = ()
+    set_apart: tuple[Case, ...] = ()
     hosts: Mapping[Case, Path] = field(default_factory=dict)
     makers: frozenset[tuple[str, Path]] = frozenset()
     donors: tuple[Case, ...] = ()
@@ -99,7 +101,8 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
         made,
         validation,
         train.tumor,
-        held_out=tuple(dict.fromkeys((*validation, *stated, *set_apart))),
+        held_out=tuple(dict.fromkeys((*validation, *stated))),
+        set_apart=set_apart,
         hosts={case: record.host for case, record in records.items() if record.host.is_file()},
         donors=tuple(
             Case(scan.name, scan)

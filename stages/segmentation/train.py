@@ -45,10 +45,12 @@ def build(options: SegmentationOptions) -> Stage:
     copied = chosen.patients if tumors is not None and tumors.mix.uses("copy_paste") else ()
     own = {(role.removeprefix("diffusion_"), parent.path) for role, parent in parents.items()}
     makers, autoencoders = ancestors(options, sorted(own | chosen.makers))
-    provenance = check_leaks(
+    check = partial(
+        check_leaks,
         options.data,
         train=tuple(dict.fromkeys((*chosen.train, *chosen.donors, *copied))),
         judged=chosen.held_out,
+        set_apart=chosen.set_apart,
         hosts=chosen.hosts,
         models=makers,
         autoencoders=autoencoders,
@@ -62,7 +64,7 @@ def build(options: SegmentationOptions) -> Stage:
         neutral=("validation.windows_per_batch", "synthesis.prefetch"),
         accumulate=options.training.accumulate,
         patience=patience,
-        provenance=provenance,
+        check=check,
     )
 
 

@@ -48,10 +48,16 @@ def needed_models(options: SegmentationOptions) -> dict[SizeGroup, Path]:
     for group, path in models.items():
         if not path.is_dir():
             raise ConfigError(
-                f"synthesis.{group}_model is {path}, where no artifact is: train it with python -m stages.diffusion "
-                f"organ={options.organ.name} tumor_stage={group}, or do without it: synthesis.{group}_model=null."
+                f"synthesis.{group}_model is {path}, where no artifact is: train it with "
+                f"{_training_of(group, options)}, or do without it: synthesis.{group}_model=null."
             )
     return models
+
+
+def _training_of(group: str, options: SegmentationOptions) -> str:
+    """Return the command that trains a diffusion model which sees nothing that a run holds out."""
+    split = same_split(options.data, options.organ, options.fold, options.folds)
+    return f"python -m stages.diffusion {split} tumor_stage={group}"
 
 
 def tumors_of(
@@ -139,8 +145,7 @@ def ancestors(
     accept = ", or accept it with synthesis.on_overlap=warn" if refuse else ""
     diffusion, autoencoders = [], {}
     for group, model in models:
-        train = f"python -m stages.diffusion {split} tumor_stage={group}"
-        remedy = f"to keep them unseen, train it with {train}{accept}"
+        remedy = f"to keep them unseen, train it with {_training_of(group, options)}{accept}"
         diffusion.append(Ancestor(path=model, refuse=refuse, remedy=remedy))
         for parent in read_config(model).parents.values() if (model / CONFIG_FILE).is_file() else ():
             path = (model / parent.path).resolve()

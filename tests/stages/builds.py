@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -45,8 +46,10 @@ def crashing_at(build: Build, step: int) -> Build:
 
 
 def built_from(config: DictConfig, build: Build) -> Stage:
-    """Return what a build makes of a config."""
-    return build(options_of(config))
+    """Return what a build makes of a config, checked."""
+    stage = build(options_of(config))
+    found = stage.check()
+    return replace(stage, check=lambda: found)
 
 
 GROUPS = ("experiment", "ablation", "trainer", "data", "organ", "backbone", "tumor_stage", "+debug")

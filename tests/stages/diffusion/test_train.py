@@ -271,6 +271,7 @@ def test_crops_sit_on_wanted_tumors_or_the_organ_at_the_stated_ratio(tiny_diffus
     # 3 of 4; the standard deviation is sqrt(400 * 3/4 * 1/4) = 8.7.
     assert centers.count(2) == pytest.approx(300, abs=40)
     assert centers.count(1) == 400 - centers.count(2)
+    assert data.reader.about(case)["background"] == "organ"  # caches of earlier versions hold other voxels
 
 
 def test_an_organ_that_is_all_tumor_is_still_cropped_around(tiny_diffusion, tumor_cohort, tmp_path):

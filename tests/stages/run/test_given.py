@@ -99,6 +99,22 @@ def test_a_killed_run_of_the_version_before_resumes_with_its_own_values(call, tm
     assert "has finished" in capsys.readouterr().out
 
 
+def test_a_run_that_the_defaults_of_today_would_refuse_goes_on(call, tmp_path, capsys):
+    crop = "data.crop=[32,16,16]"  # is not to be rotated, as it is by default
+    with pytest.raises(Crash):
+        call(crop, "augmentation.rotation_probability=0", build=crashing_at(build, 5))
+    forget(tmp_path / "runs" / "autoencoder" / "old")
+    call(crop)
+    capsys.readouterr()
+    call(crop)
+    said = capsys.readouterr().out
+    assert "has finished" in said
+    assert "It was trained with the values that it was started with, of which" in said
+    assert "augmentation.rotation_probability=0.0 (now 0.1)" in said
+    with pytest.raises(ConfigError, match="Rotation"):
+        call(crop, "fresh=true")
+
+
 def test_an_option_that_is_given_and_differs_is_refused(call):
     with pytest.raises(Crash):
         call(*OLD, build=crashing_at(build, 5))

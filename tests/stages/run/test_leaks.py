@@ -15,7 +15,7 @@ from difftumor.scans.fingerprint import Fingerprint
 from stages.autoencoder import train as autoencoder
 from stages.diffusion import train as diffusion
 from stages.run import case_lists
-from stages.run.run import run_stage
+from stages.run.run import own_share_first, run_stage
 from stages.segmentation import train as segmentation
 from tests.nifti import voxels, write_nifti
 from tests.stages.builds import KINDS, built_from
@@ -108,7 +108,7 @@ def test_diffusion_models_that_saw_held_out_scans_are_refused(
     )
     stage = built(tiny_segmentation(*of_parents(folder), "synthesis.on_overlap=warn"))
     assert "Note: " + sentence.split(", or accept")[0] in capsys.readouterr().out
-    assert stage.provenance["autoencoder_overlap"]["seen"] == 0
+    assert stage.check()["autoencoder_overlap"]["seen"] == 0
 
 
 @pytest.mark.parametrize("stage", ["diffusion", "segmentation"])
@@ -123,7 +123,7 @@ def test_what_happens_with_autoencoders_that_saw_held_out_scans(
         compose, build, own = tiny_segmentation, segmentation.build, of_parents(folder)
     made = built(compose(*own), build)
     assert f"Note: {folder}/autoencoder was trained on of_early0, the same scan" in capsys.readouterr().out
-    overlap = made.provenance["autoencoder_overlap"]
+    overlap = made.check()["autoencoder_overlap"]
     assert (overlap["judged"], overlap["seen"]) == (2, 1)
     with pytest.raises(ConfigError, match=r"train one on the other scans, with python -m stages\.autoencoder organ="):
         built(compose(*own, "autoencoder.on_overlap=refuse"), build)
@@ -133,7 +133,7 @@ def test_autoencoders_without_fingerprints_are_said_to_be_unknown(tiny_segmentat
     stage = built(tiny_segmentation())
     said = capsys.readouterr().out
     assert said.count("autoencoder has no fingerprints of what it was trained on, like imported weights") == 1
-    assert stage.provenance["autoencoder_overlap"] == {"judged": 2, "seen": None, "suspected": None}
+    assert stage.check()["autoencoder_overlap"] == {"judged": 2, "seen": None, "suspected": None}
 
 
 def test_artifacts_say_what_they_were_trained_on(tiny_diffusion, tumor_cohort):
@@ -149,14 +149,52 @@ def test_artifacts_say_what_they_were_trained_on(tiny_diffusion, tumor_cohort):
 
 def test_nothing_is_compared_if_nothing_is_held_out(tiny_diffusion, capsys):
     stage = built(tiny_diffusion(), diffusion.build)
-    assert "autoencoder_overlap" not in stage.provenance
-    assert len(stage.provenance["fingerprints"]["training"]) == 3
+    assert "autoencoder_overlap" not in stage.check()
+    assert len(stage.check()["fingerprints"]["training"]) == 3
     assert "has no fingerprints" not in capsys.readouterr().out
 
 
-def test_only_the_first_process_reads(tiny_diffusion, monkeypatch):
-    monkeypatch.setattr("stages.run.case_lists.is_rank_zero", lambda: False)
-    assert built(tiny_diffusion(), diffusion.build).provenance == {}
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_process_comes_to_the_verdict_and_begins_with_its_own_share(
+    tiny_segmentation, tumor_cohort, tmp_path, monkeypatch, rank
+):
+    monkeypatch.setattr("stages.run.run.rank_zero_only.rank", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert own_share_first(range(8)) == [*range(2 * rank, 8), *range(2 * rank)]
+    assert sorted(own_share_first(range(3))) == [0, 1, 2]
+    source = healthy_list(tmp_path / "more", tumor_cohort)
+    with pytest.raises(CaseListError, match="the same scan"):
+        built(tiny_segmentation(f"data.healthy_root={source}", "tumors=handcrafted"))
+
+
+def test_scans_that_judge_other_runs_may_be_trained_on(tiny_segmentation, tumor_cohort, tmp_path, capsys):
+    listing = read_cases(tumor_cohort)
+    healthy = tuple(case for case in listing.cases if case.id.startswith("healthy"))
+    copied = shutil.copy(tumor_cohort / "imagesTr/early1.nii.gz", tmp_path / "copied.nii.gz")
+    apart = replace(healthy[0], id="apart", image=copied, patient="apart")
+    source = tmp_path / "list.json"
+    stated = replace(listing, cases=(*healthy[1:], apart), validation_ids=("apart",))
+    write_case_list(source, stated, name="more")
+    stage = built(tiny_segmentation(f"data.healthy_root={source}", "tumors=mixed"))
+    said = capsys.readouterr().out
+    assert "apart" not in {case.id for case in stage.data.train}
+    assert "early1" in {case.id for case in stage.data.train}
+    assert f"Note: This run trains on {tumor_cohort}/imagesTr/early1.nii.gz, the same scan" in said
+    assert len(stage.check()["fingerprints"]["validation"]) == 2
+
+
+def test_cases_without_tumors_that_a_list_states_judge_stage_2_as_well(tiny_diffusion, tumor_cohort, tmp_path):
+    listing = replace(read_cases(tumor_cohort), validation_ids=("healthy0", "late0"))
+    write_case_list(tmp_path / "list.json", listing, name="stated")
+    stage = built(tiny_diffusion(f"data.root={tmp_path}/list.json"), diffusion.build)
+    assert {name for name, _ in stage.check()["fingerprints"]["validation"]} == {"healthy0", "late0"}
+
+
+def test_what_takes_less_time_is_refused_before_scans_are_compared(tiny_diffusion, monkeypatch):
+    run_stage(tiny_diffusion("training.steps=2"), KINDS["diffusion"], diffusion.build)
+    monkeypatch.setattr(case_lists, "fingerprints", None)
+    with pytest.raises(ConfigError, match=r"was started with seed=0, not 1"):
+        run_stage(tiny_diffusion("seed=1"), KINDS["diffusion"], diffusion.build)
 
 
 @pytest.fixture
@@ -169,9 +207,9 @@ def test_stage_1_holds_out_the_fold_of_the_later_stages(tiny_autoencoder, tiny_s
         folds = [f"fold={fold}", "folds.count=2"]
         stage = built(tiny_autoencoder("organ=liver", *folds), autoencoder.build)
         later = [built(tiny_segmentation(*folds)), built(tiny_diffusion(*folds), diffusion.build)]
-        held_out = {name for name, _ in stage.provenance["fingerprints"]["validation"]}
+        held_out = {name for name, _ in stage.check()["fingerprints"]["validation"]}
         for other in later:
-            assert {name for name, _ in other.provenance["fingerprints"]["validation"]} == held_out
+            assert {name for name, _ in other.check()["fingerprints"]["validation"]} == held_out
         assert {case.id for case in stage.data.train} == {*TUMOR_SIDES} - held_out
 
 
@@ -181,7 +219,7 @@ def test_an_autoencoder_of_the_same_fold_has_seen_no_held_out_scan(tiny_autoenco
     artifact = tmp_path / "checkpoints" / "autoencoder"
     assert len(read_config(artifact).trained_on) == 5
     options = [*folds, f"autoencoder.artifact={artifact}", "autoencoder.on_overlap=refuse"]
-    assert built(tiny_diffusion(*options), diffusion.build).provenance["autoencoder_overlap"]["seen"] == 0
+    assert built(tiny_diffusion(*options), diffusion.build).check()["autoencoder_overlap"]["seen"] == 0
     with pytest.raises(ConfigError, match="same scan"):
         built(tiny_diffusion(*options, "fold=0"), diffusion.build)
 
@@ -199,6 +237,17 @@ def test_folds_of_stage_1_that_cannot_be_made(tiny_autoencoder, overrides, messa
         built(tiny_autoencoder(*overrides), autoencoder.build)
 
 
+def test_stage_1_says_nothing_of_scans_that_only_later_stages_leave_out(
+    tiny_autoencoder, tumor_cohort, tmp_path, capsys
+):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "lacking")
+    file = folder / "labelsTr/healthy1.nii.gz"
+    write_nifti(file, np.zeros_like(voxels(file)), AFFINE)
+    stage = built(tiny_autoencoder(f"data.root={folder}", "organ=liver", "fold=0", "folds.count=2"), autoencoder.build)
+    assert "healthy1" in {case.id for case in stage.data.train}
+    assert "Left out" not in capsys.readouterr().out
+
+
 def test_stage_1_only_warns_of_scans_on_both_sides(tiny_autoencoder, tumor_cohort, tmp_path, capsys):
     folder = shutil.copytree(tumor_cohort, tmp_path / "twice")
     shutil.copy(folder / "imagesTr/early0.nii.gz", folder / "imagesTr/healthy0.nii.gz")
@@ -213,7 +262,7 @@ def test_fingerprints_that_a_list_states_are_believed(tiny_segmentation, tumor_c
     read = []
     monkeypatch.setattr(case_lists, "fingerprints", lambda files, **more: {file: read.append(file) for file in files})
     options = [f"data.root={folder}", "tumors=handcrafted"]
-    assert len(built(tiny_segmentation(*options)).provenance["fingerprints"]["training"]) == 3
+    assert len(built(tiny_segmentation(*options)).check()["fingerprints"]["training"]) == 3
     assert read == []
     source = healthy_list(tmp_path / "more", tumor_cohort)
     monkeypatch.undo()

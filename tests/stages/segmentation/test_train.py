@@ -389,7 +389,7 @@ def test_sizes_without_a_model_are_said_to_be_left_out(tiny_segmentation, capsys
             r"tumors is 'painted': choose real, .*, copy_paste or mixed",
         ),
         (["synthesis.early_model=null", "synthesis.late_model=null"], ConfigError, r"needs a diffusion model"),
-        (["synthesis.early_model=nowhere"], ConfigError, r"early_model is nowhere, .*synthesis\.early_model=null"),
+        (["synthesis.early_model=nowhere"], ConfigError, r"nowhere, .* fold=0 .*synthesis\.early_model=null"),
         (["data.spacing_mm=[2,2,2]"], ConfigError, r"data\.spacing_mm is \[2\.0, 2\.0, 2\.0\]"),
         (["data.class_ratios=[0,0,0]"], ConfigError, r"data\.class_ratios"),
         (["data.crop=[16,32,16]"], ConfigError, r"rotation_probability=0"),

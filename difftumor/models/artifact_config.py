@@ -102,10 +102,10 @@ class ArtifactConfig:
         """Fingerprints of the scans it was trained on, by name; None if it does not say, as imported weights."""
         from difftumor.scans.fingerprint import Fingerprint
 
-        stored = self.training.get("fingerprints")
-        if not isinstance(stored, dict) or not isinstance(stored.get("training"), list):
+        stored = self.training.get("fingerprints", {})
+        if "training" not in stored:
             return None
-        read = {str(name): Fingerprint.from_text(text) for name, text in stored["training"]}
+        read = {name: Fingerprint.from_text(text) for name, text in stored["training"]}
         known = {name: each for name, each in read.items() if each is not None}
         return known if len(known) == len(read) else None  # some are of another version
 
@@ -134,6 +134,7 @@ class ArtifactConfig:
             for name in ("architecture", "preprocessing", "settings", "training", "metrics", "real_tumors"):
                 if not isinstance(getattr(config, name), dict):
                     raise TypeError(f"{name} is not a mapping")
+            _check_fingerprints(config.training.get("fingerprints", {}))
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} is not a readable artifact description ({error}): make the artifact again."
@@ -144,6 +145,15 @@ class ArtifactConfig:
                 "which this difftumor does not know: install the release that wrote it."
             )
         return config
+
+
+def _check_fingerprints(stored: Any) -> None:
+    """Raise a TypeError unless all parts, training and validation, are lists of [name, text]."""
+    if not isinstance(stored, dict) or not all(isinstance(pairs, list) for pairs in stored.values()):
+        raise TypeError("training.fingerprints is not a mapping of lists")
+    for pair in (pair for pairs in stored.values() for pair in pairs):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise TypeError(f"training.fingerprints holds {pair!r}, not a name and a fingerprint")
 
 
 def read_config(path: Path | str) -> ArtifactConfig:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from difftumor.datasets.integrity import fingerprints, shared_scans
 from difftumor.datasets.sources import case_id
-from difftumor.errors import ArtifactError
+from difftumor.errors import ArtifactError, counted
 from difftumor.models.artifact_config import ArtifactConfig, read_config
 from difftumor.scans.fingerprint import Fingerprint
 
 # What each kind of model learns from a scan, for readers of tables.
-_LEARNED = {"autoencoder": "unlabelled", "diffusion": "with its tumors", "segmenter": "with its labels"}
+_LEARNED = {"autoencoder": "unlabeled", "diffusion": "with its tumors", "segmenter": "with its labels"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class SeenScans:
         kind: Of the model.
         path: Folder of its artifact.
         tested: Number of test scans.
-        seen: How many of them it was trained on; None if it does not say what it was trained on.
+        seen: How many of them it was trained on; None if it does not say what it was trained on, or none is readable.
         suspected: How many more look like one that it was trained on.
+        unread: How many could not be compared, because they are not there any more or cannot be read.
     """
 
     kind: str
@@ -34,18 +35,23 @@ class SeenScans:
     tested: int
     seen: int | None
     suspected: int = 0
+    unread: int = 0
 
     def __str__(self) -> str:
         """Return it as a sentence."""
         name = f"The {self.kind + ' model' * (self.kind == 'diffusion')} {self.path.name}"
+        tests = f"the {counted(self.tested - (0 if self.seen is None else self.unread), 'test scan')}"
+        if self.seen is None and self.unread:
+            return f"None of {tests} can be read, so whether {name[0].lower()}{name[1:]} has seen any is unknown."
         if self.seen is None:
             return (
-                f"{name} does not say which scans it was trained on, so whether it has seen any of the {self.tested} "
-                "test scans is unknown."
+                f"{name} does not say which scans it was trained on, so whether it has seen any of {tests} is unknown."
             )
         how = f" ({_LEARNED[self.kind]})" if self.seen else ""
-        alike = f"; {self.suspected} more look like one that it was" if self.suspected else ""
-        return f"{name} was trained on {self.seen or 'none'} of the {self.tested} test scans{how}{alike}."
+        look = "looks" if self.suspected == 1 else "look"
+        alike = f"; {self.suspected} more {look} like one that it was" if self.suspected else ""
+        unread = f"; {self.unread} more could not be read and compared" if self.unread else ""
+        return f"{name} was trained on {self.seen or 'none'} of {tests}{how}{alike}{unread}."
 
 
 def seen_by_predictors(predictions: Iterable[Path]) -> tuple[SeenScans, ...]:
@@ -73,16 +79,17 @@ def seen_scans(models: Collection[Path], cts: Collection[Path], *, workers: int 
 
     Args:
         models: Folders of artifacts; ones that are not there any more are left out.
-        cts: The test scans; ones that are not there any more or cannot be read are left out.
+        cts: The test scans.
         workers: Threads that read them, if any model says what it was trained on.
     """
     configs = _with_parents(models)
-    present = [file for file in cts if file.is_file()]
+    distinct = set(cts)
     if any(config.trained_on is not None for config in configs.values()):
+        present = [file for file in cts if file.is_file()]
         found = fingerprints(present, workers=workers, failed=lambda file, error: None)
         scans = {str(file): each for file, each in found.items()}
-        return tuple(_seen(path, config, scans) for path, config in configs.items())
-    return tuple(SeenScans(config.kind, path, len(present), None) for path, config in configs.items())
+        return tuple(_seen(path, config, scans, len(distinct)) for path, config in configs.items())
+    return tuple(SeenScans(config.kind, path, len(distinct), None) for path, config in configs.items())
 
 
 def _with_parents(models: Collection[Path]) -> Mapping[Path, ArtifactConfig]:
@@ -100,9 +107,12 @@ def _with_parents(models: Collection[Path]) -> Mapping[Path, ArtifactConfig]:
     return configs
 
 
-def _seen(path: Path, config: ArtifactConfig, scans: Mapping[str, Fingerprint]) -> SeenScans:
+def _seen(path: Path, config: ArtifactConfig, scans: Mapping[str, Fingerprint], tested: int) -> SeenScans:
     if (trained_on := config.trained_on) is None:
-        return SeenScans(config.kind, path, len(scans), None)
+        return SeenScans(config.kind, path, tested, None)
+    if not scans:
+        return SeenScans(config.kind, path, tested, None, unread=tested)
     pairs = shared_scans(scans, trained_on)
     certain = {pair.one for pair in pairs if pair.certain}
-    return SeenScans(config.kind, path, len(scans), len(certain), len({pair.one for pair in pairs} - certain))
+    suspected = {pair.one for pair in pairs} - certain
+    return SeenScans(config.kind, path, tested, len(certain), len(suspected), tested - len(scans))

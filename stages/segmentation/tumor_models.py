@@ -133,6 +133,8 @@ def _tumors_to_copy(options: SegmentationOptions, synthesizer: TumorSynthesizer,
         only=chosen.patients,
         workers=options.data.num_workers,
     )
+    for note in sources.notes:
+        say(note)
     return sources
 
 

@@ -241,7 +241,7 @@ def _check_test(source: Path, organs: Iterable[Organ]) -> None:
 def _seen(artifacts: Sequence[Path], test: Path) -> str:
     """Say which models, from segmenters to autoencoders, were trained on test scans; segmenters only if they were."""
     found = seen_scans(artifacts, [case.image for case in read_cases(test).cases])
-    said = [str(each) for each in found if each.kind != "segmenter" or each.seen != 0 or each.suspected]
+    said = [str(each) for each in found if each.kind != "segmenter" or each.seen != 0 or each.suspected or each.unread]
     unseen = ["The other segmenters were trained on no test scan."] if len(said) < len(found) else []
     return " ".join([*said, *unseen])
 

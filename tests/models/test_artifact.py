@@ -192,6 +192,16 @@ def test_edited_description_is_refused(tmp_path, change, message):
         load_artifact(path)
 
 
+@pytest.mark.parametrize("pairs", [[1], ["ab"], [["a", "b", "c"]], [["a", None]], {"a": "b"}])
+def test_malformed_fingerprints_are_refused_by_name(tmp_path, pairs):
+    path = _save_autoencoder(tmp_path / "ae")
+    content = json.loads((path / "config.json").read_text())
+    content["training"] = {"fingerprints": {"training": pairs}}
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"ae/config\.json is not a readable .*training\.fingerprints .*: make the"):
+        read_config(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 1}', b'{"format_version": 1, "parents": 3}'],

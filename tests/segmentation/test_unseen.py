@@ -48,9 +48,24 @@ def test_models_are_followed_to_their_autoencoder(models, scans):
         "The segmenter segmenter was trained on none of the 3 test scans.",
         "The diffusion model diffusion does not say which scans it was trained on, so whether it has seen any of the 3 "
         "test scans is unknown.",
-        "The autoencoder autoencoder was trained on 2 of the 3 test scans (unlabelled).",
+        "The autoencoder autoencoder was trained on 2 of the 3 test scans (unlabeled).",
     ]
-    assert str(SeenScans("autoencoder", models, 3, 0, 1)).endswith("test scans; 1 more look like one that it was.")
+    assert str(SeenScans("autoencoder", models, 1, 0, 1)).endswith(
+        "the 1 test scan; 1 more looks like one that it was."
+    )
+
+
+def test_scans_that_cannot_be_compared_are_counted_and_not_called_unseen(models, scans, tmp_path):
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(b"no gzip")
+    found, silent, _ = seen_scans([models], [scans[2], damaged, tmp_path / "gone.nii"])
+    assert (found.tested, found.seen, found.unread, silent.tested) == (3, 0, 2, 3)
+    assert str(found).endswith("trained on none of the 1 test scan; 2 more could not be read and compared.")
+    found, *_ = seen_scans([models], [damaged])
+    assert (found.tested, found.seen, found.unread) == (1, None, 1)
+    assert str(found) == (
+        "None of the 1 test scan can be read, so whether the segmenter segmenter has seen any is unknown."
+    )
 
 
 def test_predictions_name_models_and_scans(models, scans, tmp_path):
@@ -69,4 +84,4 @@ def test_nothing_is_read_if_no_model_says_what_it_saw(tmp_path, scans, monkeypat
     monkeypatch.setattr("difftumor.segmentation.unseen.fingerprints", None)
     model = write_config(tmp_path / "imported", "segmenter")
     (found,) = seen_scans([model], [*scans, tmp_path / "gone.nii"])
-    assert (found.seen, found.tested) == (None, 3)
+    assert (found.seen, found.tested) == (None, 4)

@@ -16,7 +16,8 @@ import torch
 from difftumor import __version__
 from difftumor.datasets.cases import CaseList
 from difftumor.errors import ConfigError, DiffTumorError
-from difftumor.evaluation.robustness.dimensions import plain_dimensions, varied
+from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions, varied
+from difftumor.evaluation.robustness.plan import tumor_spec
 from difftumor.evaluation.robustness.report import CURVE_FILE, HEATMAPS, markdown, render_figures, report_page
 from difftumor.evaluation.robustness.results import CELL_COLUMNS, Results, cell_row
 from difftumor.evaluation.robustness.scan_run import Benchmark, HealthyScan
@@ -152,7 +153,7 @@ def run_benchmark(
     if worst:
         _worst_folder(out).check(out / WORST, remedy="give another --out, or move it away")
     if not overwrite:
-        _check_request(out, {"organ": organ, "dimensions": plain_dimensions(benchmark.dimensions), "settings": plain})
+        _check_request(out, {"organ": organ, **_asked(benchmark.dimensions), "settings": plain})
     results = list(unusable)
     for result in benchmark.run_all(scans, out / SCANS, overwrite=overwrite):
         results.append(result)
@@ -204,7 +205,7 @@ def _record(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
         "difftumor_version": __version__,
         "organ": results.organ,
         "settings": dict(results.settings),
-        "dimensions": plain_dimensions(results.dimensions),
+        **_asked(results.dimensions),
         "varied": varied(results.dimensions),
         "tumors": results.tumors,
         "warnings": results.warnings,
@@ -216,6 +217,11 @@ def _record(results: Results, worst: Sequence[WorstCase]) -> dict[str, Any]:
             for scan in results.scans
         ],
     }
+
+
+def _asked(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
+    """Return what tumors are made, as plain values."""
+    return {"dimensions": plain_dimensions(dimensions), "tumor": tumor_spec(dimensions).to_plain()}
 
 
 def _check_request(out: Path, request: Mapping[str, Any]) -> None:
@@ -233,7 +239,8 @@ def _compared(results: Mapping[str, Any]) -> dict[str, Any]:
     settings = results.get("settings")
     plain = dict(settings) if isinstance(settings, Mapping) else {}
     kept = {name: value for name, value in plain.items() if name not in _NOT_COMPARED}
-    return {"organ": results.get("organ"), "dimensions": results.get("dimensions"), "settings": kept}
+    # Folders without "tumor" are of tumors with eq. (3) alone, which must not be mixed with others.
+    return {name: results.get(name) for name in ("organ", "dimensions", "tumor")} | {"settings": kept}
 
 
 def _remove_pictures(out: Path) -> None:

@@ -146,6 +146,7 @@ class Benchmark:
     def _request(self, inputs: ScanInputs) -> dict[str, Any]:
         return {
             "organ": self.synthesizer.organ.name, "dimensions": plain_dimensions(self.dimensions),
+            "tumor": tumor_spec(self.dimensions).to_plain(),
             "seed": self.seed, "repeats": self.repeats,
             "margin_mm": self.margin_mm, "tolerance_mm": self.tolerance_mm, "matching": str(self.matching),
             "inputs": inputs.to_record(), **self.about,

@@ -7,6 +7,8 @@ the tumor keeps its contrast to its parenchyma, its texture and its inner edges.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from difftumor.scans.grid import Box, Vector
 from difftumor.synthesis.records import SourceRecord, TumorRecord
 from difftumor.synthesis.shapes import tumor_shape
 from difftumor.synthesis.sizes import SIZES, size_of, sizes_of
-from difftumor.synthesis.spec import TumorSpec
+from difftumor.synthesis.spec import PAPER_COUNT, TumorSpec
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,13 +80,25 @@ class SourceTumors:
     Args:
         tumors: In any order.
         origin: What errors call the place where they come from.
+        notes: What a user should know of them, in sentences.
     """
 
-    def __init__(self, tumors: Iterable[SourceTumor] = (), *, origin: str = "the source") -> None:
+    def __init__(
+        self, tumors: Iterable[SourceTumor] = (), *, origin: str = "the source", notes: Sequence[str] = ()
+    ) -> None:
         # What is drawn does not depend on the order in which cases were read.
         self.tumors = tuple(sorted(tumors, key=lambda tumor: (tumor.case, tumor.number)))
-        self.origin = origin
+        self.origin, self.notes = origin, tuple(notes)
         self._by_name = {(tumor.case, tumor.number): tumor for tumor in self.tumors}
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over what can be copied: cases, numbers and CTs, and the masks, which annotations may change."""
+        parts = [
+            (t.case, t.number, t.sha256, t.mask.shape, hashlib.sha256(np.packbits(t.mask).tobytes()).hexdigest())
+            for t in self.tumors
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
     def sizes(self) -> frozenset[str]:
@@ -109,7 +123,10 @@ class SourceTumors:
         """
         for spec in (spec for spec in specs if spec.generator == "copy_paste"):
             wanted = {size for size, weight in spec.weights.items() if weight > 0}
-            wanted |= set() if spec.satellites is None else set(spec.satellites.size)
+            if spec.count == PAPER_COUNT and "mix" in wanted:
+                wanted = wanted - {"mix"} | set(sizes_of("mix"))  # this mode has tumors of every size
+            if spec.satellites is not None:
+                wanted |= {size for size, weight in spec.satellites.size.items() if weight > 0}
             for size in sorted(wanted):
                 if not self.of_size(size):
                     there = ", ".join(name for name in SIZES if name in self.sizes)

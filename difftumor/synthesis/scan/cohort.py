@@ -19,7 +19,7 @@ from difftumor.files import remove_abandoned
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
-from difftumor.synthesis.scan.record import FILES, RECORD_FILE, read_record
+from difftumor.synthesis.scan.record import FILES, RECORD_FILE, read_record, with_later_fields
 
 SUMMARY_COLUMNS = ("case", "status", "tumors", "rejected", "warnings", "error")
 
@@ -217,7 +217,8 @@ def _was_made(folder: Path, own: ScanSynthesizer, inputs: ScanInputs) -> bool:
         return False
     try:
         content = read_record(folder / RECORD_FILE).content
-    except SynthesisError:
+        request = with_later_fields(content["request"])
+    except (SynthesisError, KeyError, TypeError):
         return False
     models = {group: model.to_dict() for group, model in own.models.items()}
-    return (content["request"], content["inputs"], content["models"]) == (own.request, inputs.to_record(), models)
+    return (request, content["inputs"], content["models"]) == (own.request, inputs.to_record(), models)

@@ -161,21 +161,25 @@ class ScanSynthesizer:
     @property
     def request(self) -> dict[str, Any]:
         """What is asked, as plain values for ``record.json``."""
+        copied = any(spec.generator == "copy_paste" for spec in self.tumors)
         return {
             "organ": self.synthesizer.organ.name,
             "seed": self.seed,
             "tumors": [spec.to_plain() for spec in self.tumors],
             "quality_gate": None if self.gate is None else self.gate.to_dict(),
             "strict": self.strict,
+            **({"source": self.synthesizer.sources.identity} if copied else {}),
         }
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the gate cannot test: models that don't say what real tumors look like cannot be compared with."""
-        if self.gate is None:
-            return ()
-        silent = dict.fromkeys(str(model.path) for group, model in self.models.items() if group not in self.gate.real)
-        return tuple(
+        """Which tumors are not copied, and what the gate cannot test: models may not say what real tumors look like."""
+        silent = dict.fromkeys(
+            str(model.path)
+            for group, model in self.models.items()
+            if self.gate is not None and group not in self.gate.real
+        )
+        return self.synthesizer.sources.notes + tuple(
             f"{path} does not say what real tumors look like: contrast, texture and edge are not tested."
             for path in silent
         )

@@ -124,6 +124,17 @@ def record_content(
     }
 
 
+def with_later_fields(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request of a record with the fields that later releases added, as what they meant before."""
+    tumors = [
+        # Textures were those of eq. (3) alone; other generators have none to scale.
+        {"blur_share": None, "host_noise_mm": None, "scale_texture": spec["generator"] != "handcrafted", **spec}
+        for spec in request["tumors"]
+    ]
+    gate = request["quality_gate"]
+    return {**request, "tumors": tumors, "quality_gate": None if gate is None else {"minimum_change_hu": 0.0, **gate}}
+
+
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a ``record.json``, under this or another name."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.integrity import in_threads
-from difftumor.errors import CaseListError, SynthesisError
+from difftumor.errors import CaseListError, OrganError, SynthesisError, counted, first_few
 from difftumor.files import sha256_of
 from difftumor.scans.components import Component, Components, find_components, largest_component
 from difftumor.scans.grid import Box, Vector
@@ -29,33 +29,57 @@ def read_sources(
 ) -> tuple[SourceTumors, dict[str, ScanInputs]]:
     """Read the tumors of a list's cases; each scan is read once, and nothing of it is kept but its tumors.
 
+    Cases without labels or organ, or with nothing but tumor in it, are left out, and a note says so.
+
     Args:
         cases: The list.
         organ: The organ whose tumors are wanted.
         spacing_mm: Voxel size of model space.
-        only: Its cases to read; by default all that are not stated to be free of such tumors.
+        only: Its cases to read; by default all that are stated neither to be free of such tumors nor for validation.
         workers: Threads that read.
 
     Returns:
         The tumors, and the files of the cases that have any, by id.
 
     Raises:
-        CaseListError: No case has a tumor, or a case has no labels.
-        DiffTumorError: A file cannot be used.
+        CaseListError: No case has a tumor.
+        OrganError: The organ is not among the label names.
+        VolumeError: A file cannot be used.
     """
-    chosen = [case for case in cases.cases if _may_have_tumors(case, organ)] if only is None else only
-    files = {case.id: inputs_of(case, cases, organ) for case in chosen}
-    found = in_threads(
-        lambda case: read_tumors(case.id, files[case.id], organ, spacing_mm=spacing_mm), chosen, workers=workers
-    )
-    tumors = {case.id: own for case, own in zip(chosen, found, strict=True) if own}
+    chosen, notes = _choose(cases, organ) if only is None else (only, [])
+    files: dict[str, ScanInputs] = {}
+    odd: dict[str, str] = {}
+    for case in chosen:
+        try:
+            files[case.id] = inputs_of(case, cases, organ)
+        except CaseListError as error:
+            odd[case.id] = str(error)
+
+    def read(case: str) -> tuple[SourceTumor, ...]:
+        try:
+            return read_tumors(case, files[case], organ, spacing_mm=spacing_mm)
+        except OrganError as error:
+            odd[case] = str(error)
+            return ()
+
+    tumors = [tumor for own in in_threads(read, list(files), workers=workers) for tumor in own]
+    if odd:
+        names = sorted(odd)
+        notes.append(f"{cases.source}: {counted(len(odd), 'case')} left out ({first_few(names)}). {odd[names[0]]}")
     if not tumors:
-        raise CaseListError(
-            f"{cases.source} has no labeled {organ.name} tumor of {MINIMUM_VOXELS} voxels or more to copy: give cases "
-            "that have some."
-        )
-    sources = SourceTumors((tumor for own in tumors.values() for tumor in own), origin=str(cases.source))
-    return sources, {case: inputs for case, inputs in files.items() if case in tumors}
+        missing = f"{cases.source} has no labeled {organ.name} tumor of {MINIMUM_VOXELS} voxels or more to copy"
+        raise CaseListError(" ".join([f"{missing}: give cases that have some.", *notes]))
+    kept = {tumor.case for tumor in tumors}
+    sources = SourceTumors(tumors, origin=str(cases.source), notes=notes)
+    return sources, {case: inputs for case, inputs in files.items() if case in kept}
+
+
+def _choose(cases: CaseList, organ: Organ) -> tuple[list[Case], list[str]]:
+    """Return the cases whose tumors may be copied, and a note on those that are set apart."""
+    there = [case for case in cases.cases if _may_have_tumors(case, organ)]
+    chosen = [case for case in there if case.id not in cases.validation_ids]
+    apart = len(there) - len(chosen)
+    return chosen, [f"{cases.source}: {counted(apart, 'validation case')} left out."] if apart else []
 
 
 def read_recorded_sources(
@@ -98,7 +122,8 @@ def read_tumors(case: str, inputs: ScanInputs, organ: Organ, *, spacing_mm: Vect
         spacing_mm: Voxel size of model space.
 
     Raises:
-        DiffTumorError: A file cannot be used, or the organ is absent.
+        VolumeError: A file cannot be used.
+        OrganError: The organ is absent, or all of it is tumor.
     """
     scan = inputs.read(organ=organ.name)
     if scan.tumor_mask is None:

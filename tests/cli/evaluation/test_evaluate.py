@@ -69,7 +69,7 @@ def test_models_that_saw_test_scans_are_named_above_the_tables(cohort, capsys):
     record = {"ct": {"path": str(ct)}, "models": [{"path": str(model)}]}
     (cohort / "predictions" / "a.json").write_text(json.dumps(record))
     assert evaluate(cohort) == 0
-    sentence = "The segmenter unet was trained on 1 of the 1 test scans (with its labels)."
+    sentence = "The segmenter unet was trained on 1 of the 1 test scan (with its labels)."
     assert sentence in capsys.readouterr().out
     assert sentence in (cohort / "out" / "report.html").read_text()
 

@@ -187,6 +187,13 @@ def test_tables_are_of_the_scans_and_the_request_of_the_command(resumed, capsys)
     assert robustness(resumed, "--seed", 1) == 1
     assert "robustness.json holds results of other settings" in " ".join(capsys.readouterr().err.split())
     assert contents(out) == before
+    # Tables of before the tumor was stored are of another texture.
+    results = json.loads(before["robustness.json"])
+    assert results.pop("tumor")["scale_texture"] is True
+    (out / "robustness.json").write_text(json.dumps(results))
+    assert robustness(resumed) == 1
+    assert "robustness.json holds results of other settings" in " ".join(capsys.readouterr().err.split())
+    (out / "robustness.json").write_bytes(before["robustness.json"])
     listing["training"] = listing["training"][:1]
     (resumed / "in" / "dataset.json").write_text(json.dumps(listing))
     assert robustness(resumed, "--worst", 1) == 0

@@ -158,6 +158,16 @@ def test_results_of_another_request_are_not_taken_for_these(tmp_path, scan, monk
         benchmark(oracle, chosen, **changes).run("a", "a", scan, tmp_path / "out")
 
 
+def test_results_of_before_the_tumor_was_stored_are_not_mixed_with_others(tmp_path, scan, monkeypatch):
+    judged = benchmark(Oracle(monkeypatch), dimensions("size"))
+    judged.run("a", "a", scan, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "a" / RESULT_FILE).read_text())
+    assert content["request"].pop("tumor")["scale_texture"] is True
+    (tmp_path / "out" / "a" / RESULT_FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="of other settings"):
+        judged.run("a", "a", scan, tmp_path / "out")
+
+
 def test_results_of_other_files_are_not_taken_for_these(tmp_path, monkeypatch):
     judged = benchmark(Oracle(monkeypatch), dimensions("size"))
     judged.run("a", "a", write_scan(tmp_path / "in"), tmp_path / "out")

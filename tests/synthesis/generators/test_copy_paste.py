@@ -1,5 +1,7 @@
 """Copies of real tumors: their voxels, shifted by one number, in a healthy organ."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,22 @@ def test_a_size_takes_the_tumors_of_its_class_and_early_ones_are_below_2_cm():
     both.check([TumorSpec(generator="copy_paste"), TumorSpec(size="large")])
     with pytest.raises(ConfigError, match=r"None of the 2 tumors of LiTS is late: they are tiny, small; ask for"):
         both.check([TumorSpec(generator="copy_paste", size={"early": 1, "late": 1})])
+    # The paper's mix has tumors of every size; a mix of one tumor has any.
+    both.check([TumorSpec(generator="copy_paste", size="mix"), TumorSpec(generator="copy_paste", count="paper")])
+    with pytest.raises(ConfigError, match="is large"):
+        both.check([TumorSpec(generator="copy_paste", size="mix", count="paper")])
+    both.check([TumorSpec(generator="copy_paste", satellites={"size": {"tiny": 1, "large": 0}})])
+    with pytest.raises(ConfigError, match="is large"):
+        both.check([TumorSpec(generator="copy_paste", satellites={"size": {"tiny": 1, "large": 1}})])
+
+
+def test_identity_is_that_of_what_can_be_copied_in_any_order():
+    tiny, small = source(4), source(7, number=2)
+    known = SourceTumors([tiny, small]).identity
+    assert SourceTumors([small, tiny], origin="elsewhere").identity == known
+    annotated = replace(small, mask=np.flip(small.mask, 0))
+    for others in ([tiny], [tiny, annotated], [tiny, replace(small, sha256="another")]):
+        assert SourceTumors(others).identity != known
 
 
 def test_half_axes_have_the_volume_of_the_tumor():

@@ -171,6 +171,31 @@ def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "z"]
 
 
+def test_records_of_before_a_field_was_there_are_those_of_its_earlier_meaning(tmp_path):
+    cases = scans(tmp_path / "in", ["a"])
+    file = tmp_path / "out" / "a" / "record.json"
+
+    def status(load):
+        (outcome,) = make(load, cases, tmp_path / "out").values()
+        return outcome.status
+
+    before = loading(gate=QualityGate(), scale_texture=False)
+    assert status(before) == "made"
+    content = json.loads(file.read_text())
+    (asked,) = content["request"]["tumors"]
+    for name in ("blur_share", "scale_texture", "host_noise_mm"):
+        del asked[name]
+    del content["request"]["quality_gate"]["minimum_change_hu"]
+    file.write_text(json.dumps(content))
+    assert status(before) == "done before"
+    for other in (
+        loading(gate=QualityGate()),
+        loading(gate=QualityGate(minimum_change_hu=5), scale_texture=False),
+        loading(gate=QualityGate(), scale_texture=False, host_noise_mm=1),
+    ):
+        assert status(other) == "failed"
+
+
 def test_what_was_made_as_it_is_asked_for_is_not_made_again(tmp_path):
     (case,) = cases = scans(tmp_path / "in", ["a"])
     out = tmp_path / "out"

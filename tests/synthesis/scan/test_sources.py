@@ -11,6 +11,7 @@ from difftumor.datasets.cases import read_cases
 from difftumor.errors import CaseListError, ConfigError, SynthesisError
 from difftumor.files import sha256_of
 from difftumor.scans.organs import get_organ
+from difftumor.synthesis.scan.cohort import synthesize_cohort
 from difftumor.synthesis.scan.options import ScanOptions, SynthesisOptions
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.scan.sources import read_sources
@@ -123,6 +124,44 @@ def test_what_does_not_go_together_is_refused(listed, tmp_path):
         options(listed, size="large").load()
     with pytest.raises(CaseListError, match="nowhere"):
         options(tmp_path / "nowhere").load()
+
+
+def test_tumors_of_another_source_are_not_taken_for_those_of_this_one(listed, host, tmp_path):
+    cases = [("host", host.inputs("liver"))]
+
+    def status():
+        (outcome,) = synthesize_cohort(options(listed, "early").load, cases, out=tmp_path / "out")
+        return outcome.status
+
+    assert [status(), status()] == ["made", "done before"]
+    content = json.loads((listed / "dataset.json").read_text())
+    content["training"] = content["training"][1:]
+    (listed / "dataset.json").write_text(json.dumps(content))
+    assert status() == "failed"
+
+
+def test_odd_cases_and_validation_cases_are_left_out_and_named(listed, host, tmp_path):
+    content = json.loads((listed / "dataset.json").read_text())
+    ct, labels = annotated()
+    for name, odd in (("absent", labels * 0), ("full", np.minimum(labels, 1) * 2)):
+        write_nifti(listed / f"{name}.nii.gz", ct, FINE)
+        write_nifti(listed / f"{name}_labels.nii.gz", odd, FINE)
+        content["training"].append({"image": f"{name}.nii.gz", "label": f"{name}_labels.nii.gz"})
+    content["validation"] = [content["training"].pop(0)]
+    (listed / "dataset.json").write_text(json.dumps(content))
+    cases = read_cases(listed)
+    sources, files = read_sources(cases, LIVER, spacing_mm=(1.0, 1.0, 1.0))
+    assert set(files) == {"b"}
+    validation, odd = sources.notes
+    assert validation.endswith("source: 1 validation case left out.")
+    assert "2 cases left out (absent, full). " in odd
+    report = options(listed, "early").load().make_files(host.inputs("liver"), out=tmp_path / "out")
+    assert report.notes == sources.notes
+    given = [case for case in cases.cases if case.id == "a"]
+    assert set(read_sources(cases, LIVER, spacing_mm=(1.0, 1.0, 1.0), only=given)[1]) == {"a"}
+    alone = [case for case in cases.cases if case.id == "absent"]
+    with pytest.raises(CaseListError, match=r"to copy: give cases that have some\. .*1 case left out \(absent\)"):
+        read_sources(cases, LIVER, spacing_mm=(1.0, 1.0, 1.0), only=alone)
 
 
 def test_a_source_without_tumors_is_refused(listed):

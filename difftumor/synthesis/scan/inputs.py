@@ -15,7 +15,7 @@ from difftumor.errors import ConfigError, GridMismatchError, OrganError, Synthes
 from difftumor.files import provenance
 from difftumor.scans.label_maps import label_values, mask_of
 from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
-from difftumor.scans.organs import TUMOR, get_organ
+from difftumor.scans.organs import TUMOR, Organ, get_organ
 
 
 class Scan:
@@ -25,7 +25,7 @@ class Scan:
         ct_hu: (X, Y, Z) CT in HU; or a volume as ``read_ct`` returns it, of which results keep type and header.
         affine: (4, 4) from voxels to RAS millimeters; None for a volume, which has its own.
         organ_mask: (X, Y, Z), nonzero in the organ.
-        organ: Its name: liver, pancreas or kidney.
+        organ: Its name (liver, pancreas or kidney), or an organ of your own.
         tumor_mask: (X, Y, Z), nonzero in tumors that are there already; they keep their label and host no others.
         segments: (X, Y, Z) label map of the organ's segments.
         inputs: Files that it was read from; None for arrays.
@@ -59,13 +59,13 @@ class Scan:
         affine: ArrayLike | None,
         organ_mask: ArrayLike,
         *,
-        organ: str,
+        organ: str | Organ,
         tumor_mask: ArrayLike | None = None,
         segments: ArrayLike | None = None,
         inputs: ScanInputs | None = None,
     ) -> None:
         self.ct = ct_hu if isinstance(ct_hu, Volume) else volume_of(ct_hu, np.eye(3) if affine is None else affine)
-        self.organ = get_organ(organ).name
+        self.organ = (get_organ(organ) if isinstance(organ, str) else organ).name
         self.inputs = inputs
         self.organ_mask = self._mask(organ_mask, "organ_mask")
         if not self.organ_mask.any():
@@ -187,11 +187,11 @@ class ScanInputs:
                     f"The record was made with {name} {content[name]}, not {own[name]}: give the same."
                 )
 
-    def read(self, *, organ: str) -> Scan:
+    def read(self, *, organ: str | Organ) -> Scan:
         """Read the scan.
 
         Args:
-            organ: The organ's name.
+            organ: The organ, or the name of a known one.
 
         Raises:
             VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
@@ -199,14 +199,15 @@ class ScanInputs:
             OrganError: The organ is absent, or all of it is tumor.
             ConfigError: A file is a label map of several structures and no number is given.
         """
+        name = organ if isinstance(organ, str) else organ.name
         ct = read_ct(self.ct)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
-            raise OrganError(f"There is no mask of the {organ} for {self.ct}: give one.")
+            raise OrganError(f"There is no mask of the {name} for {self.ct}: give one.")
         for labels in maps:
-            self._check_numbers(labels, organ)
+            self._check_numbers(labels, name)
         # A structure that the patient lacks may have an empty file.
-        mask = mask_of(maps, self.organ_labels, organ=organ)
+        mask = mask_of(maps, self.organ_labels, organ=name)
         tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None

@@ -125,7 +125,7 @@ def read_tumors(case: str, inputs: ScanInputs, organ: Organ, *, spacing_mm: Vect
         VolumeError: A file cannot be used.
         OrganError: The organ is absent, or all of it is tumor.
     """
-    scan = inputs.read(organ=organ.name)
+    scan = inputs.read(organ=organ)
     if scan.tumor_mask is None:
         return ()
     native_mm = scan.ct.grid.spacing_mm

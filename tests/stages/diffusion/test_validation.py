@@ -4,6 +4,8 @@ import math
 import shutil
 from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -210,8 +212,11 @@ def test_late_tumors_are_made_in_two_hundred_timesteps_sampled_as_the_artifact_s
     tiny_diffusion, tumor_cohort, tmp_path
 ):
     folder = shutil.copytree(tumor_cohort, tmp_path / "late")
-    for part in ("imagesTr", "labelsTr"):  # another late tumor, to be held out
-        shutil.copy(folder / part / "late0.nii.gz", folder / part / "early1.nii.gz")
+    # Another late tumor, to be held out, in a scan of its own.
+    shutil.copy(folder / "labelsTr" / "late0.nii.gz", folder / "labelsTr" / "early1.nii.gz")
+    late = nib.load(folder / "imagesTr" / "late0.nii.gz")
+    brighter = nib.Nifti1Image(np.asarray(late.dataobj) + np.int16(5), late.affine)
+    nib.save(brighter, folder / "imagesTr" / "early1.nii.gz")
     folder = with_validation(folder, tmp_path / "stated_late", "early1")
     config = tiny_diffusion(f"data.root={folder}", "tumor_stage=late", "training.steps=2", "validation.hosts=2")
     seen = []

@@ -20,7 +20,7 @@ from stages.autoencoder.critics import AXIAL, Critics
 from stages.autoencoder.losses import PLANES, PerceptualLoss, random_positions
 from stages.autoencoder.module import AutoencoderModule
 from stages.autoencoder.options import AutoencoderOptions
-from stages.run.entry import compose_options
+from stages.config.compose import compose_options
 
 # As published: Adam, and the losses of the autoencoder (eq. 2).
 LR, BETAS = 3e-4, (0.9, 0.999)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.denoiser import Denoiser
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.models.sampling import NoiseSchedule, sample
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import torch_generator
@@ -95,9 +96,9 @@ def _measure_training(options: Namespace) -> dict[str, Any]:
     from training_steps import measure_steps
 
     from difftumor.models.artifact import Parent
+    from stages.config.compose import compose_options
     from stages.diffusion.module import DiffusionModule
     from stages.diffusion.options import DiffusionOptions
-    from stages.run.entry import compose_options
 
     published = compose_options("diffusion", DiffusionOptions)
     module = DiffusionModule(

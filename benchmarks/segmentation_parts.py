@@ -18,7 +18,8 @@ from training_steps import measure_steps
 from difftumor.models.artifact import Artifact
 from difftumor.models.artifact_config import ArtifactConfig
 from difftumor.models.denoiser import Denoiser
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.diffusion_config import SamplerConfig
+from difftumor.models.sampling import NoiseSchedule
 from difftumor.models.segmenters import build_segmenter
 from difftumor.scans.grid import Grid
 from difftumor.scans.intensity import IntensityWindow
@@ -29,7 +30,7 @@ from difftumor.segmentation.inference import predict_volume
 from difftumor.segmentation.options import PredictionOptions
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.run.entry import compose_options
+from stages.config.compose import compose_options
 from stages.segmentation.module import SegmentationModule
 from stages.segmentation.options import SegmentationOptions
 from stages.segmentation.tumor_mix import TumorMix

@@ -4,9 +4,9 @@ from typing import Any
 
 import yaml
 
-from stages.run.entry import CONFIGS, compose_config
-from stages.run.folder import flatten
-from stages.run.reading import to_plain
+from stages.config.comparing import flatten
+from stages.config.compose import CONFIGS, compose_config
+from stages.config.reading import to_plain
 from tests.conftest import REPOSITORY
 
 FILE = REPOSITORY / "tests" / "data" / "composed_configs.yaml"

@@ -15,8 +15,8 @@ from difftumor.cli import main
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder import train as autoencoder
+from stages.config.compose import compose_config, given_by
 from stages.diffusion import train as diffusion
-from stages.run.entry import compose_config, given_by
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
 from tests.conftest import REPOSITORY

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from difftumor.cli import app
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from tests.conftest import REPOSITORY
 from tests.documentation import PREPARE, blocks, commands
 

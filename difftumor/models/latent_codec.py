@@ -5,7 +5,6 @@ codebook spans [-1, 1]. `LatentCodec.decode` undoes the layout and the scale of 
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from difftumor.errors import ConfigError, ShapeError
 from difftumor.models.autoencoder import Autoencoder
-
-Masked = Literal["image", "latent"]
+from difftumor.models.diffusion_config import Masked
 
 
 class LatentCodec:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from difftumor.models.discriminators import SliceDiscriminator, VolumeDiscriminator
-from stages.autoencoder.losses import Adversarial, discriminator_loss, feature_matching, generator_loss, take_slices
+from stages.autoencoder.losses import discriminator_loss, feature_matching, generator_loss, take_slices
+from stages.autoencoder.options import Adversarial
 
 AXIAL = 2  # axis Z of (B, C, Z, X, Y)
 # From so many slices on, none of the volume discriminator's convolutions has an input thinner than its kernel.

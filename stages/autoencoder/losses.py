@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.error import URLError
 
 import lpips
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from difftumor.errors import ConfigError, TrainingError
+from stages.autoencoder.options import Adversarial, Backbone, Reduction
 
-Adversarial = Literal["hinge", "vanilla"]
-Backbone = Literal["vgg", "alex", "squeeze"]
-Reduction = Literal["sum", "mean"]
 # Where torchvision keeps the ImageNet weights that LPIPS was calibrated on.
 BACKBONE_WEIGHTS: dict[str, Any] = {
     "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,

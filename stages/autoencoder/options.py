@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 
 from difftumor.errors import ConfigError
 from difftumor.scans.organs import Organ
-from stages.autoencoder.losses import Adversarial, Backbone, Reduction
-from stages.run.options import AdamOptions, DataOptions, FoldOptions, RotationOptions, RunOptions, StepOptions
-from stages.run.reading import Count, Hint, NotNegative, NumberRange, Positive, ShareBelowOne, WholeNumber
+from stages.config.options import AdamOptions, DataOptions, FoldOptions, RotationOptions, RunOptions, StepOptions
+from stages.config.reading import Count, Hint, NotNegative, NumberRange, Positive, ShareBelowOne, WholeNumber
+
+Adversarial = Literal["hinge", "vanilla"]
+Backbone = Literal["vgg", "alex", "squeeze"]
+Reduction = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)

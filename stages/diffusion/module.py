@@ -15,7 +15,6 @@ from torch.optim import Adam, Optimizer
 from difftumor.datasets.transforms import Item
 from difftumor.models.artifact import Parent, save_artifact
 from difftumor.models.denoiser import Denoiser
-from difftumor.models.ema import ExponentialMovingAverage
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.appearance import AppearanceRanges
@@ -23,10 +22,11 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import TUMOR
 from difftumor.seeding import torch_generator
+from stages.config.options import AdamOptions
+from stages.diffusion.ema import ExponentialMovingAverage
 from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
 from stages.run.module import StageModule, initial_weights, preprocessing
-from stages.run.options import AdamOptions
 from stages.run.run import say
 
 # Those of the demo have 0.2.

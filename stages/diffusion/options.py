@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from difftumor.files import check_folder
-from difftumor.models.latent_codec import Masked
-from difftumor.models.sampling import SamplerConfig
+from difftumor.models.diffusion_config import Masked, SamplerConfig
 from difftumor.scans.lesions import SizeGroup, SizeRule
 from difftumor.scans.organs import Organ
-from stages.run.options import (
+from stages.config.options import (
     AdamOptions,
     DataOptions,
     FoldOptions,
@@ -20,7 +19,7 @@ from stages.run.options import (
     RunOptions,
     StepOptions,
 )
-from stages.run.reading import Count, Hint, Positive, ShareBelowOne, WholeNumber
+from stages.config.reading import Count, Hint, Positive, ShareBelowOne, WholeNumber
 
 NoiseLoss = Literal["l1", "l2"]
 

@@ -1,1 +1,1 @@
-"""What all stages share: command line, settings, run folder, trainer, data."""
+"""What the stages share while they run: run folder, trainer, data, command line."""

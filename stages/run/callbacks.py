@@ -12,9 +12,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
+from stages.run.folder import LAST
 from stages.run.module import StageModule
-
-LAST = "last.ckpt"
 
 
 class KeepLastAndBest(Checkpoint):

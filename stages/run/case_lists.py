@@ -17,7 +17,7 @@ from difftumor.models.artifact_config import read_config
 from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
-from stages.run.options import DataOptions, FoldOptions, OnOverlap
+from stages.config.options import DataOptions, FoldOptions, OnOverlap
 from stages.run.run import own_share_first, say
 
 # Suspicions that are shown.

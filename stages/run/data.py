@@ -20,8 +20,8 @@ from difftumor.errors import ConfigError
 from difftumor.files import check_folder
 from difftumor.models.artifact_config import read_config
 from difftumor.seeding import derive_seed, torch_generator
+from stages.config.options import DataOptions
 from stages.run.module import StageModule
-from stages.run.options import DataOptions
 
 
 def check_same_preprocessing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,44 +16,13 @@ from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files import ResultFolder, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
-from stages.run.callbacks import LAST
+from stages.config.comparing import differences
 
 CONFIG = "config.yaml"
+LAST = "last.ckpt"
 FINISHED = "finished.json"
 START = "start.json"
 HEADER = "# Resolved config of a run of stages."
-# Options that change where or how fast a run goes, and not what it computes.
-NEUTRAL = (
-    "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
-    "data.cache_dir", "autoencoder.on_overlap", "synthesis.on_overlap",
-    "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
-    "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
-    "trainer.profiler", "trainer.progress_bar",
-)  # fmt: skip
-
-# Options that earlier versions lack, with the value that says what those did: a run started without one has it.
-EARLIER: Mapping[str, Any] = {
-    "augmentation.rotation_probability": 0.0,
-    "codebook.updates_per_step": 1,
-    "lesions.early_includes_limit": True,
-    "optimizer.gamma": 0.1,
-    "optimizer.milestones": [],
-    "perceptual.reduction": "mean",
-    "synthesis.generators.copy_paste": 0.0,
-    # In stage 1, which held out a share of the patients.
-    "fold": None,
-    "folds.count": 5,
-    "folds.seed": 0,
-    "synthesis.scale_texture": False,
-    "training.accumulate": 1,
-    "loss.smooth_nr": 1e-5,
-    "loss.smooth_dr": 1e-5,
-    "synthesis.center": 0.0,
-    "data.positive_share": None,
-    "augmentation.scale": 0.1,
-    "augmentation.scale_probability": 0.0,
-    "augmentation.flip_probability": 0.0,
-}
 
 
 def _is_config(file: Path) -> bool:
@@ -156,13 +125,7 @@ class RunFolder:
         Returns:
             (name, value of the run, value of this call) of each.
         """
-        # Through YAML once, so that both sides went the same way.
-        given = flatten(yaml.safe_load(yaml.safe_dump(dict(values))))
-        stored = with_earlier(flatten(self.stored()), given)
-        names = [name for name in {**stored, **given} if name not in {*NEUTRAL, *neutral}]
-        pairs = [(name, stored.get(name), given.get(name)) for name in names]
-        alike = {name for name, one, other in pairs if name in only_whether and None not in (one, other)}
-        return [(name, one, other) for name, one, other in pairs if one != other and name not in alike]
+        return differences(self.stored(), values, neutral=neutral, only_whether=only_whether)
 
     def check_resumable(
         self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
@@ -253,23 +216,6 @@ def _read_json(file: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def with_earlier(stored: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return stored options with those of ``names`` that their version lacked and did in a known way."""
-    return {**{name: EARLIER[name] for name in names if name in EARLIER}, **stored}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 @dataclass(frozen=True, kw_only=True)

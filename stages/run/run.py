@@ -19,15 +19,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
+from stages.config.compose import OptionsT
+from stages.config.given import Given, describe, with_stored
+from stages.config.options import PlaceOptions, RunOptions
+from stages.config.reading import read_options, to_plain
 from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
 from stages.run.folder import Ownership, RunFolder, Start
-from stages.run.given import Given, describe, with_stored
 from stages.run.module import StageModule
-from stages.run.options import PlaceOptions, RunOptions
-from stages.run.reading import read_options, to_plain
-from stages.run.trainer import make_trainer
+from stages.run.trainer import check_device, make_trainer, number_format
 
-OptionsT = TypeVar("OptionsT", bound=RunOptions)
 T = TypeVar("T")
 
 
@@ -114,15 +114,16 @@ def run_stage(
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
     place = _place(to_plain(config))  # the rest may have to be as the run was started, and is read after that
+    check_device(place.trainer)
     config = copy.deepcopy(config)  # with the number format that "auto" stands for here, as the run's record has it
-    OmegaConf.update(config, "trainer.precision", place.trainer.number_format)
+    OmegaConf.update(config, "trainer.precision", number_format(place.trainer))
     folder = RunFolder.of(runs_dir=place.runs_dir, stage=place.stage, name=str(place.name))
     finished = not place.fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
     resuming = not place.fresh and folder.last.is_file()
     kept = ""
     if given is not None and (finished or resuming):
         folder.check_usable()
-        config, differing = with_stored(config, folder, given)
+        config, differing = with_stored(config, folder.stored(), folder.choices(), given)
         kept = describe(differing)
     values = to_plain(config)
     options = read_options(kind, values)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from difftumor.errors import ConfigError
-from stages.run.options import TrainerOptions
+from difftumor.errors import ConfigError, DeviceError
+from stages.config.options import TrainerOptions
 
 
 def make_trainer(
@@ -38,7 +39,7 @@ def make_trainer(
             devices=list(options.devices) if isinstance(options.devices, tuple) else options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
-            precision=options.number_format,
+            precision=number_format(options),
             max_epochs=epochs,
             limit_train_batches=options.limit_train_batches,
             limit_val_batches=options.limit_val_batches,
@@ -58,6 +59,31 @@ def make_trainer(
     except (MisconfigurationException, ValueError) as error:
         reason = str(error).splitlines()[0].strip().rstrip(".")
         raise ConfigError(f"The options under 'trainer' do not work: {reason}.") from error
+
+
+def number_format(options: TrainerOptions) -> Any:
+    """Return the precision: with ``"auto"``, 16-mixed on a GPU and 32-true elsewhere."""
+    if options.precision != "auto":
+        return options.precision
+    return "16-mixed" if _on_gpu(options) else "32-true"
+
+
+def check_device(options: TrainerOptions) -> None:
+    """Refuse options that need a GPU where there is none.
+
+    Raises:
+        ConfigError: The precision needs one.
+        DeviceError: One is asked for.
+    """
+    if options.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
+    # Lightning would take bfloat16 and warn.
+    if str(options.precision) in ("16", "16-mixed") and not _on_gpu(options):
+        raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
+
+
+def _on_gpu(options: TrainerOptions) -> bool:
+    return options.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _plugins() -> list[Any]:

@@ -11,8 +11,8 @@ from difftumor.scans.intensity import Normalization, NormalizationKind
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.spec import PlacementRule
-from stages.run.options import DataOptions, FoldOptions, OnOverlap, RunOptions
-from stages.run.reading import (
+from stages.config.options import DataOptions, FoldOptions, OnOverlap, RunOptions
+from stages.config.reading import (
     Count,
     Hint,
     NotNegative,

@@ -19,10 +19,10 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import TUMOR
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from stages.config.compose import compose_options
 from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor, synthesize
 from stages.diffusion.options import DiffusionOptions
 from stages.diffusion.train import held_out
-from stages.run.entry import compose_options
 
 REAL = "real tumors, training cases"
 HEALTHY = "no tumor"

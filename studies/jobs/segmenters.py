@@ -24,7 +24,7 @@ from difftumor.reporting.plots import CURVE_COLORS, new_axes
 from difftumor.reporting.tables import Cell
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.segmentation.unseen import seen_scans
-from stages.run.entry import compose_options
+from stages.config.compose import compose_options
 from stages.segmentation.cases import choose_cases
 from stages.segmentation.options import SegmentationOptions
 from studies.jobs.commands import command, train, whole_number

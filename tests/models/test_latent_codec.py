@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from difftumor.errors import ConfigError, ShapeError
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.denoiser import Denoiser
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec, depth_first, depth_last
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.models.sampling import NoiseSchedule, sample
 from tests.reference import load_reference, reference_state, relative_error
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from difftumor.errors import ConfigError, ShapeError
 from difftumor.models.denoiser import Denoiser
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.models.diffusion_config import SamplerConfig
+from difftumor.models.sampling import NoiseSchedule, sample
 from difftumor.seeding import torch_generator
 from tests.conftest import randn
 from tests.reference import load_reference, reference_state, relative_error

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stages.autoencoder.options import AutoencoderOptions
+from stages.config.compose import compose_config
+from stages.config.options import RunOptions
+from stages.config.reading import read_options, to_plain
 from stages.diffusion.options import DiffusionOptions
-from stages.run.entry import compose_config
-from stages.run.options import RunOptions
-from stages.run.reading import read_options, to_plain
 from stages.run.run import Stage, run_stage
 from stages.segmentation.options import SegmentationOptions
 

@@ -6,7 +6,7 @@ import pytest
 from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.grid import Grid
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows
 from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores

@@ -7,7 +7,7 @@ import pytest
 
 from difftumor import cli
 from difftumor.models.artifact_config import read_config
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from stages.run.run import run_stage
 from stages.segmentation.train import build
 from studies.jobs import segmenters

@@ -6,7 +6,7 @@ import torch
 
 from difftumor.errors import ArtifactError, ConfigError, SynthesisError
 from difftumor.models.artifact_config import read_config
-from difftumor.models.sampling import SamplerConfig
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.loading import artifact_identities, load_synthesizer

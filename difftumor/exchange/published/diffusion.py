@@ -16,7 +16,8 @@ from difftumor.exchange.published.entries import check_copy, load_entries
 from difftumor.exchange.published.reading import read_published
 from difftumor.exchange.published.saving import Imported, fresh_network, save_imported
 from difftumor.models.artifact import ARTIFACT_FOLDER, load_artifact
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.diffusion_config import SamplerConfig
+from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.lesions import SizeGroup
 from difftumor.scans.organs import get_organ
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.models.denoiser import Denoiser
-from difftumor.models.latent_codec import LatentCodec, Masked
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.models.diffusion_config import Masked, SamplerConfig
+from difftumor.models.latent_codec import LatentCodec
+from difftumor.models.sampling import NoiseSchedule, sample
 from difftumor.scans.grid import Voxel, triple
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.seeding import torch_generator

@@ -14,8 +14,9 @@ import torch
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.models.artifact import load_artifact, pick_device
 from difftumor.models.artifact_config import ArtifactConfig, read_config
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.grid import Grid, Vector
 from difftumor.scans.intensity import IntensityWindow

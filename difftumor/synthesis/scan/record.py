@@ -42,7 +42,9 @@ class ModelRecord:
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``load_texture`` that sample it in the same way."""
-        from difftumor.models.sampling import SamplerConfig  # needs PyTorch, which a wrong path should not wait for
+        from difftumor.models.diffusion_config import (
+            SamplerConfig,  # needs PyTorch, which a wrong path should not wait for
+        )
 
         stored = dict(self.sampling)
         return {"precision": stored.pop("precision"), "sampler": SamplerConfig(**stored)}

@@ -14,7 +14,7 @@ from difftumor.datasets.integrity import fingerprints
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.scans.lesions import EARLY_DIAMETER_MM, MINIMUM_VOXELS
 from difftumor.scans.organs import get_organ
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from tests.conftest import contents, read_rows, run
 from tests.nifti import ct_values, voxels, write_nifti
 

@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig, sample
+from difftumor.models.sampling import NoiseSchedule, sample
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.blending import blend_change, blurred_weight
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from tests.conftest import run
 from tests.exchange.published.files import (
     autoencoder_entries,

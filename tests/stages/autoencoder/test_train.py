@@ -16,8 +16,8 @@ from difftumor.errors import CaseListError
 from difftumor.seeding import torch_generator
 from stages.autoencoder.options import ClippedAdamOptions
 from stages.autoencoder.train import build, split
-from stages.run.entry import compose_config
-from stages.run.folder import flatten
+from stages.config.comparing import flatten
+from stages.config.compose import compose_config
 from tests.stages.autoencoder_training import (
     TRAINER,
     WEIGHTS,

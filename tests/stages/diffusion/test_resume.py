@@ -14,8 +14,8 @@ import torch
 from difftumor.datasets.transforms import RandomCrop
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
+from stages.config.compose import compose_config
 from stages.diffusion.train import build
-from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from tests.conftest import REPOSITORY
 from tests.stages.builds import KINDS, Crash, crashing_at
@@ -156,7 +156,7 @@ DYING = """
 import os, signal, sys
 from stages.diffusion.options import DiffusionOptions
 from stages.diffusion.train import build
-from stages.run.entry import compose_config
+from stages.config.compose import compose_config
 from stages.run.run import run_stage
 
 how, step, *overrides = sys.argv[1:]

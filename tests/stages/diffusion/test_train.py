@@ -16,19 +16,19 @@ from difftumor.datasets.transforms import RandomCrop
 from difftumor.errors import ArtifactError, CaseListError, ConfigError
 from difftumor.models.artifact import Parent, load_artifact, save_artifact
 from difftumor.models.artifact_config import read_config
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec
-from difftumor.models.sampling import SamplerConfig
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.spec import TumorSpec
+from stages.config.comparing import flatten
+from stages.config.compose import compose_config
+from stages.config.options import AdamOptions
+from stages.config.reading import to_plain
 from stages.diffusion.data import share_seen
 from stages.diffusion.module import DiffusionModule
 from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.train import build
-from stages.run.entry import compose_config
-from stages.run.folder import flatten
-from stages.run.options import AdamOptions
-from stages.run.reading import to_plain
 from stages.run.run import run_stage
 from tests.conftest import run as run_command
 from tests.stages.builds import KINDS, Crash, built_from, crashing_at

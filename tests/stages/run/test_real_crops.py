@@ -14,8 +14,8 @@ from scipy import ndimage
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder import train as autoencoder
+from stages.config.compose import compose_config
 from stages.diffusion import train as diffusion
-from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
 from tests.stages.builds import KINDS, built_from

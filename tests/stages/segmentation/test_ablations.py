@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from difftumor.scans.organs import ORGANS
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.run.folder import flatten
-from stages.run.reading import to_plain
+from stages.config.comparing import flatten
+from stages.config.reading import to_plain
 from studies.ablation import ABLATIONS
 from tests.stages.segmentation.test_train import built
 

@@ -19,8 +19,8 @@ from difftumor.models.artifact_config import read_config
 from difftumor.models.segmenters import SEGMENTERS
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import ORGANS
+from stages.config.compose import compose_config
 from stages.run import case_lists
-from stages.run.entry import compose_config
 from stages.run.run import run_stage
 from stages.segmentation.module import learning_rate_factor
 from stages.segmentation.train import build

@@ -4,8 +4,9 @@ import torch
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.denoiser import Denoiser
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.models.latent_codec import LatentCodec
-from difftumor.models.sampling import NoiseSchedule, SamplerConfig
+from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.blending import blend_change, blurred_weight
 from difftumor.synthesis.generators.diffusion import DiffusionTexture

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from difftumor.errors import ArtifactError, ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files import sha256_of
-from difftumor.models.sampling import SamplerConfig
+from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from difftumor.errors import ConfigError
-from difftumor.models.ema import ExponentialMovingAverage
+from stages.diffusion.ema import ExponentialMovingAverage
 
 
 class Scalar(nn.Module):

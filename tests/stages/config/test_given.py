@@ -9,10 +9,11 @@ import yaml
 from difftumor.errors import ConfigError
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder.train import build
-from stages.run.entry import compose_config, given_by
-from stages.run.folder import EARLIER, HEADER, RunFolder, flatten
-from stages.run.given import with_stored
-from stages.run.reading import read_options, to_plain
+from stages.config.comparing import EARLIER, flatten
+from stages.config.compose import compose_config, given_by
+from stages.config.given import with_stored
+from stages.config.reading import read_options, to_plain
+from stages.run.folder import HEADER, RunFolder
 from stages.run.run import run_stage
 from tests.conftest import REPOSITORY
 from tests.stages.builds import KINDS, Crash, crashing_at
@@ -134,7 +135,9 @@ def test_another_preset_is_refused_and_the_same_one_is_not(call):
 def test_early_tumors_of_an_old_run_include_the_limit_as_they_did(stage, words, tmp_path):
     folder = RunFolder(shutil.copytree(BEFORE / "runs" / stage / "liver_early", tmp_path / "liver_early"))
     overrides = [*EXPECTED["commands"][stage], *words]
-    config, _ = with_stored(compose_config(stage, overrides), folder, given_by(stage, overrides))
+    config, _ = with_stored(
+        compose_config(stage, overrides), folder.stored(), folder.choices(), given_by(stage, overrides)
+    )
     options = read_options(KINDS[stage], to_plain(config))
     assert options.lesions.early_includes_limit
     assert not folder.changed(to_plain(config))
@@ -146,7 +149,9 @@ def test_another_backbone_keeps_its_own_options(tmp_path):
     folder.path.mkdir()
     started = to_plain(compose_config("segmentation", overrides))
     folder.write_config(started)
-    config, differing = with_stored(compose_config("segmentation"), folder, given_by("segmentation", []))
+    config, differing = with_stored(
+        compose_config("segmentation"), folder.stored(), folder.choices(), given_by("segmentation", [])
+    )
     assert to_plain(config)["backbone"] == started["backbone"]
     assert to_plain(config)["organ"] == started["organ"]
     assert differing["backbone.name"] == ("nnunet", "unet")

@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
-from stages.run.entry import CONFIGS, compose_config
-from stages.run.folder import flatten
-from stages.run.reading import read_options, to_plain
+from stages.config.comparing import flatten
+from stages.config.compose import CONFIGS, compose_config
+from stages.config.reading import read_options, to_plain
 from tests.conftest import REPOSITORY
 from tests.stages.builds import KINDS
 

@@ -12,8 +12,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from stages.run.folder import NEUTRAL, RunFolder, flatten, with_earlier
-from stages.run.reading import to_plain
+from stages.config.comparing import NEUTRAL, flatten, with_earlier
+from stages.config.reading import to_plain
 
 # A preset is a set of defaults: whoever repeats the command of an old run means the values that it had then.
 _PRESETS = ("experiment", "ablation")
@@ -72,19 +72,22 @@ class Given:
         return {*self.names, *(name for group in changed for name in self.sets[group])}
 
 
-def with_stored(config: DictConfig, folder: RunFolder, given: Given) -> tuple[DictConfig, dict[str, tuple[Any, Any]]]:
+def with_stored(
+    config: DictConfig, stored: Mapping[str, Any], choices: Mapping[str, str] | None, given: Given
+) -> tuple[DictConfig, dict[str, tuple[Any, Any]]]:
     """Return a config in which what is not given is as the run has it, and what differs from the config before.
 
     Args:
         config: Composed config.
-        folder: Folder of the run that goes on.
+        stored: The config of the run that goes on.
+        choices: Files that the command chose which started it; None if nobody recorded them.
         given: What the command gives.
 
     Returns:
         A new config, and by option the run's value and the one composed today.
     """
-    stored, today, merged = folder.stored(), flatten(to_plain(config)), copy.deepcopy(config)
-    decided = given.decides(folder.choices())
+    today, merged = flatten(to_plain(config)), copy.deepcopy(config)
+    decided = given.decides(choices)
     kept = {
         name: value
         for name, value in with_earlier(flatten(stored), today).items()

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-
-from difftumor.errors import ConfigError, DeviceError
+from difftumor.errors import ConfigError
 from difftumor.scans.intensity import IntensityWindow
-from stages.run.reading import Count, Hint, Positive, Share, ShareBelowOne, WholeNumber
+from stages.config.reading import Count, Hint, Positive, Share, ShareBelowOne, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +29,6 @@ class TrainerOptions:
         log_every_n_steps: Steps from one entry in the logs to the next.
         profiler: What writes ``profile.txt`` into the run's folder; None for nothing.
         progress_bar: Whether progress is shown.
-
-    Raises:
-        ConfigError: The precision needs a GPU, and there is none.
-        DeviceError: A GPU is asked for, and there is none.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
@@ -50,24 +44,6 @@ class TrainerOptions:
     log_every_n_steps: Count
     profiler: Literal["simple", "advanced"] | None
     progress_bar: bool
-
-    def __post_init__(self) -> None:
-        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise DeviceError("trainer.accelerator=gpu asks for a GPU and none is there: set trainer.accelerator=cpu.")
-        if str(self.precision) in ("16", "16-mixed") and not self.on_gpu:  # Lightning would take bfloat16 and warn
-            raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the run is on a GPU."""
-        return self.accelerator != "cpu" and torch.cuda.is_available()
-
-    @property
-    def number_format(self) -> Any:
-        """The precision, without ``"auto"``."""
-        if self.precision != "auto":
-            return self.precision
-        return "16-mixed" if self.on_gpu else "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """From configs to typed options: every key is a field, every field a key, and errors name the option."""
 
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,9 +13,10 @@ from difftumor.models.segmenters import SEGMENTERS
 from difftumor.scans.organs import ORGANS, Organ
 from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.sizes import SIZE_CHOICES
-from stages.run.entry import CONFIGS, compose_config, compose_options
-from stages.run.folder import flatten
-from stages.run.reading import Count, Hint, Positive, Share, read_options, to_plain
+from stages.config.comparing import flatten
+from stages.config.compose import CONFIGS, compose_config, compose_options
+from stages.config.reading import Count, Hint, Positive, Share, read_options, to_plain
+from stages.run.trainer import number_format
 from tests.stages.builds import KINDS, options_of
 
 
@@ -144,4 +147,22 @@ def test_a_run_may_have_a_number_for_a_name(name):
 def test_automatic_precision_is_half_on_a_gpu(monkeypatch, accelerator, gpu, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     trainer = compose_options("autoencoder", KINDS["autoencoder"], [f"trainer.accelerator={accelerator}"]).trainer
-    assert (trainer.precision, trainer.number_format) == ("auto", expected)
+    assert (trainer.precision, number_format(trainer)) == ("auto", expected)
+
+
+def test_composing_and_reading_options_loads_nothing_heavy():
+    """A login node plans and submits in seconds."""
+    probe = """
+import sys
+from stages.config.compose import compose_options
+from stages.autoencoder.options import AutoencoderOptions
+from stages.diffusion.options import DiffusionOptions
+from stages.segmentation.options import SegmentationOptions
+from stages.run.folder import RunFolder
+kinds = {"autoencoder": AutoencoderOptions, "diffusion": DiffusionOptions, "segmentation": SegmentationOptions}
+for stage, kind in kinds.items():
+    compose_options(stage, kind, ["trainer=gpu"])  # there may be no GPU here, but where it runs
+print([name for name in ("torch", "monai", "matplotlib", "pytorch_lightning") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

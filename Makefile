@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all nightly lint format docs clean
+.PHONY: help install demo test test-all test-slurm nightly lint format docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,10 +28,19 @@ demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= O
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
 test: $(INSTALLED) ## Run the tests that are not slow
-	$(PYTEST) -m 'not slow and not nightly'
+	$(PYTEST) -m 'not slow and not nightly and not slurm'
 
-test-all: $(INSTALLED) ## Run all tests but the nightly ones
-	$(PYTEST) -m 'not nightly'
+test-all: $(INSTALLED) ## Run all tests but the nightly ones and those on SLURM
+	$(PYTEST) -m 'not nightly and not slurm'
+
+test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [root: installs SLURM with apt; else skips without it]
+	@export PATH="$$PATH:/usr/sbin"; \
+	if ! command -v slurmctld >/dev/null && command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+	  apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge || \
+	    echo "apt could not install SLURM: its tests are skipped."; \
+	fi
+	$(BIN)/python -m pytest -m slurm
 
 nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 trained on two processes and on one
 	$(PYTEST) -m nightly

@@ -90,7 +90,10 @@ def _plugins() -> list[Any]:
     # Whoever submitted the job requeues it; Lightning would do so a second time. Under torchrun, also inside a SLURM
     # job, Lightning's own choice is right.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:  # tasks in all, from which nobody knows how many are on each node
+            raise ConfigError("The job was started with --ntasks: give srun or sbatch --ntasks-per-node.") from error
     return []
 
 

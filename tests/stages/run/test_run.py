@@ -249,6 +249,13 @@ def test_lightning_does_not_requeue_slurm_jobs_by_itself(tiny_config, monkeypatc
     assert not seen[0].auto_requeue
 
 
+def test_tasks_of_unknown_nodes_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(ConfigError, match="give srun or sbatch --ntasks-per-node"):
+        run(tiny_config())
+
+
 def test_fewer_steps_than_done_are_refused(tiny_config):
     run(tiny_config())
     with pytest.raises(ConfigError, match=r"cannot be trained like this .*fresh=true"):

@@ -12,7 +12,12 @@ import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList, number_structures, read_case_list, read_cases, write_case_list
 from difftumor.datasets.healthy import STATUSES, HealthyRule, Verdict
-from difftumor.datasets.label_folders import check_predicted_organ, label_maps, label_names_of
+from difftumor.datasets.label_folders import (
+    check_predicted_organ,
+    holds_tumors_only,
+    label_maps,
+    label_names_of,
+)
 from difftumor.datasets.sources import structure_folders, structures_of
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import CaseListError, ConfigError
@@ -48,7 +53,11 @@ def read_scans(
         listed = read_cases(predictions)
         return (listed if names is None else replace(listed, label_names=names)), []
     maps, own_names = _read_maps(predictions)
-    check_predicted_organ(maps, organ)
+    check_predicted_organ(maps.values(), organ)
+    if alone := [path for path in maps.values() if holds_tumors_only(path)]:
+        raise CaseListError(
+            f"{alone[0]} holds tumors without their organ: give label maps that a {organ.name} model made."
+        )
     scans = read_case_list(cts)
     known = {case.id for case in scans.cases}
     if known.isdisjoint(maps):

@@ -5,9 +5,10 @@ Nothing heavy is imported here, so that a command can refuse a wrong folder at o
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from difftumor.datasets.cases import CaseList, read_case_list
 from difftumor.datasets.sources import case_id, read_dataset_labels, read_label_table
@@ -52,25 +53,32 @@ def too_many(files: Sequence[Path]) -> str:
     return f"{files[0].parent} holds {' and '.join(file.name for file in files)}: keep one of them."
 
 
-def check_predicted_organ(maps: Mapping[str, Path], organ: Organ) -> None:
+def prediction_record(label_map: Path) -> Mapping[str, Any]:
+    """Return what ``difftumor predict`` wrote about a label map beside it; empty if another program made the map."""
+    try:
+        content = json.loads((label_map.parent / f"{case_id(label_map)}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "difftumor_version" in content else {}
+
+
+def holds_tumors_only(label_map: Path) -> bool:
+    """Return whether a label map holds tumors without their organ, as its record says."""
+    return bool(prediction_record(label_map).get("tumor_only", False))
+
+
+def check_predicted_organ(maps: Iterable[Path], organ: Organ) -> None:
     """Refuse label maps of another organ, if the records beside them, written by ``difftumor predict``, say so.
 
     Raises:
         CaseListError: The message names the first such file.
     """
-    for case, path in maps.items():
-        record = path.with_name(f"{case}.json")
-        try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(content, dict) or "difftumor_version" not in content:
-            continue
-        predicted = content.get("organ")
+    for path in maps:
+        predicted = prediction_record(path).get("organ")
         if predicted is not None and predicted != organ.name:
             raise CaseListError(
-                f"{path} is a prediction of {predicted}, as {record.name} says, not of {organ.name}: give --organ "
-                f"{predicted}, or label maps of {organ.name}."
+                f"{path} is a prediction of {predicted}, as {case_id(path)}.json says, not of {organ.name}: give "
+                f"--organ {predicted}, or label maps of {organ.name}."
             )
 
 

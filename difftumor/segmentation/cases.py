@@ -16,15 +16,19 @@ from difftumor.errors import ConfigError, sentence_of
 from difftumor.files import folder_written_whole, provenance
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
-from difftumor.scans.label_maps import label_values
-from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
-from difftumor.scans.organs import ORGAN, TUMOR
-from difftumor.segmentation.inference import (
-    check_organ_mask,
-    check_together,
-    predict_volume,
+from difftumor.scans.nifti import Volume, read_ct, volume_of
+from difftumor.scans.organs import get_organ
+from difftumor.segmentation.inference import check_together, predict_volume
+from difftumor.segmentation.options import (
+    CLOSING_MM,
+    DILATION_MM,
+    OVERLAP,
+    OrganFilter,
+    PredictionOptions,
+    check_target,
+    choose_organ_filter,
 )
-from difftumor.segmentation.options import OVERLAP, OrganFilter, PredictionOptions, choose_organ_filter
+from difftumor.segmentation.organ_masks import OrganMask, checked_mask
 from difftumor.segmentation.prediction import Prediction, describe_lesions, result_files
 from difftumor.segmentation.probability_file import PROBABILITIES, probability_file
 
@@ -36,8 +40,11 @@ def predict(
     model: Segmenter | Sequence[Segmenter],
     *,
     affine: ArrayLike | None = None,
+    organ: str | None = None,
     organ_mask: Path | str | ArrayLike | None = None,
     organ_filter: OrganFilter | None = None,
+    closing_mm: float = CLOSING_MM,
+    dilation_mm: float = DILATION_MM,
     min_volume_mm3: float = 0.0,
     flips: bool = False,
     overlap: float = OVERLAP,
@@ -51,8 +58,12 @@ def predict(
         ct: File, array (X, Y, Z) in HU, or volume that ``read_ct`` returned.
         model: Segmenter artifact, loaded or as a folder; several, such as folds, are averaged.
         affine: (4, 4) from voxels to RAS millimeters; needed for an array, ignored otherwise.
+        organ: Organ in which tumors are looked for, if not the one that the segmenters were trained on; then only
+            tumors are predicted, see ``predict_volume``.
         organ_mask: File or array (X, Y, Z) on the CT's grid, nonzero in the organ, or 1 and 2 for organ and tumor.
         organ_filter: See `PredictionOptions`; by default "mask" if there is a mask, else "none".
+        closing_mm: See `PredictionOptions`.
+        dilation_mm: See `PredictionOptions`.
         min_volume_mm3: See `PredictionOptions`.
         flips: See `PredictionOptions`.
         overlap: See `PredictionOptions`.
@@ -80,25 +91,29 @@ def predict(
         overlap=overlap,
         flips=flips,
         organ_filter=choose_organ_filter(organ_filter, has_mask=organ_mask is not None),
+        closing_mm=closing_mm,
+        dilation_mm=dilation_mm,
         min_volume_mm3=min_volume_mm3,
     )
     artifacts = [
         one if isinstance(one, Artifact) else load_artifact(one, kind="segmenter", device=pick_device(device))
         for one in models
     ]
+    target = None if organ is None else get_organ(organ).name
     check_together(artifacts)
+    check_target(artifacts[0].config.organ, target, organ_filter, has_mask=organ_mask is not None)
     volume = _volume(ct, affine)
     mask: NDArray[Any] | None
-    mask_file = Path(organ_mask) if isinstance(organ_mask, (Path, str)) else None
+    mask_file = OrganMask(Path(organ_mask)) if isinstance(organ_mask, (Path, str)) else None
     if mask_file is not None:
-        mask = _read_organ_mask(mask_file, volume)
+        mask = mask_file.read(volume)
     else:
-        mask = None if organ_mask is None else _checked_mask(np.asarray(organ_mask), volume, "organ_mask")
+        mask = None if organ_mask is None else checked_mask(np.asarray(organ_mask), volume, "organ_mask")
     found = predict_volume(
-        volume, artifacts, options, organ_mask=mask, windows_per_batch=windows_per_batch, watch=watch
-    )  # fmt: skip
+        volume, artifacts, options, organ=target, organ_mask=mask, windows_per_batch=windows_per_batch, watch=watch
+    )
     ct_file = volume.path if volume.path.is_file() else None
-    return replace(found, request=_request(ct_file, mask_file, artifacts, {**asdict(options), "probabilities": False}))
+    return replace(found, request=_request(ct_file, mask_file, artifacts, _recorded(options, target)))
 
 
 @dataclass(frozen=True)
@@ -108,12 +123,12 @@ class CaseFiles:
     Args:
         id: Names what is written.
         ct: CT in HU.
-        organ_mask: Mask of the organ on its grid, or its label map with tumors as 2; None for none.
+        organ_mask: Mask of the organ on its grid; None for none.
     """
 
     id: str
     ct: Path
-    organ_mask: Path | None = None
+    organ_mask: OrganMask | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,7 @@ class CasePredictor:
     Args:
         artifacts: Loaded segmenters of one organ and spacing, whose probabilities are averaged.
         options: How scans are predicted.
+        organ: Organ in which tumors are looked for; None for the one that the segmenters were trained on.
         probabilities: Also write class probabilities.
         windows_per_batch: Number of windows that go through the network together.
 
@@ -149,6 +165,7 @@ class CasePredictor:
 
     artifacts: Sequence[Artifact]
     options: PredictionOptions
+    organ: str | None = None
     probabilities: bool = False
     windows_per_batch: int = 1
 
@@ -187,7 +204,7 @@ class CasePredictor:
             DiffTumorError: A file cannot be used, ``out`` holds other results of these names, or the network's output
                 is not finite; nothing is written then.
         """
-        options = {**asdict(self.options), "probabilities": self.probabilities}
+        options = _recorded(self.options, self.organ, probabilities=self.probabilities)
         request = _request(case.ct, case.organ_mask, self.artifacts, options)
         names = self.files_of(case.id)
         present = [name for name in names if (out / name).exists()]
@@ -200,7 +217,7 @@ class CasePredictor:
                 "folder, or replace it with overwrite (--overwrite)."
             )
         ct = replace(read_ct(case.ct), stored=None)  # half as many bytes again, and not needed
-        mask = None if case.organ_mask is None else _read_organ_mask(case.organ_mask, ct)
+        mask = None if case.organ_mask is None else case.organ_mask.read(ct)
         with folder_written_whole(out, keep_others=True, last=names[-1]) as staging:
             file = staging / _probabilities(case.id)
             with probability_file(file, ct) if self.probabilities else nullcontext(None) as watch:
@@ -208,6 +225,7 @@ class CasePredictor:
                     ct,
                     self.artifacts,
                     self.options,
+                    organ=self.organ,
                     organ_mask=mask,
                     windows_per_batch=self.windows_per_batch,
                     watch=watch,
@@ -222,12 +240,17 @@ def _probabilities(case_id: str) -> str:
     return f"{PROBABILITIES}/{case_id}.nii.gz"
 
 
+def _recorded(options: PredictionOptions, organ: str | None, *, probabilities: bool = False) -> dict[str, Any]:
+    """Return the options as records name them; those of an earlier version, without an organ, stay the same."""
+    return {**asdict(options), "probabilities": probabilities, **({} if organ is None else {"organ": organ})}
+
+
 def _request(
-    ct: Path | None, organ_mask: Path | None, artifacts: Sequence[Artifact], options: Mapping[str, Any]
+    ct: Path | None, organ_mask: OrganMask | None, artifacts: Sequence[Artifact], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         "ct": None if ct is None else provenance(ct),
-        "organ_mask": None if organ_mask is None else provenance(organ_mask),
+        "organ_mask": None if organ_mask is None else organ_mask.provenance(),
         "models": [{"path": str(it.path.resolve()), "identity": it.config.identity} for it in artifacts],
         "options": dict(options),
     }
@@ -247,7 +270,8 @@ def _compared(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what decides the result: files by their content, wherever they lie."""
     mask = record["organ_mask"]
     identities = [model["identity"] for model in record["models"]]
-    return record["ct"]["sha256"], None if mask is None else mask["sha256"], identities, record["options"]
+    organ = None if mask is None else (mask["sha256"], mask.get("labels"))
+    return record["ct"]["sha256"], organ, identities, record["options"]
 
 
 def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None) -> Volume:
@@ -258,24 +282,3 @@ def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None) -> Vo
     if affine is None:
         raise ConfigError("affine is missing: give the 4 × 4 matrix from the array's voxels to RAS millimeters.")
     return volume_of(ct, affine)
-
-
-def _read_organ_mask(path: Path, ct: Volume) -> NDArray[Any]:
-    mask = read_labels(path)
-    check_same_grid(mask, ct)
-    return _checked_mask(mask.data, ct, f"organ_mask (--organ-mask) {path}")
-
-
-def _checked_mask(mask: NDArray[Any], ct: Volume, name: str) -> NDArray[Any]:
-    """Refuse masks of several structures; one number may stand for the organ, or 1 and 2 for an organ and its tumors.
-
-    With others, tumors in other organs would stay.
-    """
-    if mask.dtype.kind not in "bui":
-        raise ConfigError(f"{name} holds values of type {mask.dtype}: give booleans or whole numbers.")
-    check_organ_mask(mask, ct)
-    found = label_values(mask)
-    if len(found) > 1 and not set(found) <= {ORGAN, TUMOR}:
-        listed = ", ".join(map(str, found))
-        raise ConfigError(f"{name} holds several labels ({listed}): give a mask of the organ alone.")
-    return mask

@@ -17,7 +17,7 @@ from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR
 from difftumor.segmentation.filters import drop_small_tumors, keep_inside_organ, predicted_organ
-from difftumor.segmentation.options import OVERLAP, PredictionOptions
+from difftumor.segmentation.options import OVERLAP, PredictionOptions, finds_tumors_only
 from difftumor.segmentation.prediction import Prediction
 from difftumor.segmentation.windows import blend_windows, blended_slabs, evaluating
 
@@ -71,6 +71,7 @@ def predict_volume(
     artifacts: Sequence[Artifact],
     options: PredictionOptions | None = None,
     *,
+    organ: str | None = None,
     organ_mask: NDArray[Any] | None = None,
     windows_per_batch: int = 1,
     watch: Callable[[Box, NDArray[np.float32]], None] | None = None,
@@ -86,6 +87,8 @@ def predict_volume(
         ct: The scan, in HU.
         artifacts: Loaded segmenters of one organ and spacing; networks run where their weights are.
         options: Windows and filters; by default `PredictionOptions()`.
+        organ: Organ in which tumors are looked for. If the segmenters were trained on another one, the organ that they
+            find is not this one: only tumors are kept, and every other voxel is background.
         organ_mask: (X, Y, Z) on the CT's grid, nonzero in the organ; for the organ filter "mask".
         windows_per_batch: Number of windows that go through the network together.
         watch: Called with every slab of the native grid and its probabilities (classes, x, y, z).
@@ -110,12 +113,17 @@ def predict_volume(
             watch(slab, probabilities)
     labels, outside, small = _kept(labels, ct, organ_mask, options)
     config = artifacts[0].config
+    tumor_only = finds_tumors_only(config.organ, organ)
+    if tumor_only:
+        labels[labels == ORGAN] = BACKGROUND
     low_hu, high_hu = config.preprocessing["window_hu"]
     return Prediction(
         ct=ct,
         labels=labels,
         tumor_probability=tumor_probability,
-        organ=config.organ,
+        organ=organ or config.organ,
+        trained_on=config.organ,
+        tumor_only=tumor_only,
         window_hu=(low_hu, high_hu),
         outside_voxels=outside,
         small_voxels=small,

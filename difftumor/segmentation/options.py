@@ -68,3 +68,27 @@ def choose_organ_filter(chosen: OrganFilter | None, *, has_mask: bool) -> OrganF
     if chosen != "mask" and has_mask:
         raise ConfigError(f"The organ filter {chosen!r} does not use the organ mask: give one of the two.")
     return chosen
+
+
+def finds_tumors_only(trained_on: str | None, organ: str | None) -> bool:
+    """Return whether a segmenter finds tumors alone in scans of an organ, because the organ it knows is another."""
+    return None not in (trained_on, organ) and trained_on != organ
+
+
+def check_target(trained_on: str | None, organ: str | None, chosen: OrganFilter | None, *, has_mask: bool) -> None:
+    """Check that segmenters of one organ look for tumors inside another, and not around their own.
+
+    Args:
+        trained_on: Organ that the segmenters were trained on; None if they do not state it.
+        organ: Organ in which tumors are looked for; None for theirs.
+        chosen: The organ filter that was asked for; None for none.
+        has_mask: Whether there is an organ mask.
+
+    Raises:
+        ConfigError: The filter is the predicted organ, or there is neither a mask nor the filter "none".
+    """
+    if finds_tumors_only(trained_on, organ) and not has_mask and chosen != "none":
+        raise ConfigError(
+            f"The segmenters were trained on the {trained_on}, so that their tumors count inside a mask of the "
+            f"{organ}: give organ_mask (--organ-mask), or organ_filter none (--organ-filter) to count them anywhere."
+        )

@@ -66,6 +66,8 @@ class Prediction:
         tumor_probability: (X, Y, Z) float16: the probability of tumor where tumor is the likeliest class, even if a
             filter dropped it; 0 elsewhere.
         organ: Name of the organ; None if the segmenters do not state it.
+        trained_on: Organ that the segmenters were trained on; None if they do not state it.
+        tumor_only: Whether that is another one, so that labels hold tumors alone.
         window_hu: HU that the segmenters see, which the picture shows.
         outside_voxels: Tumor voxels that the organ filter dropped.
         small_voxels: Tumor voxels that were dropped with tumors below the minimum volume.
@@ -84,6 +86,8 @@ class Prediction:
     labels: NDArray[np.uint8] = field(repr=False)
     tumor_probability: NDArray[np.float16] = field(repr=False)
     organ: str | None = None
+    trained_on: str | None = None
+    tumor_only: bool = False
     window_hu: tuple[float, float] = (-175.0, 250.0)
     outside_voxels: int = 0
     small_voxels: int = 0
@@ -112,7 +116,9 @@ class Prediction:
             "difftumor_version": __version__,
             **(self.request or {}),
             "organ": self.organ,
-            "organ_mm3": int(np.count_nonzero(self.labels)) * voxel_mm3,
+            "trained_on": self.trained_on,
+            "tumor_only": self.tumor_only,
+            "organ_mm3": None if self.tumor_only else int(np.count_nonzero(self.labels)) * voxel_mm3,
             "tumor_mm3": sum(lesion.volume_mm3 for lesion in self.lesions),
             "lesions": [lesion.to_dict() for lesion in self.lesions],
             "dropped_mm3": {"outside_organ": self.outside_voxels * voxel_mm3, "small": self.small_voxels * voxel_mm3},
@@ -193,7 +199,8 @@ def describe_lesions(record: Mapping[str, Any]) -> str:
     """Say how many lesions a record lists, and how large the largest is."""
     lesions = record["lesions"]
     if not lesions:
-        return "no lesion" if record["organ_mm3"] > 0 else "no organ and no lesion"
+        known = record.get("tumor_only", False) or record["organ_mm3"] > 0
+        return "no lesion" if known else "no organ and no lesion"
     return f"{counted(len(lesions), 'lesion')}, largest {lesions[0]['equivalent_diameter_mm']:.0f} mm"
 
 

@@ -109,3 +109,14 @@ def test_a_mask_and_its_filter_go_together():
     assert choose_organ_filter(None, has_mask=True) == choose_organ_filter("mask", has_mask=True) == "mask"
     assert choose_organ_filter(None, has_mask=False) == PredictionOptions().organ_filter == "none"
     assert choose_organ_filter("predicted", has_mask=False) == "predicted"
+
+
+def test_tumors_of_another_organ_are_found_alone(tmp_path, models):
+    ct = scan(tmp_path / "a.nii.gz")
+    inside = np.asarray(nibabel.load(mask(tmp_path / "mask.nii.gz")).dataobj) > 0
+    options = {"organ_mask": inside, "closing_mm": 0.0, "dilation_mm": 0.0, "overlap": 0.25}
+    alone, both = predict(ct, models[0], organ="kidney", **options), predict(ct, models[0], **options)
+    np.testing.assert_array_equal(alone.labels, np.where(both.labels == 2, 2, 0))
+    assert (alone.organ, alone.trained_on, alone.tumor_only, both.tumor_only) == ("kidney", "liver", True, False)
+    with pytest.raises(ConfigError, match="trained on the liver"):
+        predict(ct, models[0], organ="kidney")

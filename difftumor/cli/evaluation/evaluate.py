@@ -68,6 +68,14 @@ def evaluate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample predictions on other grids to that of their labels.")
     ] = False,
+    tumor_only: Annotated[
+        bool,
+        typer.Option(
+            "--tumor-only",
+            help="Score tumors alone, as of a segmenter of another organ. What predict --organ wrote without an organ "
+            "is scored like this anyway.",
+        ),
+    ] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Accept cases without a prediction.")] = False,
     worst: Annotated[int, typer.Option(min=0, help="Number of worst cases to picture.")] = 4,
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
@@ -106,6 +114,7 @@ def evaluate(
             folds=folds,
             froc=froc,
             resample=resample,
+            tumor_only=tumor_only,
             level=level,
             seed=seed,
             jobs=jobs,

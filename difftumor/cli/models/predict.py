@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from difftumor.segmentation.options import CLOSING_MM, DILATION_MM
+
 if TYPE_CHECKING:
-    from difftumor.datasets.cases import Case
-    from difftumor.segmentation.cases import CaseFiles, PredictedCase
+    from difftumor.segmentation.cases import PredictedCase
 
 _COLUMNS = ("case", "status", "lesions", "organ_mm3", "tumor_mm3", "error")
 
@@ -30,11 +30,19 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the label maps.", show_default=False)],
+    organ: Annotated[
+        str | None,
+        typer.Option(
+            help="Organ in which tumors are looked for. If the models were trained on another one, only tumors are "
+            "written, and those inside the organ mask count.",
+            show_default=False,
+        ),
+    ] = None,
     organ_mask: Annotated[
         Path | None,
         typer.Option(
-            help="Organ mask on the CT's grid, or a folder of masks named like the CTs; "
-            "tumor outside the organ is dropped.",
+            help="Organ mask on the CT's grid, a folder of masks named like the CTs, or, with --organ, a list or "
+            "folder of label maps, in which the organ includes its tumors; tumor outside the organ is dropped.",
             show_default=False,
         ),
     ] = None,
@@ -42,11 +50,17 @@ def predict(
         Literal["mask", "predicted", "none"] | None,
         typer.Option(
             help="Drop tumor outside the organ mask or the predicted organ (its largest piece and others at least a "
-            "tenth as large), closed by 10 mm and dilated by 5 mm; or drop nothing. By default mask if --organ-mask is "
-            "given, else none.",
+            "tenth as large), closed by --closing-mm and dilated by --dilation-mm; or drop nothing. By default mask if "
+            "--organ-mask is given, else none.",
             show_default=False,
         ),
     ] = None,
+    closing_mm: Annotated[
+        float, typer.Option(help="Fill gaps of the organ, such as tumors left out; 0 for none.", min=0.0)
+    ] = CLOSING_MM,
+    dilation_mm: Annotated[
+        float, typer.Option(help="How far a tumor may reach out of the organ; 0 as published.", min=0.0)
+    ] = DILATION_MM,
     min_volume_mm3: Annotated[
         float,
         typer.Option(
@@ -84,22 +98,35 @@ def predict(
     from difftumor.files import check_folder
     from difftumor.models.artifact import load_artifact, pick_device
     from difftumor.models.artifact_config import read_config
-    from difftumor.segmentation.options import PredictionOptions, choose_organ_filter
+    from difftumor.scans.organs import get_organ
+    from difftumor.segmentation.options import PredictionOptions, check_target, choose_organ_filter
 
     chosen = choose_organ_filter(organ_filter, has_mask=organ_mask is not None)
-    options = PredictionOptions(overlap=overlap, flips=flips, organ_filter=chosen, min_volume_mm3=min_volume_mm3)
+    options = PredictionOptions(
+        overlap=overlap,
+        flips=flips,
+        organ_filter=chosen,
+        closing_mm=closing_mm,
+        dilation_mm=dilation_mm,
+        min_volume_mm3=min_volume_mm3,
+    )
+    target = None if organ is None else get_organ(organ).name
     listed = read_case_list(ct)
     check_folder(out, option="--out")
-    for artifact in model:
-        read_config(artifact)
+    trained_on, *_ = [read_config(artifact).organ for artifact in model]
+    check_target(trained_on, target, organ_filter, has_mask=organ_mask is not None)
     # Here, because it needs PyTorch: what is wrong above is reported at once.
-    from difftumor.segmentation.cases import CasePredictor
+    from difftumor.segmentation.cases import CaseFiles, CasePredictor
+    from difftumor.segmentation.organ_masks import find_organ_masks
 
-    cases = _with_masks(organ_mask, listed.cases)
+    masks = find_organ_masks(organ_mask, listed.cases, target, or_else=trained_on) if organ_mask else {}
+    cases = [CaseFiles(case.id, case.image, masks.get(case.id)) for case in listed.cases]
     on = pick_device(device)
     artifacts = [load_artifact(m, kind="segmenter", device=on, allow_incomplete=allow_incomplete) for m in model]
-    predictor = CasePredictor(artifacts, options, probabilities=probabilities, windows_per_batch=windows_per_batch)
-    given = [path for case in cases for path in (listed.source, case.ct, case.organ_mask) if path is not None]
+    predictor = CasePredictor(
+        artifacts, options, organ=target, probabilities=probabilities, windows_per_batch=windows_per_batch
+    )
+    given = [listed.source, *(case.ct for case in cases), *(mask.path for mask in masks.values())]
     check_outputs({case.id: predictor.files_of(case.id) for case in cases}, given, out)
     if listed.source == cases[0].ct:
         _say(predictor.predict(cases[0], out, overwrite=overwrite))
@@ -135,24 +162,3 @@ def _row(predicted: PredictedCase) -> dict[str, Any]:
         "tumor_mm3": None if record is None else record["tumor_mm3"],
         "error": predicted.error,
     }
-
-
-def _with_masks(organ_mask: Path | None, cases: Sequence[Case]) -> list[CaseFiles]:
-    """Find the organ mask of every case before anything is predicted."""
-    from difftumor.datasets.label_folders import label_maps
-    from difftumor.errors import ConfigError
-    from difftumor.segmentation.cases import CaseFiles
-
-    if organ_mask is None:
-        return [CaseFiles(case.id, case.image) for case in cases]
-    if not organ_mask.exists():
-        raise ConfigError(f"--organ-mask {organ_mask} does not exist: give a mask, or a folder of masks.")
-    if organ_mask.is_file():
-        if len(cases) > 1:
-            raise ConfigError(f"--organ-mask {organ_mask} is one file for {len(cases)} CTs; give a folder of masks.")
-        return [CaseFiles(cases[0].id, cases[0].image, organ_mask)]
-    found = label_maps(organ_mask)
-    missing = [case.id for case in cases if case.id not in found]
-    if missing:
-        raise ConfigError(f"--organ-mask {organ_mask} holds no {missing[0]}.nii.gz; name masks like their CTs.")
-    return [CaseFiles(case.id, case.image, found[case.id]) for case in cases]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from difftumor.datasets.label_folders import holds_tumors_only
 from difftumor.errors import DiffTumorError, sentence_of
 from difftumor.evaluation.cohort.pairs import Pair, Truth, read_pair
 from difftumor.evaluation.metrics.detection import CaseDetection, Matching, match_lesions
@@ -35,6 +36,7 @@ SCORES = FRACTIONS | {
 }
 RESAMPLED = "prediction resampled to the grid of the labels"
 NO_ORGAN = "no organ in the labels, and so no scores of it"
+TUMOR_ONLY = "tumors alone are predicted, and so no scores of the organ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Rules:
         tolerance_mm: Tolerance of the normalized surface distance.
         matching: Which lesions count as found.
         resample: Resample predictions to the grid of their labels, by nearest neighbor, if they differ.
+        tumor_only: Score tumors alone: what is predicted of the organ does not count.
         thresholds: Probabilities at which the free-response curve is measured; none for no curve. Kept falling.
 
     Raises:
@@ -54,6 +57,7 @@ class Rules:
     tolerance_mm: float = TOLERANCE_MM
     matching: Matching = field(default_factory=Matching)
     resample: bool = False
+    tumor_only: bool = False
     thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,7 +72,7 @@ class CaseResult:
     Attributes:
         case: Its id.
         organ: Overlap of the organ with its tumors, so that a missed tumor is not counted twice; None if the labels
-            have no organ.
+            have no organ or tumors alone are scored.
         tumor: Overlap of the tumors.
         detection: Lesions found, missed and false.
     """
@@ -110,7 +114,7 @@ def evaluate_case(
         prediction: Predicted labels.
         truth: True labels; if they hold no organ, it is not scored.
         grid: Where the voxels of both lie.
-        rules: Tolerance and matching.
+        rules: Tolerance and matching, and whether tumors alone are scored.
 
     Raises:
         ValueError: The label maps are not on the grid.
@@ -128,7 +132,7 @@ def evaluate_case(
     true_lesions, predicted_lesions = find_lesions(truth == TUMOR, grid), find_lesions(prediction == TUMOR, grid)
     return CaseResult(
         case=case,
-        organ=scores(ORGAN) if np.any(truth == ORGAN) else None,
+        organ=scores(ORGAN) if not rules.tumor_only and np.any(truth == ORGAN) else None,
         tumor=scores(TUMOR),
         detection=match_lesions(case, true_lesions, predicted_lesions, matching=rules.matching),
     )
@@ -181,12 +185,14 @@ def score_pair(pair: Pair, truth: Truth, rules: Rules) -> ScoredCase:
         VolumeError: A file cannot be used, or holds labels other than 0, 1 and 2.
         GridMismatchError: Prediction and truth differ in grid, and the rules don't allow it.
     """
+    if holds_tumors_only(pair.prediction):
+        rules = replace(rules, tumor_only=True)
     read, labels = read_pair(pair, truth)
     prediction, labels = on_one_grid(read, labels, rules)
     result = evaluate_case(pair.case, prediction.data, labels.data, labels.grid, rules=rules)
     notes = [RESAMPLED] if prediction is not read else []
     if pair.truth is not None and result.organ is None:
-        notes.append(NO_ORGAN)
+        notes.append(TUMOR_ONLY if rules.tumor_only else NO_ORGAN)
     froc, problem = _froc(pair, labels, rules) if rules.thresholds else (None, "")
     return ScoredCase(pair=pair, result=result, note="; ".join(notes), froc=froc, froc_problem=problem)
 

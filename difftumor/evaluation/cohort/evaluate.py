@@ -175,6 +175,7 @@ class Evaluation:
                 "seed": self.seed,
                 "labels": str(truth.source),
                 "resample": self.rules.resample,
+                "tumor_only": self.rules.tumor_only,
                 **method.cohort.folders,
             },
             **summarize(method.results, patients=patients, unlabeled=unlabeled, seed=self.seed, level=self.level),
@@ -197,6 +198,7 @@ def evaluate(
     spacing_mm: Sequence[float],
     tolerance_mm: float = ...,
     matching: Matching = ...,
+    tumor_only: bool = ...,
 ) -> CaseResult: ...
 
 
@@ -214,6 +216,7 @@ def evaluate(
     folds: Source | None = ...,
     froc: bool = ...,
     resample: bool = ...,
+    tumor_only: bool = ...,
     level: float = ...,
     seed: int = ...,
     jobs: int = ...,
@@ -235,6 +238,7 @@ def evaluate(
     folds: Source | None = None,
     froc: bool = False,
     resample: bool = False,
+    tumor_only: bool = False,
     level: float = LEVEL,
     seed: int = 0,
     jobs: int = 1,
@@ -272,6 +276,8 @@ def evaluate(
         froc: Whether to measure free-response curves, from ``probabilities`` in the folder of predictions; other
             methods without such a folder get none.
         resample: Whether predictions on other grids are resampled to that of their labels.
+        tumor_only: Whether tumors alone are scored, as of segmenters of another organ; those that ``predict`` wrote
+            without an organ are anyway. Also with arrays.
         level: Of the confidence intervals.
         seed: Of bootstrap and permutations.
         jobs: Processes; the results do not depend on it.
@@ -283,7 +289,9 @@ def evaluate(
         OrganError: The organ is unknown, or not among the label names.
     """
     thresholds = THRESHOLDS if froc else ()
-    rules = Rules(tolerance_mm=tolerance_mm, matching=matching, resample=resample, thresholds=thresholds)
+    rules = Rules(
+        tolerance_mm=tolerance_mm, matching=matching, resample=resample, tumor_only=tumor_only, thresholds=thresholds
+    )
     named = [isinstance(each, str | Path) for each in (predictions, labels)]
     if any(named) and not all(named):
         array, path = ("labels", "predictions") if named[0] else ("predictions", "labels")
@@ -302,7 +310,13 @@ def evaluate(
         raise ConfigError(f"healthy names {unknown.pop()}, which is not one of {', '.join(folders)}: correct the name.")
     truth = read_truth(Path(labels), organ if isinstance(organ, Organ) else get_organ(organ))
     cohorts = {
-        method: find_pairs(folder, truth, healthy=Path(scans[method]) if method in scans else None, resample=resample)
+        method: find_pairs(
+            folder,
+            truth,
+            healthy=Path(scans[method]) if method in scans else None,
+            resample=resample,
+            tumor_only=tumor_only,
+        )
         for method, folder in folders.items()
     }
     by_case = {} if folds is None else read_folds(Path(folds))

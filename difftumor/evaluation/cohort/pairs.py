@@ -100,7 +100,9 @@ def read_truth(source: Path, organ: Organ) -> Truth:
     return Truth(source=source, organ=organ, cases=cases, label_names=names, labels=labels)
 
 
-def find_pairs(predictions: Path, truth: Truth, *, healthy: Path | None = None, resample: bool = False) -> Cohort:
+def find_pairs(
+    predictions: Path, truth: Truth, *, healthy: Path | None = None, resample: bool = False, tumor_only: bool = False
+) -> Cohort:
     """Pair predictions with the truth by name, and check by their headers that partners share a grid.
 
     Args:
@@ -108,13 +110,14 @@ def find_pairs(predictions: Path, truth: Truth, *, healthy: Path | None = None, 
         truth: What they are compared with.
         healthy: Folder of predictions on healthy scans, which need no labels; None for none.
         resample: Whether partners may differ in grid.
+        tumor_only: Whether only tumors count, so that predictions of another organ are fine.
 
     Raises:
         CaseListError: A folder is missing or empty.
     """
     problems: dict[str, str] = {}
     pairs: list[Pair] = []
-    predicted = _predicted(predictions, truth.organ, problems)
+    predicted = _predicted(predictions, None if tumor_only else truth.organ, problems)
     for case, files in truth.cases.items():
         if case in problems:
             continue
@@ -130,7 +133,7 @@ def find_pairs(predictions: Path, truth: Truth, *, healthy: Path | None = None, 
         pairs = list(_on_one_grid(pairs, problems))
     if healthy is not None:
         taken = truth.cases.keys() | predicted.keys()
-        for case, file in _predicted(healthy, truth.organ, problems).items():
+        for case, file in _predicted(healthy, None if tumor_only else truth.organ, problems).items():
             if case in taken:
                 problems[case] = f"{predictions} and {healthy} both hold the case {case}: a scan counts once."
                 pairs = [pair for pair in pairs if pair.case != case]
@@ -173,7 +176,7 @@ def _holds_folders_of_cases(folder: Path) -> bool:
     return any(path.is_dir() and (path / "segmentations").is_dir() for path in folder.iterdir())
 
 
-def _predicted(folder: Path, organ: Organ, problems: dict[str, str]) -> dict[str, Path]:
+def _predicted(folder: Path, organ: Organ | None, problems: dict[str, str]) -> dict[str, Path]:
     """Return the only prediction of each case; cases with several, or with one of another organ, become problems."""
     kept: dict[str, Path] = {}
     for case, files in label_files(folder).items():
@@ -181,7 +184,8 @@ def _predicted(folder: Path, organ: Organ, problems: dict[str, str]) -> dict[str
             problems[case] = too_many(files)
             continue
         try:
-            check_predicted_organ({case: files[0]}, organ)
+            if organ is not None:
+                check_predicted_organ(files, organ)
             kept[case] = files[0]
         except DiffTumorError as error:
             problems[case] = sentence_of(error)

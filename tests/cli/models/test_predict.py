@@ -393,3 +393,86 @@ def test_real_scans_keep_their_headers_in_any_orientation(tmp_path, real_data, n
     np.testing.assert_array_equal(world["LPS"], world["original"])
     centers = [json.loads((tmp_path / "out" / f"{case}.json").read_text())["lesions"][0]["center_mm"] for case in world]
     np.testing.assert_allclose(centers[1:], [centers[0]] * 2, atol=1e-3)
+
+
+def labeled_list(folder: Path, case: str) -> Path:
+    """A data set of one scan whose label map numbers spleen, pancreas and its tumor 1, 3, 7."""
+    scan(folder / "imagesTr" / f"{case}.nii.gz")
+    numbered = organ() * np.uint8(3)
+    numbered[4:8, 4:8, 4:8] = 7
+    numbered[20:22, :4, :4] = 1
+    write_nifti(
+        folder / "labelsTr" / f"{case}.nii.gz", numbered, nibabel.load(folder / f"imagesTr/{case}.nii.gz").affine
+    )
+    names = {"background": 0, "spleen": 1, "pancreas": 3, "pancreas_tumor": 7}
+    entries = [{"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"}]
+    (folder / "dataset.json").write_text(json.dumps({"labels": names, "training": entries}))
+    return folder
+
+
+def test_a_segmenter_of_another_organ_finds_tumors_inside_the_organ_alone(tmp_path, segmenter, capsys):
+    data = labeled_list(tmp_path / "data", "a")
+    where = ("--organ", "pancreas", "--organ-mask", data, "--closing-mm", 0, "--dilation-mm", 0)
+    assert predict(data / "imagesTr", segmenter, tmp_path / "out", *where) == 0
+    assert predict(data / "imagesTr", segmenter, tmp_path / "liver") == 0
+    alone, both = (voxels(tmp_path / name / "a.nii.gz") for name in ("out", "liver"))
+    # The organ includes its tumor, and nothing beyond: the published product.
+    np.testing.assert_array_equal(alone, np.where((both == 2) & (organ() > 0), 2, 0))
+    assert 0 < np.count_nonzero(alone) < np.count_nonzero(both == 2)
+    record = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert (record["organ"], record["trained_on"], record["tumor_only"]) == ("pancreas", "liver", True)
+    assert record["organ_mm3"] is None
+    assert record["organ_mask"]["labels"] == [3, 7]
+    assert table(tmp_path / "out")["a"]["organ_mm3"] == ""
+    # A folder of label maps says what its numbers mean in the dataset.json beside it; resuming knows them.
+    capsys.readouterr()
+    again = ("--organ", "pancreas", "--organ-mask", data / "labelsTr", "--closing-mm", 0, "--dilation-mm", 0)
+    assert predict(data / "imagesTr", segmenter, tmp_path / "out", *again) == 0
+    assert "done before" in capsys.readouterr().out
+    words = ("--predictions", tmp_path / "out", "--labels", data, "--organ", "pancreas", "--worst", 1)
+    assert run("evaluate", *words, "--out", tmp_path / "scores") == 0
+    (row,) = read_rows(tmp_path / "scores" / "cases.csv")
+    assert row["organ_dsc"] == ""
+    assert float(row["tumor_dsc"]) >= 0
+    assert "tumors alone are predicted" in row["note"]
+
+
+def test_what_a_segmenter_of_another_organ_needs(tmp_path, segmenter, capsys):
+    data = labeled_list(tmp_path / "data", "a")
+    ct = data / "imagesTr" / "a.nii.gz"
+    for words, expected in (
+        (("--organ", "pancreas"), "give organ_mask (--organ-mask)"),
+        (("--organ", "pancreas", "--organ-filter", "predicted"), "give organ_mask (--organ-mask)"),
+        (("--organ", "spline"), "spline"),
+        (("--organ-mask", data), "hold no liver"),
+        (("--organ-mask", data / "labelsTr"), "give a mask of the organ alone, or a list"),
+    ):
+        assert predict(ct, segmenter, tmp_path / "out", *words) == 1
+        error = capsys.readouterr().err
+        assert expected in error
+        assert error.count("\n") == 1
+    assert predict(ct, segmenter, tmp_path / "anywhere", "--organ", "pancreas", "--organ-filter", "none") == 0
+    assert predict(ct, segmenter, tmp_path / "liver") == 0
+    alone, both = (voxels(tmp_path / name / "a.nii.gz") for name in ("anywhere", "liver"))
+    np.testing.assert_array_equal(alone, np.where(both == 2, 2, 0))
+    assert predict(ct, segmenter, tmp_path / "same", "--organ", "liver") == 0
+    np.testing.assert_array_equal(voxels(tmp_path / "same" / "a.nii.gz"), both)
+
+
+def test_a_folder_with_one_file_per_structure_is_an_organ_mask(tmp_path, segmenter):
+    for name, part in (("liver", slice(4, 10)), ("liver_tumor", slice(10, 12)), ("spleen", slice(12, 20))):
+        data = np.zeros(SHAPE, np.uint8)
+        data[part, 4:16, 4:12] = 1
+        mask(tmp_path / "atlas" / "a" / "segmentations" / f"{name}.nii.gz", data)
+    scan(tmp_path / "atlas" / "a" / "ct.nii.gz")
+    given = ("--organ-mask", tmp_path / "atlas", "--closing-mm", 0, "--dilation-mm", 0)
+    assert predict(tmp_path / "atlas", segmenter, tmp_path / "out", *given) == 0
+    assert predict(tmp_path / "atlas", segmenter, tmp_path / "all") == 0
+    kept, every = (voxels(tmp_path / name / "a.nii.gz") == 2 for name in ("out", "all"))
+    inside = np.zeros(SHAPE, bool)
+    inside[4:12, 4:16, 4:12] = True
+    np.testing.assert_array_equal(kept, every & inside)
+    first = json.loads((tmp_path / "out" / "a.json").read_text())["organ_mask"]
+    mask(tmp_path / "atlas" / "a" / "segmentations" / "spleen.nii.gz")  # another structure does not matter
+    assert predict(tmp_path / "atlas", segmenter, tmp_path / "out", *given) == 0
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["organ_mask"] == first

@@ -127,3 +127,29 @@ def test_bad_probabilities_are_named(cohort):
         write_nifti(cohort / "predictions" / "probabilities" / f"{case}.nii.gz", wrong, GRID.affine)
     with pytest.raises(CaseListError, match="has no probabilities from 0 to 1"):
         evaluated(cohort, froc=True).check_whole()
+
+
+def test_tumors_alone_are_scored_whatever_organ_was_predicted(cohort):
+    """A prediction of another organ: its organ does not count, nor do cases differ by whether it holds one."""
+    for case in "ab":
+        record = {"difftumor_version": "1", "organ": "kidney"}
+        (cohort / "predictions" / f"{case}.json").write_text(json.dumps(record))
+    with pytest.raises(CaseListError, match="prediction of kidney"):
+        evaluated(cohort)
+    found = evaluated(cohort, tumor_only=True)
+    found.check_whole()
+    assert [result.organ for result in found.results] == [None, None]
+    assert found.summary["settings"]["tumor_only"]
+    assert found.summary["scores"]["all_cases"]["organ_dsc"]["mean"] is None
+    assert found.summary["scores"]["cases_with_tumor"]["tumor_dsc"]["mean"] == 1
+    text = found.save(cohort / "out", worst=1)
+    assert "| Organ DSC | all cases | – | – | – | – | 0 | 0 |" in text
+    assert evaluate(label_map(3), label_map(3), spacing_mm=SPACING_MM, tumor_only=True).organ is None
+
+
+def test_predictions_that_say_they_hold_tumors_alone_have_no_organ_scores(cohort):
+    record = {"difftumor_version": "1", "organ": "liver", "trained_on": "kidney", "tumor_only": True}
+    write_nifti(cohort / "predictions" / "a.nii.gz", (label_map(3) == 2) * np.uint8(2), GRID.affine)
+    (cohort / "predictions" / "a.json").write_text(json.dumps(record))
+    first, second = evaluated(cohort).results
+    assert (first.organ, first.tumor.dsc, second.organ.dsc) == (None, 1, 1)

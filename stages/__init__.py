@@ -6,7 +6,7 @@ Needs the extra ``train``, and says so if it is missing.
 from importlib.util import find_spec
 
 # What the extra installs, by the names under which it is imported.
-EXTRA = ("hydra", "lpips", "pytorch_lightning", "tensorboard", "torchmetrics")
+EXTRA = ("hydra", "lpips", "pytorch_lightning", "submitit", "tensorboard", "torchmetrics")
 
 if missing := [name for name in EXTRA if find_spec(name) is None]:
     raise ModuleNotFoundError(

@@ -49,12 +49,19 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.shuffle = shuffle
         self.fixed = fixed
         self.epoch = 0
+        self._called = 0  # the epoch as Lightning counts it
+        self._resumed: tuple[int, int] | None = None
         self._orders: dict[tuple[Key, ...], Tensor] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Move the window; called by Lightning."""
+        self._called = epoch
         if not self.fixed:
             self.epoch = epoch
+
+    def resume_at(self, epoch: int, samples: int) -> None:
+        """Leave out the first samples of this rank in one epoch, which were seen before."""
+        self._resumed = (epoch, samples)
 
     def __len__(self) -> int:
         """Samples of this rank per epoch."""
@@ -63,7 +70,9 @@ class SeededSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (pass over the data set, index of the case)."""
         start = self.epoch * self.samples_per_epoch
-        for position in range(start + self.rank, start + self.samples_per_epoch, self.world_size):
+        seen = self._resumed[1] if self._resumed is not None and self._resumed[0] == self._called else 0
+        first = start + self.rank + seen * self.world_size
+        for position in range(first, start + self.samples_per_epoch, self.world_size):
             yield self._sample(position)
 
     def _sample(self, position: int) -> tuple[int, int]:

@@ -149,6 +149,6 @@ def split_as_later_stages(
     return train, tuple(case for case in cases.cases if case.patient in held_out)
 
 
-def main() -> None:
-    """Run the command line."""
-    command_line("autoencoder", AutoencoderOptions, build)
+def main(words: Sequence[str] | None = None, job: str | None = None) -> None:
+    """Run the command line; see ``command_line``."""
+    command_line("autoencoder", AutoencoderOptions, build, words=words, job=job)

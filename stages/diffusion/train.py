@@ -254,6 +254,6 @@ def _hosts(options: DiffusionOptions, codec: LatentCodec, held_out: HeldOut) -> 
     return make
 
 
-def main() -> None:
-    """Run the command line."""
-    command_line("diffusion", DiffusionOptions, build)
+def main(words: Sequence[str] | None = None, job: str | None = None) -> None:
+    """Run the command line; see ``command_line``."""
+    command_line("diffusion", DiffusionOptions, build, words=words, job=job)

@@ -57,6 +57,10 @@ class KeepLastAndBest(Checkpoint):
         """When the metrics were measured, for the provenance of artifacts."""
         return {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what the start of an epoch does, which is not called for one that is resumed inside."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the last epoch, even if it is not a multiple of ``trainer.validate_every_n_epochs``."""
         self._just_validated = False
@@ -79,13 +83,18 @@ class KeepLastAndBest(Checkpoint):
             self.metrics, self.metrics_epoch = validation_metrics(trainer), trainer.current_epoch + 1
             self._keep_best(trainer, pl_module)
         epoch = pl_module.epochs_done = trainer.current_epoch + 1
+        pl_module.batches_done = 0
         over = epoch == trainer.max_epochs or trainer.should_stop or trainer.received_sigterm
         if epoch % self.every_n_epochs == 0 or over:
-            temporary = self.folder / f".{LAST}.new"
-            trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
-            if trainer.is_global_zero:
-                os.replace(temporary, self.folder / LAST)
-            trainer.strategy.barrier("last.ckpt")
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt``, on all ranks at the same point."""
+        temporary = self.folder / f".{LAST}.new"
+        trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
+        if trainer.is_global_zero:
+            os.replace(temporary, self.folder / LAST)
+        trainer.strategy.barrier("last.ckpt")
 
     def _keep_best(self, trainer: pl.Trainer, module: StageModule) -> None:
         if self.monitor is None or self.monitor not in self.metrics:

@@ -61,7 +61,7 @@ def seeded_loader(
 
     Args:
         dataset: Cases to sample from.
-        trainer: Knows rank, world size and, when resuming, the epoch to start with.
+        trainer: Knows rank, world size and, when resuming, the epoch and batch to start with.
         seed: The order derives from it.
         batch_size: Samples per batch on this rank.
         num_workers: Processes that load; 0 loads in this one.
@@ -86,6 +86,8 @@ def seeded_loader(
     # Workers fetch their first batches before Lightning sets the epoch of a resumed run.
     if isinstance(module := trainer.lightning_module, StageModule):
         sampler.set_epoch(module.epochs_done)
+        if training:
+            sampler.resume_at(module.epochs_done, module.batches_done * batch_size)
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,14 +14,29 @@ from stages.config.compose import CONFIGS, OptionsT, compose_config, given_by
 from stages.run.run import Stage, run_stage
 
 
-def command_line(stage: str, kind: type[OptionsT], build: Callable[[OptionsT], Stage]) -> None:
-    """Run a stage from ``sys.argv``; prints one sentence and exits with 1 when something is wrong.
+def command_line(
+    stage: str,
+    kind: type[OptionsT],
+    build: Callable[[OptionsT], Stage],
+    *,
+    words: Sequence[str] | None = None,
+    job: str | None = None,
+) -> None:
+    """Run a stage; prints one sentence and exits with 1 when something is wrong.
 
     Args:
         stage: Name of the stage and of its file in ``configs/``.
         kind: Its options.
         build: Makes the stage from them.
+        words: The command line; None for ``sys.argv``, which may hold Hydra's own flags too.
+        job: See ``run_stage``.
     """
+    if words is not None:
+        try:
+            run_stage(compose_config(stage, words), kind, build, given=given_by(stage, words), job=job)
+        except DiffTumorError as error:
+            _fail(error)
+        return
     overrides = [item for item in sys.argv[1:] if not item.startswith("-")]
     if len(overrides) == len(sys.argv) - 1:  # --help, --multirun and other flags are Hydra's own
         try:

@@ -44,11 +44,13 @@ class Start:
         parents: Artifacts that it loaded, by role.
         world_size: On how many devices it runs.
         choices: Files that its command chose, by group, such as ``{"experiment": "demo"}``; None if nobody recorded it.
+        job: Of the scheduler, that ran it last; None for none.
     """
 
     parents: Mapping[str, Parent]
     world_size: int
     choices: Mapping[str, str] | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class RunFolder:
         before = self._start()
         return before.choices if before else None
 
+    def is_of(self, job: str | None) -> bool:
+        """Whether this job has started or resumed the run before."""
+        before = self._start()
+        return job is not None and before is not None and before.job == job
+
     def changed(
         self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
     ) -> list[tuple[str, Any, Any]]:
@@ -148,6 +155,8 @@ class RunFolder:
         record = {"parents": parents, "world_size": start.world_size}
         if start.choices is not None:
             record["choices"] = dict(start.choices)
+        if start.job is not None:
+            record["job"] = start.job
         with written_whole(self.path / START) as temporary:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
@@ -190,7 +199,7 @@ class RunFolder:
         if stored is None:
             return None
         parents = {role: Parent(Path(it["path"]), it["identity"]) for role, it in stored["parents"].items()}
-        return Start(parents, stored["world_size"], stored.get("choices"))
+        return Start(parents, stored["world_size"], stored.get("choices"), stored.get("job"))
 
     def mark_finished(self, artifact: Path, *, max_epochs: int | None) -> None:
         """Record which artifact the run ended with, and whether it was cut short by ``trainer.max_epochs``."""

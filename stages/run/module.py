@@ -36,6 +36,8 @@ class StageModule(pl.LightningModule, ABC):
         self.steps_done = 0
         # Kept by KeepLastAndBest: while a run is being restored, Lightning's current_epoch still is one behind.
         self.epochs_done = 0
+        # Of the epoch that a run was stopped in, which goes on with the next one.
+        self.batches_done = 0
 
     @property
     @abstractmethod
@@ -79,11 +81,14 @@ class StageModule(pl.LightningModule, ABC):
         """Keep the counts."""
         checkpoint["steps_done"] = self.steps_done
         checkpoint["epochs_done"] = self.epochs_done
+        if self.batches_done:
+            checkpoint["batches_done"] = self.batches_done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counts."""
         self.steps_done = int(checkpoint["steps_done"])
         self.epochs_done = int(checkpoint["epochs_done"])
+        self.batches_done = int(checkpoint.get("batches_done", 0))
 
 
 def preprocessing(*, window: IntensityWindow, spacing_mm: Sequence[float], crop: Sequence[int]) -> dict[str, Any]:

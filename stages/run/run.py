@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
+import signal
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from stages.config.reading import read_options, to_plain
 from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
 from stages.run.folder import Ownership, RunFolder, Start
 from stages.run.module import StageModule
+from stages.run.stopping import SaveWhenStopped, StoppedBySignal
 from stages.run.trainer import check_device, make_trainer, number_format
 
 T = TypeVar("T")
@@ -93,7 +96,12 @@ class _Run:
 
 
 def run_stage(
-    config: DictConfig, kind: type[OptionsT], build: Callable[[OptionsT], Stage], *, given: Given | None = None
+    config: DictConfig,
+    kind: type[OptionsT],
+    build: Callable[[OptionsT], Stage],
+    *,
+    given: Given | None = None,
+    job: str | None = None,
 ) -> Path:
     """Train a stage, or resume its training, and write its artifact.
 
@@ -106,6 +114,7 @@ def run_stage(
         build: Makes module and data from them; it checks what can be checked before data are loaded.
         given: Which options the command gives; a run that goes on keeps its own values of all others, and says so.
             None takes all of ``config`` for given.
+        job: Identifies what a scheduler may start again: with ``fresh=true`` it starts over once only.
 
     Returns:
         Folder of the artifact.
@@ -118,8 +127,10 @@ def run_stage(
     config = copy.deepcopy(config)  # with the number format that "auto" stands for here, as the run's record has it
     OmegaConf.update(config, "trainer.precision", number_format(place.trainer))
     folder = RunFolder.of(runs_dir=place.runs_dir, stage=place.stage, name=str(place.name))
-    finished = not place.fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
-    resuming = not place.fresh and folder.last.is_file()
+    fresh = place.fresh and not folder.is_of(job)
+    OmegaConf.update(config, "fresh", fresh)
+    finished = not fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
+    resuming = not fresh and folder.last.is_file()
     kept = ""
     if given is not None and (finished or resuming):
         folder.check_usable()
@@ -137,7 +148,7 @@ def run_stage(
             return run.artifact
     built = build(options)
     trainer, keep = _trainer(run, built)
-    start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices)
+    start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices, job=job)
     if is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
         _check_folder(run, built, start, resuming)
     keep.training |= built.check()
@@ -167,7 +178,7 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
         training=run.provenance,
     )
     epochs = options.max_epochs or built.epochs
-    callbacks: list[Callback] = [keep, *progress_display(options.progress_bar)]
+    callbacks: list[Callback] = [keep, SaveWhenStopped(keep), *progress_display(options.progress_bar)]
     if built.patience is not None and built.monitor is not None:
         callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience, strict=False))
     trainer = make_trainer(
@@ -201,13 +212,17 @@ def _open_folder(run: _Run, start: Start, resuming: bool) -> None:
 
 def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) -> None:
     try:
-        trainer.fit(built.module, built.data, ckpt_path=checkpoint, weights_only=True)
+        with warnings.catch_warnings():
+            # Loaders are resumable by StageModule.batches_done, which Lightning does not know.
+            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+            trainer.fit(built.module, built.data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:
         # Lightning ends with 0 on SIGTERM, which a scheduler would take for success.
         last = run.folder.last
         kept = f"rerun the same command to resume from {last}" if last.is_file() else "no checkpoint was written yet"
         say(f"Interrupted at step {built.module.steps_done}: {kept}.")
-        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        signum = stop.signum if isinstance(stop, StoppedBySignal) else signal.SIGTERM
+        raise SystemExit(128 + (signum if isinstance(stop, SIGTERMException) else signal.SIGINT)) from stop
     except DiffTumorError as error:
         if (original := _of_loading_process(error)) is None:
             raise

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from difftumor.datasets.crops import SegmentationCrop
@@ -141,6 +141,6 @@ def _module(
     )
 
 
-def main() -> None:
-    """Run the command line."""
-    command_line("segmentation", SegmentationOptions, build)
+def main(words: Sequence[str] | None = None, job: str | None = None) -> None:
+    """Run the command line; see ``command_line``."""
+    command_line("segmentation", SegmentationOptions, build, words=words, job=job)

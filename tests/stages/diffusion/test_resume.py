@@ -191,7 +191,10 @@ def test_a_killed_process_resumes_to_the_same_weights(trained, whole, tumor_coho
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert died.returncode == (-9 if how is signal.SIGKILL else 143), died.stderr
-    assert torch.load(tmp_path / "runs/diffusion/parted/last.ckpt", weights_only=True)["steps_done"] == 3
+    kept = torch.load(tmp_path / "runs/diffusion/parted/last.ckpt", weights_only=True)
+    assert kept["steps_done"] == (
+        3 if how is signal.SIGKILL else 5
+    )  # of the last epoch, or of the step before it stopped
     assert not (tmp_path / "parted").exists()
     trained("parted", workers=(workers,))
     assert_same(state(tmp_path, "parted"), whole[0])

@@ -11,7 +11,7 @@ import yaml
 NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
     "data.cache_dir", "autoencoder.on_overlap", "synthesis.on_overlap",
-    "trainer.accelerator", "trainer.strategy", "trainer.max_epochs",
+    "trainer.accelerator", "trainer.strategy", "trainer.timeout_minutes", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip

@@ -20,6 +20,7 @@ class TrainerOptions:
         devices: How many GPUs of each machine, or -1 for all.
         num_nodes: Machines.
         strategy: Lightning's name for how several devices train together.
+        timeout_minutes: How long the processes of a run wait for each other before it ends with an error.
         precision: Lightning's name for the number format; ``"auto"`` is 16-mixed on a GPU and 32-true elsewhere.
         max_epochs: Cuts a run short; None for as many epochs as the stage's training section says.
         limit_train_batches: Number (int) or share (float) of an epoch's batches; None for all.
@@ -35,6 +36,7 @@ class TrainerOptions:
     devices: int | str | tuple[int, ...]
     num_nodes: Count
     strategy: str
+    timeout_minutes: Positive
     precision: Any
     max_epochs: Count | None
     limit_train_batches: int | float | None

@@ -245,11 +245,16 @@ class DiffusionModule(StageModule):
         self._latents_seen = True
 
     def _drawn(self, latent_BCZXY: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw t and ε of every element from (seed, step, rank, element), counting on through the step's batches."""
+        """Draw t and ε of every element from (seed, step, element), counting on through the step's batches.
+
+        Rank r of W has the elements r, r + W, … of the step, as the sampler deals them.
+        """
         times, noises = [], []
+        ranks = self.trainer.world_size if self._trainer is not None else 1
         first = self._batches * len(latent_BCZXY)
-        for element in range(first, first + len(latent_BCZXY)):
-            generator = self.step_generator("rank", self.global_rank, "element", element)
+        for own in range(first, first + len(latent_BCZXY)):
+            # The first two keys are as in earlier versions, in which every rank had noise of its own.
+            generator = self.step_generator("rank", 0, "element", self.global_rank + own * ranks)
             times.append(torch.randint(self.schedule.timesteps, (), generator=generator))
             noises.append(torch.randn(latent_BCZXY.shape[1:], generator=generator))
         device = latent_BCZXY.device

@@ -29,7 +29,7 @@ from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, pr
 from stages.run.folder import Ownership, RunFolder, Start
 from stages.run.module import StageModule
 from stages.run.stopping import SaveWhenStopped, StoppedBySignal
-from stages.run.trainer import check_device, make_trainer, number_format
+from stages.run.trainer import check_device, lost_process, make_trainer, number_format
 
 T = TypeVar("T")
 
@@ -233,6 +233,11 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
             f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
     except (RuntimeError, EOFError, KeyError) as error:
+        if (lost := lost_process(error)) is not None:
+            raise TrainingError(
+                f"Another process of {run.folder.path} was lost at step {built.module.steps_done} ({lost}): see its "
+                "log, and rerun the same command to go on from the last checkpoint."
+            ) from error
         if checkpoint is not None and built.module.steps_done == 0:
             raise TrainingError(
                 f"{checkpoint} cannot be resumed ({str(error).splitlines()[0]}): set fresh=true to start over."

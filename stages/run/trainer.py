@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import Strategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from difftumor.errors import ConfigError, DeviceError
@@ -38,7 +42,7 @@ def make_trainer(
             accelerator=options.accelerator,
             devices=list(options.devices) if isinstance(options.devices, tuple) else options.devices,
             num_nodes=options.num_nodes,
-            strategy=options.strategy,
+            strategy=_strategy(options),
             precision=number_format(options),
             max_epochs=epochs,
             limit_train_batches=options.limit_train_batches,
@@ -82,8 +86,40 @@ def check_device(options: TrainerOptions) -> None:
         raise ConfigError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU.")
 
 
+def lost_process(error: BaseException) -> str | None:
+    """Return what is wrong, if an error says that another process of the run is gone or does not answer; else None."""
+    reason = str(error).splitlines()[0].strip() if str(error) else ""
+    # Gloo has no class of errors of its own, but names the file of its source in brackets.
+    if not (isinstance(error, torch.distributed.DistError) or re.match(r"\[\S*gloo/", reason)):
+        return None
+    return re.sub(r"^\[\S+\] ", "", reason).partition(". ")[0].rstrip(".")
+
+
 def _on_gpu(options: TrainerOptions) -> bool:
     return options.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def _strategy(options: TrainerOptions) -> str | Strategy:
+    """Return how several devices train together, with the time after which a process that does not answer is lost."""
+    # A step may leave weights out, which plain DDP refuses; stage 1 averages its gradients itself.
+    several = options.num_nodes > 1 or _devices(options) > 1
+    name = "ddp_find_unused_parameters_true" if options.strategy == "auto" and several else options.strategy
+    if not name.startswith("ddp") or name not in StrategyRegistry:
+        return name
+    entry = StrategyRegistry[name]
+    made: Strategy = entry["strategy"](**entry["init_params"], timeout=timedelta(minutes=options.timeout_minutes))
+    return made
+
+
+def _devices(options: TrainerOptions) -> int:
+    """Return how many devices of this machine are used."""
+    if isinstance(options.devices, tuple):
+        return len(options.devices)
+    accelerator = CUDAAccelerator if _on_gpu(options) else CPUAccelerator
+    if options.devices == "auto":
+        return accelerator.auto_device_count()
+    devices = accelerator.parse_devices(options.devices)
+    return len(devices) if isinstance(devices, list) else int(devices or 0)
 
 
 def _plugins() -> list[Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ class SlurmCluster:
     def set_idle(self) -> None:
         """End all jobs and bring all nodes back."""
         self.run("scancel", "--user", _user())
-        _wait_until(lambda: not self.run("squeue", "--noheader").stdout, 60, "jobs do not end")
+        wait_until(lambda: not self.run("squeue", "--noheader").stdout, 60, "jobs do not end")
         for line in self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t").stdout.splitlines():
             node, state = line.split()
             if state.rstrip("*") in ("down", "drain", "drng"):
@@ -145,7 +145,7 @@ class SlurmCluster:
             done = self.run("sinfo", "--noheader", "--partition=main", "--Node", "--format=%t", check=False)
             return done.stdout.split() == ["idle"] * len(NODES)
 
-        _wait_until(idle, 60, "nodes are not idle")
+        wait_until(idle, 60, "nodes are not idle")
 
 
 @contextlib.contextmanager
@@ -165,6 +165,7 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
         "SLURM_CONF": f"{folder}/slurm.conf",
         # The names of the nodes do not resolve; on a real cluster they do, and Lightning takes the first one's.
         "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
     }
     cluster = SlurmCluster(folder, environment)
     daemons: list[subprocess.Popen[bytes]] = []
@@ -173,7 +174,7 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
                  f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munged.seed", "--num-threads=2",
                  f"--log-file={folder}/munged.log.full")  # fmt: skip
         daemons.append(_daemon(cluster, "munged", "munged", *munge))
-        _wait_until((folder / "munge.socket").exists, 20, "munged does not start", folder)
+        wait_until((folder / "munge.socket").exists, 20, "munged does not start", folder)
         daemons.append(_daemon(cluster, "slurmctld", "slurmctld", "-D"))
         daemons += [_daemon(cluster, f"slurmd.{node}", "slurmd", "-D", "-N", node) for node in NODES]
         try:
@@ -239,7 +240,8 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         daemon.wait()
 
 
-def _wait_until(condition, seconds: float, otherwise: str, folder: Path | None = None) -> None:
+def wait_until(condition: Callable[[], object], seconds: float, otherwise: str, folder: Path | None = None) -> None:
+    """Wait until a condition holds, or fail."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{otherwise}\n{_logs(folder) if folder else ''}"

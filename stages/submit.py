@@ -171,17 +171,18 @@ def show_status(words: Sequence[str]) -> None:
     if unknown := [word for word in words if word != "--watch" and not word.startswith("runs_dir=")]:
         raise ConfigError(f"status takes runs_dir=DIR and --watch, not '{unknown[0]}'.")
     folder = _folder(options.get("runs_dir", "runs"))
-    console = Console()
-    if "--watch" not in words:
-        console.print(status_table(_states(folder)))
-        return
-    with Live(status_table(_states(folder)), console=console) as live:
-        while True:
-            states = _states(folder)
-            live.update(status_table(states))
-            if not any(state.queued for state in states):
-                return
-            time.sleep(5)
+    states = _states(folder)
+    if "--watch" in words:
+        with Live(status_table(states), refresh_per_second=1) as live:
+            while any(state.queued for state in states):
+                time.sleep(5)
+                states = _states(folder)
+                live.update(status_table(states))
+    else:
+        Console().print(status_table(states))
+    for state in states:
+        if state.state not in ("pending", "completed"):
+            print(*(f"{state.name}: {text}" for text in (state.error, state.log) if text), sep="\n")
 
 
 def _states(folder: Path) -> list[JobState]:
@@ -193,11 +194,12 @@ def _states(folder: Path) -> list[JobState]:
 def status_table(states: Sequence[JobState]) -> Table:
     """Return states as a table."""
     table = Table(box=None, pad_edge=False)
-    for name in ("job", "state", "id", "node", "time", "log", "error"):
-        table.add_column(name, overflow="fold")
+    for name in ("job", "state", "id", "node", "time", "waits for"):
+        table.add_column(name, no_wrap=True)
     for state in states:
         ran = "" if state.seconds is None else str(timedelta(seconds=state.seconds))
-        table.add_row(state.name, state.state, state.id, state.node, ran, str(state.log), state.error)
+        reason = state.error if state.state in ("pending", "requeued") else ""
+        table.add_row(state.name, state.state, state.id, state.node, ran, reason)
     return table
 
 

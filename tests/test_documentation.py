@@ -8,7 +8,9 @@ import pytest
 import typer
 
 from difftumor.cli import app
+from stages.cluster.options import read_cluster
 from stages.config.compose import compose_config
+from stages.submit import checked, expand
 from tests.conftest import REPOSITORY
 from tests.documentation import PREPARE, blocks, commands
 
@@ -32,6 +34,9 @@ def test_command_is_understood(words):
             words = words[1:]
             command = command.commands[words[0]]
         command.make_context(words[0], words[1:])  # parses and checks the options, runs nothing
+    elif program == "python" and rest[1] == "stages.submit":
+        if rest[2] != "status":
+            assert [checked(rest[2], each) for each in expand(rest[2], read_cluster(rest[3:])[1])]
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python" and rest[1].startswith("studies."):

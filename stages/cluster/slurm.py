@@ -173,7 +173,8 @@ def _outside_of_jobs() -> Iterator[None]:
 
 def _refused(text: str, cluster: ClusterOptions) -> ConfigError:
     """One sentence from what sbatch says."""
-    lines = [line.removeprefix("sbatch: error: ").strip() for line in text.splitlines() if line.strip()]
+    lines = [re.sub(r"^sbatch: (error: |fatal: )?", "", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Try ")]
     reason = (lines[-1] if lines else "no reason given").removeprefix("Batch job submission failed: ").rstrip(".")
     if ("contact" in text and "controller" in text) or "configuration source" in text:
         return ConfigError(f"SLURM's controller does not answer ({reason}): try again later.")

@@ -111,7 +111,7 @@ REFUSALS = {
     "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n":
         r"SLURM's controller does not answer .*connect failure\)\): try again later",
     "sbatch: unrecognized option '--colour=red'\nTry \"sbatch --help\" for more information\n":
-        r"SLURM refuses the job .*: correct --colour in cluster\.more",
+        r"SLURM refuses the job \(unrecognized option '--colour=red'\): correct --colour in cluster\.more\.",
     "sbatch: error: Batch job submission failed: Requested node configuration is not available\n":
         r"SLURM refuses the job \(Requested node configuration is not available\)",
 }  # fmt: skip

@@ -160,8 +160,8 @@ def test_readme_commands_run(finished, tmp_path):
     saved(diffusion_checkpoint(autoencoder_entries()), published / "liver_early.pt")
     ran = 0
     for words in commands(REPOSITORY / "README.md"):
-        if words[0] in ("make", "source"):
-            continue  # .ci/run runs the former
+        if words[0] in ("make", "source") or "stages.submit" in words:
+            continue  # .ci/run runs the first; the last returns before its jobs have begun
         words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
         words = [word.replace("/data/healthy", str(finished.test)) for word in words]
         words = [word.replace("/data/Task03_Liver", str(finished.training)) for word in words]

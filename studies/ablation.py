@@ -1,4 +1,4 @@
-"""What makes hand-crafted tumors teach: ``python -m studies.ablation --test TEST organ=liver data.root=HEALTHY``.
+"""What makes hand-crafted tumors teach: ``python -m studies.ablation run --test TEST organ=liver data.root=HEALTHY``.
 
 The ablation of Hu et al. (CVPR 2023), Table 4: trains segmenters on hand-crafted tumors of all sizes with elastic
 deformation and blurred rims, and on tumors without some of these, each with several seeds and the same number of steps,
@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,17 @@ from difftumor.reporting.tables import Row
 from difftumor.synthesis.distributions import fixed
 from difftumor.synthesis.sizes import SIZE_CHOICES
 from stages.segmentation.options import SegmentationOptions
-from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
 from studies.jobs.segmenters import (
     SMALL_RADIUS_MM,
+    SegmenterGraph,
     SegmenterScores,
     mean_and_spread,
     options_of,
     scores_figure,
-    study_parser,
-    train_and_test,
+    segmenter_options,
 )
+from studies.jobs.study import Study
 
 GROUP, TINY = "ablation", "tiny"
 COMPONENTS = ("tiny size", "elastic deformation", "edge blurring")
@@ -42,21 +41,23 @@ ABLATIONS: Mapping[str, tuple[bool, bool, bool]] = {
 }
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Train what is not trained yet, test, and write the results.
-
-    Returns:
-        The page.
+def declare(arguments: argparse.Namespace) -> SegmenterGraph:
+    """Return the trainings of all ablations and their predictions.
 
     Raises:
-        DiffTumorError: An option is wrong, or a training has failed.
+        ConfigError: An option contradicts an ablation.
     """
     # The user's options come after the experiment, so that another experiment replaces it.
     kinds = {
         name.replace("_", " "): ["experiment=label_free", *arguments.options, f"{GROUP}={name}"] for name in ABLATIONS
     }
     _check_ticks(kinds, arguments.options)
-    tested = train_and_test(kinds, arguments)
+    return SegmenterGraph(kinds, arguments)
+
+
+def write_table(arguments: argparse.Namespace, graph: SegmenterGraph) -> Path:
+    """Test, write the results, and return the page."""
+    tested = graph.test()
     small = f"sensitivity, radius below {SMALL_RADIUS_MM:g} mm"
     return write_results(
         arguments.out,
@@ -135,8 +136,15 @@ def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:
     ]
 
 
-command_line = partial(study_parser, "ablation", __doc__)
-main = partial(run_command, command_line, run_study)
+STUDY = Study(
+    "ablation",
+    __doc__,
+    declare,
+    write_table,
+    segmenter_options,
+    words="options of stage 3, such as organ=liver data.root=PATH",
+)
+main = STUDY.main
 
 
 if __name__ == "__main__":

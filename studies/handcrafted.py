@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from difftumor.scans.intensity import IntensityWindow
 from difftumor.synthesis.scan.inputs import Scan
 from difftumor.synthesis.scan.options import SynthesisOptions
 from difftumor.synthesis.spec import TumorSpec
-from studies.jobs.commands import run_command
+from studies.jobs.measurement import MeasuringStudy
 from studies.jobs.results import Picture, write_results
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -224,19 +223,15 @@ def _around(volume: CT, center: Sequence[int], half: int = 36) -> CT:
     return padded[x : x + 2 * half, y : y + 2 * half, z + half : z + half + 1]
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    description = (__doc__ or "").splitlines()[0].replace("`", "")
-    parser = argparse.ArgumentParser(prog="python -m studies.handcrafted", description=description)
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with abdomen/ and sarcoma/; without: the synthetic liver")
     parser.add_argument("--patients", nargs="*", default=["STS_001", "STS_006", "STS_032"], help="of sarcoma/")
     parser.add_argument("--count", type=int, default=4, help="tumors per scan (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the tumors (0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/handcrafted"), help="folder of the study")
-    return parser
 
 
-main = partial(run_command, command_line, run_study)
+STUDY = MeasuringStudy("handcrafted", __doc__, run_study, _add_options)
+main = STUDY.main
 
 
 if __name__ == "__main__":

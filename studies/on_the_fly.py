@@ -1,4 +1,4 @@
-"""What tumors on the fly need to teach: ``python -m studies.on_the_fly --test TEST data.healthy_root=PATH``.
+"""What tumors on the fly need to teach: ``python -m studies.on_the_fly run --test TEST data.healthy_root=PATH``.
 
 Trains segmenters on diffusion tumors made during training, by all combinations of the smoothing of the Dice, the share
 of the crops with tumors, and crops around the organ or around tumors; and, to compare with, on hand-crafted tumors and
@@ -14,9 +14,9 @@ from itertools import product
 from pathlib import Path
 
 from difftumor.reporting.tables import Row
-from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
-from studies.jobs.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
+from studies.jobs.segmenters import SegmenterGraph, SegmenterScores, mean_and_spread, scores_figure, segmenter_options
+from studies.jobs.study import Study
 
 SMOOTHING, PROBABILITY, CROPS = "smoothing", "crops with tumors", "crops around"
 # Factors with their levels: what the table calls each, and its options of stage 3.
@@ -32,23 +32,29 @@ FACTORS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 HANDCRAFTED = (("published", "half", "organ"), ("published", "all", "tumors"))
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Train what is not trained yet, test, and write the results.
+def declare(arguments: argparse.Namespace) -> SegmenterGraph:
+    """Return the trainings of all combinations and those to compare with, and their predictions."""
+    kinds = {
+        f"{tumors} {' '.join(levels)}".replace(",", ""): [*arguments.options, *options]
+        for (tumors, levels), options in _rows(arguments).items()
+    }
+    return SegmenterGraph(kinds, arguments)
 
-    Returns:
-        The page.
 
-    Raises:
-        DiffTumorError: An option is wrong, or a training has failed.
-    """
+def _rows(arguments: argparse.Namespace) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """Return the rows of the table, tumors and levels, with the options that they are."""
     combinations = list(product(*FACTORS.values()))
     rows = {("diffusion, on the fly", levels): ["tumors=diffusion", *_options(levels)] for levels in combinations}
     rows |= {("hand-crafted, on the fly", levels): ["tumors=handcrafted", *_options(levels)] for levels in HANDCRAFTED}
     if arguments.made_before is not None:
         before = ["tumors=diffusion", f"synthesis.offline={arguments.made_before}", *_options(("published", "all"))]
         rows["diffusion, made before", ("published", "all", "tumors")] = before
-    kinds = {f"{tumors} {' '.join(levels)}".replace(",", ""): options for (tumors, levels), options in rows.items()}
-    tested = train_and_test({kind: [*arguments.options, *own] for kind, own in kinds.items()}, arguments)
+    return rows
+
+
+def write_table(arguments: argparse.Namespace, graph: SegmenterGraph) -> Path:
+    """Test, write the results, and return the page."""
+    tested = graph.test()
     return write_results(
         arguments.out,
         "on_the_fly",
@@ -60,7 +66,7 @@ def run_study(arguments: argparse.Namespace) -> Path:
             "made before are cropped as annotated ones. Tumor DSC is the mean over the scans with tumors, sensitivity "
             "the share of tumors with at least one voxel found. ± is the standard deviation over the seeds.",
         ],
-        rows=table_rows(list(rows), list(tested.scores.values())),
+        rows=table_rows(list(_rows(arguments)), list(tested.scores.values())),
         pictures={
             "trainings": Picture(
                 scores_figure(tested, {"tumor_dsc": "tumor DSC", "sensitivity": "tumor-wise sensitivity"}),
@@ -98,8 +104,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-command_line = partial(study_parser, "on_the_fly", __doc__, more=_add_options)
-main = partial(run_command, command_line, run_study)
+STUDY = Study(
+    "on_the_fly",
+    __doc__,
+    declare,
+    write_table,
+    partial(segmenter_options, more=_add_options),
+    words="options of stage 3, such as organ=liver data.healthy_root=PATH",
+)
+main = STUDY.main
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ label. Nothing is trained.
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from difftumor.synthesis.blending import blurred_weight
 from difftumor.synthesis.sizes import SIZES
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from studies.jobs.commands import run_command, whole_number
+from studies.jobs.measurement import MeasuringStudy
 from studies.jobs.results import write_results
+from studies.jobs.study import whole_number
 
 RIMS: Mapping[str, Mapping[str, Any]] = {
     "σ U(0, 4) mm, as published": {"blur_mm": {"uniform": [0, 4]}},
@@ -101,17 +101,13 @@ def _percent(values: np.ndarray) -> str:
     return f"{100 * float(np.mean(values)):.0f} %"
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    description = (__doc__ or "").splitlines()[0].replace("`", "")
-    parser = argparse.ArgumentParser(prog="python -m studies.rims", description=description)
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=whole_number, default=100, help="tumors per size (100)")
     parser.add_argument("--crop", type=whole_number, default=96, help="voxels along each side of a crop (96)")
-    parser.add_argument("--out", type=Path, default=Path("runs/rims"), help="folder of the study (runs/rims)")
-    return parser
 
 
-main = partial(run_command, command_line, run_study)
+STUDY = MeasuringStudy("rims", __doc__, run_study, _add_options)
+main = STUDY.main
 
 
 if __name__ == "__main__":

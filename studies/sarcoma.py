@@ -1,4 +1,4 @@
-"""Stage 2 on real tumors: ``python -m studies.sarcoma --data PATH`` with the folder of the sarcoma patients.
+"""Stage 2 on real tumors: ``python -m studies.sarcoma run --data PATH`` with the folder of the sarcoma patients.
 
 Trains an autoencoder on the training patients of one fold, then a diffusion model on all their tumors and another on
 one of them (DiffTumor, Figure 5), makes tumors in the host tissue of the held-out patients with both, and measures how
@@ -8,7 +8,7 @@ far they are from the held-out real tumors. Rerunning it resumes.
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 from difftumor.evaluation.realism.figures import appearance_figure
@@ -16,13 +16,15 @@ from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import curves
+from stages.diffusion.hosts import HeldOut
 from stages.run.pictures import Curve, read_curves
-from studies.jobs.commands import run_command, train
 from studies.jobs.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
+from studies.jobs.graph import Graph, Value
 from studies.jobs.results import Picture, write_results
+from studies.jobs.study import Study, require_done
 from studies.sarcoma_data import BODY, write_sarcoma
 
-MODELS = {"all tumors": "all", "one tumor": "1"}
+MODELS: Mapping[str, int | str] = {"all tumors": "all", "one tumor": 1}
 # As published, at 1 mm; for a GPU.
 FULL: Mapping[str, tuple[str, ...]] = {
     "both": ("data.cache_rate=1.0",),
@@ -52,12 +54,8 @@ SMALL: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    description = (__doc__ or "").splitlines()[0].replace("`", "")
-    parser = argparse.ArgumentParser(prog="python -m studies.sarcoma", description=description)
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <patient>/ct.nii.gz and tumor.nii.gz")
-    parser.add_argument("--out", type=Path, default=Path("runs/sarcoma"), help="folder of the study (runs/sarcoma)")
     parser.add_argument(
         "--size", choices=("small", "full"), default="small", help="small: for a CPU; full: as published"
     )
@@ -73,32 +71,52 @@ def command_line() -> argparse.ArgumentParser:
             metavar="OPTION",
             help=f"further options of stages.{stage}, which override those of --size",
         )
-    return parser
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Train what is not trained yet, compare, and write the results.
+class SarcomaGraph(Graph):
+    """An autoencoder, a diffusion model of all tumors, and one of a single tumor.
 
-    Returns:
-        The page.
+    Args:
+        arguments: Of the command line.
 
     Raises:
-        DiffTumorError: An option is wrong, data are missing, or a training has failed.
+        DiffTumorError: Data are missing, or an option is wrong.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments.out)
+        pick_device(arguments.device)  # before hours are spent
+        preset = FULL if arguments.size == "full" else SMALL
+        data = write_sarcoma(arguments.data, self.folder / "data", count=arguments.folds, fold=arguments.fold)
+        root = f"data.root={data}"
+        self.options = [
+            *BODY, "tumor_stage=late", root, *preset["both"], *preset["diffusion"],
+            f"latents.cache={self.folder}/latents", f"validation.hosts={arguments.hosts}", *arguments.diffusion,
+        ]  # fmt: skip
+        own = [root, *preset["both"], *preset["autoencoder"], *arguments.autoencoder]
+        self.autoencoder = self.stage("autoencoder", "autoencoder", own, {})
+        values: dict[str, Value] = {"autoencoder.artifact": self.autoencoder}
+        self.models = {
+            name: self.stage("diffusion", name.replace(" ", "_"), self.options, {**values, "data.max_tumors": most})
+            for name, most in MODELS.items()
+        }
+
+    @cached_property
+    def unseen(self) -> HeldOut:
+        """What the models are judged by."""
+        return judged_by(self.options)
+
+
+def write_table(arguments: argparse.Namespace, graph: SarcomaGraph) -> Path:
+    """Compare the models, write the results, and return the page.
+
+    Raises:
+        DiffTumorError: A model is missing or cannot be used.
     """
     device = pick_device(arguments.device)
-    preset = FULL if arguments.size == "full" else SMALL
-    data = write_sarcoma(arguments.data, arguments.out / "data", count=arguments.folds, fold=arguments.fold)
-    places = (f"data.root={data}", f"runs_dir={arguments.out}/runs", f"checkpoints_dir={arguments.out}/checkpoints")
-    options = [
-        *BODY, "tumor_stage=late", *places, *preset["both"], *preset["diffusion"],
-        f"latents.cache={arguments.out}/latents", f"validation.hosts={arguments.hosts}", *arguments.diffusion,
-    ]  # fmt: skip
-    unseen = judged_by(options)
-    train("autoencoder", ["name=sarcoma", *places, *preset["both"], *preset["autoencoder"], *arguments.autoencoder])
-    artifacts = {name: arguments.out / "checkpoints" / name.replace(" ", "_") for name in MODELS}
-    for most, artifact in zip(MODELS.values(), artifacts.values(), strict=True):
-        train("diffusion", [f"name={artifact.name}", f"artifact={artifact}", f"data.max_tumors={most}", *options])
-    comparison = compare(artifacts, unseen, device=device)
+    require_done(graph)
+    artifacts = {name: node.output for name, node in graph.models.items()}
+    comparison = compare(artifacts, graph.unseen, device=device)
     return write_results(
         arguments.out,
         "sarcoma",
@@ -111,13 +129,13 @@ def run_study(arguments: argparse.Namespace) -> Path:
         ],
         rows=table_rows(comparison),
         pictures=_pictures(
-            comparison, {name: arguments.out / "runs/diffusion" / path.name for name, path in artifacts.items()}
+            comparison, {name: graph.folder / "runs/diffusion" / path.name for name, path in artifacts.items()}
         ),
         details={
             "command": arguments.command,
             "device": describe_device(device),
             **comparison.counts,
-            "autoencoder": _measured(arguments.out / "checkpoints" / "autoencoder"),
+            "autoencoder": _measured(graph.autoencoder.output),
             **{name: _measured(artifact) for name, artifact in artifacts.items()},
         },
     )
@@ -151,7 +169,8 @@ def _measured(artifact: Path) -> str:
     return f"{config.training['steps']} steps; " + ", ".join(metrics)
 
 
-main = partial(run_command, command_line, run_study)
+STUDY = Study("sarcoma", __doc__, SarcomaGraph, write_table, _add_options, check=lambda graph: graph.unseen)
+main = STUDY.main
 
 
 if __name__ == "__main__":

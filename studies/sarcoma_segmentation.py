@@ -1,4 +1,4 @@
-"""Which tumors to train a segmenter of real sarcomas on: ``python -m studies.sarcoma_segmentation --study FOLDER``.
+"""Which tumors to train a segmenter of real sarcomas on: ``python -m studies.sarcoma_segmentation run --study FOLDER``.
 
 Takes patients, folds and the diffusion model of all tumors from the folder of ``studies.sarcoma``, and runs
 ``studies.tumor_sources`` on them: trained on the training patients, tested on the held-out ones. No scan of this data
@@ -20,11 +20,11 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import folder_written_whole
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import TUMOR
-from studies.jobs.commands import run_command
-from studies.jobs.segmenters import study_parser
+from studies.jobs.segmenters import SegmenterGraph, segmenter_options
+from studies.jobs.study import Study
 from studies.sarcoma_data import BODY
-from studies.tumor_sources import add_sources
-from studies.tumor_sources import run_study as compare_sources
+from studies.tumor_sources import add_sources, write_table
+from studies.tumor_sources import declare as declare_sources
 
 FEW, HEALTHY, TEST = "few.json", "healthy.json", "test.json"
 # Least height of a slab of tumor-free slices; that of the crops, so that none is padded with air.
@@ -45,21 +45,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study", type=Path, default=Path("runs/sarcoma"), help="folder of studies.sarcoma (runs/sarcoma)"
     )
+    parser.add_argument("--model", type=Path, help="its diffusion model of all tumors, if it has left several")
     add_sources(parser, chosen=("real", "none", "mixed_copy_paste", "mixed"))
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Write the lists, train what is not trained yet, test, and write the results.
-
-    Returns:
-        The page.
+def declare(arguments: argparse.Namespace) -> SegmenterGraph:
+    """Write the lists, and return the trainings of the chosen sources and their predictions.
 
     Raises:
-        DiffTumorError: Patients or model are missing, an option is wrong, or a training has failed.
+        DiffTumorError: Patients or model are missing, or an option is wrong.
     """
-    model = arguments.study / "checkpoints" / "all_tumors"
-    if not model.is_dir():
-        raise ConfigError(f"{model} is missing: run python -m studies.sarcoma --out {arguments.study} first.")
+    model = arguments.model or _model_of(arguments.study)
     seen = read_config(model).preprocessing
     spacing_mm = [float(step) for step in seen["spacing_mm"]]
     crop = [*seen["crop"][:2], max(MULTIPLE, int(SLAB_MM / spacing_mm[2]) // MULTIPLE * MULTIPLE)]
@@ -68,7 +64,19 @@ def run_study(arguments: argparse.Namespace) -> Path:
         *BODY, *SMALL, f"data.root={lists / FEW}", f"data.healthy_root={lists / HEALTHY}",
         f"synthesis.late_model={model}", f"data.spacing_mm={spacing_mm}", f"data.crop={crop}", *arguments.options,
     ]  # fmt: skip
-    return compare_sources(argparse.Namespace(**{**vars(arguments), "options": options, "test": lists / TEST}))
+    return declare_sources(argparse.Namespace(**{**vars(arguments), "options": options, "test": lists / TEST}))
+
+
+def _model_of(study: Path) -> Path:
+    """Return the diffusion model of all tumors that a study of sarcomas has left."""
+    found = sorted((study / "checkpoints").glob("all_tumors*"))
+    if not found:
+        raise ConfigError(f"{study} has no model of all tumors: run python -m studies.sarcoma run --out {study} first.")
+    if len(found) > 1:
+        raise ConfigError(
+            f"{study} has {len(found)} models of all tumors: choose one with --model, such as {found[0]}."
+        )
+    return found[0]
 
 
 def write_lists(data: Path, folder: Path) -> Path:
@@ -121,8 +129,15 @@ def _write_slabs(case: Case, folder: Path) -> Iterator[Case]:
         yield replace(case, id=slab, image=files[0], labels=files[1], tumor_organs=())
 
 
-command_line = partial(study_parser, "sarcoma_segmentation", __doc__, more=_add_options, data=False)
-main = partial(run_command, command_line, run_study)
+STUDY = Study(
+    "sarcoma_segmentation",
+    __doc__,
+    declare,
+    write_table,
+    partial(segmenter_options, more=_add_options, data=False),
+    words="options of stage 3, such as training.accumulate=2",
+)
+main = STUDY.main
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many timesteps does a tumor need? ``python -m studies.timesteps organ=liver fold=0 data.root=PATH``.
+"""How many timesteps does a tumor need? ``python -m studies.timesteps run organ=liver fold=0 data.root=PATH``.
 
 Trains stage 2 once for each number of timesteps T, makes tumors of the same masks in the same held-out healthy crops
 with each, by DDPM as in Figure 6 of DiffTumor, times them, and measures how far they are from held-out real tumors.
@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,26 +20,44 @@ from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
-from studies.jobs.commands import run_command, train, whole_number
+from stages.diffusion.hosts import HeldOut
 from studies.jobs.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
+from studies.jobs.graph import Graph, Value
 from studies.jobs.results import Picture, write_results
+from studies.jobs.study import Study, require_done, whole_number
 
 TIMESTEPS = (1, 2, 4, 10, 50, 200)
 DISTANCES = ("contrast", "sd", "edge")
 
 
-def command_line() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    description = (__doc__ or "").splitlines()[0].replace("`", "")
-    parser = argparse.ArgumentParser(prog="python -m studies.timesteps", description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/timesteps"), help="folder of the study (runs/timesteps)")
+class TimestepsGraph(Graph):
+    """A diffusion model for each number of timesteps.
+
+    Args:
+        arguments: Of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments.out)
+        pick_device(arguments.device)  # before hours are spent
+        self.options: list[str] = arguments.options
+        self.models = {
+            f"T = {count}": self.stage("diffusion", f"T{count:03d}", self.options, _own_options(count))
+            for count in arguments.timesteps
+        }
+
+    @cached_property
+    def unseen(self) -> HeldOut:
+        """What the models are judged by."""
+        return judged_by(self.options)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timesteps", type=_numbers, default=TIMESTEPS, help="numbers of timesteps T (1,2,4,10,50,200)"
     )
     parser.add_argument("--pictured", type=whole_number, default=3, help="crops in the picture (3)")
     parser.add_argument("--device", default="auto", help="where tumors are made and timed: auto, cpu, cuda")
-    parser.add_argument("options", nargs="+", help="options of stage 2, such as organ=liver fold=0 data.root=PATH")
-    return parser
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -50,22 +68,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Train what is not trained yet, compare, and write the results.
-
-    Returns:
-        The page.
+def write_table(arguments: argparse.Namespace, graph: TimestepsGraph) -> Path:
+    """Compare the models, write the results, and return the page.
 
     Raises:
-        DiffTumorError: An option is wrong, nothing is held out to compare with, or a training has failed.
+        DiffTumorError: A model is missing or cannot be used.
     """
-    device = pick_device(arguments.device)
-    counts = arguments.timesteps
-    unseen = judged_by(arguments.options)
-    artifacts = {f"T = {count}": arguments.out / "checkpoints" / f"T{count:03d}" for count in counts}
-    for count, artifact in zip(counts, artifacts.values(), strict=True):
-        train("diffusion", [*arguments.options, *_own_options(count, artifact, arguments.out)])
-    comparison = compare(artifacts, unseen, device=device)
+    device, counts = pick_device(arguments.device), arguments.timesteps
+    require_done(graph)
+    artifacts = {name: node.output for name, node in graph.models.items()}
+    comparison = compare(artifacts, graph.unseen, device=device)
     rows, centers = picture_rows(comparison, hosts=arguments.pictured)
     window_hu = (comparison.window.low_hu, comparison.window.high_hu)
     tumors = axial_rows(rows, centers=centers, spacing_mm=comparison.spacing_mm, window_hu=window_hu)
@@ -130,16 +142,24 @@ def _label(axes: Axes, timesteps: Sequence[int], y_label: str, *, legend: bool) 
     finish_axes(axes, legend=legend)
 
 
-def _own_options(timesteps: int, artifact: Path, out: Path) -> list[str]:
-    """Return the options that name the model and its artifact, which override those of the user."""
-    return [
-        f"name=T{timesteps:03d}", f"artifact={artifact}", f"runs_dir={out}/runs", f"diffusion.timesteps={timesteps}",
-        "diffusion.sampler.kind=ddpm", "diffusion.sampler.steps=null", "diffusion.sampler.eta=0.0",
-        "diffusion.sampler.spacing=leading",
-    ]  # fmt: skip
+def _own_options(timesteps: int) -> dict[str, Value]:
+    """Return the options that make the model, which override those of the user."""
+    return {
+        "diffusion.timesteps": timesteps, "diffusion.sampler.kind": "ddpm", "diffusion.sampler.steps": None,
+        "diffusion.sampler.eta": 0.0, "diffusion.sampler.spacing": "leading",
+    }  # fmt: skip
 
 
-main = partial(run_command, command_line, run_study)
+STUDY = Study(
+    "timesteps",
+    __doc__,
+    TimestepsGraph,
+    write_table,
+    _add_options,
+    check=lambda graph: graph.unseen,
+    words="options of stage 2, such as organ=liver fold=0 data.root=PATH",
+)
+main = STUDY.main
 
 
 if __name__ == "__main__":

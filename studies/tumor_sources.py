@@ -1,4 +1,4 @@
-"""Which tumors to train a segmenter on: ``python -m studies.tumor_sources --test TEST organ=liver data.root=FEW``.
+"""Which tumors to train a segmenter on: ``python -m studies.tumor_sources run --test TEST organ=liver data.root=FEW``.
 
 Trains segmenters on diffusion tumors alone, on hand-crafted ones alone, on copies of the annotated tumors of
 ``data.root`` in healthy scans, on the annotated tumors alone, and on these with healthy scans as they are or with
@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from difftumor.reporting.tables import Row
-from studies.jobs.commands import run_command
 from studies.jobs.results import Picture, write_results
-from studies.jobs.segmenters import SegmenterScores, mean_and_spread, scores_figure, study_parser, train_and_test
+from studies.jobs.segmenters import SegmenterGraph, SegmenterScores, mean_and_spread, scores_figure, segmenter_options
+from studies.jobs.study import Study
 
 _MIXED = ("tumors=mixed", "data.made_share=0.5")
 
@@ -54,19 +54,17 @@ def _sources(text: str) -> tuple[str, ...]:
     return names
 
 
-def run_study(arguments: argparse.Namespace) -> Path:
-    """Train what is not trained yet, test, and write the results.
-
-    Returns:
-        The page.
-
-    Raises:
-        DiffTumorError: An option is wrong, or a training has failed.
-    """
+def declare(arguments: argparse.Namespace) -> SegmenterGraph:
+    """Return the trainings of the chosen sources and their predictions."""
     kinds = {
         name: [*arguments.options, *more] for source, (name, *more) in SOURCES.items() if source in arguments.sources
     }
-    tested = train_and_test(kinds, arguments)
+    return SegmenterGraph(kinds, arguments)
+
+
+def write_table(arguments: argparse.Namespace, graph: SegmenterGraph) -> Path:
+    """Test, write the results, and return the page."""
+    tested = graph.test()
     figure = scores_figure(tested, {"tumor_dsc": "tumor DSC", "sensitivity": "tumor-wise sensitivity"})
     return write_results(
         arguments.out,
@@ -102,8 +100,15 @@ def table_rows(scores: Mapping[str, Sequence[SegmenterScores]]) -> list[Row]:
     ]
 
 
-command_line = partial(study_parser, "tumor_sources", __doc__, more=partial(add_sources, chosen=tuple(SOURCES)))
-main = partial(run_command, command_line, run_study)
+STUDY = Study(
+    "tumor_sources",
+    __doc__,
+    declare,
+    write_table,
+    partial(segmenter_options, more=partial(add_sources, chosen=tuple(SOURCES))),
+    words="options of stage 3, such as organ=liver data.root=PATH",
+)
+main = STUDY.main
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ def test_command_is_understood(words):
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python" and rest[1].startswith("studies."):
-        study = importlib.import_module(rest[1])
-        words = study.command_line().parse_intermixed_args(rest[2:])
-        compose_config(getattr(words, "stage", "diffusion"), getattr(words, "options", []))
+        study = importlib.import_module(rest[1]).STUDY
+        _, options = read_cluster(getattr(study.parser().parse_intermixed_args(rest[2:]), "options", []))
+        compose_config("diffusion" if study.name in ("timesteps", "sarcoma") else "segmentation", options)
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
     elif program == "source":

@@ -8,14 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from difftumor.errors import ConfigError
-from stages.config.reading import Count, ReadBy, WholeNumber, read_options, to_plain
+from stages.config.compose import read_file
+from stages.config.reading import Count, ReadBy, WholeNumber
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "configs" / "cluster"
 _UNITS = {"d": 24 * 60, "h": 60, "m": 1}
@@ -131,30 +126,10 @@ def read_cluster(words: Sequence[str]) -> tuple[ClusterOptions, tuple[str, ...]]
             chosen = text
         else:
             values.append(word.lstrip("+").removeprefix("cluster."))
-    config = _load(chosen)
-    try:
-        for override in OverridesParser.create().parse_overrides(values):
-            if override.is_sweep_override():
-                raise ConfigError(f"cluster.{override.input_line} gives several values: submit once for each.")
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"The options under 'cluster' cannot be read ({reason}): correct that option.") from error
-    options = read_options(ClusterOptions, to_plain(config), "cluster")
-    return options, tuple(word for word in words if word not in mine)
-
-
-def _load(chosen: str) -> DictConfig:
     own = chosen.endswith((".yaml", ".yml"))
     file = Path(chosen).expanduser() if own else CLUSTERS / f"{chosen}.yaml"
     if not file.is_file():
         names = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
         raise ConfigError(f"There is no cluster '{chosen}': choose from {names}, or give the path of a YAML file.")
-    try:
-        config = OmegaConf.load(file)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} cannot be read ({reason}): correct it.") from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{file} is not a mapping of options: start from a copy of configs/cluster/slurm.yaml.")
-    return config
+    options = read_file(file, ClusterOptions, values, "cluster")
+    return options, tuple(word for word in words if word not in mine)

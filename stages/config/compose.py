@@ -6,17 +6,25 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from difftumor.errors import ConfigError
 from stages.config.comparing import flatten
 from stages.config.given import Given
 from stages.config.options import RunOptions
 from stages.config.reading import read_options, to_plain
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    AnyOptions = TypeVar("AnyOptions", bound=DataclassInstance)
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -53,6 +61,33 @@ def compose_options(stage: str, kind: type[OptionsT], overrides: Sequence[str] =
         ConfigError: As ``compose_config``, or an option is of the wrong type or out of range.
     """
     return read_options(kind, to_plain(compose_config(stage, overrides)))
+
+
+def read_file(file: Path, kind: type[AnyOptions], words: Sequence[str], section: str = "") -> AnyOptions:
+    """Read the options of a YAML file, with what a user types in place of its values.
+
+    Args:
+        file: Every option with its default.
+        kind: The options.
+        words: Such as ``sources=[liver]`` and ``data.liver=PATH``.
+        section: Their dotted name for messages, empty at the top.
+
+    Raises:
+        ConfigError: The file is no mapping of options, or an option is unknown, of the wrong type or out of range.
+    """
+    try:
+        config = OmegaConf.load(file)
+        for override in OverridesParser.create().parse_overrides(list(words)):
+            if override.is_sweep_override():
+                line = f"{section}.{override.input_line}" if section else override.input_line
+                raise ConfigError(f"{line} gives several values: write a list as [a,b].")
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=False, force_add=True)
+    except (OSError, yaml.YAMLError, HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"The options of {file} cannot be read ({reason}): correct that option.") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{file} is not a mapping of options: start from the files in configs/.")
+    return read_options(kind, to_plain(config), section)
 
 
 def given_by(stage: str, overrides: Sequence[str]) -> Given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -51,14 +52,23 @@ class KeepLastAndBest(Checkpoint):
         self.metrics: dict[str, float] = {}  # of the latest validation, perhaps in an earlier process
         self.metrics_epoch: int | None = None
         self._just_validated = False
+        self._seconds_before = 0.0  # of training in earlier processes
+        self._started: float | None = None
 
     @property
-    def validated(self) -> dict[str, int]:
-        """When the metrics were measured, for the provenance of artifacts."""
-        return {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
+    def seconds(self) -> float:
+        """How long the run has trained and validated, earlier processes included up to their last checkpoint."""
+        return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """When the metrics were measured and how long the run has taken, for the provenance of artifacts."""
+        epoch = {} if self.metrics_epoch is None else {"validation_epoch": self.metrics_epoch}
+        return {**epoch, "seconds": round(self.seconds)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do what the start of an epoch does, which is not called for one that is resumed inside."""
+        """Start the clock, and do what the start of an epoch does, which is not called for one resumed inside."""
+        self._started = time.monotonic()
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,18 +117,22 @@ class KeepLastAndBest(Checkpoint):
             return
         self.best_score = score
         if trainer.is_global_zero:
-            training = {**self.training, **progress(trainer, module), **self.validated}
+            training = {**self.training, **progress(trainer, module), **self.measured}
             module.export(self.best, complete=False, training=training, metrics=self.metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and the latest metrics, so that a resumed run knows them."""
-        return {"best_score": self.best_score, "metrics": self.metrics, "metrics_epoch": self.metrics_epoch}
+        return {
+            "best_score": self.best_score, "metrics": self.metrics, "metrics_epoch": self.metrics_epoch,
+            "seconds": self.seconds,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.best_score = state_dict["best_score"]
         self.metrics = dict(state_dict.get("metrics", {}))
         self.metrics_epoch = state_dict.get("metrics_epoch")
+        self._seconds_before = state_dict.get("seconds", 0.0)
 
 
 class StopWhenNoBetter(EarlyStopping):

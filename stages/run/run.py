@@ -256,7 +256,7 @@ def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
 
 def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
     module = built.module
-    training = {**keep.training, **progress(trainer, module), **keep.validated}
+    training = {**keep.training, **progress(trainer, module), **keep.measured}
     module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)
     if keep.best_score is not None and run.ownership.has(run.best) and not (config := read_config(run.best)).complete:
         module.network.load_state_dict(load_artifact(run.best, allow_incomplete=True).network.state_dict())

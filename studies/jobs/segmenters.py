@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from difftumor.datasets.cases import read_cases
+from difftumor.datasets.cases import CaseList, read_cases
 from difftumor.errors import CaseListError, first_few
 from difftumor.evaluation.cohort.cases import CaseResult
 from difftumor.evaluation.cohort.evaluate import evaluate
@@ -27,7 +27,8 @@ from difftumor.segmentation.unseen import seen_scans
 from stages.config.compose import compose_options
 from stages.segmentation.cases import choose_cases
 from stages.segmentation.options import SegmentationOptions
-from studies.jobs.commands import command, train, whole_number
+from studies.jobs.graph import Graph, Node
+from studies.jobs.study import require_done, whole_number
 
 STAGE = "segmentation"
 # Share of the training used for warm-up, as published: 100 of 2000 epochs.
@@ -87,24 +88,19 @@ def small_tumors(results: Sequence[CaseResult]) -> list[Any]:
     return [match for match in matches if match.truth.radius_mm < SMALL_RADIUS_MM]
 
 
-def study_parser(
-    name: str,
-    documentation: str | None,
+def segmenter_options(
+    parser: argparse.ArgumentParser,
     *,
     data: bool = True,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> argparse.ArgumentParser:
-    """Return the parser of the command line of a study of segmenters.
+) -> None:
+    """Add the options of a study of segmenters to its parser.
 
     Args:
-        name: Name of its module.
-        documentation: Docstring of the module, whose first line describes the study.
-        data: Whether the user chooses what to train and test on.
+        parser: Of the study.
+        data: Whether the user chooses what to test on.
         more: Adds further options.
     """
-    description = (documentation or "").splitlines()[0].replace("`", "")
-    parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=description)
-    parser.set_defaults(stage=STAGE)
     if data:
         parser.add_argument(
             "--test",
@@ -112,65 +108,77 @@ def study_parser(
             required=True,
             help="scans to test on, with labels: a list or the folder of a dataset.json",
         )
-    parser.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help=f"folder of the study (runs/{name})")
     parser.add_argument("--seeds", type=whole_number, default=3, help="trainings of each kind (3)")
     parser.add_argument("--steps", type=whole_number, default=2000, help="approximate steps of each training (2000)")
     parser.add_argument("--overlap", type=float, default=0.5, help="overlap of neighboring windows in prediction (0.5)")
     parser.add_argument("--device", default="auto", help="where tumors are predicted: auto, cpu, cuda")
-    example = "organ=liver data.root=PATH" if data else "training.accumulate=2"
     if more is not None:
         more(parser)
-    parser.add_argument("options", nargs="+" if data else "*", help=f"options of stage 3, such as {example}")
-    return parser
 
 
-def train_and_test(kinds: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> StudyScores:
-    """Train what is not trained yet, on all scans and without validation, and test it.
+class SegmenterGraph(Graph):
+    """Segmenters of several kinds, each with several seeds, trained on all scans without validation, and tested.
 
     Args:
         kinds: Names of the training data, with all options of stage 3.
-        arguments: Arguments of ``study_parser``, with the whole command line as ``command``.
+        arguments: With the options that ``segmenter_options`` adds, and the whole command line as ``command``.
 
     Raises:
-        DiffTumorError: An option is wrong, or a training has failed.
+        DiffTumorError: An option is wrong, or the test scans cannot be used.
     """
-    device = pick_device(arguments.device)
-    options = {name: [*own, "fold=null"] for name, own in kinds.items()}
-    # All options and the test scans are checked before anything is trained.
-    typed = {name: options_of(own) for name, own in options.items()}
-    organs = {name: each.organ for name, each in typed.items()}
-    _check_test(arguments.test, organs.values())
-    epochs = {name: _epochs(each, steps=arguments.steps) for name, each in typed.items()}
-    scores: dict[str, list[SegmenterScores]] = {name: [] for name in kinds}
-    details: dict[str, Cell] = {"command": arguments.command, "predicted on": describe_device(device)}
-    for seed in range(arguments.seeds):
-        for name, own in options.items():
-            run = f"{name.replace(' ', '_')}_{seed}"
-            artifact, predictions = arguments.out / "checkpoints" / run, arguments.out / "predictions" / run
-            train(
-                STAGE,
-                [
-                    *own, f"seed={seed}", f"name={run}", f"artifact={artifact}", f"runs_dir={arguments.out}/runs",
-                    f"training.epochs={epochs[name]}", f"training.warmup_epochs={round(WARM_UP * epochs[name])}",
-                ],
-            )  # fmt: skip
-            _predict(artifact, predictions, arguments)
-            results = _test(predictions, arguments.test, organs[name])
-            scores[name].append(SegmenterScores.of(results))
-            details[f"steps, {name}"] = int(read_config(artifact).training["steps"])
-    ill = [result for result in results if not result.healthy]
-    details["test scans"] = f"{len(results)}, {len(ill)} of them with tumors"
-    details["test tumors"] = (
-        f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius below "
-        f"{SMALL_RADIUS_MM:g} mm"
-    )
-    artifacts = [
-        arguments.out / "checkpoints" / f"{name.replace(' ', '_')}_{seed}"
-        for name in kinds
-        for seed in range(arguments.seeds)
-    ]
-    details["test scans seen in training"] = _seen(artifacts, arguments.test)
-    return StudyScores(scores, details)
+
+    def __init__(self, kinds: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> None:
+        super().__init__(arguments.out)
+        self.arguments = arguments
+        options = {name: [*own, "fold=null"] for name, own in kinds.items()}
+        # All options and the test scans are checked before anything is trained.
+        typed = {name: options_of(own) for name, own in options.items()}
+        self.organs = {name: each.organ for name, each in typed.items()}
+        pick_device(arguments.device)
+        test = _check_test(arguments.test, self.organs.values())
+        epochs = {name: _epochs(each, steps=arguments.steps) for name, each in typed.items()}
+        self.trainings: dict[str, list[Node]] = {name: [] for name in kinds}
+        self.predictions: dict[str, list[Node]] = {name: [] for name in kinds}
+        for seed in range(arguments.seeds):
+            for name, own in options.items():
+                run = f"{name.replace(' ', '_')}_{seed}"
+                length = {"training.epochs": epochs[name], "training.warmup_epochs": round(WARM_UP * epochs[name])}
+                training = self.stage("segmentation", run, own, {"seed": seed, **length})
+                words = [
+                    "--ct", arguments.test, "--model", training, "--overlap", str(arguments.overlap),
+                    "--device", arguments.device, "--organ-filter", "predicted",
+                ]  # fmt: skip
+                files = [f"{case.id}.nii.gz" for case in test.cases]
+                predicted = self.command("predict", f"predict_{run}", words, results=files, gpu=True)
+                self.trainings[name].append(training)
+                self.predictions[name].append(predicted)
+
+    def test(self) -> StudyScores:
+        """Test what is trained: all of it.
+
+        Raises:
+            DiffTumorError: A training or prediction is missing, or cannot be evaluated.
+        """
+        require_done(self)
+        arguments = self.arguments
+        details: dict[str, Cell] = {
+            "command": arguments.command, "predicted on": describe_device(pick_device(arguments.device))
+        }  # fmt: skip
+        scores: dict[str, list[SegmenterScores]] = {}
+        results: list[CaseResult] = []
+        for name, predictions in self.predictions.items():
+            tested = [_test(node.output, arguments.test, self.organs[name]) for node in predictions]
+            scores[name], results = [SegmenterScores.of(each) for each in tested], tested[-1]
+            details[f"steps, {name}"] = int(read_config(self.trainings[name][-1].output).training["steps"])
+        ill = [result for result in results if not result.healthy]
+        details["test scans"] = f"{len(results)}, {len(ill)} of them with tumors"
+        details["test tumors"] = (
+            f"{sum(len(result.detection.matches) for result in ill)}, {len(small_tumors(ill))} of them with a radius "
+            f"below {SMALL_RADIUS_MM:g} mm"
+        )
+        artifacts = [node.output for trainings in self.trainings.values() for node in trainings]
+        details["test scans seen in training"] = _seen(artifacts, arguments.test)
+        return StudyScores(scores, details)
 
 
 def mean_and_spread(runs: Sequence[SegmenterScores], field: str, *, factor: float = 1, digits: int = 2) -> str | None:
@@ -218,8 +226,8 @@ def _epochs(options: SegmentationOptions, *, steps: int) -> int:
     return max(1, round(steps / math.ceil(len(choose_cases(options).train) / options.data.batch_size)))
 
 
-def _check_test(source: Path, organs: Iterable[Organ]) -> None:
-    """Refuse test scans that cannot be used.
+def _check_test(source: Path, organs: Iterable[Organ]) -> CaseList:
+    """Return the test scans; refuse those that cannot be used.
 
     Raises:
         CaseListError: There are none, a file is missing, or a scan has no labels.
@@ -236,6 +244,7 @@ def _check_test(source: Path, organs: Iterable[Organ]) -> None:
         )
     for organ in organs:
         resolve_labels(listed.label_names, organ, source=source)
+    return listed
 
 
 def _seen(artifacts: Sequence[Path], test: Path) -> str:
@@ -244,16 +253,6 @@ def _seen(artifacts: Sequence[Path], test: Path) -> str:
     said = [str(each) for each in found if each.kind != "segmenter" or each.seen != 0 or each.suspected or each.unread]
     unseen = ["The other segmenters were trained on no test scan."] if len(said) < len(found) else []
     return " ".join([*said, *unseen])
-
-
-def _predict(artifact: Path, out: Path, arguments: argparse.Namespace) -> None:
-    command(
-        "predict",
-        [
-            "--ct", str(arguments.test), "--model", str(artifact), "--out", str(out),
-            "--overlap", str(arguments.overlap), "--device", arguments.device, "--organ-filter", "predicted",
-        ],
-    )  # fmt: skip
 
 
 def _test(predictions: Path, labels: Path, organ: Organ) -> list[CaseResult]:

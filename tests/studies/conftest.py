@@ -2,6 +2,12 @@
 
 import pytest
 
+from difftumor import cli
+from stages.config.compose import compose_config
+from stages.run.run import run_stage
+from stages.segmentation.train import build
+from studies.jobs import running
+from tests.stages.builds import KINDS
 from tests.stages.tumor_cohort import write_autoencoder, write_cohort, write_diffusion
 
 
@@ -14,3 +20,24 @@ def folder(tmp_path_factory):
     write_autoencoder(folder)
     write_diffusion(folder, "early")
     return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run the jobs of a study of segmenters here: thirty-two interpreters would start otherwise."""
+
+    def run(node, log):
+        if node.module == "difftumor":
+            with pytest.raises(SystemExit) as ended:
+                cli.main(list(node.words))
+            return ended.value.code
+        run_stage(compose_config("segmentation", node.words), KINDS["segmentation"], build)
+        return 0
+
+    monkeypatch.setattr(running, "_run", run)
+
+
+@pytest.fixture
+def never_run(monkeypatch):
+    """Fail when a job of a study starts."""
+    monkeypatch.setattr(running, "_run", lambda *_: pytest.fail("a job has started"))

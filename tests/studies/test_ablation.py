@@ -6,27 +6,25 @@ import pytest
 from difftumor.evaluation.cohort.cases import evaluate_case
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.grid import Grid
-from stages.config.compose import compose_config
-from studies.ablation import ABLATIONS, COMPONENTS, main, table_rows
+from studies.ablation import ABLATIONS, COMPONENTS, STUDY, declare, main, table_rows
 from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores
 from tests.conftest import read_rows
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
-from tests.studies.test_timesteps import written
-from tests.studies.test_tumor_sources import in_this_process  # noqa: F401
+from tests.studies.test_timesteps import without_key, written
 
 DSC, SENSITIVITY = "all tumors DSC (%)", "small tumors sensitivity (%)"
 
 
 def words(folder, out, *more):
     return [
-        "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "1", "--steps", "4",
+        "run", "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "1", "--steps", "4",
         *SEGMENTATION, *UNET, f"data.healthy_root={folder}/cohort", *more,
     ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, capfd, in_this_process):  # noqa: F811
+def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, capfd, in_this_process):
     out = tmp_path / "study"
     assert main(words(folder, out)) == 0
     assert capfd.readouterr().out.endswith(f"The report is at {out}/report.html\n")
@@ -37,7 +35,7 @@ def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, 
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         "ablation.csv", "ablation.md", "report.html", "trainings.png"
     }  # fmt: skip
-    trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
+    trainings = {without_key(path): read_config(path).training for path in (out / "checkpoints").iterdir()}
     assert len(trainings) == 5
     for name, (tiny, elastic, blurred) in ABLATIONS.items():
         options = trainings[f"{name}_0"]["config"]
@@ -54,19 +52,15 @@ def test_it_trains_each_once_and_leaves_table_figure_and_page(folder, tmp_path, 
     assert (out / "trainings.png").is_file()
 
 
-def test_the_users_experiment_takes_the_place_of_the_studys(folder, tmp_path, monkeypatch):
-    def stop(_, options):
-        composed.append(compose_config("segmentation", options))
-        raise KeyboardInterrupt
+def declared(words):
+    return declare(STUDY.parser().parse_intermixed_args(words))
 
-    composed = []
-    monkeypatch.setattr(segmenters, "train", stop)
-    for more in ((), ("experiment=demo",)):
-        with pytest.raises(KeyboardInterrupt):
-            main(words(folder, tmp_path, *more))
-    own, demo = composed
-    assert (own.data.normalization, demo.data.normalization) == ("zscore", "unit")
-    assert own.synthesis.irregularity == demo.synthesis.irregularity == 0  # the first row's
+
+def test_the_users_experiment_takes_the_place_of_the_studys(folder, tmp_path):
+    graphs = [declared(words(folder, tmp_path, *more)) for more in ((), ("experiment=demo",))]
+    own, demo = (next(iter(graph.nodes.values())).config for graph in graphs)
+    assert (own["data"]["normalization"], demo["data"]["normalization"]) == ("zscore", "unit")
+    assert own["synthesis"]["irregularity"] == demo["synthesis"]["irregularity"] == 0  # the first row's
 
 
 @pytest.mark.parametrize(
@@ -89,9 +83,8 @@ def test_the_users_experiment_takes_the_place_of_the_studys(folder, tmp_path, mo
     ],
 )
 def test_options_that_would_undo_the_ablation_are_refused_before_anything_is_trained(
-    folder, tmp_path, monkeypatch, capfd, option, message
+    folder, tmp_path, never_run, capfd, option, message
 ):
-    monkeypatch.setattr(segmenters, "train", lambda *_: pytest.fail("trained"))
     assert main(words(folder, tmp_path / "out", option)) == 1
     error = capfd.readouterr().err
     assert f"Error: {message}" in error
@@ -99,13 +92,9 @@ def test_options_that_would_undo_the_ablation_are_refused_before_anything_is_tra
     assert not (tmp_path / "out").exists()
 
 
-def test_options_of_other_sizes_are_left_to_the_user(folder, tmp_path, monkeypatch):
-    def stop(_, options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(segmenters, "train", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(words(folder, tmp_path, "synthesis.sizes.large=0", "synthesis.probability=0.5"))
+def test_options_of_other_sizes_are_left_to_the_user(folder, tmp_path):
+    graph = declared(words(folder, tmp_path, "synthesis.sizes.large=0", "synthesis.probability=0.5"))
+    assert {node.config["synthesis"]["probability"] for node in graph.nodes.values() if node.config} == {0.5}
 
 
 def test_the_rows_are_those_of_table_4():

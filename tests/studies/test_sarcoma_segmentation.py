@@ -14,7 +14,7 @@ from studies.sarcoma_segmentation import FEW, HEALTHY, TEST, main, write_lists
 from tests.conftest import read_rows
 from tests.stages.tumor_cohort import UNET, write_autoencoder, write_diffusion
 from tests.studies.test_sarcoma import write_patients
-from tests.studies.test_tumor_sources import in_this_process  # noqa: F401
+from tests.studies.test_timesteps import without_key
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def study(tmp_path):
     checkpoints = out / "checkpoints"
     checkpoints.mkdir()
     write_autoencoder(checkpoints)
-    write_diffusion(checkpoints, "late").rename(checkpoints / "all_tumors")
+    write_diffusion(checkpoints, "late").rename(checkpoints / "all_tumors-01234567")
     return out
 
 
@@ -68,17 +68,17 @@ def test_scans_without_room_beside_the_tumor_are_no_hosts(study, tmp_path, monke
 
 
 def test_a_study_without_its_model_is_told(study, capsys):
-    shutil.rmtree(study / "checkpoints" / "all_tumors")
-    assert main(["--study", str(study)]) == 1
+    shutil.rmtree(study / "checkpoints" / "all_tumors-01234567")
+    assert main(["plan", "--study", str(study)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"run python -m studies.sarcoma --out {study} first" in error
+    assert f"run python -m studies.sarcoma run --out {study} first" in error
 
 
 @pytest.mark.slow
-def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, tmp_path, in_this_process):  # noqa: F811
+def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, tmp_path, in_this_process):
     out = tmp_path / "out"
-    words = ["--study", str(study), "--out", str(out), "--seeds", "1", "--steps", "2", "--device", "cpu", *UNET,
+    words = ["run", "--study", str(study), "--out", str(out), "--seeds", "1", "--steps", "2", "--device", "cpu", *UNET,
              "trainer.progress_bar=false"]  # fmt: skip
     assert main(words) == 0
     assert [row["trained on"] for row in read_rows(out / "tumor_sources.csv")] == [
@@ -88,7 +88,7 @@ def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, t
         "few real and copied",
     ]
     few = {case.id for case in read_cases(out / "data" / FEW).cases}
-    configs = {path.name: read_config(path) for path in (out / "checkpoints").iterdir()}
+    configs = {without_key(path): read_config(path) for path in (out / "checkpoints").iterdir()}
     cases = {name: set(config.training["cases"]["training"]) for name, config in configs.items()}
     assert cases["few_real_tumors_0"] == few
     assert cases["few_real_and_diffusion_0"] == few | {f"{name}_above" for name in few}
@@ -96,6 +96,6 @@ def test_it_trains_on_patients_and_slabs_and_tests_on_the_held_out_ones(study, t
         assert config.preprocessing["spacing_mm"] == [3, 3, 3]
         assert config.preprocessing["crop"] == [16, 16, 12]  # as wide as the model's, as high as a slab
         assert config.organ == "body"
-    assert {path.name for path in (out / "predictions" / "few_real_tumors_0").glob("*.nii.gz")} == {
+    assert {path.name for path in next((out / "predict").glob("predict_few_real_tumors_0-*")).glob("*.nii.gz")} == {
         f"{case.id}.nii.gz" for case in read_cases(out / "data" / TEST).cases
     }

@@ -5,39 +5,17 @@ import shutil
 
 import pytest
 
-from difftumor import cli
 from difftumor.models.artifact_config import read_config
-from stages.config.compose import compose_config
-from stages.run.run import run_stage
-from stages.segmentation.train import build
-from studies.jobs import segmenters
 from studies.jobs.segmenters import SegmenterScores, StudyScores, scores_figure
-from studies.tumor_sources import SOURCES, main, table_rows
+from studies.tumor_sources import SOURCES, STUDY, declare, main, table_rows
 from tests.conftest import read_rows
-from tests.stages.builds import KINDS
 from tests.stages.tumor_cohort import SEGMENTATION, UNET
-from tests.studies.test_timesteps import written
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Run stages and commands here: thirty-two interpreters would start otherwise."""
-
-    def train(stage, options):
-        run_stage(compose_config(stage, options), KINDS[stage], build)
-
-    def command(name, options):
-        with pytest.raises(SystemExit) as ended:
-            cli.main([name, *options])
-        assert ended.value.code == 0
-
-    monkeypatch.setattr(segmenters, "train", train)
-    monkeypatch.setattr(segmenters, "command", command)
+from tests.studies.test_timesteps import without_key, written
 
 
 def words(folder, out, *more):
     return [
-        "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "2", "--steps", "6",
+        "run", "--test", str(folder / "cohort"), "--out", str(out), "--device", "cpu", "--seeds", "2", "--steps", "6",
         *SEGMENTATION, *UNET, f"data.root={folder}/cohort", "synthesis.late_model=null",
         f"synthesis.early_model={folder}/diffusion_liver_early", *more,
     ]  # fmt: skip
@@ -51,7 +29,7 @@ def test_it_trains_each_once_and_leaves_table_picture_and_page(folder, tmp_path,
     rows = {row["trained on"]: row for row in read_rows(out / "tumor_sources.csv")}
     assert list(rows) == [name for name, *_ in SOURCES.values()]
     assert {row["trainings"] for row in rows.values()} == {"2"}
-    trainings = {path.name: read_config(path).training for path in (out / "checkpoints").iterdir()}
+    trainings = {without_key(path): read_config(path).training for path in (out / "checkpoints").iterdir()}
     assert len(trainings) == 16
     assert {training["steps"] for training in trainings.values()} <= {6, 8}
     cases = {name: set(training["cases"]["training"]) for name, training in trainings.items()}
@@ -116,9 +94,8 @@ def listless(cohort):
     ],
 )
 def test_scans_that_cannot_be_tested_on_are_told_before_anything_is_trained(
-    folder, tmp_path, monkeypatch, capfd, damage, message
+    folder, tmp_path, never_run, capfd, damage, message
 ):
-    monkeypatch.setattr(segmenters, "train", lambda *_: pytest.fail("trained"))
     test = shutil.copytree(folder / "cohort", tmp_path / "test")
     damage(test)
     assert main(words(folder, tmp_path / "out", "--test", str(test))) == 1
@@ -133,18 +110,13 @@ def test_sources_are_checked(folder, tmp_path, capsys, names):
     assert f"give some of {','.join(SOURCES)}, each once" in capsys.readouterr().err
 
 
-def test_only_chosen_sources_are_trained(folder, tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(segmenters, "train", lambda _, options: trained.append(options))
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(segmenters, "command", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(words(folder, tmp_path, "--sources", "mixed,real"))
-    ((*_,),) = trained
-    assert "tumors=real" in trained[0]
+def test_only_chosen_sources_are_trained(folder, tmp_path):
+    graph = declare(STUDY.parser().parse_intermixed_args(words(folder, tmp_path, "--sources", "mixed,real")))
+    assert {name: len(nodes) for name, nodes in graph.trainings.items()} == {
+        "few real tumors": 2, "few real and diffusion": 2
+    }  # fmt: skip
+    assert {node.config["tumors"] for node in graph.trainings["few real tumors"]} == {"real"}
+    assert [node.config["seed"] for node in graph.trainings["few real tumors"]] == [0, 1]
 
 
 def test_the_table_says_means_and_deviations_over_the_seeds():

@@ -58,7 +58,7 @@ def test_a_file_of_ones_own(tmp_path):
         (["cluster.partitions=gpu"], r"Unknown option 'cluster\.partitions'"),
         (["cluster=slurm", "cluster.nodes=0"], r"cluster\.nodes is 0"),
         (["cluster=slurm", "cluster.nodes=1,2"], r"cluster\.nodes=1,2 gives several values"),
-        (["cluster=slurm", "cluster.nodes=[1"], r"under 'cluster' cannot be read"),
+        (["cluster=slurm", "cluster.nodes=[1"], r"slurm\.yaml cannot be read"),
         (["cluster=slurm", "cluster.partition=[a]"], r"cluster\.partition is \['a'\]: give a word, or null"),
         (["cluster=slurm", "cluster.environment=3"], r"cluster\.environment is 3: give a mapping"),
         (["cluster=slurm", "cluster.environment={a-b: 3}"], r"cluster\.environment has 'a-b'"),

@@ -1,0 +1,338 @@
+"""A study as a graph of jobs: what each runs, what it needs, what it leaves, and whether that is there.
+
+A job is known by what decides its results: its resolved options, the content of the lists that it reads, and the same
+of the jobs whose results it takes. The first digits of that key are part of its folder's name, so that an option that
+changes leads to new folders for the jobs that depend on it, and to the old ones again when it is changed back.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difftumor.errors import ArtifactError, ConfigError
+from difftumor.models.artifact_config import CONFIG_FILE, read_config
+from stages.autoencoder.options import AutoencoderOptions
+from stages.config.comparing import EARLIER, NEUTRAL, differences, flatten
+from stages.config.compose import compose_config
+from stages.config.options import RunOptions
+from stages.config.reading import read_options, to_plain
+from stages.diffusion.options import DiffusionOptions
+from stages.segmentation.options import SegmentationOptions
+
+STAGES: Mapping[str, type[RunOptions]] = {
+    "autoencoder": AutoencoderOptions,
+    "diffusion": DiffusionOptions,
+    "segmentation": SegmentationOptions,
+}
+# Digits of a key in the names of folders.
+DIGITS = 8
+# A run that is cut short has other results.
+_DECIDES = {"trainer.max_epochs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A job of a graph.
+
+    Args:
+        name: What it makes, in words that are the same whatever its options.
+        kind: What it is counted among, such as ``"diffusion"``.
+        module: It runs as ``python -m module words``.
+        words: Its command line.
+        key: Hash of all that decides its results.
+        output: Folder that it leaves.
+        results: Files in it that are there when the job has ended well; none for an artifact, which says so itself.
+        needs: Jobs whose results it takes.
+        gpu: Whether it makes use of a GPU.
+        lacks: What keeps it from being run by anybody, such as a data set that was not given; empty if nothing does.
+        config: Resolved options of a stage; empty for a command.
+    """
+
+    name: str
+    kind: str
+    module: str
+    words: tuple[str, ...]
+    key: str
+    output: Path
+    results: tuple[str, ...] = ()
+    needs: tuple[Node, ...] = ()
+    gpu: bool = True
+    lacks: str = ""
+    config: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Name and key, unique in the graph."""
+        return identifier(self.name, self.key)
+
+    def is_done(self) -> bool:
+        """Whether its results are there, and are of what it takes."""
+        if self.results:
+            return all((self.output / name).is_file() for name in self.results)
+        try:
+            config = read_config(self.output)
+            parents = {role: read_config(self.output / parent.path) for role, parent in config.parents.items()}
+        except ArtifactError:
+            return False
+        known = (config.parents[role].identity == parent.identity for role, parent in parents.items())
+        return config.complete and all(known)
+
+    def changes(self) -> str:
+        """Say how its options differ from those of an earlier job of this name; empty if there is none."""
+        others = (path for path in self.output.parent.glob(f"{self.name}-*") if _is_sibling(path, self.name))
+        for other in sorted(others, key=lambda path: -path.stat().st_mtime):
+            if other == self.output:
+                continue
+            stored = _stored_config(other)
+            changed = differences(stored, self.config, neutral=_READ) if stored and self.config else []
+            shown = ", ".join(f"{name} {before} → {now}" for name, before, now in changed[:3])
+            return f"{other.name}: {shown or 'what it takes has changed'}{', …' if len(changed) > 3 else ''}"
+        return ""
+
+
+# Paths of which the content decides results, not the name.
+_LISTS = ("data.root", "data.healthy_root", "synthesis.offline")
+_READ = (*_LISTS, "autoencoder.artifact", "synthesis.early_model", "synthesis.late_model")
+Value = str | int | float | bool | None | Sequence[Any] | Node
+
+
+class Graph:
+    """Jobs of a study, added in an order in which each comes after what it needs.
+
+    Args:
+        folder: Folder of the study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nodes: dict[str, Node] = {}
+        self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._trainings: dict[str, Node] = {}
+        self._contents: dict[Path, str] = {}
+
+    def stage(
+        self,
+        stage: str,
+        name: str,
+        options: Sequence[str],
+        values: Mapping[str, Value],
+        *,
+        kind: str | None = None,
+        lacks: str = "",
+    ) -> Node:
+        """Add a training.
+
+        Args:
+            stage: ``autoencoder``, ``diffusion`` or ``segmentation``.
+            name: What it makes.
+            options: Overrides that many jobs have, such as ``experiment=demo``; composed once for all of them.
+            values: Options of this job by name, plain; a node stands for its artifact.
+            kind: What it is counted among; the stage by default.
+            lacks: What keeps it from being run.
+
+        Raises:
+            ConfigError: An option is unknown, of the wrong type, or out of range.
+        """
+        # What several jobs take is asked for again by each of them.
+        asked = _digest(
+            [stage, name, options, {option: getattr(value, "id", value) for option, value in values.items()}]
+        )
+        if asked in self._trainings:
+            return self._trainings[asked]
+        nodes = {option: value for option, value in values.items() if isinstance(value, Node)}
+        plain = {option: str(value.output) if isinstance(value, Node) else value for option, value in values.items()}
+        config = self._resolve(stage, tuple(options), plain)
+        read_options(STAGES[stage], config)
+        lacks = lacks or _lacking(nodes.values())
+        decisive = {option: value for option, value in flatten(config).items() if _decides(option, value)}
+        if "latents.cache" in decisive:  # whether there is one decides which crops are drawn, where it is does not
+            decisive["latents.cache"] = decisive["latents.cache"] is not None
+        decisive |= {} if lacks else {option: self._read(option, decisive) for option in _READ if decisive.get(option)}
+        decisive |= {option: node.key for option, node in nodes.items()}
+        key = _digest([stage, decisive])
+        own = {
+            **plain,
+            "name": identifier(name, key),
+            "artifact": str(self.folder / "checkpoints" / identifier(name, key)),
+            "runs_dir": str(self.folder / "runs"),
+        }
+        self._trainings[asked] = self._add(
+            Node(
+                name=name,
+                kind=kind or stage,
+                module=f"stages.{stage}",
+                words=(*options, *(f"{option}={override_value(value)}" for option, value in own.items())),
+                key=key,
+                output=self.folder / "checkpoints" / identifier(name, key),
+                needs=tuple(nodes.values()),
+                lacks=lacks,
+                config=config,
+            )
+        )
+        return self._trainings[asked]
+
+    def command(
+        self,
+        command: str,
+        name: str,
+        words: Sequence[str | Path | Node],
+        *,
+        results: Sequence[str],
+        out: str = "--out",
+        gpu: bool = False,
+        lacks: str = "",
+    ) -> Node:
+        """Add one of difftumor's commands.
+
+        Args:
+            command: Such as ``predict``.
+            name: What it makes.
+            words: Its options, but for that of its folder. A node stands for its folder, a path for a list of cases.
+            results: Files that its folder holds in the end.
+            out: Option of its folder.
+            gpu: Whether it makes use of a GPU.
+            lacks: What keeps it from being run.
+        """
+        needs = tuple(word for word in words if isinstance(word, Node))
+        lacks = lacks or _lacking(needs)
+        known = [word.key if isinstance(word, Node) else word for word in words]
+        known = [self._content(word) if isinstance(word, Path) and not lacks else str(word) for word in known]
+        key = _digest([command, known])
+        output = self.folder / command / identifier(name, key)
+        plain = [str(word.output if isinstance(word, Node) else word) for word in words]
+        return self._add(
+            Node(
+                name=name,
+                kind=command,
+                module="difftumor",
+                words=(command, *plain, out, str(output)),
+                key=key,
+                output=output,
+                results=tuple(results),
+                needs=needs,
+                gpu=gpu,
+                lacks=lacks,
+                config={},
+            )
+        )
+
+    def _add(self, node: Node) -> Node:
+        return self.nodes.setdefault(node.id, node)
+
+    def _resolve(self, stage: str, options: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Compose the options that jobs share once, and set those of one job, on which no other option depends."""
+        known = (stage, *options)
+        if known not in self._composed:
+            self._composed[known] = to_plain(compose_config(stage, options))
+        config = copy.deepcopy(self._composed[known])
+        for option, value in values.items():
+            *sections, name = option.split(".")
+            section: Any = config
+            for each in sections:
+                section = section.get(each) if isinstance(section, dict) else None
+            if not isinstance(section, dict) or name not in section:
+                raise ConfigError(f"Stage '{stage}' has no option '{option}': see python -m stages.{stage} --cfg job.")
+            section[name] = value
+        return config
+
+    def _read(self, option: str, config: Mapping[str, Any]) -> str:
+        """Return what decides results of what a path holds: the content of a list, or the identity of a model."""
+        path = Path(config[option])
+        if option in _LISTS:
+            return self._content(path)
+        unused = option.startswith("synthesis.") and config["tumors"] not in ("diffusion", "mixed")
+        return str(path) if unused or not (path / CONFIG_FILE).is_file() else read_config(path).identity
+
+    def _content(self, path: Path) -> str:
+        if path not in self._contents:
+            self._contents[path] = content_key(path)
+        return self._contents[path]
+
+
+def identifier(name: str, key: str) -> str:
+    """Return the name of a job's folder."""
+    return f"{name}-{key[:DIGITS]}"
+
+
+def content_key(path: Path) -> str:
+    """Return a hash of a list's cases, or of the files of a folder: names and sizes, wherever they lie.
+
+    Raises:
+        CaseListError: A list is malformed, or names a file that is not there.
+    """
+    from difftumor.datasets.cases import read_cases
+
+    if path.is_dir() and not (path / "dataset.json").is_file():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return _digest([[str(file.relative_to(path)), file.stat().st_size] for file in files])
+    listed = read_cases(path)
+    cases = [
+        [case.id, case.patient, case.image.stat().st_size, _size(case.labels), case.id in listed.validation_ids]
+        for case in listed.cases
+    ]
+    return _digest([dict(listed.label_names), cases])
+
+
+def override_value(value: Any) -> str:
+    """Return a plain value as Hydra reads it on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(override_value(each) for each in value) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z_/.][\w/.@:%+-]*", text, re.ASCII) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    ):
+        return text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+
+
+def _decides(name: str, value: Any) -> bool:
+    """Whether an option's value decides results; what versions without the option did is as if it were not there."""
+    if name in NEUTRAL and name not in _DECIDES:
+        return False
+    return not (name in EARLIER and EARLIER[name] == value)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lacking(needs: Iterable[Node]) -> str:
+    return next((need.lacks for need in needs if need.lacks), "")
+
+
+def _size(labels: Path | None) -> int | None:
+    if labels is None:
+        return None
+    return labels.stat().st_size if labels.is_file() else sum(file.stat().st_size for file in labels.iterdir())
+
+
+def _is_sibling(path: Path, name: str) -> bool:
+    return re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{{DIGITS}}}", path.name) is not None
+
+
+def _stored_config(artifact: Path) -> Mapping[str, Any]:
+    if not (artifact / CONFIG_FILE).is_file():
+        return {}
+    try:
+        config = read_config(artifact).training.get("config", {})
+    except ArtifactError:
+        return {}
+    return config if isinstance(config, Mapping) else {}

@@ -1,0 +1,98 @@
+"""Doing what is missing of a graph: here, one job after the other or several at once, or on a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from difftumor.errors import TrainingError, counted
+from stages.cluster.jobs import Job, Submitted
+from stages.cluster.options import ClusterOptions
+from stages.cluster.submission import submit
+from studies.jobs.graph import Graph, Node
+from studies.jobs.states import Standing, standings
+
+LOGS = "logs"
+
+
+def run_here(graph: Graph, *, at_once: int = 1) -> None:
+    """Run what is not done, each job after what it needs; a failure stops what needs it, and nothing else.
+
+    Args:
+        graph: The jobs.
+        at_once: Processes at a time. With several, each writes a log of its own, as lines of all would mix.
+
+    Raises:
+        TrainingError: Jobs have failed, or are blocked.
+    """
+    waiting = [node for node in graph.nodes.values() if not node.is_done()]
+    failed: list[Node] = [node for node in waiting if node.lacks]
+    waiting = [node for node in waiting if not node.lacks]
+    running: dict[Future[int], Node] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            lost = [node for node in waiting if any(need in failed for need in node.needs)]
+            failed += lost
+            waiting = [node for node in waiting if node not in lost]
+            ready = [node for node in waiting if all(need.is_done() for need in node.needs)]
+            for node in ready[: at_once - len(running)]:
+                waiting.remove(node)
+                running[pool.submit(_run, node, _log(graph, node) if at_once > 1 else None)] = node
+            if not running:
+                failed += waiting
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                node = running.pop(future)
+                if future.result() or not node.is_done():
+                    failed.append(node)
+    if failed:
+        first = failed[0]
+        reason = first.lacks or (f"see {_log(graph, first)}" if at_once > 1 else "see its message above")
+        more = f"; {counted(len(failed) - 1, 'more job')} depend on it or failed too" if len(failed) > 1 else ""
+        raise TrainingError(f"{first.id} did not end well: {reason}, then rerun this command{more}.")
+
+
+def submit_missing(graph: Graph, cluster: ClusterOptions, *, last: Job | None = None) -> tuple[Submitted, ...]:
+    """Submit what is neither done nor queued, and return at once.
+
+    Args:
+        graph: The jobs.
+        cluster: Where to.
+        last: A job that needs all others, such as a table; submitted only with others.
+
+    Raises:
+        DiffTumorError: The scheduler refuses.
+    """
+    found = standings(graph)
+    queued = {name: each.job.id for name, each in found.items() if each.status in ("running", "queued") and each.job}
+    jobs = [_job(each, found) for each in found.values() if each.status in ("to do", "failed")]
+    if jobs and last is not None:
+        needs = tuple(job.name for job in jobs) + tuple(queued)
+        jobs.append(Job(name=last.name, module=last.module, words=last.words, needs=needs, gpu=last.gpu))
+    return submit(jobs, cluster, folder=graph.folder, queued=queued)
+
+
+def _job(each: Standing, found: dict[str, Standing]) -> Job:
+    node = each.node
+    needs = tuple(need.id for need in node.needs if found[need.id].status != "done")
+    return Job(name=node.id, module=node.module, words=node.words, needs=needs, gpu=node.gpu)
+
+
+def _log(graph: Graph, node: Node) -> Path:
+    return graph.folder / LOGS / f"{node.id}.log"
+
+
+def _run(node: Node, log: Path | None) -> int:
+    typed: Sequence[str] = (*(() if node.module == "difftumor" else ("python", "-m")), node.module, *node.words)
+    sys.stdout.write(f"$ {shlex.join(typed)}\n")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", node.module, *node.words]
+    if log is None:
+        return subprocess.run(command, check=False).returncode
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as stream:
+        return subprocess.run(command, check=False, stdout=stream, stderr=subprocess.STDOUT).returncode

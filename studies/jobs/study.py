@@ -1,0 +1,162 @@
+"""The command line that all studies have: plan, run, submit, status and table."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rich.console import Console
+
+from difftumor.errors import ConfigError, DiffTumorError, counted
+from stages.cluster.jobs import Job
+from stages.cluster.options import read_cluster
+from studies.jobs.graph import Graph
+from studies.jobs.measurement import first_line
+from studies.jobs.running import run_here, submit_missing
+from studies.jobs.states import job_table, plan_table, remarks, standings
+
+ACTIONS = {
+    "plan": "show what is done and what is missing",
+    "run": "do what is missing here, then write the tables",
+    "submit": "submit what is missing to a cluster, and return",
+    "status": "show where submitted jobs are",
+    "table": "write the tables of what is done so far",
+}
+TABLE = "table"
+REFRESH_S = 5
+# Of tables in files, where no terminal says how wide it is.
+WIDTH = 200
+GraphT = TypeVar("GraphT", bound=Graph)
+
+
+@dataclass(frozen=True)
+class Study(Generic[GraphT]):
+    """A study.
+
+    Args:
+        name: Name of its module.
+        documentation: Docstring of its module, whose first line describes it.
+        declare: Makes the graph of its jobs from the arguments.
+        table: Writes tables and page from what is done; returns the page.
+        add_options: Adds its own options to the parser.
+        check: Checks before anything runs what takes longer than a plan may.
+        words: What its options that are no flags are, for its help; empty if it takes none.
+    """
+
+    name: str
+    documentation: str | None
+    declare: Callable[[argparse.Namespace], GraphT]
+    table: Callable[[argparse.Namespace, GraphT], Path]
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
+    check: Callable[[GraphT], object] | None = None
+    words: str = ""
+
+    @property
+    def program(self) -> str:
+        """How it is called."""
+        return f"python -m studies.{self.name}"
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of its command line."""
+        actions = "\n".join(f"  {name:8} {what}" for name, what in ACTIONS.items())
+        parser = argparse.ArgumentParser(
+            prog=self.program,
+            description=first_line(self.documentation),
+            epilog=f"actions:\n{actions}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        out = Path("runs") / self.name
+        parser.add_argument("action", choices=ACTIONS, help="what to do")
+        parser.add_argument("--out", type=Path, default=out, help=f"folder of the study ({out})")
+        parser.add_argument("--jobs", type=whole_number, default=1, help="jobs that run at the same time (run; 1)")
+        parser.add_argument("--all", action="store_true", help="show every job (plan, status)")
+        parser.add_argument("--watch", action="store_true", help="refresh until nothing is queued (status)")
+        if self.add_options is not None:
+            self.add_options(parser)
+        words = f"{self.words}; and " if self.words else ""
+        parser.add_argument("options", nargs="*", help=f"{words}cluster=NAME cluster.OPTION=VALUE (submit)")
+        return parser
+
+    def main(self, words: Sequence[str] | None = None) -> int:
+        """Run the command line and return the exit status; errors are one sentence."""
+        words = sys.argv[1:] if words is None else list(words)
+        arguments = self.parser().parse_intermixed_args(words)
+        place = words.index(arguments.action)
+        arguments.words = [*words[:place], *words[place + 1 :]]
+        arguments.command = shlex.join([*self.program.split(), *words])
+        try:
+            self._act(arguments)
+        except DiffTumorError as error:
+            sys.stderr.write(f"Error: {error}\n")
+            return 1
+        return 0
+
+    def _act(self, arguments: argparse.Namespace) -> None:
+        cluster, options = read_cluster(arguments.options)
+        if options and not self.words:
+            raise ConfigError(f"The study takes no option {options[0]!r}: see {self.program} --help.")
+        arguments.options = list(options)
+        graph = self.declare(arguments)
+        if self.check is not None and arguments.action in ("run", "submit"):
+            self.check(graph)
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        if arguments.action == "plan":
+            _plan(graph, console, every=arguments.all)
+        elif arguments.action == "status":
+            _status(graph, console, every=arguments.all, watch=arguments.watch)
+        elif arguments.action == "submit":
+            table = Job(name=TABLE, module=f"studies.{self.name}", words=(TABLE, *arguments.words), gpu=False)
+            for job in (sent := submit_missing(graph, cluster, last=table)):
+                console.print(f"{job.id}  {job.name}  {job.log}", highlight=False)
+            console.print(f"{counted(len(sent), 'job')} submitted; {self.program} status … shows where they are.")
+        else:
+            if arguments.action == "run":
+                run_here(graph, at_once=arguments.jobs)
+            console.print(f"The report is at {self.table(arguments, graph).resolve()}", highlight=False)
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number from 1 up, as the ``type`` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 up")
+    return int(text)
+
+
+def require_done(graph: Graph) -> None:
+    """Refuse a table that needs all jobs of a graph.
+
+    Raises:
+        ConfigError: Names a job that is missing.
+    """
+    missing = [node for node in graph.nodes.values() if not node.is_done()]
+    if missing:
+        raise ConfigError(f"{counted(len(missing), 'job')} are missing, such as {missing[0].id}: run the study first.")
+
+
+def _plan(graph: Graph, console: Console, *, every: bool) -> None:
+    found = standings(graph)
+    if every:
+        console.print(job_table(found.values()))
+    console.print(plan_table(found))
+    for remark in remarks(found):
+        console.print(remark, highlight=False)
+
+
+def _status(graph: Graph, console: Console, *, every: bool, watch: bool) -> None:
+    while True:
+        found = standings(graph)
+        shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
+        if watch and console.is_terminal:
+            console.clear()
+        console.print(plan_table(found))
+        if shown:
+            console.print(job_table(shown))
+        if not watch or not any(each.status in ("running", "queued") for each in found.values()):
+            return
+        time.sleep(REFRESH_S)

@@ -126,3 +126,30 @@ class RatioSampler(SeededSampler):
     def _seconds(self, stretches: int) -> int:
         """Return the number of samples of the second group in a number of stretches."""
         return math.floor(stretches * self.size * self.second_share + 0.5)
+
+
+class EvenSampler(SeededSampler):
+    """Groups of cases that have the same number of samples, each in an endless series of shuffled passes of its own.
+
+    Of as many samples in a row as there are groups, one is of each group, in shuffled order.
+
+    Args:
+        groups: Indices of the cases of each group, none empty.
+        options: Arguments of ``SeededSampler`` except ``size``.
+
+    Raises:
+        ValueError: A group is empty.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], **options: Any) -> None:
+        if not all(groups):
+            raise ValueError(f"groups with cases are needed, got {groups}")
+        super().__init__(sum(map(len, groups)), **options)
+        self.groups = groups
+
+    def _sample(self, position: int) -> tuple[int, int]:
+        turn, place = divmod(position, len(self.groups))
+        group = int(self._order(len(self.groups), "groups", "turn", turn)[place])
+        cases = self.groups[group]
+        number, place = divmod(turn, len(cases))
+        return number, cases[int(self._order(len(cases), "order", group, "pass", number)[place])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import get_args
@@ -91,6 +92,12 @@ class TumorSynthesizer:
         self.sources = sources
         self.diffusion: Mapping[str, DiffusionTexture] = dict(diffusion or {})
         self._device = torch.device("cpu")
+
+    def for_organ(self, organ: Organ) -> TumorSynthesizer:
+        """Return a synthesizer of another organ with the same networks."""
+        other = copy(self)
+        other.organ = organ
+        return other
 
     @property
     def device(self) -> torch.device:

@@ -38,6 +38,7 @@ EARLIER: Mapping[str, Any] = {
     "augmentation.scale": 0.1,
     "augmentation.scale_probability": 0.0,
     "augmentation.flip_probability": 0.0,
+    "more_organs": [],
 }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -40,6 +40,7 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: An override names an unknown option or group, or cannot be parsed.
     """
+    register_names()
     with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=stage):
         try:
             # A search path of the user's own replaces ours, as on the command line.
@@ -47,6 +48,16 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
             return compose(stage, overrides=[*mine, *overrides])
         except (HydraException, ValueError) as error:  # Hydra refuses some group choices with the latter
             raise ConfigError(_explain(error, stage)) from error
+
+
+def register_names() -> None:
+    """Make ``${organs:NAME,MORE}`` known to OmegaConf: the names of all organs that a model learns, joined by +."""
+    OmegaConf.register_new_resolver("organs", _joined, replace=True)
+
+
+def _joined(first: str, more: Sequence[Any] | None) -> str:
+    names = [each.get("organ") if isinstance(each, Mapping) else each for each in more or ()]
+    return "+".join([str(first), *(str(name.get("name") if isinstance(name, Mapping) else name) for name in names)])
 
 
 def compose_options(stage: str, kind: type[OptionsT], overrides: Sequence[str] = ()) -> OptionsT:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,56 @@ def share_seen(voxels_NV: np.ndarray, downsampling: int) -> float:
     return len(np.unique(voxels_NV % downsampling, axis=0)) / downsampling**3
 
 
+class CropReader(ABC):
+    """Reads cases whose crops sit on tumors.
+
+    Attributes:
+        crop: Voxels along X, Y, Z that a case has at least.
+    """
+
+    crop: tuple[int, ...]
+
+    @abstractmethod
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+
+    @abstractmethod
+    def __call__(self, case: Case) -> Item:
+        """Load a case for ``RandomCrop``."""
+
+    @abstractmethod
+    def load(self, case: Case) -> tuple[Item, dict[int, Voxel]]:
+        """Load a case, padded to the crop, and the middle voxels of the lesions to learn, by their index."""
+
+    def around(self, item: Item, index: int, middle: Voxel) -> Item:
+        """Cut the crop around a lesion out of a case that ``load`` returned.
+
+        Args:
+            item: The case.
+            index: Index of the lesion.
+            middle: Its middle voxel.
+
+        Returns:
+            ``ct``, ``labels``, ``case``, and ``key``, which no other lesion has.
+        """
+        box = Box.centered(middle, self.crop, within=item["ct"].shape[1:])
+        # Cloned, so that the whole scan is not kept.
+        cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
+        return {**cut, "case": item["case"], "key": crop_name(item["case"], index)}
+
+    def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
+        """Cut one crop around each lesion to learn, case after case, at most ``limit``."""
+        crops: list[Item] = []
+        for case in cases:
+            if len(crops) >= limit:
+                break
+            item, lesions = self.load(case)
+            crops += [self.around(item, *lesion) for lesion in islice(lesions.items(), limit - len(crops))]
+        return crops
+
+
 @dataclass(frozen=True, kw_only=True)
-class TumorReader:
+class TumorReader(CropReader):
     """Reads cases for stage 2.
 
     Args:
@@ -136,31 +186,34 @@ class TumorReader:
             for lesion in self.rules.choose(lesions, self.rules.stage)
         )
 
-    def around(self, item: Item, index: int, middle: Voxel) -> Item:
-        """Cut the crop around a lesion out of a case that ``load`` returned.
 
-        Args:
-            item: The case.
-            index: Index of the lesion.
-            middle: Its middle voxel.
+@dataclass(frozen=True)
+class SeveralReaders(CropReader):
+    """Reads the cases of several organs, each as the reader of its organ does.
 
-        Returns:
-            ``ct``, ``labels``, ``case``, and ``key``, which no other lesion has.
-        """
-        box = Box.centered(middle, self.crop, within=item["ct"].shape[1:])
-        # Cloned, so that the whole scan is not kept.
-        cut = {key: item[key][(slice(None), *box.slices)].clone() for key in ("ct", "labels")}
-        return {**cut, "case": item["case"], "key": crop_name(item["case"], index)}
+    Args:
+        readers: Of one spacing; no id is in two of their lists.
+        crop: Voxels along X, Y, Z that a case has at least.
+    """
 
-    def fixed_crops(self, cases: Sequence[Case], *, limit: int) -> list[Item]:
-        """Cut one crop around each lesion to learn, case after case, at most ``limit``."""
-        crops: list[Item] = []
-        for case in cases:
-            if len(crops) >= limit:
-                break
-            item, lesions = self.load(case)
-            crops += [self.around(item, *lesion) for lesion in islice(lesions.items(), limit - len(crops))]
-        return crops
+    readers: tuple[TumorReader, ...]
+    crop: tuple[int, ...]
+
+    def about(self, case: Case) -> dict[str, Any]:
+        """Return what decides how a case is read, besides its files."""
+        return self._of[case.id].about(case)
+
+    def __call__(self, case: Case) -> Item:
+        """Load a case for ``RandomCrop``."""
+        return self._of[case.id](case)
+
+    def load(self, case: Case) -> tuple[Item, dict[int, Voxel]]:
+        """Load a case, and the middle voxels of the lesions to learn, by their index."""
+        return self._of[case.id].load(case)
+
+    @cached_property
+    def _of(self) -> dict[str, TumorReader]:
+        return {case.id: reader for reader in self.readers for case in reader.cases.cases}
 
 
 def crop_name(case: str, index: int) -> str:
@@ -173,6 +226,7 @@ class TumorCrops(CropData):
 
     Args:
         reader: Reads the cases.
+        even: Places in ``train`` of the cases of each organ, of which equally many crops come; none for one organ.
         foreground_ratio: Crops around tumor voxels per crop around a voxel of the organ.
         rotation_probability: Chance that a crop is rotated in the axial plane.
         validation_crops: Crops of a validation at most, over all ranks.
@@ -183,11 +237,12 @@ class TumorCrops(CropData):
     def __init__(
         self,
         *,
-        reader: TumorReader,
+        reader: CropReader,
         foreground_ratio: float,
         validation_crops: int,
         rotation_probability: float = 0.0,
         hosts: int = 0,
+        even: Sequence[Sequence[int]] = (),
         **options: Any,
     ) -> None:
         cut = RandomCrop(reader.crop, foreground_ratio=foreground_ratio, rotation_probability=rotation_probability)
@@ -196,6 +251,12 @@ class TumorCrops(CropData):
         self.reader = reader
         self.validation_crops = validation_crops
         self.hosts = hosts
+        self._even = tuple(map(tuple, even))
+
+    @property
+    def even(self) -> Sequence[Sequence[int]]:
+        """See ``seeded_loader``."""
+        return self._even
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the cache and cut the validation crops."""

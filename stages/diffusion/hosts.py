@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, zip_longest
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from difftumor.errors import OrganError, SynthesisError
 from difftumor.scans.appearance import SURROUNDINGS_MM, Appearance, measure_appearance
 from difftumor.scans.grid import Box, triple
 from difftumor.scans.intensity import IntensityWindow
-from difftumor.scans.organs import ORGAN, TUMOR
+from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.host import Host
@@ -34,6 +35,7 @@ from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.diffusion.data import TumorReader, tumors_of
 from stages.run.run import say
 
+T = TypeVar("T")
 # Organ this near to an annotated tumor neither hosts tumors nor counts as healthy surroundings.
 MARGIN_MM = SURROUNDINGS_MM[0]
 # Crops tried for each size before the next smaller one.
@@ -50,12 +52,14 @@ class HostCrop:
         organ_XYZ: (X, Y, Z) bool: the organ without annotated tumors of any size and what lies around them, and
             without bone, gas and metal.
         record: Drawn for this organ mask.
+        organ: The organ.
     """
 
     id: str
     ct_hu_XYZ: Tensor
     organ_XYZ: Tensor
     record: TumorRecord
+    organ: Organ
 
 
 @dataclass(eq=False)
@@ -168,7 +172,7 @@ class HeldOut:
                     continue
                 if size != stage:
                     say(f"{item['case']} has no room for most {stage} tumors: it hosts a {size} one.")
-                return HostCrop(name, cut["ct"][0].float().clone(), organ, record)
+                return HostCrop(name, cut["ct"][0].float().clone(), organ, record, reader.organ)
         say(f"{item['case']} hosts no tumor: it has no room for a {stage} one.")
         return None
 
@@ -177,6 +181,43 @@ class HeldOut:
         organ = Host(organ_XYZ, organ=self.reader.organ, spacing_mm=(x, y, z), open_border=False)
         drawn = draw_tumors(organ, [TumorSpec(size=size)], seed=self.seed, keys=("host", name))
         return drawn.records[0] if drawn.records else None
+
+
+@dataclass(frozen=True)
+class HeldOutOrgans:
+    """What stage 2 is judged by if it learns several organs: the same for each.
+
+    Args:
+        parts: Of each organ.
+    """
+
+    parts: tuple[HeldOut, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of hosts."""
+        return sum(part.count for part in self.parts)
+
+    @cached_property
+    def hosts(self) -> tuple[HostCrop, ...]:
+        """The hosts, one of each organ in turn."""
+        return tuple(in_turn([part.hosts for part in self.parts]))
+
+    @cached_property
+    def real(self) -> tuple[Appearance, ...]:
+        """How the held-out tumors look."""
+        return tuple(look for part in self.parts for look in part.real)
+
+    @cached_property
+    def learned(self) -> tuple[Appearance, ...]:
+        """How tumors of the training cases look."""
+        return tuple(look for part in self.parts for look in part.learned)
+
+
+def in_turn(groups: Sequence[Sequence[T]]) -> Iterator[T]:
+    """Yield the first of each group, then the second of each, and so on."""
+    for row in zip_longest(*groups):
+        yield from (each for each in row if each is not None)
 
 
 def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[HostCrop]) -> Iterator[HostedTumor]:
@@ -189,7 +230,7 @@ def synthesize(synthesizer: TumorSynthesizer, hosts: Sequence[HostCrop]) -> Iter
     device = synthesizer.device
     for host in hosts:
         ct, organ = (volume[None, None].to(device) for volume in (host.ct_hu_XYZ, host.organ_XYZ))
-        made = synthesizer.apply(ct, organ, [[host.record]], patch_per_tumor=True)
+        made = synthesizer.for_organ(host.organ).apply(ct, organ, [[host.record]], patch_per_tumor=True)
         ct_hu_XYZ, tumor_XYZ = made.ct_hu[0, 0].cpu(), made.labels[0, 0].cpu() == TUMOR
         appearance = measure_appearance(
             ct_hu_XYZ.numpy(),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from difftumor.errors import ConfigError, OrganError
 from difftumor.files import check_folder
 from difftumor.models.diffusion_config import Masked, SamplerConfig
 from difftumor.scans.lesions import SizeGroup, SizeRule
-from difftumor.scans.organs import Organ
+from difftumor.scans.organs import Organ, get_organ
 from stages.config.options import (
     AdamOptions,
     DataOptions,
@@ -19,7 +21,7 @@ from stages.config.options import (
     RunOptions,
     StepOptions,
 )
-from stages.config.reading import Count, Hint, Positive, ShareBelowOne, WholeNumber
+from stages.config.reading import Count, Hint, Positive, ReadBy, ShareBelowOne, WholeNumber, read_options
 
 NoiseLoss = Literal["l1", "l2"]
 
@@ -169,16 +171,42 @@ class HostPictureOptions:
     hosts: WholeNumber
 
 
+def _organ(value: Any, *, field: str) -> Organ:
+    """Read an organ: a registered name, or a mapping as in ``configs/organ/``."""
+    if isinstance(value, Mapping):
+        return read_options(Organ, value, field)
+    try:
+        return get_organ(str(value))
+    except OrganError as error:
+        raise ConfigError(f"{field} is {value!r}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganSource:
+    """One of ``more_organs``: tumors of another organ, to be learned as well.
+
+    Args:
+        organ: Name of a registered organ, or its values as in ``configs/organ/``.
+        root: Its data, as ``data.root``.
+        labels: What the label maps' numbers mean, as ``data.labels``.
+    """
+
+    organ: Annotated[Organ, ReadBy(_organ)]
+    root: Path
+    labels: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusionOptions(RunOptions):
     """All options of stage 2, one field per section.
 
     Args:
         organ: The organ with the tumors.
+        more_organs: Other organs with their data; one model learns the tumors of all.
         fold: Whose tumors are held out, from 0; None trains on all but the validation cases that the list states.
 
     Raises:
-        ConfigError: The sampler's steps do not suit the timesteps, or crops cannot be rotated.
+        ConfigError: The sampler's steps do not suit the timesteps, crops cannot be rotated, or an organ comes twice.
     """
 
     stage: Annotated[Literal["diffusion"], Hint("leave it at 'diffusion', or call python -m stages.<stage>")]
@@ -197,7 +225,16 @@ class DiffusionOptions(RunOptions):
     training: DiffusionTrainingOptions
     validation: HostValidationOptions
     pictures: HostPictureOptions
+    more_organs: Annotated[tuple[OrganSource, ...], Hint("a list such as [{organ: pancreas, root: PATH}]")] = ()
+
+    @property
+    def organs(self) -> str:
+        """The names of all organs, joined by +."""
+        return "+".join([self.organ.name, *(each.organ.name for each in self.more_organs)])
 
     def __post_init__(self) -> None:
         self.data.check_rotation(self.augmentation.rotation_probability)
         self.diffusion.sampler.time_steps(self.diffusion.timesteps)  # refuses steps that do not fit
+        names = self.organs.split("+")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"more_organs names {repeated[0]}, which is there already: give each organ once.")

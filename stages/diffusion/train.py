@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
-from difftumor.datasets.cases import Case
-from difftumor.datasets.tumor_cases import AnnotatedTumor, choose_tumors
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.tumor_cases import choose_tumors
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact import Parent, load_artifact
 from difftumor.models.autoencoder import Autoencoder
@@ -20,10 +22,19 @@ from difftumor.models.denoiser import Denoiser
 from difftumor.models.latent_codec import LatentCodec
 from difftumor.models.sampling import NoiseSchedule
 from difftumor.scans.nifti import Volume
+from difftumor.scans.organs import Organ
 from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.diffusion.data import SeenTumor, TumorCrops, TumorReader, describe, describe_choice, describe_unseen
-from stages.diffusion.hosts import HeldOut
+from stages.diffusion.data import (
+    SeenTumor,
+    SeveralReaders,
+    TumorCrops,
+    TumorReader,
+    describe,
+    describe_choice,
+    describe_unseen,
+)
+from stages.diffusion.hosts import HeldOut, HeldOutOrgans, in_turn
 from stages.diffusion.latent_cache import LatentCache
 from stages.diffusion.latents import CachedTumorCrops
 from stages.diffusion.module import DiffusionModule, MakeHosts, network_arguments
@@ -46,20 +57,57 @@ NEUTRAL = ("training.steps", "validation.synthesize_every_n_epochs", "pictures.h
 
 
 @dataclass(frozen=True)
+class _Part:
+    """The cases of one organ.
+
+    Attributes:
+        reader: Reads them.
+        train: With tumors, of any size.
+        validation: Held out, with tumors.
+        unseen: All that is held out, with tumors or none.
+        healthy: Free of tumors.
+        found: The tumors of the size group, by case.
+        tumors: Those to learn.
+    """
+
+    reader: TumorReader
+    train: Sequence[Case]
+    validation: Sequence[Case]
+    unseen: Sequence[Case]
+    healthy: Sequence[Case]
+    found: Mapping[str, Sequence[SeenTumor]]
+    tumors: Sequence[SeenTumor] = ()
+
+    @property
+    def learned(self) -> list[Case]:
+        """The cases with tumors to learn."""
+        counts = Counter(tumor.case for tumor in self.tumors)
+        return [case for case in self.train if counts[case.id]]
+
+    def patient(self, case: Case) -> tuple[Path, str]:
+        """Return whose scan it is; names of patients mean something within their list alone."""
+        return self.reader.cases.source.resolve(), case.patient
+
+
+@dataclass(frozen=True)
 class _Crops:
     data: TumorCrops
     cases: dict[str, Any]  # what is trained on, for the artifact
-    held_out: HeldOut
-    unseen: Sequence[Case]  # held out, with tumors of any size or none
+    held_out: HeldOut | HeldOutOrgans
+    unseen: Sequence[Case]
 
 
 def held_out(options: DiffusionOptions) -> HeldOut:
     """Return the held-out tumors and the hosts that a training with these options is judged by; needs no artifact.
 
     Raises:
+        ConfigError: There are several organs.
         DiffTumorError: Data are missing or malformed, or there are no tumors to learn.
     """
-    return _crops(options).held_out
+    if options.more_organs:
+        raise ConfigError("more_organs is set, but models are compared in one organ at a time: leave it out.")
+    (part,) = _parts(options, downsampling=4)
+    return _held_out(options, part, share=0, of=1)
 
 
 def build(options: DiffusionOptions) -> Stage:
@@ -100,43 +148,25 @@ def _codec(options: DiffusionOptions) -> tuple[LatentCodec, Parent]:
     return codec, artifact.as_parent
 
 
-def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
+def _crops(options: DiffusionOptions, downsampling: int) -> _Crops:
     data, judged = options.data, options.validation
-    cases = read_root(data.root, data.labels)
-    reader = TumorReader(
-        cases=cases,
-        organ=options.organ,
-        rules=options.lesions,
-        crop=data.crop,
-        spacing_mm=data.spacing_mm,
-        downsampling=downsampling,
-    )
-    stated = stated_validation(cases, fold=options.fold)
-    train, validation, healthy, found = _sorted(options, reader, stated)
-    reader, tumors = _chosen(options, reader, [tumor for case in train for tumor in found[case.id]])
-    if unseen := describe_unseen(tumors, reader.rules):
-        say(unseen)
-    counts = Counter(tumor.case for tumor in tumors)
-    hosts = (*validation, *healthy)
-    # Seeded as the folds are: alike in all runs with the same data, whatever is random in their training.
-    held_out = HeldOut(
-        reader=reader,
-        window=data.window,
-        tumor_cases=tuple(case for case in validation if found[case.id]),
-        learned_cases=tuple(case for case in train if found[case.id]),
-        host_cases=hosts,
-        tumors=judged.crops,
-        count=judged.hosts if hosts else 0,
-        seed=options.folds.seed,
-    )
+    parts = _parts(options, downsampling)
+    several = len(parts) > 1
+    judges = [_held_out(options, part, share=place, of=len(parts)) for place, part in enumerate(parts)]
+    held_out = HeldOutOrgans(tuple(judges)) if several else judges[0]
+    starts = list(accumulate((len(part.learned) for part in parts), initial=0))
     crops = _data(
         options.latents,
-        validation_tumors={case.id: [tumor.index for tumor in found[case.id]] for case in validation},
-        reader=reader,
+        validation_tumors={
+            case.id: [tumor.index for tumor in part.found[case.id]] for part in parts for case in part.validation
+        },
+        reader=SeveralReaders(tuple(part.reader for part in parts), data.crop) if several else parts[0].reader,
+        even=[range(*ends) for ends in pairwise(starts)] if several else (),
         foreground_ratio=data.foreground_ratio,
         rotation_probability=options.augmentation.rotation_probability,
-        train=tuple(case for case in train if counts[case.id]),
-        validation=held_out.tumor_cases,
+        train=tuple(case for part in parts for case in part.learned),
+        # In turn, so that a limit is one for each organ alike.
+        validation=tuple(in_turn([each.tumor_cases for each in judges])),
         hosts=held_out.count if judged.synthesize_every_n_epochs else 0,
         seed=options.seed,
         batch_size=data.batch_size,
@@ -146,34 +176,87 @@ def _crops(options: DiffusionOptions, downsampling: int = 4) -> _Crops:
         caching=Caching.of(data),
         overfit=data.overfit,
     )
-    return _Crops(crops, _provenance(crops, tumors), held_out, tuple(dict.fromkeys((*validation, *stated))))
+    return _Crops(crops, _provenance(crops, parts), held_out, tuple(case for part in parts for case in part.unseen))
 
 
-def _sorted(
-    options: DiffusionOptions, reader: TumorReader, stated: Sequence[Case]
-) -> tuple[Sequence[Case], Sequence[Case], Sequence[Case], Mapping[str, Sequence[SeenTumor]]]:
-    """Return the cases to learn, those held out, the healthy ones, and the tumors of the size group by case."""
-    cases, folds = reader.cases, options.folds
+def _held_out(options: DiffusionOptions, part: _Part, *, share: int, of: int) -> HeldOut:
+    """Return what judges an organ, which is one of several that share hosts and real tumors."""
+    judged = options.validation
+    hosts = (*part.validation, *part.healthy)
+    # Seeded as the folds are: alike in all runs with the same data, whatever is random in their training.
+    return HeldOut(
+        reader=part.reader,
+        window=options.data.window,
+        tumor_cases=tuple(case for case in part.validation if part.found[case.id]),
+        learned_cases=tuple(case for case in part.train if part.found[case.id]),
+        host_cases=hosts,
+        tumors=len(range(share, judged.crops, of)),
+        count=len(range(share, judged.hosts, of)) if hosts else 0,
+        seed=options.folds.seed,
+    )
+
+
+def _parts(options: DiffusionOptions, downsampling: int) -> list[_Part]:
+    """Read the cases of each organ, and choose the tumors to learn; none of a patient that another organ holds out."""
+    sources = [(options.organ, options.data.root, options.data.labels, "data.labels")]
+    sources += [(more.organ, more.root, more.labels, "more_organs.labels") for more in options.more_organs]
+    parts = []
+    for organ, root, labels, option in sources:
+        cases = read_root(root, labels, option=option)
+        parts.append(_part(options, organ, _named_after(organ, cases) if len(sources) > 1 else cases, downsampling))
+    apart = {part.patient(case) for part in parts for case in part.unseen}
+    parts = [replace(part, train=[c for c in part.train if part.patient(c) not in apart]) for part in parts]
+    parts = [_chosen(options, part) for part in parts]
+    if unseen := describe_unseen([tumor for part in parts for tumor in part.tumors], options.lesions):
+        say(unseen)
+    learned = {case.image for part in parts for case in part.train}
+    return [replace(part, healthy=[case for case in part.healthy if case.image not in learned]) for part in parts]
+
+
+def _part(options: DiffusionOptions, organ: Organ, cases: CaseList, downsampling: int) -> _Part:
+    data, folds = options.data, options.folds
+    reader = TumorReader(
+        cases=cases,
+        organ=organ,
+        rules=options.lesions,
+        crop=data.crop,
+        spacing_mm=data.spacing_mm,
+        downsampling=downsampling,
+    )
+    stated = stated_validation(cases, fold=options.fold)
     found: dict[str, tuple[SeenTumor, ...]] = {}
 
     def note(case: Case, labels: Volume) -> None:
         found[case.id] = reader.tumors(case, labels)
 
-    split = sort_and_say(cases, reader.organ, workers=options.data.num_workers, look=note)
+    split = sort_and_say(cases, organ, workers=data.num_workers, look=note)
     train, validation = split.split(fold=options.fold, count=folds.count, seed=folds.seed, stated=stated)
-    counts = {case.id: len(found[case.id]) for case in (*train.tumor, *validation)}
-    say(describe(counts, reader.rules, cases.source))
-    return train.tumor, validation, split.healthy, found
+    say(describe({case.id: len(found[case.id]) for case in (*train.tumor, *validation)}, reader.rules, cases.source))
+    return _Part(
+        reader=reader,
+        train=train.tumor,
+        validation=validation,
+        unseen=tuple(dict.fromkeys((*validation, *stated))),
+        healthy=split.healthy,
+        found=found,
+    )
 
 
-def _provenance(crops: TumorCrops, tumors: Sequence[AnnotatedTumor]) -> dict[str, Any]:
+def _named_after(organ: Organ, cases: CaseList) -> CaseList:
+    """Return a list whose ids begin with the organ, so that no other list has them."""
+    named = tuple(replace(case, id=f"{organ.name}_{case.id}") for case in cases.cases)
+    return replace(cases, cases=named, validation_ids=tuple(f"{organ.name}_{each}" for each in cases.validation_ids))
+
+
+def _provenance(crops: TumorCrops, parts: Sequence[_Part]) -> dict[str, Any]:
     """Return what is trained on, for the artifact."""
+    tumors = [tumor for part in parts for tumor in part.tumors]
     counts = Counter(tumor.case for tumor in tumors)
     provenance: dict[str, Any] = {
         "training": {case.id: counts[case.id] for case in crops.train},
         "validation": [case.id for case in crops.validation],
     }
-    if crops.reader.only:  # otherwise the cases and the rules say which tumors
+    if any(part.reader.only for part in parts):  # otherwise the cases and the rules say which tumors
         provenance["tumors"] = [{"case": t.case, "center_mm": t.center_mm, "radius_mm": t.radius_mm} for t in tumors]
     return provenance
 
@@ -186,18 +269,17 @@ def _data(latents: LatentOptions, *, validation_tumors: Mapping[str, Sequence[in
     return CachedTumorCrops(cache=cache, crops=latents.crops, validation_tumors=validation_tumors, **common)
 
 
-def _chosen(
-    options: DiffusionOptions, reader: TumorReader, tumors: Sequence[SeenTumor]
-) -> tuple[TumorReader, Sequence[SeenTumor]]:
+def _chosen(options: DiffusionOptions, part: _Part) -> _Part:
     """Choose the tumors to learn, and make the reader take the others for organ."""
-    most, source = options.data.max_tumors, reader.cases.source
+    most, reader, source = options.data.max_tumors, part.reader, part.reader.cases.source
+    tumors = [tumor for case in part.train for tumor in part.found[case.id]]
     kind = f"{reader.rules.stage} {reader.organ.name} tumor"
     if not tumors:
         raise CaseListError(
             f"{source} has no {kind} to train on: give other data, another organ, or another tumor_stage."
         )
     if most == "all":
-        return reader, tumors
+        return replace(part, tumors=tumors)
     if most > len(tumors):
         raise ConfigError(
             f"data.max_tumors is {most}, but of the {kind}s of {source} {len(tumors)} can be trained on: "
@@ -208,7 +290,7 @@ def _chosen(
     only: dict[str, set[int]] = {}
     for tumor in chosen:
         only.setdefault(tumor.case, set()).add(tumor.index)
-    return replace(reader, only=only), chosen
+    return replace(part, reader=replace(reader, only=only), tumors=chosen)
 
 
 def _module(
@@ -223,7 +305,7 @@ def _module(
         diffusion=options.diffusion,
         ema=options.ema,
         optimizer=options.optimizer,
-        organ=options.organ.name,
+        organ=options.organs,
         window=options.data.window,
         spacing_mm=options.data.spacing_mm,
         crop=options.data.crop,
@@ -233,7 +315,7 @@ def _module(
     )
 
 
-def _hosts(options: DiffusionOptions, codec: LatentCodec, held_out: HeldOut) -> MakeHosts:
+def _hosts(options: DiffusionOptions, codec: LatentCodec, held_out: HeldOut | HeldOutOrgans) -> MakeHosts:
     """Return what makes the validation by synthetic tumors, given the networks of the training."""
     data, diffusion = options.data, options.diffusion
 

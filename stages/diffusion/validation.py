@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from difftumor.scans.appearance import EDGE_BINS_MM, Appearance, appearance_distance
 from difftumor.synthesis.synthesizer import TumorSynthesizer
-from stages.diffusion.hosts import HeldOut, synthesize
+from stages.diffusion.hosts import HeldOut, HeldOutOrgans, synthesize
 from stages.diffusion.pictures import HostPictures
 from stages.run.module import StageModule
 from stages.run.pictures import due
@@ -104,7 +104,9 @@ class HostValidation(nn.Module):
         pictures: Number of hosts that are plotted.
     """
 
-    def __init__(self, held_out: HeldOut, synthesizer: TumorSynthesizer, *, every_n_epochs: int, pictures: int) -> None:
+    def __init__(
+        self, held_out: HeldOut | HeldOutOrgans, synthesizer: TumorSynthesizer, *, every_n_epochs: int, pictures: int
+    ) -> None:
         super().__init__()
         self.held_out = held_out
         self.synthesizer = synthesizer

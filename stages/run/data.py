@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from difftumor.datasets.caching import CachedOnDisk, cache_rate
 from difftumor.datasets.cases import Case
-from difftumor.datasets.sampling import RatioSampler, SeededSampler
+from difftumor.datasets.sampling import EvenSampler, RatioSampler, SeededSampler
 from difftumor.datasets.transforms import Item, SeededDataset
 from difftumor.errors import ConfigError
 from difftumor.files import check_folder
@@ -56,6 +56,7 @@ def seeded_loader(
     training: bool = True,
     fixed: bool = False,
     ratio: tuple[Sequence[int], Sequence[int], float] | None = None,
+    even: Sequence[Sequence[int]] = (),
 ) -> DataLoader[Item]:
     """Make a loader whose order depends on seed and epoch alone.
 
@@ -70,6 +71,7 @@ def seeded_loader(
         fixed: Repeats the first epoch forever.
         ratio: Indices of two groups of cases, and the share of the samples that come from the second; None takes every
             case equally often.
+        even: Indices of groups of cases from which equally many samples come; none for no groups.
     """
     options: dict[str, Any] = {
         "samples_per_epoch": samples_per_epoch,
@@ -79,7 +81,9 @@ def seeded_loader(
         "shuffle": training,
         "fixed": fixed or not training,
     }
-    if ratio is None:
+    if even:
+        sampler: SeededSampler = EvenSampler(even, **options)
+    elif ratio is None:
         sampler = SeededSampler(len(dataset), **options)
     else:
         sampler = RatioSampler(ratio[:2], second_share=ratio[2], **options)
@@ -206,12 +210,18 @@ class CropData(pl.LightningDataModule):
             samples_per_epoch=self.steps_per_epoch * self.batch_size * self.trainer.world_size,
             fixed=self.overfit,
             ratio=self.ratio,
+            even=self.even,
         )
 
     @property
     def ratio(self) -> tuple[Sequence[int], Sequence[int], float] | None:
         """See ``seeded_loader``; None in most stages."""
         return None
+
+    @property
+    def even(self) -> Sequence[Sequence[int]]:
+        """See ``seeded_loader``; none in most stages."""
+        return ()
 
     def _whole(self, cases: Sequence[Case], load: Callable[[Case], Item]) -> SeededDataset:
         """Cases as ``load`` reads them."""

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from difftumor.errors import DiffTumorError
-from stages.config.compose import CONFIGS, OptionsT, compose_config, given_by
+from stages.config.compose import CONFIGS, OptionsT, compose_config, given_by, register_names
 from stages.run.run import Stage, run_stage
 
 
@@ -46,6 +46,8 @@ def command_line(
     if not any(item.startswith(("--config-dir", "-cd")) for item in sys.argv):
         # Each stage has experiments of its own in configs/<stage>/experiment/.
         sys.argv[1:1] = ["--config-dir", str(CONFIGS / stage)]
+
+    register_names()
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=stage)
     def task(config: DictConfig) -> None:

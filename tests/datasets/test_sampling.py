@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftumor.datasets.sampling import RatioSampler, SeededSampler
+from difftumor.datasets.sampling import EvenSampler, RatioSampler, SeededSampler
 
 
 @pytest.mark.parametrize("per_epoch", [2, 5, 13, None])
@@ -80,3 +80,27 @@ def test_ranks_share_what_one_process_sees_of_two_groups_too():
 def test_a_group_without_cases_is_refused():
     with pytest.raises(ValueError, match="two groups with cases"):
         RatioSampler(([0], []), second_share=0.5)
+
+
+def test_groups_of_any_size_have_as_many_samples_and_every_pass_sees_every_case_once():
+    groups = ([4, 7], [0, 1, 2, 3, 5], [6])
+    alone, *ranks = (
+        EvenSampler(groups, samples_per_epoch=12, seed=2, rank=rank, world_size=size)
+        for rank, size in ((0, 1), (0, 2), (1, 2))
+    )
+    keys = []
+    for epoch in range(5):
+        for sampler in (alone, *ranks):
+            sampler.set_epoch(epoch)
+        keys += list(alone)
+        assert [key for pair in zip(*ranks, strict=True) for key in pair] == keys[-12:]
+    assert len(set(keys)) == len(keys) == 60
+    kinds = [next(kind for kind, group in enumerate(groups) if index in group) for _, index in keys]
+    assert all(sorted(kinds[turn : turn + 3]) == [0, 1, 2] for turn in range(0, 60, 3))
+    assert len({tuple(kinds[turn : turn + 3]) for turn in range(0, 60, 3)}) > 2  # not always in the same order
+    for group in groups:
+        own = [key for key in keys if key[1] in group]
+        for number in range(own[-1][0]):
+            assert sorted(index for pass_, index in own if pass_ == number) == group
+    with pytest.raises(ValueError, match="groups with cases"):
+        EvenSampler(([0], []))

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
 from stages.run.folder import LAST
+from stages.run.lock import RunLock
 from stages.run.module import StageModule
 
 
@@ -142,6 +143,29 @@ class StopWhenNoBetter(EarlyStopping):
         """End the run before its first step, if it had ended before."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class KeepLock(Callback):
+    """Before anything is written, make sure that the run's folder still is this process's.
+
+    Args:
+        lock: Of the folder.
+    """
+
+    def __init__(self, lock: RunLock) -> None:
+        self.lock = lock
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """Check before a step."""
+        self.lock.check()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before the best network is kept."""
+        self.lock.check()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        """Check before the checkpoint is written."""
+        self.lock.check()
 
 
 class EpochLine(Callback):

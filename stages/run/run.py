@@ -8,6 +8,7 @@ import re
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,8 +26,9 @@ from stages.config.compose import OptionsT
 from stages.config.given import Given, describe, with_stored
 from stages.config.options import PlaceOptions, RunOptions
 from stages.config.reading import read_options, to_plain
-from stages.run.callbacks import KeepLastAndBest, StopWhenNoBetter, progress, progress_display
+from stages.run.callbacks import KeepLastAndBest, KeepLock, StopWhenNoBetter, progress, progress_display
 from stages.run.folder import Ownership, RunFolder, Start
+from stages.run.lock import RunLock, locked
 from stages.run.module import StageModule
 from stages.run.stopping import SaveWhenStopped, StoppedBySignal
 from stages.run.trainer import check_device, lost_process, make_trainer, number_format
@@ -146,20 +148,28 @@ def run_stage(
             if kept:
                 say(f"It was trained{kept}.")
             return run.artifact
-    built = build(options)
-    trainer, keep = _trainer(run, built)
+    with ExitStack() as stack:
+        # srun and torchrun start all ranks at once; only the first handles the folder.
+        lock = stack.enter_context(locked(folder.path)) if is_rank_zero() else None
+        _train(run, build(options), resuming=resuming, kept=kept, job=job, lock=lock)
+    return run.artifact
+
+
+def _train(run: _Run, built: Stage, *, resuming: bool, kept: str, job: str | None, lock: RunLock | None) -> None:
+    folder = run.folder
+    trainer, keep = _trainer(run, built, lock)
     start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices, job=job)
-    if is_rank_zero():  # srun and torchrun start all ranks at once; only the first handles the folder
+    if lock is not None:
         _check_folder(run, built, start, resuming)
     keep.training |= built.check()
-    if is_rank_zero():
+    if lock is not None:
         _open_folder(run, start, resuming)
     say(f"Resuming {folder.path}{kept}" if resuming else f"Starting {folder.path}")
     _fit(run, built, trainer, folder.last if resuming else None)
-    if trainer.is_global_zero:
+    if lock is not None:
+        lock.check()
         _export(run, built, trainer, keep)
     trainer.strategy.barrier("artifact")
-    return run.artifact
 
 
 def _place(values: Mapping[str, Any]) -> PlaceOptions:
@@ -167,7 +177,7 @@ def _place(values: Mapping[str, Any]) -> PlaceOptions:
     return read_options(PlaceOptions, {name: values[name] for name in names if name in values})
 
 
-def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
+def _trainer(run: _Run, built: Stage, lock: RunLock | None) -> tuple[pl.Trainer, KeepLastAndBest]:
     options = run.options.trainer
     keep = KeepLastAndBest(
         run.folder.path,
@@ -179,6 +189,8 @@ def _trainer(run: _Run, built: Stage) -> tuple[pl.Trainer, KeepLastAndBest]:
     )
     epochs = options.max_epochs or built.epochs
     callbacks: list[Callback] = [keep, SaveWhenStopped(keep), *progress_display(options.progress_bar)]
+    if lock is not None:
+        callbacks.append(KeepLock(lock))
     if built.patience is not None and built.monitor is not None:
         callbacks.append(StopWhenNoBetter(built.monitor, mode=built.mode, patience=built.patience, strict=False))
     trainer = make_trainer(

@@ -1,0 +1,260 @@
+"""The lock of a run's folder: two jobs never write there at once, and one that died keeps nobody out."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from difftumor.errors import ConfigError, TrainingError
+
+RENEW_S = 60.0
+LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a lock.
+
+    Args:
+        token: Different each time that a lock is taken.
+        host: Name of the machine.
+        machine: What no other machine, boot or container has the same.
+        pid: Number of the process.
+        started: When it was started, which tells it from a later one of the same number.
+        job: SLURM's number of the job; None outside of SLURM.
+        restarts: How often SLURM has started the job again.
+        cluster: SLURM's name of the cluster.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    job: str | None = None
+    restarts: int = 0
+    cluster: str | None = None
+
+    @classmethod
+    def here(cls) -> Holder:
+        """Return this process."""
+        boot, container = _text("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")
+        host = socket.gethostname()
+        return cls(
+            token=secrets.token_hex(8),
+            host=host,
+            machine=f"{host} {boot} {container}",
+            pid=os.getpid(),
+            started=_started(os.getpid()),
+            job=os.environ.get("SLURM_JOB_ID"),
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+            cluster=os.environ.get("SLURM_CLUSTER_NAME"),
+        )
+
+    def keeps_out(self, other: Holder, *, age_s: float) -> bool:
+        """Whether this holder, who renewed the lock so long ago, may still write where another wants to."""
+        if self.machine != other.machine:
+            # Requeued on another node, or a later step of the job.
+            return self._job(other) is None and age_s < LAPSE_S and not self._has_ended(other)
+        requeued = self._job(other) is not None and self.restarts != other.restarts
+        return not requeued and self.is_alive
+
+    def _job(self, other: Holder) -> str | None:
+        """The job, if both are of the same."""
+        return self.job if (self.job, self.cluster) == (other.job, other.cluster) else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there, on this machine; one that has ended but was not waited for is not."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # somebody else's
+            pass
+        return _started(self.pid) == self.started
+
+    def _has_ended(self, other: Holder) -> bool:
+        """Whether SLURM says that the job is over; False if it cannot be asked."""
+        if self.job is None or self.cluster != other.cluster:
+            return False
+        words = ["squeue", "--noheader", "--jobs", self.job, "--format=%T"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        # A job that SLURM has forgotten is "invalid".
+        return not done.stdout.strip() and (done.returncode == 0 or "Invalid job id" in done.stderr)
+
+    def __str__(self) -> str:
+        """Who it is, for people."""
+        job = f"job {self.job}, " if self.job else ""
+        return f"{job}process {self.pid} on {self.host}"
+
+
+class RunLock:
+    """The lock of a folder, held by this process.
+
+    Args:
+        folder: What is locked; the lock is a file beside it, since the folder itself may be removed and made again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder.with_name(f".{folder.name}.lock")
+        self.holder = Holder.here()
+        self._renewed = 0.0
+
+    def take(self) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: Somebody else holds it, or the place cannot be written to.
+        """
+        new = self.file.with_name(f"{self.file.name}.{self.holder.token}")
+        try:
+            new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise ConfigError(f"{self.folder} cannot be written ({reason}): choose another runs_dir=….") from error
+        try:
+            while not _linked(new, self.file):
+                self._remove_left_behind(now=new.stat().st_mtime)
+        finally:
+            new.unlink()
+        self._renewed = time.time()
+
+    def _remove_left_behind(self, *, now: float) -> None:
+        """Move the lock of a holder that is gone out of the way; ``now`` is the file server's clock, not ours."""
+        try:
+            holder, age_s = _read(self.file), now - self.file.stat().st_mtime
+        except FileNotFoundError:
+            return
+        if holder is not None and holder.keeps_out(self.holder, age_s=age_s):
+            raise ConfigError(
+                f"{self.folder} is in use by {holder}: wait until it has ended, or give this run another name=… "
+                f"(remove {self.file} if you know that it is gone)."
+            )
+        aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
+        with suppress(FileNotFoundError):
+            os.rename(self.file, aside)
+            if _read(aside) != holder:  # somebody else was faster
+                _linked(aside, self.file)
+            aside.unlink()
+
+    def renew(self) -> None:
+        """Say that this process goes on.
+
+        Raises:
+            TrainingError: The lock was taken over.
+        """
+        with suppress(OSError):  # a file server that is away for a while
+            try:
+                holder = _read(self.file)
+            except FileNotFoundError:
+                holder = None
+            if holder != self.holder:
+                taker = f"is now in use by {holder}" if holder else "has lost its lock"
+                raise TrainingError(f"{self.folder} {taker}, since this process stood still: let the other one go on.")
+            os.utime(self.file)
+            self._renewed = time.time()
+
+    def check(self) -> None:
+        """Make sure, before something is written, that the lock is still ours.
+
+        Raises:
+            TrainingError: It was taken over.
+        """
+        if time.time() - self._renewed > 2 * RENEW_S:
+            self.renew()
+
+    def keep(self, released: threading.Event) -> None:
+        """Renew again and again, until the lock is released."""
+        while not released.wait(RENEW_S):
+            try:
+                self.renew()
+            except TrainingError:  # `check` will say so where it is heard
+                self._renewed = 0.0
+                return
+
+    def release(self) -> None:
+        """Give the lock up, if it is still ours."""
+        with suppress(OSError):
+            if _read(self.file) == self.holder:
+                self.file.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[RunLock]:
+    """Hold the lock of a run's folder.
+
+    Raises:
+        ConfigError: Somebody else holds it, or the place cannot be written to.
+    """
+    lock, released = RunLock(folder), threading.Event()
+    missing = [parent for parent in lock.file.parents if not parent.exists()]
+    with suppress(OSError):  # `take` says what is wrong
+        lock.file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.take()
+        threading.Thread(target=lock.keep, args=(released,), daemon=True, name="run lock").start()
+        yield lock
+    finally:
+        released.set()
+        lock.release()
+        with suppress(OSError):
+            for parent in missing:  # those that are empty
+                parent.rmdir()
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Give a file a second name, whole and at once on NFS too; False if the name is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        try:
+            with target.open("x", encoding="utf-8") as stream:
+                stream.write(source.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+    return True
+
+
+def _read(file: Path) -> Holder | None:
+    """Return who holds a lock; None if the file is damaged."""
+    try:
+        return Holder(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return None
+
+
+def _started(pid: int) -> str:
+    """Return when a process was started, in ticks since the boot; empty for one that is gone or where none can tell."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state == "Z" else fields[18]
+
+
+def _text(file: str) -> str:
+    with suppress(OSError):
+        return Path(file).read_text().strip()
+    return ""
+
+
+def _link(file: str) -> str:
+    with suppress(OSError):
+        return os.readlink(file)
+    return ""

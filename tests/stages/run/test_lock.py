@@ -1,0 +1,208 @@
+"""Two jobs never write one run's folder, and one that died keeps nobody out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import pytest
+
+from difftumor.errors import ConfigError, TrainingError
+from stages.autoencoder.train import build
+from stages.run.lock import LAPSE_S, RENEW_S, Holder, RunLock, locked
+from tests.conftest import REPOSITORY
+from tests.stages.builds import run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from difftumor.errors import ConfigError
+from stages.run.lock import locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[2]))
+except ConfigError as error:
+    print(error, flush=True)
+"""
+HERE = Holder.here()
+ELSEWHERE = {"host": "other", "machine": "other boot"}
+
+
+def holding(folder, seconds, **environment):
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True,
+                            cwd=REPOSITORY, env={**os.environ, **environment})  # fmt: skip
+
+
+@contextmanager
+def held_by_process(folder, **environment):
+    process = holding(folder, 100, **environment)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs/diffusion/it"
+
+
+@pytest.fixture
+def left(folder):
+    """Leave the lock of another holder, renewed so many seconds ago."""
+
+    def leave(age_s=0.0, **changes):
+        lock = RunLock(folder)
+        lock.file.parent.mkdir(parents=True, exist_ok=True)
+        lock.file.write_text(json.dumps(asdict(replace(HERE, token="theirs", **changes))))
+        os.utime(lock.file, (time.time() - age_s,) * 2)
+        return lock
+
+    return leave
+
+
+def refused(folder):
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(folder):
+    with held_by_process(folder) as process:
+        place = f"{folder} is in use by process {process.pid} on {HERE.host}: wait until it has ended, or .*name="
+        with pytest.raises(ConfigError, match=place), locked(folder):
+            pass
+        process.terminate()
+        process.wait()
+        assert (folder.parent / ".it.lock").exists()
+        with locked(folder):
+            pass
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_killed_process_keeps_nobody_out_even_before_it_was_waited_for(folder):
+    with held_by_process(folder) as process:
+        process.send_signal(signal.SIGKILL)
+        while Holder(**json.loads((folder.parent / ".it.lock").read_text())).is_alive:
+            time.sleep(0.01)
+        assert not refused(folder)
+
+
+def test_a_number_that_another_process_has_now_keeps_nobody_out(left, folder):
+    left(started="before")
+    assert not refused(folder)
+
+
+@pytest.mark.parametrize(("age_s", "expected"), [(0, True), (LAPSE_S - 60, True), (LAPSE_S + 60, False)])
+def test_the_lock_of_another_machine_lapses(left, folder, age_s, expected):
+    left(age_s, **ELSEWHERE)
+    assert refused(folder) == expected
+
+
+def test_the_lock_of_this_machine_does_not_lapse_while_its_process_lives(left, folder):
+    left(10 * LAPSE_S)
+    assert refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({**ELSEWHERE, "restarts": 0}, False),  # requeued on another node
+        ({**ELSEWHERE, "restarts": 1}, False),  # a later step of the job
+        ({"restarts": 0}, False),  # requeued on this node, where the old process is just being ended
+        ({"restarts": 1}, True),  # two steps at once
+        ({**ELSEWHERE, "job": "8"}, True),
+        ({**ELSEWHERE, "cluster": "other"}, True),
+    ],
+)
+def test_ranks_and_requeues_of_a_job_share_the_lock(left, folder, monkeypatch, changes, expected):
+    for name, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "CLUSTER_NAME": "c"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PATH", "")  # nobody to ask
+    left(**{"job": "7", "cluster": "c", **changes})
+    assert refused(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo RUNNING", True),
+        ("echo COMPLETING", True),
+        ("true", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", True),
+    ],
+)
+def test_a_job_that_slurm_says_is_over_keeps_nobody_out(left, folder, tmp_path, monkeypatch, answer, expected):
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    left(job="7", **ELSEWHERE)
+    assert refused(folder) == expected
+
+
+def test_of_many_that_find_a_lock_left_behind_one_takes_it(left, folder):
+    left(2 * LAPSE_S, **ELSEWHERE)
+    processes = [holding(folder, 3) for _ in range(6)]
+    said = [process.communicate()[0] for process in processes]
+    assert sum(text == "held\n" for text in said) == 1, said
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_who_stood_still_for_too_long_finds_out_before_writing(left, folder, monkeypatch):
+    with locked(folder) as lock:
+        lock.check()
+        left(**ELSEWHERE)
+        lock.check()  # renewed just now: not looked at
+        now = time.time() + 3 * RENEW_S
+        monkeypatch.setattr("stages.run.lock.time.time", lambda: now)
+        with pytest.raises(TrainingError, match=rf"{folder} is now in use by process {HERE.pid} on other"):
+            lock.check()
+    assert lock.file.exists()  # theirs
+
+
+def test_the_lock_is_renewed_while_it_is_held(folder, monkeypatch):
+    monkeypatch.setattr("stages.run.lock.RENEW_S", 0.01)
+    with locked(folder) as lock:
+        os.utime(lock.file, (0, 0))
+        while lock.file.stat().st_mtime == 0:
+            time.sleep(0.01)
+    assert not lock.file.exists()
+
+
+def test_a_file_system_without_links_will_do(folder, monkeypatch):
+    def link(source, target):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    with locked(folder):
+        assert refused(folder)
+    assert not refused(folder)
+
+
+def test_a_damaged_lock_is_replaced(left, folder):
+    left().file.write_text("{")
+    assert not refused(folder)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(ConfigError, match=r"runs/it cannot be written \(not a directory\): choose another runs_dir"):
+        RunLock(tmp_path / "runs" / "it").take()
+
+
+def test_a_run_in_use_is_left_alone(tiny_config, tmp_path):
+    folder = tmp_path / "runs/autoencoder/default"
+    with held_by_process(folder), pytest.raises(ConfigError, match=f"{folder} is in use by process"):
+        run(tiny_config(), lambda options: pytest.fail("read data"))
+    run(tiny_config("training.steps=2"), build)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["default"]

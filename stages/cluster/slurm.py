@@ -26,6 +26,7 @@ from stages.cluster.jobs import Job, Submitted, needed_ids
 from stages.cluster.options import ClusterOptions
 from stages.cluster.task import Task
 
+_LONGEST_ARRAY = 1000  # SLURM's default
 # Options of sbatch that ask for GPUs in place of cluster.gpus_per_node.
 _GPU_OPTIONS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"}
 
@@ -48,15 +49,12 @@ def send_slurm(
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise ConfigError(f"There is no {program} here: submit on a node of the cluster, or choose cluster=local.")
-    python = cluster.python or shlex.quote(sys.executable)
-    # Without -P the folder of the submission would come first on the path, with all that it may hold.
-    executor = SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=f"{python} -P")
     ids = dict(queued)
     sent: list[Submitted] = []
     try:
         with _outside_of_jobs():
             for group in _groups(jobs):
-                for job, handle in zip(group, _send(executor, group, cluster, ids, sent, checkout), strict=True):
+                for job, handle in zip(group, _send(group, cluster, ids, sent, checkout, folder), strict=True):
                     paths = handle.paths
                     ids[job.name] = handle.job_id
                     sent.append(Submitted(name=job.name, id=handle.job_id, log=paths.stdout, errors=paths.stderr))
@@ -76,28 +74,31 @@ def cancel_slurm(ids: Sequence[str]) -> None:
 
 
 def _groups(jobs: Sequence[Job]) -> list[Sequence[Job]]:
-    """Return the arrays to submit: one if no job needs another and all need the same, else one per job."""
+    """Return the arrays to submit: all jobs if none needs another and all need the same, else one per job."""
     alike = len({(job.trains, job.gpu, frozenset(job.needs)) for job in jobs}) == 1
     needed = {name for job in jobs for name in job.needs}
     if len(jobs) > 1 and alike and not needed & {job.name for job in jobs}:
-        return [jobs]
+        return [jobs[at : at + _LONGEST_ARRAY] for at in range(0, len(jobs), _LONGEST_ARRAY)]
     return [[job] for job in jobs]
 
 
 def _send(
-    executor: SlurmExecutor,
     group: Sequence[Job],
     cluster: ClusterOptions,
     ids: Mapping[str, str],
     sent: Sequence[Submitted],
     checkout: Checkout,
+    folder: Path,
 ) -> list[SubmititJob[None]]:
     first = group[0]
     after = {"afterok": needed_ids(first, ids), "afterany": ()}
     # With arrays SLURM holds the limit itself. Job by job, each waits for the one so many places before it.
     if cluster.at_once is not None and len(sent) >= cluster.at_once and len(group) == 1:
         after["afterany"] = (sent[-cluster.at_once].id,)
-    executor.parameters.clear()
+    python = cluster.python or shlex.quote(sys.executable)
+    # A new one each time, since one executor waits between submissions. Without -P the folder of the submission would
+    # come first on the path, with all that it may hold.
+    executor = SlurmExecutor(folder, max_num_timeout=cluster.max_requeues, python=f"{python} -P")
     executor.update_parameters(**_parameters(first, cluster, after, several=len(group)))
     tasks = [
         Task(

@@ -59,6 +59,7 @@ def submit(
         ConfigError: The order is wrong, the folder cannot be written to, or the scheduler refuses; then nothing is.
     """
     check_order(jobs, queued or {})
+    _check_kind(jobs, cluster, queued or {})
     if not jobs:
         return ()
     place = (folder / SUBMISSIONS).absolute()
@@ -83,6 +84,16 @@ def submit(
         shutil.rmtree(mine, ignore_errors=True)
         raise
     return submitted
+
+
+def _check_kind(jobs: Sequence[Job], cluster: ClusterOptions, queued: Mapping[str, str]) -> None:
+    for job in jobs:
+        for name in (name for name in job.needs if name in queued):
+            if queued[name].startswith("local-") != (cluster.kind == "local"):
+                raise ConfigError(
+                    f"Job {job.name} needs {name}, which was not submitted to cluster={cluster.kind}: wait until it "
+                    "has ended, or submit both to one cluster."
+                )
 
 
 def cancel(submitted: Sequence[Submitted]) -> None:

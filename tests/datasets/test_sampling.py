@@ -104,3 +104,16 @@ def test_groups_of_any_size_have_as_many_samples_and_every_pass_sees_every_case_
             assert sorted(index for pass_, index in own if pass_ == number) == group
     with pytest.raises(ValueError, match="groups with cases"):
         EvenSampler(([0], []))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_an_epoch_that_was_left_goes_on_where_it_was_and_later_ones_are_whole(rank, world_size, fixed):
+    options = {"samples_per_epoch": 11, "seed": 1, "rank": rank, "world_size": world_size, "fixed": fixed}
+    never_left, left = SeededSampler(7, **options), SeededSampler(7, **options)
+    left.resume_at(3, samples=4)
+    for epoch, seen in ((3, 4), (3, 4), (4, 0)):  # a loader may start an epoch twice
+        for sampler in (never_left, left):
+            sampler.set_epoch(epoch)
+        assert list(left) == list(never_left)[seen:]
+        assert len(left) == len(never_left)

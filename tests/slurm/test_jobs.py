@@ -1,5 +1,6 @@
 """Jobs of the engine on SLURM: chains, and trainings that are killed, preempted, out of time, or lose their node."""
 
+import re
 import time
 
 import pytest
@@ -98,18 +99,21 @@ def test_what_needs_a_training_follows_it_and_nothing_follows_a_failure(jobs):
     assert not states["never"].log.exists()
 
 
-def test_a_killed_training_fails_and_goes_on_with_the_next_submission(jobs, whole):
-    sent = jobs.submit(jobs.training("killed"), jobs.info("after", "killed"))
-    jobs.wait_for_checkpoint("killed")
-    jobs.slurm.run("scancel", "--signal=KILL", sent[0].id)
+@pytest.mark.parametrize("of", ["step", "job"])
+def test_a_killed_training_fails_and_goes_on_with_the_next_submission(jobs, whole, of):
+    name, after = f"killed_{of}", f"after_{of}"
+    sent = jobs.submit(jobs.training(name), jobs.info(after, name))
+    jobs.wait_for_checkpoint(name)
+    # Without a step, SLURM cancels the job, and warns it before.
+    jobs.slurm.run("scancel", "--signal=KILL", f"{sent[0].id}.0" if of == "step" else sent[0].id)
     states = jobs.wait()
-    assert (states["killed"].state, states["after"].state) == ("failed", "cancelled")
-    assert not (jobs.folder / "killed").exists()
-    jobs.submit(jobs.training("killed"), jobs.info("after", "killed"))
+    assert (states[name].state, states[after].state) == ("failed" if of == "step" else "cancelled", "cancelled")
+    assert not (jobs.folder / name).exists()
+    jobs.submit(jobs.training(name), jobs.info(after, name))
     states = jobs.wait()
-    assert (states["killed"].state, states["after"].state) == ("completed", "completed")
-    assert "Resuming" in states["killed"].log.read_text()
-    assert jobs.weights("killed") == whole
+    assert (states[name].state, states[after].state) == ("completed", "completed")
+    assert "Resuming" in states[name].log.read_text()
+    assert jobs.weights(name) == whole
 
 
 def test_a_preempted_training_saves_and_goes_on(jobs, whole):
@@ -121,7 +125,7 @@ def test_a_preempted_training_saves_and_goes_on(jobs, whole):
     assert (states["preempted"].state, states["later"].state) == ("completed", "completed")
     log = states["preempted"].log.read_text()
     assert jobs.restarts(sent[0]) >= 1
-    assert log.count("Starting ") == 1
+    assert log.count(f"Starting {jobs.folder}") == 1
     assert "Interrupted at step" in log
     assert "Resuming" in log
     assert jobs.weights("preempted") == whole
@@ -145,6 +149,19 @@ def test_a_training_is_requeued_no_more_often_than_allowed(jobs):
     assert (state.state, jobs.restarts(sent[0])) == ("failed", 0)
     assert "cluster.max_requeues" in state.error
     assert last.is_file()
+
+
+def test_a_training_goes_on_after_its_time_limit_as_often_as_allowed(jobs):
+    words = ("cluster.time=2m", "cluster.warning_s=20", "cluster.max_requeues=1")
+    (sent,) = jobs.submit(jobs.training("endless", "training.steps=1000000"), words=words)
+    state = jobs.wait(timeout=900)["endless"]
+    assert (state.state, jobs.restarts(sent)) == ("failed", 1)
+    assert "cluster.max_requeues" in state.error
+    log = sent.log.read_text()
+    stops = [int(step) for step in re.findall(r"Interrupted at step (\d+)", log)]
+    assert len(stops) == 2
+    assert 0 < stops[0] < stops[1]
+    assert log.count("Resuming") == 1
 
 
 def test_a_canceled_training_is_canceled(jobs):
@@ -180,3 +197,13 @@ def test_a_training_runs_on_all_gpus_and_nodes(jobs, nodes):
     (sent,) = jobs.submit(jobs.training(name, "training.steps=4", "training.steps_per_epoch=2"), words=words)
     assert jobs.wait()[name].state == "completed", sent.errors.read_text()
     assert read_config(jobs.folder / name).training["world_size"] == 2
+
+
+def test_processes_on_two_nodes_stop_before_the_same_batch(jobs):
+    (sent,) = jobs.submit(jobs.training("both"), words=("cluster.nodes=2",))
+    jobs.wait_for_checkpoint("both")
+    jobs.slurm.run("scancel", "--signal=USR2", sent.id)
+    state = jobs.wait()["both"]
+    assert (state.state, jobs.restarts(sent)) == ("completed", 1), sent.errors.read_text()
+    assert "Resuming" in sent.log.read_text()
+    assert read_config(jobs.folder / "both").training["world_size"] == 2

@@ -142,6 +142,13 @@ def test_a_machine_without_slurm_is_named(fake, tmp_path, program):
         submit([stage("a")], slurm(), folder=tmp_path / "out")
 
 
+@pytest.mark.parametrize(("kind", "id_"), [("slurm", "local-x-0"), ("local", "77")])
+def test_jobs_do_not_wait_for_another_scheduler(fake, tmp_path, kind, id_):
+    cluster, _ = read_cluster([f"cluster={kind}"])
+    with pytest.raises(ConfigError, match=rf"Job b needs a, which was not submitted to cluster={kind}"):
+        submit([stage("b", "a")], cluster, folder=tmp_path, queued={"a": id_})
+
+
 def test_a_place_that_is_no_folder_is_named(fake, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="lies inside the file"):

@@ -7,7 +7,7 @@ or TotalSegmentator folders with one label file per structure.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +173,9 @@ def folds(cases: Sequence[Case], *, count: int = 5, fold: int, seed: int) -> tup
         raise ConfigError(f"The number of folds is {count}; give 2 or more.")
     if not 0 <= fold < count:
         raise ConfigError(f"Fold {fold} does not exist; give one from 0 to {count - 1}.")
-    patients = sorted({case.patient for case in cases})
-    if len(patients) < count:
+    if len(patients := {case.patient for case in cases}) < count:
         raise CaseListError(f"{len(patients)} patients cannot make {count} folds; give more cases or fewer folds.")
-    order = numpy_generator(seed, "folds").permutation(len(patients))
-    held_out = {patients[index] for index in order[fold::count]}
+    held_out = _dealt(cases, count, fold, seed)
     return (
         tuple(case for case in cases if case.patient not in held_out),
         tuple(case for case in cases if case.patient in held_out),
@@ -270,3 +268,83 @@ def _entry(case: Case, folder: Path) -> dict[str, Any]:
 def _stated(path: Path, folder: Path) -> str:
     path, folder = path.absolute(), folder.absolute()  # what a link points to may bear another name
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def split_lists(cases: CaseList, *, count: int = 5, seed: int = 0, folder: Path) -> tuple[Path, ...]:
+    """Make folds by patient once, and keep them as one list per fold, which every stage takes as ``data.root``.
+
+    A list states the cases of its fold for validation, so that each stage holds them out whatever ``fold`` says. A
+    patient is held out in exactly one fold. Patients with tumors and those that are stated to be healthy are dealt out
+    apart, each as ``folds`` does, so that folds differ by at most one of either. Lists that are there keep who is in
+    which fold; only the paths of their files follow the given list.
+
+    Args:
+        cases: All cases; validation cases that they state are split like the others.
+        count: Number of folds, at least 2.
+        seed: Of the shuffle.
+        folder: Where the lists are, ``fold0.json`` and so on; made if needed.
+
+    Returns:
+        The lists, by fold.
+
+    Raises:
+        ConfigError: ``count`` is out of range, or the folder cannot be written to.
+        CaseListError: There are fewer patients than folds, or the lists there are of other cases, patients, ``count``
+            or ``seed``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> lists = split_lists(read_cases(Path("/data/Task03_Liver")), folder=Path("folds/liver"))  # doctest: +SKIP
+    """
+    if count < 2:
+        raise ConfigError(f"The number of folds is {count}; give 2 or more.")
+    files = tuple(folder / f"fold{number}.json" for number in range(count))
+    patients = {case.id: case.patient for case in cases.cases}
+    facts = {"count": count, "seed": seed, "patients": dict(sorted(patients.items()))}
+    kept = {file: _stored_split(file, facts) for file in sorted({*files, *folder.glob("fold*.json")}) if file.is_file()}
+    healthy = [case for case in cases.cases if case.tumor_organs == ()]
+    others = [case for case in cases.cases if case.tumor_organs != ()]
+    known = {case.patient for case in others}  # with both kinds of scans, they go where those with tumors go
+    alone = [case for case in healthy if case.patient not in known]
+    parts = []
+    for number, file in enumerate(files):
+        apart = _dealt(others, count, number, seed) | _dealt(alone, count, number, seed)
+        parts.append(kept.get(file, tuple(case.id for case in cases.cases if case.patient in apart)))
+    if not all(parts):
+        raise CaseListError(
+            f"{len(set(patients.values()))} patients cannot make {count} folds; give more cases or fewer folds."
+        )
+    for number, (file, held_out) in enumerate(zip(files, parts, strict=True)):
+        listed = replace(cases, validation_ids=held_out)
+        write_case_list(file, listed, name=f"fold {number} of {count}", more={"split": facts})
+    return files
+
+
+def _dealt(cases: Sequence[Case], count: int, fold: int, seed: int) -> set[str]:
+    """Return the patients of a fold; with fewer patients than folds, some folds have none."""
+    patients = sorted({case.patient for case in cases})
+    order = numpy_generator(seed, "folds").permutation(len(patients))
+    return {patients[index] for index in order[fold::count]}
+
+
+def _stored_split(file: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return who is held out by a list that was made of the same cases.
+
+    Raises:
+        CaseListError: It was made of others, or is not such a list.
+    """
+    again = f"give another folder, or remove {file.parent} to split anew, which changes what every model may learn"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        stored, held_out = content["split"], tuple(str(entry["id"]) for entry in content["validation"])
+        before = dict(stored["patients"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CaseListError(f"{file} is not a list that holds a stored fold ({error}): {again}.") from error
+    for name in ("count", "seed"):
+        if stored.get(name) != facts[name]:
+            raise CaseListError(f"{file} was split with {name} {stored.get(name)}, not {facts[name]}: {again}.")
+    now = facts["patients"]
+    if changed := sorted(id_ for id_ in {*before, *now} if before.get(id_) != now.get(id_)):
+        what = "is new" if changed[0] not in before else "is gone" if changed[0] not in now else "has another patient"
+        raise CaseListError(f"{file} was split of other cases ({changed[0]} {what}): {again}.")
+    return held_out

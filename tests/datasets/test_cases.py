@@ -2,13 +2,14 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difftumor.datasets.cases import Case, folds, read_case_labels, read_cases, split_by_ids
+from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, read_cases, split_by_ids, split_lists
 from difftumor.errors import CaseListError, ConfigError, GridMismatchError
 from difftumor.scans.organs import ORGANS, resolve_labels
 from tests.nifti import LPS, ct_values, write_nifti
@@ -300,3 +301,69 @@ def test_folds_out_of_range(tmp_path, count, fold, message):
 def test_explicit_splits_that_cannot_be(tmp_path, ids, message):
     with pytest.raises(CaseListError, match=message):
         split_by_ids(_cases("aab", tmp_path), ids)
+
+
+def listed(tmp_path, patients, **more):
+    cases = tuple(replace(case, image=tmp_path / f"{case.id}.nii.gz") for case in _cases(patients, tmp_path))
+    _touch(tmp_path, *(case.image.name for case in cases))
+    return CaseList(cases, {"liver": 1}, tmp_path, **more)
+
+
+def held_out(files):
+    lists = [read_cases(file) for file in files]
+    return [{case.patient for case in split_by_ids(found.cases, found.validation_ids)[1]} for found in lists]
+
+
+def test_stored_folds_are_made_once_and_hold_out_each_patient_once(tmp_path):
+    cases = listed(tmp_path, "aabbcdefgh")
+    files = split_lists(cases, count=3, seed=1, folder=tmp_path / "folds")
+    assert [file.name for file in files] == ["fold0.json", "fold1.json", "fold2.json"]
+    parts = held_out(files)
+    assert sorted(patient for part in parts for patient in part) == list("abcdefgh")
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert [{case.patient for case in folds(cases.cases, count=3, fold=k, seed=1)[1]} for k in range(3)] == parts
+    before = [file.read_bytes() for file in files]
+    # Another order is the same list; a list that is lost is made again as it was.
+    files[1].unlink()
+    again = split_lists(replace(cases, cases=cases.cases[::-1]), count=3, seed=1, folder=tmp_path / "folds")
+    assert held_out(again) == parts
+    split_lists(cases, count=3, seed=1, folder=tmp_path / "folds")
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_folds_hold_out_as_many_healthy_patients(tmp_path):
+    """Stated healthy scans are dealt out apart; a patient with both kinds of scans is held out as one."""
+    cases = listed(tmp_path, "abcdefghijka").cases
+    cases = [replace(case, tumor_organs=("liver",) if n < 4 else ()) for n, case in enumerate(cases)]
+    files = split_lists(CaseList(tuple(cases), {"liver": 1}, tmp_path), count=2, folder=tmp_path / "folds")
+    parts = held_out(files)
+    assert [len(part & set("abcd")) for part in parts] == [2, 2]
+    assert sorted(len(part - set("abcd")) for part in parts) == [3, 4]
+    owner = next(file for file, part in zip(files, parts, strict=True) if "a" in part)
+    assert {case.id for case in cases if case.patient == "a"} <= set(read_cases(owner).validation_ids)
+
+
+def test_stored_folds_of_other_cases_are_refused(tmp_path):
+    cases, folder = listed(tmp_path, "abcdef"), tmp_path / "folds"
+    split_lists(cases, count=2, folder=folder)
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    more = listed(tmp_path, "abcdefg")
+    other = replace(cases, cases=(*cases.cases[:-1], replace(cases.cases[-1], patient="x")))
+    for changed, options, words in (
+        (more, {"count": 2}, f"{more.cases[-1].id} is new"),
+        (replace(cases, cases=cases.cases[1:]), {"count": 2}, f"{cases.cases[0].id} is gone"),
+        (other, {"count": 2}, f"{cases.cases[-1].id} has another patient"),
+        (cases, {"count": 3}, "count 2, not 3"),
+        (cases, {"count": 2, "seed": 1}, "seed 0, not 1"),
+    ):
+        with pytest.raises(CaseListError, match=words):
+            split_lists(changed, folder=folder, **options)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    (folder / "fold0.json").write_text("{}")
+    with pytest.raises(CaseListError, match="not a list that holds a stored fold"):
+        split_lists(cases, count=2, folder=folder)
+    with pytest.raises(ConfigError, match="2 or more"):
+        split_lists(cases, count=1, folder=tmp_path / "one")
+    with pytest.raises(CaseListError, match="2 patients cannot make 3 folds"):
+        split_lists(listed(tmp_path, "ab"), count=3, folder=tmp_path / "few")
+    assert not (tmp_path / "few").exists()

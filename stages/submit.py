@@ -195,11 +195,12 @@ def status_table(states: Sequence[JobState]) -> Table:
     """Return states as a table."""
     table = Table(box=None, pad_edge=False)
     for name in ("job", "state", "id", "node", "time", "waits for"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "job", overflow="fold")
     for state in states:
         ran = "" if state.seconds is None else str(timedelta(seconds=state.seconds))
         reason = state.error if state.state in ("pending", "requeued") else ""
-        table.add_row(state.name, state.state, state.id, state.node, ran, reason)
+        identity = state.id.partition("-")[0]  # of processes here the rest says nothing
+        table.add_row(state.name, state.state, identity, state.node, ran, reason)
     return table
 
 

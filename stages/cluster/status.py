@@ -177,13 +177,13 @@ def _seconds(text: str) -> int | None:
 
 
 def _state_by_result(job: Submitted) -> State:
-    """What submitit has written at the job's end, if it has come to it."""
+    """What a job that SLURM has forgotten has left: submitit's result, or only a log."""
     result = job.log.with_name(job.log.name.replace("_log.out", "_result.pkl"))
     try:
         # A pair of "success" or "error" and the result; of the first it is enough to see the word.
         return "completed" if b"success" in result.read_bytes()[:64] else "failed"
     except OSError:
-        return "unknown"
+        return "failed" if job.log.is_file() else "unknown"
 
 
 def last_error(file: Path) -> str:

@@ -19,7 +19,7 @@ SMALL = (
     "cluster=slurm", "cluster.cpus=1", "cluster.memory=500M", "cluster.gpus_per_node=1", "cluster.time=30m",
     "cluster.environment={OMP_NUM_THREADS: 1}",
 )  # fmt: skip
-LONG = ("training.steps=240", "training.steps_per_epoch=20", "trainer.validate_every_n_epochs=12")
+LONG = ("training.steps=120", "training.steps_per_epoch=20", "trainer.validate_every_n_epochs=6")
 
 
 class Jobs:

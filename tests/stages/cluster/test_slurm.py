@@ -175,11 +175,12 @@ def test_states_are_what_slurm_says(fake, tmp_path):
         "JobID|State|NodeList|ElapsedRaw\n7|TIMEOUT|n1|60\n8|CANCELLED by 0|n1|3\n9|NODE_FAIL|n2|4\n"
     )
     (tmp_path / "10_0_result.pkl").write_bytes(b"\x80\x05\x95\x0f\x00\x8c\x07success\x94N\x86\x94.")
-    numbers = ["1", "2", "3", "4_1", "5", "6", "7", "8", "9", "10", "11"]
+    (tmp_path / "12_0_log.out").touch()
+    numbers = ["1", "2", "3", "4_1", "5", "6", "7", "8", "9", "10", "11", "12"]
     states = job_states([sent(tmp_path, number) for number in numbers])
     assert {state.id: state.state for state in states.values()} == dict(
         zip(numbers, ["running", "pending", "requeued", "completed", "failed", "cancelled", "timeout", "cancelled",
-                      "node_fail", "completed", "unknown"], strict=True)
+                      "node_fail", "completed", "unknown", "failed"], strict=True)
     )  # fmt: skip
     assert (states["job1"].seconds, states["job1"].node, states["job7"].seconds) == (93784, "n1", 60)
     assert states["job5"].error == "Error: data.root is not set."

@@ -30,6 +30,8 @@ from stages.demo.report import write_report
 ORGAN = "liver"
 OWN_SCAN = "tumors in your scan"
 _PYTHON = [sys.executable, "-m"]
+# Of stages that take more than the demo's.
+EXPERIMENTS = {"segmentation": "experiment=[recommended,demo]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +156,8 @@ def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
 
     def stage(number: int, name: str, artifact: Path, *options: str) -> Step:
         command = [
-            f"stages.{name}", "experiment=demo", *options, f"data.root={folder.training}", f"runs_dir={folder.path}",
-            f"checkpoints_dir={folder.checkpoints}", "trainer=cpu", *overrides,
+            f"stages.{name}", EXPERIMENTS.get(name, "experiment=demo"), *options, f"data.root={folder.training}",
+            f"runs_dir={folder.path}", f"checkpoints_dir={folder.checkpoints}", "trainer=cpu", *overrides,
         ]  # fmt: skip
         return Step(name=f"stage {number}: {name}", command=command, is_done=lambda: _is_complete(artifact))
 

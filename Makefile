@@ -40,9 +40,9 @@ test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [r
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge || \
 	    echo "apt could not install SLURM: its tests are skipped."; \
 	fi
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m 'slurm and not nightly'
 
-nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 trained on two processes and on one
+nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 trained on two processes and on one; time limits of SLURM
 	$(PYTEST) -m nightly
 
 lint: $(INSTALLED) ## Check style, format and types

@@ -10,8 +10,6 @@ from difftumor.errors import ConfigError
 
 # Modules that train: on several GPUs or nodes they run once per GPU, all others run once.
 STAGES = ("stages.autoencoder", "stages.diffusion", "stages.segmentation")
-# A step may leave weights out; stage 1 averages its gradients itself.
-STRATEGY = "ddp_find_unused_parameters_true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Job:
         """
         if not self.trains or nodes * gpus <= 1:
             return self.words
-        options = {"trainer.devices": str(gpus), "trainer.num_nodes": str(nodes), "trainer.strategy": STRATEGY}
+        options = {"trainer.devices": str(gpus), "trainer.num_nodes": str(nodes)}
         given = {word.lstrip("+").partition("=")[0] for word in self.words}
         return (*self.words, *(f"{name}={value}" for name, value in options.items() if name not in given))
 

@@ -151,6 +151,7 @@ def test_a_training_is_requeued_no_more_often_than_allowed(jobs):
     assert last.is_file()
 
 
+@pytest.mark.nightly  # SLURM counts limits in minutes
 def test_a_training_goes_on_after_its_time_limit_as_often_as_allowed(jobs):
     words = ("cluster.time=2m", "cluster.warning_s=20", "cluster.max_requeues=1")
     (sent,) = jobs.submit(jobs.training("endless", "training.steps=1000000"), words=words)

@@ -80,8 +80,8 @@ def job(name="a", **options):
     [
         (job(), 1, 1, ""),
         (job(), 1, 0, ""),
-        (job(), 2, 4, "trainer.devices=4 trainer.num_nodes=2 trainer.strategy=ddp_find_unused_parameters_true"),
-        (job(words=("fold=0", "trainer.strategy=ddp")), 1, 2, "trainer.devices=2 trainer.num_nodes=1"),
+        (job(), 2, 4, "trainer.devices=4 trainer.num_nodes=2"),
+        (job(words=("fold=0", "trainer.devices=1")), 1, 2, "trainer.num_nodes=1"),
         (job(module="difftumor"), 2, 4, ""),
     ],
 )

@@ -65,11 +65,18 @@ def prepare_prediction(folder: Path) -> None:
         make_segmenter(folder / "checkpoints" / f"segmentation_liver_unet_mixed_fold{fold}", fold, crop=32)
 
 
+def prepare_data(folder: Path) -> None:
+    """Write what the snippet of docs/data.md reads."""
+    for case in range(5):
+        write_nifti(folder / "Task03_Liver" / f"liver_{case}.nii.gz", np.zeros((4, 4, 4), np.int16))
+
+
 # How the folder is prepared in which a page's snippets run; a page with snippets must be among them.
 PREPARE = {
     "README.md": prepare_synthesis,
     "synthesis.md": prepare_synthesis,
     "prediction.md": prepare_prediction,
     "evaluation.md": prepare_evaluation,
+    "data.md": prepare_data,
     "image_quality.md": prepare_image_quality,
 }

@@ -178,7 +178,7 @@ def test_a_training_whose_node_is_lost_goes_on_elsewhere(jobs, whole):
     jobs.slurm.set_node(jobs.states()["lost"].node, "down")
     states = jobs.wait()
     assert states["lost"].state == "completed"
-    assert jobs.restarts(sent[0]) == 1
+    assert jobs.restarts(sent[0]) >= 1
     assert jobs.weights("lost") == whole
 
 

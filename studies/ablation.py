@@ -142,6 +142,7 @@ STUDY = Study(
     declare,
     write_table,
     segmenter_options,
+    check=SegmenterGraph.check,
     words="options of stage 3, such as organ=liver data.root=PATH",
 )
 main = STUDY.main

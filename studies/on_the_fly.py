@@ -110,6 +110,7 @@ STUDY = Study(
     declare,
     write_table,
     partial(segmenter_options, more=_add_options),
+    check=SegmenterGraph.check,
     words="options of stage 3, such as organ=liver data.healthy_root=PATH",
 )
 main = STUDY.main

@@ -84,8 +84,8 @@ class SarcomaGraph(Graph):
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        super().__init__(arguments.out)
-        pick_device(arguments.device)  # before hours are spent
+        super().__init__(arguments.out, arguments.cluster)
+        self.device: str = arguments.device
         preset = FULL if arguments.size == "full" else SMALL
         data = write_sarcoma(arguments.data, self.folder / "data", count=arguments.folds, fold=arguments.fold)
         root = f"data.root={data}"
@@ -100,6 +100,11 @@ class SarcomaGraph(Graph):
             name: self.stage("diffusion", name.replace(" ", "_"), self.options, {**values, "data.max_tumors": most})
             for name, most in MODELS.items()
         }
+
+    def check(self) -> None:
+        """Refuse a device that is not there, and data that judge nothing, before hours are spent."""
+        pick_device(self.device)
+        _ = self.unseen
 
     @cached_property
     def unseen(self) -> HeldOut:
@@ -169,7 +174,7 @@ def _measured(artifact: Path) -> str:
     return f"{config.training['steps']} steps; " + ", ".join(metrics)
 
 
-STUDY = Study("sarcoma", __doc__, SarcomaGraph, write_table, _add_options, check=lambda graph: graph.unseen)
+STUDY = Study("sarcoma", __doc__, SarcomaGraph, write_table, _add_options, check=SarcomaGraph.check, measures=True)
 main = STUDY.main
 
 

@@ -135,6 +135,7 @@ STUDY = Study(
     declare,
     write_table,
     partial(segmenter_options, more=_add_options, data=False),
+    check=SegmenterGraph.check,
     words="options of stage 3, such as training.accumulate=2",
 )
 main = STUDY.main

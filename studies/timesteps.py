@@ -38,13 +38,18 @@ class TimestepsGraph(Graph):
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        super().__init__(arguments.out)
-        pick_device(arguments.device)  # before hours are spent
+        super().__init__(arguments.out, arguments.cluster)
+        self.device: str = arguments.device
         self.options: list[str] = arguments.options
         self.models = {
             f"T = {count}": self.stage("diffusion", f"T{count:03d}", self.options, _own_options(count))
             for count in arguments.timesteps
         }
+
+    def check(self) -> None:
+        """Refuse a device that is not there, and data that judge nothing, before hours are spent."""
+        pick_device(self.device)
+        _ = self.unseen
 
     @cached_property
     def unseen(self) -> HeldOut:
@@ -156,7 +161,8 @@ STUDY = Study(
     TimestepsGraph,
     write_table,
     _add_options,
-    check=lambda graph: graph.unseen,
+    check=TimestepsGraph.check,
+    measures=True,
     words="options of stage 2, such as organ=liver fold=0 data.root=PATH",
 )
 main = STUDY.main

@@ -106,6 +106,7 @@ STUDY = Study(
     declare,
     write_table,
     partial(segmenter_options, more=partial(add_sources, chosen=tuple(SOURCES))),
+    check=SegmenterGraph.check,
     words="options of stage 3, such as organ=liver data.root=PATH",
 )
 main = STUDY.main

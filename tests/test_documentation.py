@@ -11,6 +11,7 @@ from difftumor.cli import app
 from stages.cluster.options import read_cluster
 from stages.config.compose import compose_config
 from stages.submit import checked, expand
+from studies.transfer.options import read_words
 from tests.conftest import REPOSITORY
 from tests.documentation import PREPARE, blocks, commands
 
@@ -40,9 +41,13 @@ def test_command_is_understood(words):
     elif program == "python" and rest[1].startswith("stages."):
         compose_config(rest[1].removeprefix("stages."), rest[2:])
     elif program == "python" and rest[1].startswith("studies."):
-        study = importlib.import_module(rest[1]).STUDY
+        package = (REPOSITORY / rest[1].replace(".", "/")).is_dir()
+        study = importlib.import_module(f"{rest[1]}.study" if package else rest[1]).STUDY
         _, options = read_cluster(getattr(study.parser().parse_intermixed_args(rest[2:]), "options", []))
-        compose_config("diffusion" if study.name in ("timesteps", "sarcoma") else "segmentation", options)
+        if study.name == "transfer":
+            read_words(options)
+        else:
+            compose_config("diffusion" if study.name in ("timesteps", "sarcoma") else "segmentation", options)
     elif program == "python":
         assert (REPOSITORY / rest[0]).is_file()
     elif program == "source":

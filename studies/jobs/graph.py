@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from difftumor.errors import ArtifactError, ConfigError
+from difftumor.files import sha256_of
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.autoencoder.options import AutoencoderOptions
+from stages.cluster.options import ClusterOptions
 from stages.config.comparing import EARLIER, NEUTRAL, differences, flatten
 from stages.config.compose import compose_config
 from stages.config.options import RunOptions
@@ -35,6 +37,8 @@ STAGES: Mapping[str, type[RunOptions]] = {
 DIGITS = 8
 # A run that is cut short has other results.
 _DECIDES = {"trainer.max_epochs"}
+# What is pictured decides none.
+_PICTURES = {"pictures.hosts", "pictures.scans", "pictures.every_n_epochs", "validation.synthesize_every_n_epochs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,11 @@ class Node:
     def is_done(self) -> bool:
         """Whether its results are there, and are of what it takes."""
         if self.results:
-            return all((self.output / name).is_file() for name in self.results)
+            files = [self.output / name for name in self.results]
+            if not all(file.is_file() for file in files):
+                return False
+            # A model that was trained again, or predictions that were made again, are others.
+            return min(file.stat().st_mtime for file in files) >= max((need.finished for need in self.needs), default=0)
         try:
             config = read_config(self.output)
             parents = {role: read_config(self.output / parent.path) for role, parent in config.parents.items()}
@@ -83,6 +91,12 @@ class Node:
             return False
         known = (config.parents[role].identity == parent.identity for role, parent in parents.items())
         return config.complete and all(known)
+
+    @property
+    def finished(self) -> float:
+        """When the last of its results was written, as a time stamp; 0 for none."""
+        files = [self.output / name for name in self.results or (CONFIG_FILE,)]
+        return max((file.stat().st_mtime for file in files if file.is_file()), default=0)
 
     def changes(self) -> str:
         """Say how its options differ from those of an earlier job of this name; empty if there is none."""
@@ -108,10 +122,16 @@ class Graph:
 
     Args:
         folder: Folder of the study.
+        cluster: Where the jobs are to run; None for here.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cluster: ClusterOptions | None = None) -> None:
         self.folder = folder
+        # Batches are per GPU, so that the number of these decides results.
+        gpus = (cluster.gpus_per_node, cluster.nodes) if cluster is not None and cluster.kind == "slurm" else (1, 1)
+        self._gpus: dict[str, Value] = {}
+        if gpus[0] * gpus[1] > 1:
+            self._gpus = {"trainer.devices": gpus[0], "trainer.num_nodes": gpus[1]}
         self.nodes: dict[str, Node] = {}
         self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
         self._trainings: dict[str, Node] = {}
@@ -140,6 +160,7 @@ class Graph:
         Raises:
             ConfigError: An option is unknown, of the wrong type, or out of range.
         """
+        values = {**self._gpus, **values}
         # What several jobs take is asked for again by each of them.
         asked = _digest(
             [stage, name, options, {option: getattr(value, "id", value) for option, value in values.items()}]
@@ -151,9 +172,14 @@ class Graph:
         config = self._resolve(stage, tuple(options), plain)
         read_options(STAGES[stage], config)
         lacks = lacks or _lacking(nodes.values())
+        lacks = lacks or _without_data(stage, config)
         decisive = {option: value for option, value in flatten(config).items() if _decides(option, value)}
         if "latents.cache" in decisive:  # whether there is one decides which crops are drawn, where it is does not
             decisive["latents.cache"] = decisive["latents.cache"] is not None
+        if decisive.get("more_organs") and not lacks:
+            decisive["more_organs"] = [
+                {**each, "root": self._content(Path(each["root"]))} for each in decisive["more_organs"]
+            ]
         decisive |= {} if lacks else {option: self._read(option, decisive) for option in _READ if decisive.get(option)}
         decisive |= {option: node.key for option, node in nodes.items()}
         key = _digest([stage, decisive])
@@ -186,6 +212,7 @@ class Graph:
         *,
         results: Sequence[str],
         out: str = "--out",
+        neutral: Sequence[str] = (),
         gpu: bool = False,
         lacks: str = "",
     ) -> Node:
@@ -197,6 +224,7 @@ class Graph:
             words: Its options, but for that of its folder. A node stands for its folder, a path for a list of cases.
             results: Files that its folder holds in the end.
             out: Option of its folder.
+            neutral: Further options, which change no result.
             gpu: Whether it makes use of a GPU.
             lacks: What keeps it from being run.
         """
@@ -212,7 +240,7 @@ class Graph:
                 name=name,
                 kind=command,
                 module="difftumor",
-                words=(command, *plain, out, str(output)),
+                words=(command, *plain, *neutral, out, str(output)),
                 key=key,
                 output=output,
                 results=tuple(results),
@@ -247,8 +275,9 @@ class Graph:
         path = Path(config[option])
         if option in _LISTS:
             return self._content(path)
-        unused = option.startswith("synthesis.") and config["tumors"] not in ("diffusion", "mixed")
-        return str(path) if unused or not (path / CONFIG_FILE).is_file() else read_config(path).identity
+        if option.startswith("synthesis.") and config["tumors"] not in ("diffusion", "mixed"):
+            return "unused"
+        return read_config(path).identity if (path / CONFIG_FILE).is_file() else str(path)
 
     def _content(self, path: Path) -> str:
         if path not in self._contents:
@@ -262,7 +291,7 @@ def identifier(name: str, key: str) -> str:
 
 
 def content_key(path: Path) -> str:
-    """Return a hash of a list's cases, or of the files of a folder: names and sizes, wherever they lie.
+    """Return a hash of a list's cases, or of the files of a folder, wherever they lie.
 
     Raises:
         CaseListError: A list is malformed, or names a file that is not there.
@@ -271,10 +300,10 @@ def content_key(path: Path) -> str:
 
     if path.is_dir() and not (path / "dataset.json").is_file():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _digest([[str(file.relative_to(path)), file.stat().st_size] for file in files])
+        return _digest([[str(file.relative_to(path)), *_checksum(file)] for file in files])
     listed = read_cases(path)
     cases = [
-        [case.id, case.patient, case.image.stat().st_size, _size(case.labels), case.id in listed.validation_ids]
+        [case.id, case.patient, _checksum(case.image), _checksum(case.labels), case.id in listed.validation_ids]
         for case in listed.cases
     ]
     return _digest([dict(listed.label_names), cases])
@@ -288,6 +317,8 @@ def override_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ",".join(override_value(each) for each in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{override_value(each)}" for name, each in value.items()) + "}"
     if isinstance(value, int | float):
         return repr(value)
     text = str(value)
@@ -304,9 +335,17 @@ def override_value(value: Any) -> str:
 
 def _decides(name: str, value: Any) -> bool:
     """Whether an option's value decides results; what versions without the option did is as if it were not there."""
-    if name in NEUTRAL and name not in _DECIDES:
+    if name in {*NEUTRAL, *_PICTURES} - _DECIDES:
         return False
     return not (name in EARLIER and EARLIER[name] == value)
+
+
+def _without_data(stage: str, config: Mapping[str, Any]) -> str:
+    """Say that a training has no data; empty if it has."""
+    made = stage == "segmentation" and config["tumors"] in ("diffusion", "handcrafted")
+    if config["data"]["root"] is not None or (made and config["data"]["healthy_root"] is not None):
+        return ""
+    return "data.root is not given"
 
 
 def _digest(value: Any) -> str:
@@ -318,10 +357,15 @@ def _lacking(needs: Iterable[Node]) -> str:
     return next((need.lacks for need in needs if need.lacks), "")
 
 
-def _size(labels: Path | None) -> int | None:
-    if labels is None:
-        return None
-    return labels.stat().st_size if labels.is_file() else sum(file.stat().st_size for file in labels.iterdir())
+def _checksum(path: Path | None) -> list[Any]:
+    """Return what changes with the content of a file, or of the files of a folder."""
+    if path is None or path.is_dir():
+        return [] if path is None else [[file.name, *_checksum(file)] for file in sorted(path.iterdir())]
+    if path.suffix != ".gz":
+        return [sha256_of(path)]
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 8))
+        return [path.stat().st_size, stream.read().hex()]  # gzip ends with the CRC-32 and size of what was compressed
 
 
 def _is_sibling(path: Path, name: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 from difftumor.errors import TrainingError, counted
@@ -14,7 +15,7 @@ from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import ClusterOptions
 from stages.cluster.submission import submit
 from studies.jobs.graph import Graph, Node
-from studies.jobs.states import Standing, standings
+from studies.jobs.states import Standing, standings, submitted_job
 
 LOGS = "logs"
 
@@ -29,9 +30,10 @@ def run_here(graph: Graph, *, at_once: int = 1) -> None:
     Raises:
         TrainingError: Jobs have failed, or are blocked.
     """
-    waiting = [node for node in graph.nodes.values() if not node.is_done()]
-    failed: list[Node] = [node for node in waiting if node.lacks]
-    waiting = [node for node in waiting if not node.lacks]
+    found = standings(graph)
+    failed: list[Node] = [each.node for each in found.values() if each.status in ("blocked", "queued", "running")]
+    why = {each.node.id: each.reason or f"it is {each.status} on the cluster" for each in found.values()}
+    waiting = [each.node for each in found.values() if each.status in ("to do", "failed")]
     running: dict[Future[int], Node] = {}
     with ThreadPoolExecutor(at_once) as pool:
         while waiting or running:
@@ -51,18 +53,24 @@ def run_here(graph: Graph, *, at_once: int = 1) -> None:
                     failed.append(node)
     if failed:
         first = failed[0]
-        reason = first.lacks or (f"see {_log(graph, first)}" if at_once > 1 else "see its message above")
-        more = f"; {counted(len(failed) - 1, 'more job')} depend on it or failed too" if len(failed) > 1 else ""
-        raise TrainingError(f"{first.id} did not end well: {reason}, then rerun this command{more}.")
+        if found[first.id].status in ("to do", "failed"):
+            reason = f"see {_log(graph, first)}" if at_once > 1 else "see its message above"
+        else:
+            reason = why[first.id]
+        more = f" ({counted(len(failed), 'job')} in all)" if len(failed) > 1 else ""
+        raise TrainingError(f"{first.id} is not done{more}: {reason}; then rerun this command.")
 
 
-def submit_missing(graph: Graph, cluster: ClusterOptions, *, last: Job | None = None) -> tuple[Submitted, ...]:
+def submit_missing(
+    graph: Graph, cluster: ClusterOptions, *, last: Job | None = None, page: Path = Path()
+) -> tuple[Submitted, ...]:
     """Submit what is neither done nor queued, and return at once.
 
     Args:
         graph: The jobs.
         cluster: Where to.
-        last: A job that needs all others, such as a table; submitted only with others.
+        last: A job that needs all others, such as a table; submitted with others, or if its page lacks results.
+        page: Its page.
 
     Raises:
         DiffTumorError: The scheduler refuses.
@@ -70,10 +78,22 @@ def submit_missing(graph: Graph, cluster: ClusterOptions, *, last: Job | None = 
     found = standings(graph)
     queued = {name: each.job.id for name, each in found.items() if each.status in ("running", "queued") and each.job}
     jobs = [_job(each, found) for each in found.values() if each.status in ("to do", "failed")]
-    if jobs and last is not None:
-        needs = tuple(job.name for job in jobs) + tuple(queued)
-        jobs.append(Job(name=last.name, module=last.module, words=last.words, needs=needs, gpu=last.gpu))
+    if last is not None:
+        before = submitted_job(graph.folder, last.name)
+        if before is not None and before.queued:  # two never write at the same time
+            queued[last.name] = before.id
+        if jobs or (last.name not in queued and _is_older(page, found.values())):
+            # Its own name is taken while it is queued.
+            name = f"{last.name}-{len(jobs)}" if last.name in queued else last.name
+            needs = (*(job.name for job in jobs), *queued)
+            jobs.append(replace(last, name=name, needs=needs))
     return submit(jobs, cluster, folder=graph.folder, queued=queued)
+
+
+def _is_older(page: Path, found: Iterable[Standing]) -> bool:
+    """Whether a page lacks results that are there."""
+    newest = max((each.node.finished for each in found if each.status == "done"), default=0)
+    return newest > (page.stat().st_mtime if page.is_file() else 0)
 
 
 def _job(each: Standing, found: dict[str, Standing]) -> Job:

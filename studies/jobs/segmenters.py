@@ -128,13 +128,12 @@ class SegmenterGraph(Graph):
     """
 
     def __init__(self, kinds: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> None:
-        super().__init__(arguments.out)
+        super().__init__(arguments.out, arguments.cluster)
         self.arguments = arguments
         options = {name: [*own, "fold=null"] for name, own in kinds.items()}
         # All options and the test scans are checked before anything is trained.
         typed = {name: options_of(own) for name, own in options.items()}
         self.organs = {name: each.organ for name, each in typed.items()}
-        pick_device(arguments.device)
         test = _check_test(arguments.test, self.organs.values())
         epochs = {name: _epochs(each, steps=arguments.steps) for name, each in typed.items()}
         self.trainings: dict[str, list[Node]] = {name: [] for name in kinds}
@@ -146,12 +145,17 @@ class SegmenterGraph(Graph):
                 training = self.stage("segmentation", run, own, {"seed": seed, **length})
                 words = [
                     "--ct", arguments.test, "--model", training, "--overlap", str(arguments.overlap),
-                    "--device", arguments.device, "--organ-filter", "predicted",
+                    "--organ-filter", "predicted",
                 ]  # fmt: skip
+                device = ["--device", arguments.device]
                 files = [f"{case.id}.nii.gz" for case in test.cases]
-                predicted = self.command("predict", f"predict_{run}", words, results=files, gpu=True)
+                predicted = self.command("predict", f"predict_{run}", words, results=files, neutral=device, gpu=True)
                 self.trainings[name].append(training)
                 self.predictions[name].append(predicted)
+
+    def check(self) -> None:
+        """Refuse a device that is not there, before hours are spent."""
+        pick_device(self.arguments.device)
 
     def test(self) -> StudyScores:
         """Test what is trained: all of it.

@@ -16,7 +16,7 @@ from difftumor.errors import counted
 from difftumor.models.artifact_config import read_config
 from stages.cluster.status import JobState, job_states
 from stages.cluster.submission import latest, read_submissions
-from studies.jobs.graph import Graph, Node
+from studies.jobs.graph import STAGES, Graph, Node
 
 Status = Literal["done", "running", "queued", "failed", "to do", "blocked"]
 STATUSES: tuple[Status, ...] = ("done", "running", "queued", "failed", "to do", "blocked")
@@ -61,6 +61,12 @@ def standings(graph: Graph) -> dict[str, Standing]:
     return found
 
 
+def submitted_job(folder: Path, name: str) -> JobState | None:
+    """Return what the scheduler says of a job that is not in the graph; None if it was never submitted."""
+    job = latest(read_submissions(folder)).get(name)
+    return None if job is None else job_states([job])[name]
+
+
 def _standing(node: Node, job: JobState | None) -> Standing:
     if node.is_done():
         return Standing(node=node, status="done")
@@ -79,7 +85,7 @@ def plan_table(found: Mapping[str, Standing]) -> Table:
     by_kind: dict[str, list[Standing]] = {}
     for each in found.values():
         by_kind.setdefault(each.node.kind, []).append(each)
-    for kind, members in by_kind.items():
+    for kind, members in sorted(by_kind.items(), key=lambda item: _place(item[0])):
         table.add_row(kind, *_counts(members), _hours(members))
     table.add_section()
     table.add_row("all", *_counts(found.values()), "")
@@ -116,6 +122,12 @@ def remarks(found: Mapping[str, Standing]) -> list[str]:
         if first and (changed := each.node.changes()):
             said.append(f"{each.node.name} runs again, because it differs from {changed}.")
     return said
+
+
+def _place(kind: str) -> int:
+    """Return where a kind of job stands in the table: stages in their order, then the others."""
+    first = kind.split()[0]
+    return list(STAGES).index(first) if first in STAGES else len(STAGES)
 
 
 def _counts(members: Iterable[Standing]) -> list[str]:

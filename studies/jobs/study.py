@@ -15,11 +15,11 @@ from rich.console import Console
 
 from difftumor.errors import ConfigError, DiffTumorError, counted
 from stages.cluster.jobs import Job
-from stages.cluster.options import read_cluster
+from stages.cluster.options import ClusterOptions, read_cluster
 from studies.jobs.graph import Graph
 from studies.jobs.measurement import first_line
 from studies.jobs.running import run_here, submit_missing
-from studies.jobs.states import job_table, plan_table, remarks, standings
+from studies.jobs.states import job_table, plan_table, remarks, standings, submitted_job
 
 ACTIONS = {
     "plan": "show what is done and what is missing",
@@ -29,6 +29,7 @@ ACTIONS = {
     "table": "write the tables of what is done so far",
 }
 TABLE = "table"
+PAGE = "report.html"
 REFRESH_S = 5
 # Of tables in files, where no terminal says how wide it is.
 WIDTH = 200
@@ -45,7 +46,8 @@ class Study(Generic[GraphT]):
         declare: Makes the graph of its jobs from the arguments.
         table: Writes tables and page from what is done; returns the page.
         add_options: Adds its own options to the parser.
-        check: Checks before anything runs what takes longer than a plan may.
+        check: Checks before anything runs here what takes longer than a plan may.
+        measures: Whether its table needs the GPU that trainings have, since it makes or times tumors.
         words: What its options that are no flags are, for its help; empty if it takes none.
     """
 
@@ -56,6 +58,7 @@ class Study(Generic[GraphT]):
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     check: Callable[[GraphT], object] | None = None
     words: str = ""
+    measures: bool = False
 
     @property
     def program(self) -> str:
@@ -72,6 +75,7 @@ class Study(Generic[GraphT]):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         out = Path("runs") / self.name
+        parser.set_defaults(cluster=None)
         parser.add_argument("action", choices=ACTIONS, help="what to do")
         parser.add_argument("--out", type=Path, default=out, help=f"folder of the study ({out})")
         parser.add_argument("--jobs", type=whole_number, default=1, help="jobs that run at the same time (run; 1)")
@@ -95,6 +99,9 @@ class Study(Generic[GraphT]):
         except DiffTumorError as error:
             sys.stderr.write(f"Error: {error}\n")
             return 1
+        except KeyboardInterrupt:
+            sys.stderr.write("Interrupted: rerun the same command to go on.\n")
+            return 130
         return 0
 
     def _act(self, arguments: argparse.Namespace) -> None:
@@ -102,21 +109,24 @@ class Study(Generic[GraphT]):
         if options and not self.words:
             raise ConfigError(f"The study takes no option {options[0]!r}: see {self.program} --help.")
         arguments.options = list(options)
+        _check_flags(arguments, cluster)
+        arguments.cluster = cluster
         graph = self.declare(arguments)
-        if self.check is not None and arguments.action in ("run", "submit"):
-            self.check(graph)
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         if arguments.action == "plan":
             _plan(graph, console, every=arguments.all)
         elif arguments.action == "status":
             _status(graph, console, every=arguments.all, watch=arguments.watch)
         elif arguments.action == "submit":
-            table = Job(name=TABLE, module=f"studies.{self.name}", words=(TABLE, *arguments.words), gpu=False)
-            for job in (sent := submit_missing(graph, cluster, last=table)):
+            words = (TABLE, *arguments.words)
+            table = Job(name=TABLE, module=f"studies.{self.name}", words=words, gpu=self.measures)
+            for job in (sent := submit_missing(graph, cluster, last=table, page=graph.folder / PAGE)):
                 console.print(f"{job.id}  {job.name}  {job.log}", highlight=False)
             console.print(f"{counted(len(sent), 'job')} submitted; {self.program} status … shows where they are.")
         else:
             if arguments.action == "run":
+                if self.check is not None:
+                    self.check(graph)
                 run_here(graph, at_once=arguments.jobs)
             console.print(f"The report is at {self.table(arguments, graph).resolve()}", highlight=False)
 
@@ -136,7 +146,22 @@ def require_done(graph: Graph) -> None:
     """
     missing = [node for node in graph.nodes.values() if not node.is_done()]
     if missing:
-        raise ConfigError(f"{counted(len(missing), 'job')} are missing, such as {missing[0].id}: run the study first.")
+        raise ConfigError(f"{missing[0].id} is missing ({counted(len(missing), 'job')} in all): run the study first.")
+
+
+def _check_flags(arguments: argparse.Namespace, cluster: ClusterOptions) -> None:
+    """Refuse what an action would ignore.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    given = {"jobs": arguments.jobs > 1, "all": arguments.all, "watch": arguments.watch}
+    of_actions = {"jobs": ("run",), "all": ("plan", "status"), "watch": ("status",)}
+    for flag, actions in of_actions.items():
+        if given[flag] and arguments.action not in actions:
+            raise ConfigError(f"--{flag} has no meaning for {arguments.action}: leave it out.")
+    if arguments.action == "run" and cluster.kind != "local":
+        raise ConfigError("The action run runs jobs here: leave out cluster=…, or choose the action submit.")
 
 
 def _plan(graph: Graph, console: Console, *, every: bool) -> None:
@@ -151,12 +176,15 @@ def _plan(graph: Graph, console: Console, *, every: bool) -> None:
 def _status(graph: Graph, console: Console, *, every: bool, watch: bool) -> None:
     while True:
         found = standings(graph)
+        table = submitted_job(graph.folder, TABLE)
         shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
         if watch and console.is_terminal:
             console.clear()
         console.print(plan_table(found))
         if shown:
             console.print(job_table(shown))
+        if table is not None:
+            console.print(f"Table: {table.state} {table.error}".rstrip() + f", {table.log}", highlight=False)
         if not watch or not any(each.status in ("running", "queued") for each in found.values()):
             return
         time.sleep(REFRESH_S)

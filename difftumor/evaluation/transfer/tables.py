@@ -45,7 +45,9 @@ OURS = "DiffTumor"
 ROWS = ("real", "handcrafted", OURS)
 ROW_NAMES = {"real": "real tumors", "handcrafted": "Hu et al.", OURS: "DiffTumor"}
 _OTHER = "†"
-HU_NOTE = "Hu et al.: hand-crafted tumors in the target's healthy scans, beside the real tumors of the source."
+HU_NOTE = (
+    "Hu et al.: hand-crafted tumors in the target's healthy scans; on the diagonal beside the real tumors of the organ."
+)
 ROWS_NOTE = (
     "Real tumors: those of the source alone; off the diagonal the segmenter of the source is judged in the target by "
     f"its tumors. {HU_NOTE} DiffTumor: on the diagonal real tumors beside those made by diffusion (mixed), elsewhere "

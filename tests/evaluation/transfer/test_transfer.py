@@ -102,7 +102,7 @@ def test_tables_have_the_layout_of_the_papers(study):
     assert real[3] == hu[2] == hu[3] == "–"
     assert ours[2] == "100.0 (–); 2 / 1 / 1°"  # one patient has no interval; one fold of two
     assert ours[3].startswith("50.0 (0.0 to 100.0); 2 / 2 / 1")
-    assert "beside the real tumors of the source" in table.note
+    assert "beside the real tumors of the organ" in table.note
     assert "2 trainings have no evaluation yet" in table.note
     assert not table.bold  # they are not over as many tumors
     by_fold = fold_table(grid, "liver", {"real": "real tumors", "mixed": "DiffTumor"}, ["unet"], title="Table 4")

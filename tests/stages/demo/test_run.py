@@ -164,8 +164,8 @@ def test_readme_commands_run(finished, tmp_path):
             continue  # .ci/run runs the first; the last returns before its jobs have begun
         words = [word.replace("/data/phantom", str(tmp_path / "phantom")) for word in words]
         words = [word.replace("/data/healthy", str(finished.test)) for word in words]
-        words = [word.replace("/data/Task03_Liver", str(finished.training)) for word in words]
-        if words[:2] == ["python", "-m"]:
+        words = [re.sub("/data/Task0[37]_(Liver|Pancreas)", str(finished.training), word) for word in words]
+        if words[:2] == ["python", "-m"] and words[2].startswith("stages."):
             words = [word for word in words if not word.startswith("data.root=")]
             words += ["experiment=demo", f"data.root={finished.training}", "trainer=cpu", "name=readme", "fresh=true"]
             words += TINY

@@ -1,15 +1,19 @@
 """The graph of a study: what a job is known by, and when it is done."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from difftumor.errors import ConfigError
+from stages.cluster.options import ClusterOptions
 from stages.config.comparing import EARLIER
 from studies.jobs.graph import Graph, content_key, override_value
 from tests.stages.tumor_cohort import write_autoencoder, write_cohort
@@ -59,6 +63,62 @@ def test_other_scans_are_other_data(tmp_path, cohort):
     (other / "imagesTr/early0.nii.gz").write_bytes(b"another scan")
     assert content_key(cohort) != content_key(other)
     assert content_key(cohort / "imagesTr") != content_key(other / "imagesTr")
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_other_voxels_in_files_of_the_same_size_are_other_data(tmp_path, suffix):
+    keys = []
+    for value in (1, 2):
+        voxels = np.zeros((8, 8, 8), np.int16)
+        voxels[3, 3, 3] = value
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"ct.{suffix}")
+        size = (tmp_path / f"ct.{suffix}").stat().st_size
+        keys.append((size, content_key(tmp_path)))
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
+
+
+def test_the_number_of_gpus_decides_results_since_batches_are_per_gpu(tmp_path, cohort):
+    data = {"data.root": str(cohort)}
+    clusters = [None, *(ClusterOptions(kind="slurm", gpus_per_node=gpus) for gpus in (1, 4))]
+    here, one, four = (
+        Graph(tmp_path, cluster).stage("autoencoder", "a", ["experiment=demo"], data) for cluster in clusters
+    )
+    assert here.key == one.key != four.key
+    assert {"trainer.devices=4", "trainer.num_nodes=1"} <= set(four.words)
+
+
+def test_a_training_without_data_is_blocked(tmp_path, cohort):
+    graph = Graph(tmp_path)
+    assert graph.stage("diffusion", "a", DEMO, {}).lacks == "data.root is not given"
+    made = {"tumors": "handcrafted", "data.healthy_root": str(cohort)}
+    assert graph.stage("segmentation", "b", DEMO, made).lacks == ""
+    assert graph.stage("segmentation", "c", DEMO, {**made, "tumors": "real"}).lacks == "data.root is not given"
+
+
+def test_pictures_and_models_that_are_not_used_change_nothing(tmp_path, cohort):
+    graph, data = Graph(tmp_path), {"data.root": str(cohort), "tumors": "real"}
+    one, other = (
+        graph.stage("segmentation", "a", DEMO, {**data, "synthesis.early_model": model}) for model in ("one", "another")
+    )
+    few, many = (
+        graph.stage("diffusion", "b", DEMO, {"data.root": str(cohort), "pictures.hosts": count}) for count in (1, 2)
+    )
+    assert (one.key, few.key) == (other.key, many.key)
+
+
+def test_predictions_of_a_model_that_was_trained_again_are_not_done(tmp_path, cohort):
+    first, *_ = three(tmp_path, cohort)
+    first.output.parent.mkdir()
+    write_autoencoder(first.output.parent).rename(first.output)
+    card = Graph(tmp_path).command("evaluate-autoencoder", "card", [first, cohort], results=["card.json"])
+    assert not card.is_done()
+    card.output.mkdir(parents=True)
+    (card.output / "card.json").touch()
+    assert card.is_done()
+    later = card.finished + 5
+    os.utime(first.output / "config.json", (later, later))
+    assert not card.is_done()
 
 
 def test_runs_that_are_cut_short_are_others(tmp_path, cohort):

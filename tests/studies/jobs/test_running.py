@@ -5,13 +5,14 @@ import json
 import pytest
 
 from difftumor.errors import TrainingError
-from stages.cluster.jobs import Submitted
+from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import ClusterOptions
 from stages.cluster.status import JobState
 from studies.jobs import running, states
 from studies.jobs.graph import Graph, Node
 from studies.jobs.running import run_here, submit_missing
 from studies.jobs.states import job_table, plan_table, remarks, standings
+from studies.jobs.study import Study
 
 
 def graph_of(folder, **needs):
@@ -50,7 +51,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path):
         graph.nodes |= graph_of(tmp_path, **({"a": "", name: needed} if name != "a" else {"a": ""})).nodes
     (failing,) = [node for node in graph.nodes.values() if node.name == "a"]
     object.__setattr__(failing, "words", (str(tmp_path / "fail"),))
-    with pytest.raises(TrainingError, match=r"^a-aaaaaaaa did not end well: see its message above, .*1 more job"):
+    with pytest.raises(TrainingError, match=r"^a-aaaaaaaa is not done \(2 jobs in all\): see its message"):
         run_here(graph)
     assert statuses(graph) == {"a": "to do", "b": "to do", "c": "done"}
 
@@ -110,6 +111,42 @@ def test_only_what_is_missing_is_submitted(tmp_path, scheduler):
     assert found["b-bbbbbbbb"].progress == "epoch 2/9, step 10"
     assert found["c-cccccccc"].reason == "no luck"
     assert job_table(found.values()).row_count == 4
+
+
+def test_the_table_goes_again_if_it_lacks_results(tmp_path, scheduler):
+    told, taken = scheduler
+    told["log"] = tmp_path / "log"
+    graph, page = graph_of(tmp_path, a=""), tmp_path / "report.html"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result").touch()
+    table = Job(name="table", module="studies.transfer", words=("table",), gpu=False)
+
+    def sent():
+        before = len(taken)
+        submit_missing(graph, ClusterOptions(kind="slurm"), last=table, page=page)
+        return [job.name for jobs, _ in taken[before:] for job in jobs]
+
+    assert sent() == ["table"]
+    assert sent() == []  # it is pending
+    told["table"] = "failed"
+    assert sent() == ["table"]
+    page.touch()
+    assert sent() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["submit", "--jobs", "2"], "--jobs has no meaning for submit"),
+        (["plan", "--watch"], "--watch has no meaning for plan"),
+        (["run", "cluster=slurm"], "The action run runs jobs here: leave out cluster="),
+        (["table", "option=1"], "The study takes no option 'option=1'"),
+    ],
+)
+def test_what_an_action_would_ignore_is_refused(capsys, words, message):
+    study = Study("example", "An example.", lambda _: pytest.fail("declared"), lambda *_: pytest.fail("written"))
+    assert study.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"Error: {message}")
 
 
 def test_hours_are_said_only_where_they_were_measured(tmp_path):

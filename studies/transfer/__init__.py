@@ -1,0 +1,1 @@
+"""Cross-organ transfer: tumors learned in one organ, made in another, found there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Checkout:
         listing = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE) or b""
         new = [name for name in listing.decode().split("\0") if name]
         for name in new:
-            text.update(name.encode() + (REPOSITORY / name).read_bytes())
+            text.update(name.encode() + _content(REPOSITORY / name))
         clean = hashlib.sha256().digest()
         return cls(commit.decode().strip(), "" if text.digest() == clean else text.hexdigest())
 
@@ -42,21 +43,31 @@ class Checkout:
         """Whether something is not committed."""
         return bool(self.changes)
 
+    @property
+    def base(self) -> str:
+        """The commit."""
+        return "code without git" if self.commit is None else f"commit {self.commit[:12]}"
+
     def __str__(self) -> str:
         """The commit, and whether there are changes beyond it."""
-        if self.commit is None:
-            return "code without git"
-        return f"commit {self.commit[:12]}" + f" with changes {self.changes[:8]}" * self.dirty
+        return self.base + f" with changes {self.changes[:8]}" * self.dirty
 
     def warning(self, now: Checkout) -> str:
-        """Say that the code has changed since; empty if it has not."""
-        if self == now:
+        """Say that the code has changed since; empty if it has not, or if one is unknown, as where there is no git."""
+        if self == now or None in (self.commit, now.commit):
             return ""
         return f"Warning: the checkout has changed since this job was submitted: then {self}, now {now}, which runs."
 
     def record(self) -> dict[str, str | bool | None]:
         """Return what JSON holds."""
         return {**asdict(self), "dirty": self.dirty}
+
+
+def _content(file: Path) -> bytes:
+    """Return what is in a file, or where a link points; of another repository git tells the folder only."""
+    if file.is_symlink():
+        return os.fsencode(os.readlink(file))
+    return file.read_bytes() if file.is_file() else b""
 
 
 def _git(*words: str) -> bytes | None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ _POLL_S = 0.2
 
 def send_local(
     jobs: Sequence[Job], cluster: ClusterOptions, *, folder: Path, queued: Mapping[str, str], checkout: Checkout
-) -> tuple[Submitted, ...]:
+) -> Iterator[tuple[Submitted, ...]]:
     """Start a program in the background that runs the jobs.
 
     Args:
@@ -41,6 +41,9 @@ def send_local(
         folder: New folder of this submission.
         queued: By name, the ids of earlier jobs that may be needed.
         checkout: The code that they are submitted with.
+
+    Yields:
+        All jobs at once.
     """
     folder.mkdir(parents=True)
     ids, sent, steps = dict(queued), [], []
@@ -54,42 +57,32 @@ def send_local(
         needs = [str(_state_file(folder.parent, need)) for need in needed_ids(job, ids)]
         steps.append({"id": ids[job.name], "command": _command(job, cluster, words), "needs": needs, "gpu": job.gpu})
     plan = {"steps": steps, "at_once": cluster.at_once or len(jobs), "gpus": cluster.gpus_per_node}
-    plan |= {"environment": {k: str(v) for k, v in cluster.environment.items()}, "checkout": asdict(checkout)}
+    plan |= {"environment": cluster.variables, "checkout": asdict(checkout)}
     plan |= {"logs": {each.id: [str(each.log), str(each.errors)] for each in sent}}
     for each in sent:
         _write_state(_state_file(folder.parent, each.id), {"state": "pending"})
     (folder / PLAN).write_text(json.dumps(plan, indent=1), encoding="utf-8")
     with (folder / "runner.log").open("w") as log:
-        environment = {**os.environ, "PYTHONPATH": _path()}
+        environment = {**os.environ, "PYTHONPATH": _path(os.environ)}
         command = [sys.executable, "-P", "-m", "stages.cluster.local", str(folder)]
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    return tuple(sent)
+    yield tuple(sent)
 
 
 def local_state(submitted: Submitted) -> dict[str, Any]:
     """Return what is known of a job: ``state``, and maybe ``started``, ``ended``, ``code``, ``reason``."""
-    file = _state_file(submitted.log.parents[1], submitted.id)
-    try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"state": "unknown"}
-    if state["state"] not in ENDED and not _has_runner(file.parent, since=file):
-        # It may have ended in between.
-        state = json.loads(file.read_text(encoding="utf-8"))
-        if state["state"] not in ENDED:
-            return {**state, "state": "cancelled", "reason": "the program that runs the jobs has gone: submit again"}
-    return state
+    return _read_state(_state_file(submitted.log.parents[1], submitted.id))
 
 
 def cancel_local(submitted: Sequence[Submitted]) -> None:
     """End the programs that run these jobs, and what they run."""
     for folder in {job.log.parent for job in submitted}:
-        try:
-            os.kill(int((folder / LOCK).read_text()), signal.SIGTERM)
-        except (OSError, ValueError):
-            continue
+        held, process = _lock_of(folder)
+        if held and process:
+            with suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGTERM)
 
 
 def _command(job: Job, cluster: ClusterOptions, words: Sequence[str]) -> list[str]:
@@ -100,8 +93,9 @@ def _command(job: Job, cluster: ClusterOptions, words: Sequence[str]) -> list[st
     return command
 
 
-def _path() -> str:
-    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+def _path(environment: Mapping[str, str]) -> str:
+    """Return the path on which Python finds the checkout first."""
+    return os.pathsep.join(filter(None, (str(REPOSITORY), environment.get("PYTHONPATH"))))
 
 
 def _state_file(submissions: Path, identity: str) -> Path:
@@ -114,11 +108,19 @@ def _write_state(file: Path, state: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(state), encoding="utf-8")
 
 
-def _state_in(file: Path) -> str:
+def _read_state(file: Path) -> dict[str, Any]:
+    """Return what is known of a job; one whose program has gone will not end any more."""
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["state"])
-    except FileNotFoundError:
-        return "failed"
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if state["state"] not in ENDED and not _has_runner(file.parent, since=file):
+            # It may have ended in between.
+            state = json.loads(file.read_text(encoding="utf-8"))
+            if state["state"] not in ENDED:
+                reason = "the program that runs the jobs has gone: submit again"
+                return {**state, "state": "cancelled", "reason": reason}
+    except (OSError, ValueError):
+        return {"state": "unknown"}
+    return state
 
 
 def _now() -> str:
@@ -138,14 +140,21 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _has_runner(folder: Path, *, since: Path, start_s: float = 30.0) -> bool:
     """Whether the program is alive, or so new that it has not taken its lock yet."""
+    held, process = _lock_of(folder)
+    return held or (not process and time.time() - since.stat().st_mtime < start_s)
+
+
+def _lock_of(folder: Path) -> tuple[bool, str]:
+    """Return whether a program holds the folder's lock, and the id of the last that did; by now it may be another's."""
     try:
         with (folder / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return not lock.read() and time.time() - since.stat().st_mtime < start_s
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True, lock.read()
+            return False, lock.read()
     except FileNotFoundError:
-        return time.time() - since.stat().st_mtime < start_s
-    except BlockingIOError:
-        return True
+        return False, ""
 
 
 @dataclass
@@ -167,15 +176,22 @@ class LocalRunner:
     def run(self) -> None:
         """Run all."""
         signal.signal(signal.SIGTERM, self._stop)
+        ended = False
         while self.waiting or self.running:
             self._reap()
             if not self.stopped:
                 self._start_what_may()
+            elif not ended:
+                self._end_all()
+                ended = True
             time.sleep(_POLL_S)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        """Let no job start any more, and end those that run."""
+        """Leave the rest to the loop: the signal may come in the midst of starting a job."""
         self.stopped = True
+
+    def _end_all(self) -> None:
+        """Let no job start any more, and end those that run."""
         for step in self.waiting:
             self._write(step, {"state": "cancelled", "reason": "cancelled"})
         self.waiting = []
@@ -191,8 +207,10 @@ class LocalRunner:
 
     def _start_what_may(self) -> None:
         for step in list(self.waiting):
-            states = [_state_in(Path(need)) for need in step["needs"]]
-            if any(state in ENDED[1:] for state in states):
+            if self.stopped:
+                return
+            states = [_read_state(Path(need))["state"] for need in step["needs"]]
+            if any(state in (*ENDED[1:], "unknown") for state in states):
                 self.waiting.remove(step)
                 self._write(step, {"state": "cancelled", "reason": "a job that it needs did not end well"})
             elif len(self.running) < self.plan["at_once"] and all(state == "completed" for state in states):
@@ -202,6 +220,7 @@ class LocalRunner:
     def _start(self, step: Mapping[str, Any]) -> None:
         slot = min(set(range(self.plan["at_once"])) - {slot for _, slot, _ in self.running.values()})
         environment = {**os.environ, **self.plan["environment"], **_visible(step, slot, self.plan["gpus"])}
+        environment["PYTHONPATH"] = _path(environment)
         state: dict[str, Any] = {"state": "running", "started": _now()}
         log, errors = self.plan["logs"][step["id"]]
         with open(log, "ab") as out, open(errors, "ab") as err:

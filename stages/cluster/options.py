@@ -13,6 +13,10 @@ from stages.config.compose import read_file
 from stages.config.reading import Count, ReadBy, WholeNumber
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "configs" / "cluster"
+_OF_SLURM = (
+    "partition", "cpu_partition", "account", "qos", "constraint", "cpus", "memory", "time", "warning_s", "max_requeues",
+    "more",
+)  # fmt: skip
 _UNITS = {"d": 24 * 60, "h": 60, "m": 1}
 
 
@@ -72,9 +76,10 @@ class ClusterOptions:
         max_requeues: How often a job that has reached its limit, was preempted or lost its node starts again.
         at_once: Most jobs of a submission that run at the same time; None for as many as there is room for.
         python: Command of Python on the nodes, for containers; None for the one that submits.
-        setup: Lines of shell before the job, such as ``module load cuda``.
+        setup: Lines of shell before the job, which ends if one fails, such as ``module load cuda``.
         environment: Variables of the job's environment.
-        more: Any other options of sbatch by name, which replace ours (``{gres: "gpu:a100:1"}``).
+        more: Any other options of sbatch by name, which replace ours (``{gres: "gpu:a100:1"}``). Numbers of GPUs are
+            those of trainings; other jobs on GPUs get one.
 
     Raises:
         ConfigError: The options do not go together.
@@ -102,8 +107,22 @@ class ClusterOptions:
     def __post_init__(self) -> None:
         if self.kind == "local" and self.nodes > 1:
             raise ConfigError(f"cluster.nodes is {self.nodes}: this machine is one; set cluster.nodes=1.")
+        if self.nodes > 1 and self.gpus_per_node == 0:
+            raise ConfigError(
+                f"cluster.nodes is {self.nodes} and cluster.gpus_per_node is 0: trainings on several nodes run one "
+                "process per GPU; set cluster.nodes=1, or cluster.gpus_per_node."
+            )
         if bad := [name for name in self.environment if not re.fullmatch(r"[A-Za-z_]\w*", name)]:
             raise ConfigError(f"cluster.environment has {bad[0]!r}: names of variables have letters, digits and '_'.")
+        if empty := [name for name, value in self.environment.items() if value is None]:
+            raise ConfigError(
+                f"cluster.environment.{empty[0]} is null: give a value, which may be '', or leave it out."
+            )
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of a job's environment."""
+        return {name: str(value) for name, value in self.environment.items()}
 
 
 def read_cluster(words: Sequence[str]) -> tuple[ClusterOptions, tuple[str, ...]]:
@@ -132,4 +151,9 @@ def read_cluster(words: Sequence[str]) -> tuple[ClusterOptions, tuple[str, ...]]
         names = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
         raise ConfigError(f"There is no cluster '{chosen}': choose from {names}, or give the path of a YAML file.")
     options = read_file(file, ClusterOptions, values, "cluster")
+    given = [re.split(r"[.=]", value)[0] for value in values]
+    if options.kind == "local" and (useless := [name for name in given if name in _OF_SLURM]):
+        raise ConfigError(
+            f"cluster.{useless[0]} means nothing to jobs on this machine: leave it out, or say cluster=slurm."
+        )
     return options, tuple(word for word in words if word not in mine)

@@ -33,7 +33,7 @@ _GPU_OPTIONS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-sock
 
 def send_slurm(
     jobs: Sequence[Job], cluster: ClusterOptions, *, folder: Path, queued: Mapping[str, str], checkout: Checkout
-) -> tuple[Submitted, ...]:
+) -> Iterator[tuple[Submitted, ...]]:
     """Submit jobs to SLURM.
 
     Args:
@@ -43,28 +43,27 @@ def send_slurm(
         queued: By name, the ids of earlier jobs that may be needed.
         checkout: The code that they are submitted with.
 
+    Yields:
+        What was submitted by one sbatch, in the order of the jobs.
+
     Raises:
-        ConfigError: SLURM is not there or refuses; nothing is submitted.
+        ConfigError: SLURM is not there or refuses.
     """
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise ConfigError(f"There is no {program} here: submit on a node of the cluster, or choose cluster=local.")
     ids = dict(queued)
     sent: list[Submitted] = []
-    try:
-        with _outside_of_jobs():
-            for group in _groups(jobs):
-                for job, handle in zip(group, _send(group, cluster, ids, sent, checkout, folder), strict=True):
-                    paths = handle.paths
-                    ids[job.name] = handle.job_id
-                    sent.append(Submitted(name=job.name, id=handle.job_id, log=paths.stdout, errors=paths.stderr))
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
-        cancel_slurm([job.id for job in sent])
-        raise _refused(str(error), cluster) from error
-    except BaseException:
-        cancel_slurm([job.id for job in sent])
-        raise
-    return tuple(sent)
+    for group in _groups(jobs):
+        try:
+            with _outside_of_jobs():
+                handles = _send(group, cluster, ids, sent, checkout, folder)
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise _refused(str(error), cluster) from error
+        for job, handle in zip(group, handles, strict=True):
+            ids[job.name] = handle.job_id
+            sent.append(Submitted(name=job.name, id=handle.job_id, log=handle.paths.stdout, errors=handle.paths.stderr))
+        yield tuple(sent[-len(group) :])
 
 
 def cancel_slurm(ids: Sequence[str]) -> None:
@@ -121,6 +120,8 @@ def _parameters(
     more = {name.replace("_", "-"): value for name, value in cluster.more.items()}
     if not job.gpu:
         more = {name: value for name, value in more.items() if name not in _GPU_OPTIONS}
+    elif not job.trains:
+        more = {name: _of_one_gpu(name, value) if name in _GPU_OPTIONS else value for name, value in more.items()}
     gpus = cluster.gpus_per_node if job.trains else min(1, cluster.gpus_per_node)
     # Training runs a process per GPU; all else is one process.
     tasks = max(1, cluster.gpus_per_node) if job.trains else 1
@@ -154,10 +155,16 @@ def _parameters(
     }
 
 
+def _of_one_gpu(name: str, value: Any) -> str:
+    """``gpu:a100:4`` becomes ``gpu:a100:1``; where GPUs alone are asked for, ``a100:4`` becomes ``a100:1``."""
+    count = r"(\bgpu(?::[^:,]+)?:)\d+(?=[,(]|$)" if name == "gres" else r"(^|:)\d+(?=,|$)"
+    return re.sub(count, r"\g<1>1", str(value))
+
+
 def _setup(cluster: ClusterOptions) -> list[str]:
-    variables = [f"export {name}={shlex.quote(str(value))}" for name, value in cluster.environment.items()]
+    variables = [f"export {name}={shlex.quote(value)}" for name, value in cluster.variables.items()]
     path = f"export PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    return [*cluster.setup, path, *variables]
+    return ["set -e", *cluster.setup, *variables, path]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from difftumor.errors import ConfigError
 from stages.cluster.jobs import Submitted
 from stages.cluster.local import local_state
 
@@ -95,9 +96,12 @@ def job_states(submitted: Sequence[Submitted]) -> dict[str, JobState]:
 
     Returns:
         By name.
+
+    Raises:
+        ConfigError: SLURM does not answer: its jobs may run, and must not be taken for forgotten ones.
     """
     on_slurm = [job for job in submitted if not job.id.startswith("local-")]
-    seen = _ask_slurm([job.id for job in on_slurm])
+    seen = _ask_slurm(on_slurm) if on_slurm else {}
     return {
         job.name: _slurm_state(job, seen.get(job.id)) if job in on_slurm else _local_state(job) for job in submitted
     }
@@ -130,26 +134,39 @@ def _slurm_state(job: Submitted, seen: _Seen | None) -> JobState:
     )
 
 
-def _ask_slurm(ids: Sequence[str]) -> dict[str, _Seen]:
+def _ask_slurm(jobs: Sequence[Submitted]) -> dict[str, _Seen]:
     """Ask the controller, which remembers jobs for some minutes, then accounting for the others."""
-    if not ids:
-        return {}
     # All jobs of the user: an id that the controller has forgotten would be an error.
     columns = "JobArrayID:.,State:.,NodeList:.,TimeUsed:.,RestartCnt:.,Reason:."
     columns = ",".join(name.replace(":.", ":.256") for name in columns.split(","))
-    text = _output(["squeue", "-h", "-r", "-u", getpass.getuser(), "--states=all", "-O", columns])
+    command = ["squeue", "-h", "-r", "-u", getpass.getuser(), "--states=all", "-O", columns]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "There is no squeue here to ask SLURM about its jobs: ask on a node of the cluster, or remove their "
+            f"records from {jobs[0].log.parents[1]}."
+        ) from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"squeue ends with {done.returncode}"])[-1].rstrip(".")
+        raise ConfigError(f"SLURM's controller does not answer ({reason}): try again later.")
     found = {}
-    for line in text.splitlines():
+    for line in done.stdout.splitlines():
         identity, state, node, used, restarts, reason = (line[at : at + 256].strip() for at in range(0, 6 * 256, 256))
         found[identity] = _Seen(state, node, _seconds(used), int(restarts) if restarts.isdigit() else 0, reason)
-    if missing := [each for each in ids if each not in found]:
+    if missing := [job.id for job in jobs if job.id not in found]:
         found |= _ask_accounting(missing)
     return found
 
 
 def _ask_accounting(ids: Sequence[str]) -> dict[str, _Seen]:
+    """Ask accounting, which many clusters do not have."""
     wanted = "JobID,State,NodeList,ElapsedRaw"
-    lines = _output(["sacct", "-X", "-o", wanted, "--parsable2", *(f"-j{each}" for each in ids)]).splitlines()
+    command = ["sacct", "-X", "-o", wanted, "--parsable2", *(f"-j{each}" for each in ids)]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    except FileNotFoundError:
+        return {}
     found = {}
     for line in lines[1:]:
         row = dict(zip(lines[0].split("|"), line.split("|"), strict=False))
@@ -158,13 +175,6 @@ def _ask_accounting(ids: Sequence[str]) -> dict[str, _Seen]:
             row.get("State", ""), row.get("NodeList", ""), int(seconds) if seconds.isdigit() else None
         )
     return found
-
-
-def _output(command: Sequence[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
-        return ""
 
 
 def _seconds(text: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,20 +67,21 @@ def submit(
     checkout, now = Checkout.now(), datetime.now(UTC)
     stamp = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     mine = place / stamp
-    send: Callable[..., tuple[Submitted, ...]] = send_slurm if cluster.kind == "slurm" else send_local
+    record: dict[str, Any] = {"time": now.isoformat(timespec="seconds"), "checkout": checkout.record()}
+    record |= {"cluster": asdict(cluster), "jobs": []}
+    file = place / f"{stamp}.json"
+    send: Callable[..., Iterator[tuple[Submitted, ...]]] = send_slurm if cluster.kind == "slurm" else send_local
     submitted: tuple[Submitted, ...] = ()
     try:
-        submitted = send(jobs, cluster, folder=mine, queued=dict(queued or {}), checkout=checkout)
-        record = {
-            "time": now.isoformat(timespec="seconds"),
-            "checkout": checkout.record(),
-            "cluster": asdict(cluster),
-            "jobs": [_job_record(job, sent) for job, sent in zip(jobs, submitted, strict=True)],
-        }
-        with written_whole(place / f"{stamp}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        for group in send(jobs, cluster, folder=mine, queued=dict(queued or {}), checkout=checkout):
+            submitted += group
+            record["jobs"] = [_job_record(job, sent) for job, sent in zip(jobs, submitted, strict=False)]
+            # Each time: what is killed between two calls of sbatch can clean up nothing.
+            with written_whole(file) as temporary:
+                temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     except BaseException:  # jobs that nobody knows of must not run
         cancel(submitted)
+        file.unlink(missing_ok=True)
         shutil.rmtree(mine, ignore_errors=True)
         raise
     return submitted

@@ -51,9 +51,17 @@ class Task:
         if warning := self.checkout.warning(Checkout.now()):
             print(warning, file=sys.stderr, flush=True)
         self._check_starts(_restarts())
-        code = _exit_code(self._run)
-        if code == 128 + signal.SIGUSR2 or (code == 128 + signal.SIGTERM and _is_running()):
-            self._requeue()
+        try:
+            code = _exit_code(self._run)
+            if code == 128 + signal.SIGUSR2 or (code == 128 + signal.SIGTERM and _is_running()):
+                self._requeue()
+        except FileNotFoundError as error:
+            if error.filename not in ("scontrol", "squeue"):
+                raise
+            raise SystemExit(
+                f"Error: the job cannot be requeued, since there is no {error.filename} here: bind it into the "
+                "container (docs/cluster.md), and submit the job again to go on where it was."
+            ) from error
         if code:
             sys.exit(code)
 
@@ -107,5 +115,8 @@ def _is_running() -> bool:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        # One task of an array has the array's own id, which stands for all tasks.
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
     return done.stdout.strip() == "RUNNING"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_file(file: Path, kind: type[AnyOptions], words: Sequence[str], section:
         ConfigError: The file is no mapping of options, or an option is unknown, of the wrong type or out of range.
     """
     try:
-        config = OmegaConf.load(file)
+        config = OmegaConf.load(io.StringIO(_times_quoted(file.read_text(encoding="utf-8"))))
         for override in OverridesParser.create().parse_overrides(list(words)):
             if override.is_sweep_override():
                 line = f"{section}.{override.input_line}" if section else override.input_line
@@ -99,6 +100,15 @@ def read_file(file: Path, kind: type[AnyOptions], words: Sequence[str], section:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{file} is not a mapping of options: start from the files in configs/.")
     return read_options(kind, to_plain(config), section)
+
+
+def _times_quoted(text: str) -> str:
+    """Quote what looks like a time of day: YAML 1.1 reads 24:00:00 as the number 86400, in base 60."""
+    for token in reversed(list(yaml.scan(text))):
+        if isinstance(token, yaml.ScalarToken) and token.plain and re.fullmatch(r"\d+(:\d+)+(\.\d*)?", token.value):
+            at, end = token.start_mark.index, token.end_mark.index
+            text = f'{text[:at]}"{text[at:end]}"{text[end:]}'
+    return text
 
 
 def given_by(stage: str, overrides: Sequence[str]) -> Given:

@@ -7,6 +7,7 @@ import pytest
 
 from difftumor.errors import ConfigError
 from stages import submit as command
+from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Submitted
 from stages.cluster.status import JobState
 from stages.submit import expand, main, submit_stage
@@ -43,7 +44,8 @@ def submitted(monkeypatch, tmp_path):
     return seen
 
 
-def test_trainings_are_named_after_their_runs(submitted, tmp_path, capsys):
+def test_trainings_are_named_after_their_runs(submitted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Checkout, "now", lambda: Checkout("0123456789abcdef", "changes"))
     words = ["organ=liver", "fold=0,1", f"runs_dir={tmp_path}", "trainer=gpu", "cluster=slurm", "cluster.at_once=4"]
     submit_stage("segmentation", words)
     ((jobs, cluster, folder),) = submitted
@@ -51,6 +53,7 @@ def test_trainings_are_named_after_their_runs(submitted, tmp_path, capsys):
     assert jobs[1].words == ("organ=liver", "fold=1", f"runs_dir={tmp_path}", "trainer=gpu")
     assert (cluster.kind, cluster.at_once, folder) == ("slurm", 4, tmp_path / "cluster")
     printed = capsys.readouterr().out
+    assert "Note: the code of commit 0123456789ab has uncommitted changes; commit them so that" in printed
     assert "Submitted 2 jobs" in printed
     assert f"python -m stages.submit status runs_dir={tmp_path}" in printed
 

@@ -41,6 +41,21 @@ def test_changed_code_is_noticed_and_other_files_do_not_matter(repository):
     assert clean.warning(clean) == ""
 
 
+def test_links_and_repositories_that_git_does_not_know_are_read(repository):
+    (repository / "stages" / "link").symlink_to("nowhere")
+    first = Checkout.now()
+    subprocess.run(["git", "init", "-q", "stages/other"], cwd=repository, check=True)
+    (repository / "stages" / "other" / "new.py").touch()
+    second = Checkout.now()
+    (repository / "stages" / "link").unlink()
+    (repository / "stages" / "link").symlink_to("elsewhere")
+    assert len({first.changes, second.changes, Checkout.now().changes, ""}) == 4
+
+
+def test_code_that_is_unknown_has_not_changed():
+    assert Checkout("abc").warning(Checkout(None)) == Checkout(None).warning(Checkout("abc", "d")) == ""
+
+
 def test_without_git_nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(checkout, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -1,15 +1,19 @@
 """Jobs as processes of this machine."""
 
+import fcntl
+import json
 import os
 import signal
 import time
 
 import pytest
 
-from stages.cluster.jobs import Job
+from stages.cluster.jobs import Job, Submitted
+from stages.cluster.local import LocalRunner
 from stages.cluster.options import read_cluster
 from stages.cluster.status import job_states
 from stages.cluster.submission import cancel, latest, read_submissions, submit
+from tests.conftest import REPOSITORY
 
 TOY = """
 import os, sys, time
@@ -78,3 +82,49 @@ def test_jobs_whose_runner_was_killed_are_not_shown_as_running(run, tmp_path):
     os.kill(int((sent.log.parent / "runner.lock").read_text()), signal.SIGKILL)
     state = wait(tmp_path / "out")["a"]
     assert (state.state, "submit again" in state.error) == ("cancelled", True)
+    run(("b", ("0", "0"), ("a",)), queued={"a": sent.id})  # by a program that began to wait before
+    assert wait(tmp_path / "out")["b"].error == "a job that it needs did not end well"
+
+
+def test_a_stop_while_jobs_are_started_ends_them_all(tmp_path):
+    ids = [f"local-{tmp_path.name}-{number}" for number in range(3)]
+    steps = [{"id": each, "command": ["sleep", "60"], "needs": [], "gpu": False} for each in ids]
+    logs = {each: [str(tmp_path / "out"), str(tmp_path / "err")] for each in ids}
+    plan = {"steps": steps, "at_once": 2, "gpus": 0, "environment": {}, "checkout": {"commit": None}, "logs": logs}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+
+    class Stopped(LocalRunner):
+        def _start(self, step):
+            super()._start(step)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        Stopped(tmp_path).run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    states = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(3)]
+    assert [(state["state"], state.get("code")) for state in states] == [
+        ("cancelled", -signal.SIGTERM), ("cancelled", None), ("cancelled", None),
+    ]  # fmt: skip
+
+
+def test_canceling_leaves_alone_who_has_the_id_of_a_program_that_is_gone(tmp_path, monkeypatch):
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda process, signum: killed.append(process))
+    sent = Submitted(name="a", id=f"local-{tmp_path.name}-0", log=tmp_path / "a.out", errors=tmp_path / "a.err")
+    (tmp_path / "runner.lock").write_text("4711")
+    cancel([sent])
+    assert killed == []
+    with (tmp_path / "runner.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cancel([sent])
+    assert killed == [4711]
+
+
+def test_the_checkout_comes_before_a_path_of_ones_own(tmp_path):
+    cluster, _ = read_cluster(["cluster=local", "cluster.environment={PYTHONPATH: /more}"])
+    words = ("-n1", "-r1", "import os; print(os.environ['PYTHONPATH'])")
+    (sent,) = submit([Job(name="path", module="timeit", words=words)], cluster, folder=tmp_path)
+    wait(tmp_path)
+    assert sent.log.read_text().startswith(f"{REPOSITORY}:/more\n")

@@ -45,9 +45,13 @@ def test_without_a_word_jobs_are_processes_of_this_machine():
 
 def test_a_file_of_ones_own(tmp_path):
     file = tmp_path / "lab.yaml"
-    file.write_text("kind: slurm\npartition: 12\ngpus_per_node: 4\n")
+    # Plain YAML reads both times as numbers of base 60: 86400 and 5400.
+    file.write_text(
+        "kind: slurm\npartition: 12\ngpus_per_node: 4\ntime: 24:00:00 # day\nenvironment: {LIMIT: 1:30:00}\n"
+    )
     options, _ = read_cluster([f"cluster={file}"])
     assert (options.partition, options.gpus_per_node, options.nodes) == ("12", 4, 1)
+    assert (options.time, options.variables) == (1440, {"LIMIT": "1:30:00"})
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,10 @@ def test_a_file_of_ones_own(tmp_path):
         (["cluster=slurm", "cluster.partition=[a]"], r"cluster\.partition is \['a'\]: give a word, or null"),
         (["cluster=slurm", "cluster.environment=3"], r"cluster\.environment is 3: give a mapping"),
         (["cluster=slurm", "cluster.environment={a-b: 3}"], r"cluster\.environment has 'a-b'"),
+        (["cluster=slurm", "cluster.nodes=2", "cluster.gpus_per_node=0"], r"cluster\.gpus_per_node is 0: .*nodes=1"),
+        (["cluster=slurm", "cluster.environment={A: null}"], r"cluster\.environment\.A is null: give a value"),
+        (["cluster.partition=gpu"], r"cluster\.partition means nothing to jobs on this machine: .*cluster=slurm"),
+        (["cluster=local", "cluster.more.gres=gpu:1"], r"cluster\.more means nothing to jobs on this machine"),
         (["cluster=local", "+cluster.nodes=2"], r"cluster\.nodes is 2: .*this machine"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,11 +10,14 @@ import time
 import pytest
 
 from difftumor.errors import ConfigError
+from stages.cluster import task
+from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import read_cluster
 from stages.cluster.status import job_states, last_error
 from stages.cluster.submission import latest, read_submissions, submit
 from tests.conftest import REPOSITORY
+from tests.stages.cluster.conftest import SBATCH
 
 
 def slurm(*words):
@@ -52,7 +56,7 @@ def test_what_is_no_training_is_one_process(fake, tmp_path):
                     "+cluster.more.gres=gpu:a100:4")  # fmt: skip
     jobs = [Job(name="judge", module="difftumor", words=("info",)), Job(name="table", module="x", words=(), gpu=False)]
     submit(jobs, cluster, folder=tmp_path)
-    for job, partition, gres in ((101, "gpu", "gpu:a100:4"), (102, "cpu", None)):
+    for job, partition, gres in ((101, "gpu", "gpu:a100:1"), (102, "cpu", None)):
         asked = fake.options(job)
         found = (asked["nodes"], asked["ntasks-per-node"], asked["partition"], asked.get("gres"))
         assert found == ("1", "1", partition, gres)
@@ -186,6 +190,79 @@ def test_states_are_what_slurm_says(fake, tmp_path):
     assert states["job5"].error == "Error: data.root is not set."
     assert (states["job2"].error, states["job6"].error) == ("Dependency", "DependencyNeverSatisfied")
     assert [state.id for state in states.values() if state.queued] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1\n",
+         r"SLURM's controller does not answer \(.*Socket timed out on send/recv operation\): try again later\."),
+        (None, r"There is no squeue here .*: ask on a node of the cluster"),
+    ],
+)  # fmt: skip
+def test_jobs_that_slurm_says_nothing_of_are_not_taken_for_ended_ones(fake, tmp_path, program, message):
+    (fake.folder / "bin" / "squeue").unlink()
+    if program:
+        fake.program("squeue", program)
+    (tmp_path / "1_0_log.out").touch()
+    with pytest.raises(ConfigError, match=message):
+        job_states([sent(tmp_path, "1")])
+
+
+def test_what_is_submitted_is_on_record_before_the_next_is(fake, tmp_path):
+    fake.program(
+        "sbatch",
+        SBATCH.format(folder=fake.folder) + f"cp {tmp_path}/submissions/*.json {fake.folder}/seen 2>&1; true\n",
+    )
+    submit([stage("a"), stage("b", "a"), stage("c", "b")], slurm(), folder=tmp_path)
+    assert [job["id"] for job in json.loads((fake.folder / "seen").read_text())["jobs"]] == ["101", "102"]
+
+
+def test_the_setup_ends_the_job_when_it_fails_and_the_checkout_comes_first(fake, tmp_path):
+    submit([stage("a")], slurm("cluster.setup=[exit 3]", "cluster.environment={PYTHONPATH: /more}"), folder=tmp_path)
+    lines = fake.script(101).splitlines()
+    begun = lines.index("set -e")
+    paths = "\n".join(lines[begun + 2 : begun + 4])
+    assert lines[begun + 1] == "exit 3"
+    done = subprocess.run(["bash", "-c", f"{paths}\necho $PYTHONPATH"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{REPOSITORY}:/more"
+
+
+@pytest.mark.parametrize(
+    ("option", "asked", "of_one"),
+    [
+        ("gres", "gpu:a100:4", "gpu:a100:1"),
+        ("gres", "gpu:2g.20gb:4", "gpu:2g.20gb:1"),
+        ("gres", "nvme:100,gpu:4", "nvme:100,gpu:1"),
+        ("gpus-per-node", "a100:4", "a100:1"),
+        ("gpus", 8, "1"),
+        ("mail-type", "END", "END"),
+    ],
+)
+def test_more_gives_one_gpu_to_what_is_no_training(fake, tmp_path, option, asked, of_one):
+    jobs = [stage("train"), Job(name="judge", module="difftumor", words=("info",))]
+    submit(jobs, slurm(f"+cluster.more={{{option}: '{asked}'}}"), folder=tmp_path)
+    assert [fake.options(number)[option] for number in (101, 102)] == [str(asked), of_one]
+
+
+@pytest.mark.parametrize(("state", "running"), [("RUNNING", True), ("COMPLETING", False), ("", False)])
+def test_a_task_of_an_array_asks_for_itself_alone(fake, monkeypatch, state, running):
+    """One task of an array has the array's own id: asked by it, SLURM lists all tasks."""
+    fake.program("squeue", f'#!/bin/sh\ncase "$*" in *7_2*) echo {state};; *) echo RUNNING; echo PENDING;; esac\n')
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "2")):
+        monkeypatch.setenv(name, value)
+    assert task._is_running() is running
+
+
+@pytest.mark.parametrize(("code", "program"), [(signal.SIGTERM, "squeue"), (signal.SIGUSR2, "scontrol")])
+def test_a_container_without_slurms_programs_is_named(fake, monkeypatch, code, program):
+    (fake.folder / "bin" / "squeue").unlink()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(task.Task, "_run", lambda _: sys.exit(128 + code))
+    monkeypatch.setattr(task.Task, "_requeue", lambda _: subprocess.check_call(["scontrol", "requeue", "7"]))
+    made = task.Task(module="x", words=(), token="", max_requeues=1, checkout=Checkout(None))
+    with pytest.raises(SystemExit, match=rf"there is no {program} here: bind it into the container"):
+        made()
 
 
 def test_the_last_error_is_ours_or_the_last_line(tmp_path):

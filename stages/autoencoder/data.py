@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item, RandomCrop, SeededDataset, load_case, pad_to, with_centers
 from difftumor.seeding import torch_generator
-from stages.run.data import CropData
+from stages.run.data import CropData, loading_processes
 
 T = TypeVar("T")
 # Every loading process holds one whole scan ahead, and a scan may take a gigabyte.
@@ -101,10 +101,10 @@ class AutoencoderData(CropData):
         return DataLoader(
             OwnScans(self.validation_set, math.ceil(len(self.validation) / self.trainer.world_size)),
             batch_size=None,
-            num_workers=workers,
             prefetch_factor=1 if workers else None,
             # Otherwise the loader would take its workers' seeds from the global generator.
             generator=torch_generator(self.seed, "loader"),
+            **loading_processes(workers),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -117,7 +117,8 @@ def test_a_killed_training_fails_and_goes_on_with_the_next_submission(jobs, whol
 
 
 def test_a_preempted_training_saves_and_goes_on(jobs, whole):
-    sent = jobs.submit(jobs.training("preempted", "fresh=true"), jobs.info("later", "preempted"))
+    loading = jobs.training("preempted", "fresh=true", "data.num_workers=2")  # SLURM signals those processes too
+    sent = jobs.submit(loading, jobs.info("later", "preempted"))
     jobs.wait_for_checkpoint("preempted")
     high = jobs.slurm.submit("-N2", "--exclusive", "--partition=high", "--output=/dev/null", script="true")
     jobs.slurm.wait(high)
@@ -132,7 +133,7 @@ def test_a_preempted_training_saves_and_goes_on(jobs, whole):
 
 
 def test_a_training_that_is_signaled_before_its_limit_goes_on(jobs, whole):
-    sent = jobs.submit(jobs.training("limited"))
+    sent = jobs.submit(jobs.training("limited", "data.num_workers=2"))
     jobs.wait_for_checkpoint("limited")
     jobs.slurm.run("scancel", "--signal=USR2", sent[0].id)  # as SLURM does, warning_s before the limit
     states = jobs.wait()

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from itertools import count
 
 import pytest
@@ -10,9 +13,12 @@ import torch
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder.train import build as autoencoder
 from stages.diffusion.train import build as diffusion
+from stages.run.data import LoadingProcess
 from stages.run.run import run_stage
 from stages.segmentation.train import build as segmentation
+from tests.conftest import REPOSITORY
 from tests.stages.builds import KINDS
+from tests.stages.conftest import TINY
 
 STAGES = {"autoencoder": autoencoder, "diffusion": diffusion, "segmentation": segmentation}
 EPOCHS = ("training.steps=9", "training.steps_per_epoch=3")
@@ -21,6 +27,38 @@ OPTIONS = {
     "diffusion": (*EPOCHS, "ema.start=4", "ema.every=2", "fold=0", "folds.count=2"),
     "segmentation": ("training.epochs=3", "training.warmup_epochs=1", "trainer.validate_every_n_epochs=1"),
 }
+
+
+# A training whose step of this number has all processes of its group signaled. As under submitit, it has a handler that
+# requeues until it trains.
+GROUP = """
+import os, signal, subprocess, sys, time
+import torch
+from stages.autoencoder.train import build
+from tests.stages.builds import composed, run
+torch.set_num_threads(1)  # as in the tests, since sums of several threads round otherwise
+place, number, signum, requeued, *overrides = sys.argv[1:]
+
+def requeue(*_):
+    open(requeued, "a").close()
+    sys.exit(1)
+
+def signaling(options):
+    built, steps = build(options), iter(range(1000))
+    inner = getattr(built.module, place)
+
+    def step(*arguments):
+        if next(steps) == int(number):
+            subprocess.run(["kill", "-s", signum, "--", f"-{os.getpid()}"])
+            time.sleep(1)  # for what the others do about it
+        return inner(*arguments)
+
+    setattr(built.module, place, step)
+    return built
+
+signal.signal(signal.SIGUSR2, requeue)
+run(composed("autoencoder", overrides), signaling)
+"""
 
 
 @pytest.fixture
@@ -127,3 +165,44 @@ def test_a_job_that_starts_over_does_so_once(train, tmp_path):
     with pytest.raises(SystemExit):
         train("diffusion", "parted", "fresh=true", build=stopping_at(diffusion, "training_step", 0), job="b")
     assert checkpoint(tmp_path, "diffusion")["steps_done"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "number", "signum"),
+    [("training_step", 4, "TERM"), ("training_step", 4, "USR2"), ("validation_step", 1, "USR2")],
+)
+def test_processes_that_load_leave_the_signal_to_the_training(train, cohort, tmp_path, place, number, signum):
+    loading = (*EPOCHS, "data.num_workers=2")
+    places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+    words = (place, str(number), signum, f"{tmp_path}/requeued", *TINY, *places, "name=parted", *loading)
+    command = [sys.executable, "-c", GROUP, *words, f"artifact={tmp_path}/parted"]
+    stopped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, start_new_session=True)
+    assert stopped.returncode == 128 + signal.Signals[f"SIG{signum}"], stopped.stderr
+    assert "Interrupted at step" in stopped.stdout
+    assert not (tmp_path / "requeued").exists()
+    train("autoencoder", "whole")
+    train("autoencoder", "parted", "data.num_workers=2")
+    torch.testing.assert_close(
+        left_behind(tmp_path, "autoencoder", "parted"), left_behind(tmp_path, "autoencoder", "whole"), rtol=0, atol=0
+    )
+
+
+def test_a_process_that_loads_is_ended_by_the_training_alone():
+    inherited = {signum: signal.signal(signum, lambda *_: os._exit(3)) for signum in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        processes = [LoadingProcess(target=time.sleep, args=(100,), daemon=True) for _ in range(3)]
+        for process in processes:
+            process.start()
+            subprocess.run(["kill", "-s", "USR2", str(process.pid)], check=True)
+            subprocess.run(["kill", str(process.pid)], check=True)
+        processes[0].join(0.2)
+        assert [process.exitcode for process in processes] == [None] * 3
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        for signum, handler in inherited.items():
+            signal.signal(signum, handler)
+    assert [process.exitcode for process in processes] == [0] * 3

@@ -79,11 +79,10 @@ class Node:
     def is_done(self) -> bool:
         """Whether its results are there, and are of what it takes."""
         if self.results:
-            files = [self.output / name for name in self.results]
-            if not all(file.is_file() for file in files):
-                return False
-            # A model that was trained again, or predictions that were made again, are others.
-            return min(file.stat().st_mtime for file in files) >= max((need.finished for need in self.needs), default=0)
+            there = all((self.output / name).is_file() for name in self.results)
+            # A model that was trained again, or predictions that were made again, may be others. Commands write the
+            # last of their results again in any case.
+            return there and self.finished >= max((need.finished for need in self.needs), default=0)
         try:
             config = read_config(self.output)
             parents = {role: read_config(self.output / parent.path) for role, parent in config.parents.items()}

@@ -148,7 +148,7 @@ class SegmenterGraph(Graph):
                     "--organ-filter", "predicted",
                 ]  # fmt: skip
                 device = ["--device", arguments.device]
-                files = [f"{case.id}.nii.gz" for case in test.cases]
+                files = ["summary.csv", *(f"{case.id}.nii.gz" for case in test.cases)]
                 predicted = self.command("predict", f"predict_{run}", words, results=files, neutral=device, gpu=True)
                 self.trainings[name].append(training)
                 self.predictions[name].append(predicted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,11 @@ from studies.transfer.options import Size, StageOption, TransferOptions
 
 # Where the source is the target: annotated and made tumors together, or what the other kinds are compared with there.
 AT_HOME = ("mixed", "handcrafted_alone")
+# What is not made without diffusion models of a size.
+SIZE_CLASSES: Mapping[Size, tuple[str, ...]] = {
+    "early": ("early", "tiny", "small", "mix"),
+    "late": ("medium", "large", "mix"),
+}
 
 
 class TransferGraph(Graph):
@@ -40,6 +45,7 @@ class TransferGraph(Graph):
         self.theirs = theirs
         self.cells: dict[TransferCell, Node] = {}
         self._folds: dict[str, tuple[Path, ...]] = {}
+        self._tests: dict[tuple[str, int], Path] = {}
         for fold in options.folds:
             for target in options.targets:
                 for source in options.sources:
@@ -49,7 +55,9 @@ class TransferGraph(Graph):
         """Add the cells of a source and a target."""
         for backbone in self.options.backbones:
             for tumors in self.options.tumors:
-                if tumors in AT_HOME and source != target:
+                at_home = target in source.split("+")
+                # A segmenter has one organ, so that none learns the annotated tumors of several elsewhere.
+                if (tumors in AT_HOME and not at_home) or (tumors == "real" and "+" in source):
                     continue
                 for number in self.options.annotations if tumors in ("diffusion", "mixed") else ("all",):
                     for seed in self.options.seeds:
@@ -93,7 +101,8 @@ class TransferGraph(Graph):
         backbone, _, size = cell.backbone.partition("_")
         root, lacks = self._list(organ, cell.fold)
         # At home, hand-crafted tumors are beside the annotated ones, as Hu et al.'s row of Table 2 has them.
-        both = cell.tumors == "mixed" or (cell.tumors == "handcrafted" and cell.source == cell.target)
+        at_home = cell.target in cell.source.split("+")
+        both = cell.tumors == "mixed" or (cell.tumors == "handcrafted" and at_home)
         made = cell.tumors.removesuffix("_alone")
         values: dict[str, Value] = {
             "tumors": "mixed" if both else made, "fold": 0, "seed": cell.seed, "data.root": str(root),
@@ -108,8 +117,10 @@ class TransferGraph(Graph):
             healthy = self.options.healthy.of(organ)
             lacks = lacks or ("" if healthy else f"healthy.{organ} is not given")
             values["data.healthy_root"] = None if healthy is None else str(healthy)
-            if "late" not in self.options.sizes:
-                values |= {"synthesis.sizes.medium": 0.0, "synthesis.sizes.large": 0.0, "synthesis.late_model": None}
+            values |= {"synthesis.early_model": None, "synthesis.late_model": None}
+            for group, classes in SIZE_CLASSES.items():
+                if group not in self.options.sizes:
+                    values |= {f"synthesis.sizes.{name}": 0.0 for name in classes}
         if cell.tumors in ("diffusion", "mixed"):
             words.insert(1, f"{cell.source}_in")
             for stage in self.options.sizes:
@@ -177,20 +188,29 @@ class TransferGraph(Graph):
         file = self._folds[organ][fold]
         if not test:
             return file, ""
+        if (organ, fold) in self._tests:
+            return self._tests[organ, fold], ""
         listed = read_cases(file)
         _, held_out = split_by_ids(listed.cases, listed.validation_ids)
-        return self._write(f"{organ}/test{fold}.json", CaseList(held_out, listed.label_names, file)), ""
+        held_out_list = CaseList(held_out, listed.label_names, file)
+        self._tests[organ, fold] = self._write(f"{organ}/test{fold}.json", held_out_list)
+        return self._tests[organ, fold], ""
 
     @staticmethod
     def _label_maps(test: Path, lacks: str) -> tuple[str, ...]:
         """Return the files that a prediction of a list leaves."""
-        return ("summary.csv",) if lacks else tuple(f"{case.id}.nii.gz" for case in read_cases(test).cases)
+        return ("summary.csv", *(() if lacks else (f"{case.id}.nii.gz" for case in read_cases(test).cases)))
 
     def _write(self, name: str, cases: CaseList) -> Path:
         """Write a list of the study, unless it is there as it would be written."""
         file = self.folder / "lists" / name
-        if not file.is_file() or read_cases(file).cases != cases.cases:
-            write_case_list(file, cases, name=file.stem)
+        text = file.read_text(encoding="utf-8") if file.is_file() else None
+        write_case_list(file.with_name(f".{file.name}"), cases, name=file.stem)
+        new = file.with_name(f".{file.name}")
+        if new.read_text(encoding="utf-8") == text:
+            new.unlink()
+        else:
+            new.replace(file)
         return file
 
     def _given(self, stage: str, organ: str = "") -> list[str]:

@@ -79,9 +79,17 @@ class TransferOptions:
             raise ConfigError(f"folds has {beyond[0]}, but fold_count is {self.fold_count}: give folds below it.")
 
 
+# Options of the stages that make the jobs what they are.
+OF_STUDY = (
+    "organ", "backbone", "tumors", "fold", "seed", "name", "artifact", "runs_dir", "tumor_stage", "more_organs",
+    "data.root", "data.healthy_root", "data.max_tumors", "autoencoder.artifact", "autoencoder.on_overlap",
+    "synthesis.early_model", "synthesis.late_model",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class StageOption:
-    """An option of a stage: ``segmentation.liver.seed=1`` without its first words.
+    """An option of a stage: ``segmentation.liver.training.epochs=500`` without its first words.
 
     Args:
         stage: Whose it is.
@@ -104,4 +112,10 @@ def read_words(words: Sequence[str]) -> tuple[TransferOptions, tuple[StageOption
     matches = [pattern.fullmatch(word) for word in words]
     mine = [word for word, match in zip(words, matches, strict=True) if match is None]
     theirs = tuple(StageOption(match[2], match[3] or "", match[1] + match[4]) for match in matches if match is not None)
+    for each in theirs:
+        name = each.word.lstrip("+~").partition("=")[0]
+        if name in OF_STUDY:
+            raise ConfigError(f"The study sets {name} of stage '{each.stage}' itself: leave it out.")
+        if each.stage == "autoencoder" and each.organ:
+            raise ConfigError(f"One autoencoder serves all organs: give autoencoder.{each.word} without {each.organ}.")
     return read_file(CONFIGS / "transfer.yaml", TransferOptions, mine), theirs

@@ -4,7 +4,8 @@ Cross-organ transfer (DiffTumor, Tables 2 to 7, Figures 5 and 10). For every fol
 of each source's tumors, then segmenters in each target, which predict the target's held-out patients and are evaluated.
 Where source and target differ, segmenters are trained on the target's healthy scans with made tumors only, or, for real
 tumors, in the source itself. ``configs/transfer.yaml`` has the options; those of a stage have its name before them
-(``diffusion.training.steps=1000``), and those for one organ that of the organ too (``segmentation.liver.seed=1``).
+(``diffusion.training.steps=1000``), and those for one organ that of the organ too
+(``segmentation.liver.training.epochs=500``).
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ def write_tables(arguments: argparse.Namespace, graph: TransferGraph) -> Path:
     # Here, because it draws: plans are made in seconds.
     from difftumor.evaluation.transfer.results import write_transfer_results
 
-    return write_transfer_results(
-        {cell: node.output for cell, node in graph.cells.items()}, arguments.out, command=arguments.command
-    )
+    done = {cell: node.output if node.is_done() else None for cell, node in graph.cells.items()}
+    return write_transfer_results(done, arguments.out, command=arguments.command)
 
 
 STUDY = Study("transfer", __doc__, declare, write_tables, words="options, as in configs/transfer.yaml")

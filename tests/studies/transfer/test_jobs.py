@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +159,33 @@ def test_an_autoencoder_of_the_users_own_needs_no_healthy_scans(tmp_path, data):
     assert "healthy.liver is not given" in " ".join(remarks(found))
 
 
+def test_several_organs_have_all_kinds_but_real_tumors_alone(tmp_path, data):
+    study = declared(tmp_path, *SMALL, *data, "sources=[liver,liver+pancreas]")
+    joint = {(cell.target, cell.tumors) for cell in study.cells if "+" in cell.source}
+    assert joint == {(organ, kind) for organ in ("liver", "pancreas") for kind in ("handcrafted", "diffusion", "mixed")}
+
+
+def test_lists_follow_labels_and_places_of_the_data(tmp_path, data):
+    declared(tmp_path, *SMALL, *data)
+    (root,) = [Path(word.partition("=")[2]) for word in data if word.startswith("data.liver")]
+    moved = shutil.copytree(root, tmp_path / "moved")
+    listing = json.loads((moved / "dataset.json").read_text())
+    listing["labels"] = {"background": 0, "liver": 2, "liver_tumor": 1}
+    (moved / "dataset.json").write_text(json.dumps(listing))
+    declared(tmp_path, *SMALL, *data, f"data.liver={moved}")
+    test = read_cases(tmp_path / "lists/liver/test0.json")
+    assert test.label_names == listing["labels"]
+    assert {case.image.parent for case in test.cases} == {moved}
+
+
+def test_without_early_models_no_early_tumor_is_made(tmp_path, data):
+    study = declared(tmp_path, *SMALL, *data, "sizes=[late]")
+    made, *_ = trained_on(study, source="liver", target="pancreas", tumors="diffusion")
+    synthesis = made.config["synthesis"]
+    assert synthesis["early_model"] is None
+    assert {name for name, weight in synthesis["sizes"].items() if weight} == {"medium", "large"}
+
+
 def test_several_organs_are_one_model(tmp_path, data):
     def models(*more):
         study = declared(tmp_path, *SMALL, *data, "sources=[liver+pancreas]", "tumors=[diffusion]", *more)
@@ -184,6 +213,8 @@ def test_several_organs_are_one_model(tmp_path, data):
         (["segmentation.liver.optimizer.lr=-1"], "optimizer.lr is -1: give a number above 0"),
         (["source=[liver]"], "Unknown option 'source'"),
         (["data.liver=nowhere"], "nowhere does not exist"),
+        (["segmentation.liver.seed=1"], "The study sets seed of stage 'segmentation' itself"),
+        (["autoencoder.liver.training.steps=5"], "One autoencoder serves all organs"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(tmp_path, capsys, words, message):

@@ -8,7 +8,6 @@ far they are from the held-out real tumors. Rerunning it resumes.
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 from difftumor.evaluation.realism.figures import appearance_figure
@@ -16,10 +15,9 @@ from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import curves
-from stages.diffusion.hosts import HeldOut
 from stages.run.pictures import Curve, read_curves
-from studies.jobs.comparison import READING, Comparison, compare, judged_by, picture_rows, table_rows
-from studies.jobs.graph import Graph, Value
+from studies.jobs.comparison import READING, Comparison, JudgedGraph, compare, picture_rows, table_rows
+from studies.jobs.graph import Value
 from studies.jobs.results import Picture, write_results
 from studies.jobs.study import Study, require_done
 from studies.sarcoma_data import BODY, write_sarcoma
@@ -73,7 +71,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-class SarcomaGraph(Graph):
+class SarcomaGraph(JudgedGraph):
     """An autoencoder, a diffusion model of all tumors, and one of a single tumor.
 
     Args:
@@ -85,7 +83,7 @@ class SarcomaGraph(Graph):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments.out, arguments.cluster)
-        self.device: str = arguments.device
+        self.device = arguments.device
         preset = FULL if arguments.size == "full" else SMALL
         data = write_sarcoma(arguments.data, self.folder / "data", count=arguments.folds, fold=arguments.fold)
         root = f"data.root={data}"
@@ -100,16 +98,6 @@ class SarcomaGraph(Graph):
             name: self.stage("diffusion", name.replace(" ", "_"), self.options, {**values, "data.max_tumors": most})
             for name, most in MODELS.items()
         }
-
-    def check(self) -> None:
-        """Refuse a device that is not there, and data that judge nothing, before hours are spent."""
-        pick_device(self.device)
-        _ = self.unseen
-
-    @cached_property
-    def unseen(self) -> HeldOut:
-        """What the models are judged by."""
-        return judged_by(self.options)
 
 
 def write_table(arguments: argparse.Namespace, graph: SarcomaGraph) -> Path:

@@ -9,7 +9,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,9 +19,8 @@ from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import CURVE_COLORS, finish_axes, new_axes
-from stages.diffusion.hosts import HeldOut
-from studies.jobs.comparison import READING, REAL, Comparison, compare, judged_by, picture_rows, table_rows
-from studies.jobs.graph import Graph, Value
+from studies.jobs.comparison import READING, REAL, Comparison, JudgedGraph, compare, picture_rows, table_rows
+from studies.jobs.graph import Value
 from studies.jobs.results import Picture, write_results
 from studies.jobs.study import Study, require_done, whole_number
 
@@ -30,7 +28,7 @@ TIMESTEPS = (1, 2, 4, 10, 50, 200)
 DISTANCES = ("contrast", "sd", "edge")
 
 
-class TimestepsGraph(Graph):
+class TimestepsGraph(JudgedGraph):
     """A diffusion model for each number of timesteps.
 
     Args:
@@ -39,22 +37,12 @@ class TimestepsGraph(Graph):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments.out, arguments.cluster)
-        self.device: str = arguments.device
-        self.options: list[str] = arguments.options
+        self.device = arguments.device
+        self.options = arguments.options
         self.models = {
             f"T = {count}": self.stage("diffusion", f"T{count:03d}", self.options, _own_options(count))
             for count in arguments.timesteps
         }
-
-    def check(self) -> None:
-        """Refuse a device that is not there, and data that judge nothing, before hours are spent."""
-        pick_device(self.device)
-        _ = self.unseen
-
-    @cached_property
-    def unseen(self) -> HeldOut:
-        """What the models are judged by."""
-        return judged_by(self.options)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from difftumor.errors import CaseListError
+from difftumor.models.artifact import pick_device
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import mask_center
 from difftumor.scans.appearance import Appearance, AppearanceDistance, appearance_distance, measure_appearance
@@ -23,6 +25,7 @@ from stages.config.compose import compose_options
 from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor, synthesize
 from stages.diffusion.options import DiffusionOptions
 from stages.diffusion.train import held_out
+from studies.jobs.graph import Graph
 
 REAL = "real tumors, training cases"
 HEALTHY = "no tumor"
@@ -115,6 +118,28 @@ def judged_by(options: Sequence[str]) -> HeldOut:
             f"{unseen.reader.organ.name}."
         )
     return unseen
+
+
+class JudgedGraph(Graph):
+    """Diffusion models that the same held-out tumors and hosts judge.
+
+    Attributes:
+        options: Overrides of stage 2 that the models share.
+        device: Where their tumors are made.
+    """
+
+    options: Sequence[str]
+    device: str
+
+    def check(self) -> None:
+        """Refuse a device that is not there, and data that judge nothing, before hours are spent."""
+        pick_device(self.device)
+        _ = self.unseen
+
+    @cached_property
+    def unseen(self) -> HeldOut:
+        """What the models are judged by."""
+        return judged_by(self.options)
 
 
 def compare(artifacts: Mapping[str, Path], unseen: HeldOut, *, device: torch.device) -> Comparison:

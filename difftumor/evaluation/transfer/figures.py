@@ -53,7 +53,8 @@ def transfer_heatmap(grid: TransferGrid, measure: Measure, *, level: float = LEV
             axes.set_title(f"{backbone_name(backbone)}, {ROW_NAMES[row]}", fontsize=9)
     figure.supxlabel("target", fontsize=9)
     figure.supylabel("source", fontsize=9)
-    figure.colorbar(colors, ax=panels, shrink=0.8, label=f"{MEASURES[measure]} (%)")
+    figure.suptitle(f"{MEASURES[measure]} (%)", fontsize=10)  # beside the bar it is too long for a single source
+    figure.colorbar(colors, ax=panels, shrink=0.8, label="%")
     return figure
 
 

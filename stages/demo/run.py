@@ -157,7 +157,8 @@ def _training_steps(folder: DemoFolder, overrides: Sequence[str]) -> list[Step]:
     def stage(number: int, name: str, artifact: Path, *options: str) -> Step:
         command = [
             f"stages.{name}", EXPERIMENTS.get(name, "experiment=demo"), *options, f"data.root={folder.training}",
-            f"runs_dir={folder.path}", f"checkpoints_dir={folder.checkpoints}", "trainer=cpu", *overrides,
+            f"runs_dir={folder.path}", f"checkpoints_dir={folder.checkpoints}", f"artifact={artifact}", "trainer=cpu",
+            *overrides,
         ]  # fmt: skip
         return Step(name=f"stage {number}: {name}", command=command, is_done=lambda: _is_complete(artifact))
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from rich.table import Table
 
 from difftumor.errors import ConfigError, DiffTumorError, counted
 from stages.cluster.checkout import Checkout
-from stages.cluster.jobs import STAGES, Job, Submitted
+from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import read_cluster
 from stages.cluster.status import JobState, job_states
 from stages.cluster.submission import latest, read_submissions, submit
 from stages.config.compose import CONFIGS, compose_config
+from stages.config.kinds import STAGES
 from stages.config.reading import read_options, to_plain
 
 USAGE = """Usage: python -m stages.submit STAGE [OPTION=VALUE ...] [cluster=NAME] [cluster.OPTION=VALUE ...]
@@ -39,7 +39,6 @@ USAGE = """Usage: python -m stages.submit STAGE [OPTION=VALUE ...] [cluster=NAME
 STAGE is autoencoder, diffusion or segmentation. Options are those of python -m stages.STAGE; one with several values,
 such as fold=0,1,2 or fold=range(0,5) or backbone=choice(unet,nnunet), makes a training of each. Clusters are the files
 of configs/cluster, or the path of one; docs/cluster.md explains them."""
-_KINDS = {"autoencoder": "AutoencoderOptions", "diffusion": "DiffusionOptions", "segmentation": "SegmentationOptions"}
 
 
 def main() -> None:
@@ -68,9 +67,8 @@ def submit_stage(stage: str, words: Sequence[str]) -> tuple[Submitted, ...]:
     Raises:
         ConfigError: An option is wrong, two trainings would write to one place, or one of them is under way.
     """
-    if f"stages.{stage}" not in STAGES:
-        names = ", ".join(name.removeprefix("stages.") for name in STAGES)
-        raise ConfigError(f"There is no stage '{stage}': choose from {names}.")
+    if stage not in STAGES:
+        raise ConfigError(f"There is no stage '{stage}': choose from {', '.join(STAGES)}.")
     if flags := [word for word in words if word.startswith("-")]:
         raise ConfigError(f"{flags[0]} is not an option of stages.submit: give OPTION=VALUE.")
     cluster, options = read_cluster(words)
@@ -129,8 +127,7 @@ def checked(stage: str, words: Sequence[str]) -> Mapping[str, Any]:
         ConfigError: An option is unknown, of the wrong type or out of range.
     """
     values = to_plain(compose_config(stage, words))
-    kind = getattr(import_module(f"stages.{stage}.options"), _KINDS[stage])
-    read_options(kind, values)
+    read_options(STAGES[stage], values)
     return values
 
 

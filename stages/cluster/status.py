@@ -196,15 +196,19 @@ def _state_by_result(job: Submitted) -> State:
         return "failed" if job.log.is_file() else "unknown"
 
 
-def last_error(file: Path) -> str:
-    """Return the last line of an error log that says what is wrong: a sentence of ours, or the last line of all."""
+def end_of(log: Path) -> str:
+    """Return the last part of a log; empty if there is none."""
     try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            text = stream.read().decode("utf-8", errors="replace")
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _TAIL))
+            return stream.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def last_error(file: Path) -> str:
+    """Return the last line of an error log that says what is wrong: a sentence of ours, or the last line of all."""
+    lines = [line.strip() for line in end_of(file).splitlines() if line.strip()]
     lines = [line for line in lines if not re.match(r"submitit (INFO|WARNING|ERROR)|Warning:|srun: launch", line)]
     ours = [line for line in lines if re.match(r"(Error|[\w.]*(Error|Exception)): ?", line)]
     return (ours or lines or [""])[-1]

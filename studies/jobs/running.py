@@ -13,9 +13,9 @@ from pathlib import Path
 from difftumor.errors import TrainingError, counted
 from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import ClusterOptions
-from stages.cluster.submission import submit
+from stages.cluster.submission import read_submissions, submit
 from studies.jobs.graph import Graph, Node
-from studies.jobs.states import Standing, standings, submitted_job
+from studies.jobs.states import TABLE, Standing, queued_tables, standings
 
 LOGS = "logs"
 
@@ -69,7 +69,7 @@ def submit_missing(
     Args:
         graph: The jobs.
         cluster: Where to.
-        last: A job that needs all others, such as a table; submitted with others, or if its page lacks results.
+        last: What writes the table, after all others; submitted with others, or if its page lacks results.
         page: Its page.
 
     Raises:
@@ -79,14 +79,11 @@ def submit_missing(
     queued = {name: each.job.id for name, each in found.items() if each.status in ("running", "queued") and each.job}
     jobs = [_job(each, found) for each in found.values() if each.status in ("to do", "failed")]
     if last is not None:
-        before = submitted_job(graph.folder, last.name)
-        if before is not None and before.queued:  # two never write at the same time
-            queued[last.name] = before.id
-        if jobs or (last.name not in queued and _is_older(page, found.values())):
-            # Its own name is taken while it is queued.
-            name = f"{last.name}-{len(jobs)}" if last.name in queued else last.name
-            needs = (*(job.name for job in jobs), *queued)
-            jobs.append(replace(last, name=name, needs=needs))
+        tables = queued_tables(graph.folder)
+        if jobs or (not tables and _is_older(page, found.values())):
+            queued |= {name: table.id for name, table in tables.items()}  # two never write at the same time
+            name = f"{TABLE}-{len(read_submissions(graph.folder))}"
+            jobs.append(replace(last, name=name, needs=(*(job.name for job in jobs), *queued)))
     return submit(jobs, cluster, folder=graph.folder, queued=queued)
 
 

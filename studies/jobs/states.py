@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -14,15 +15,16 @@ from rich.table import Column, Table
 
 from difftumor.errors import counted
 from difftumor.models.artifact_config import read_config
-from stages.cluster.status import JobState, job_states
+from stages.cluster.status import JobState, end_of, job_states
 from stages.cluster.submission import latest, read_submissions
 from studies.jobs.graph import STAGES, Graph, Node
 
 Status = Literal["done", "running", "queued", "failed", "to do", "blocked"]
 STATUSES: tuple[Status, ...] = ("done", "running", "queued", "failed", "to do", "blocked")
+# Names of the jobs that write tables start with it.
+TABLE = "table"
 # Lines of a training's log: "epoch 3/20  step 120  loss 0.3".
 _EPOCH = re.compile(r"^epoch (\d+)/(\d+)\s+step (\d+)", re.MULTILINE)
-_TAIL = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +48,30 @@ class Standing:
         """How far a training is, from its log."""
         if self.status != "running" or self.job is None:
             return ""
-        found = _EPOCH.findall(_tail(self.job.log))
+        found = _EPOCH.findall(end_of(self.job.log))
         return "epoch {}/{}, step {}".format(*found[-1]) if found else ""
 
 
 def standings(graph: Graph) -> dict[str, Standing]:
     """Return where every job of a graph is, by id, in the graph's order."""
+    done = {node.id for node in graph.nodes.values() if node.is_done()}
     submitted = latest(read_submissions(graph.folder))
-    asked = [submitted[node.id] for node in graph.nodes.values() if node.id in submitted and not node.is_done()]
-    jobs = job_states(asked)
-    found: dict[str, Standing] = {}
-    for node in graph.nodes.values():
-        found[node.id] = _standing(node, jobs.get(node.id))
-    return found
+    jobs = job_states([job for name, job in submitted.items() if name in graph.nodes and name not in done])
+    return {
+        node.id: Standing(node=node, status="done") if node.id in done else _standing(node, jobs.get(node.id))
+        for node in graph.nodes.values()
+    }
 
 
-def submitted_job(folder: Path, name: str) -> JobState | None:
-    """Return what the scheduler says of a job that is not in the graph; None if it was never submitted."""
-    job = latest(read_submissions(folder)).get(name)
-    return None if job is None else job_states([job])[name]
+def queued_tables(folder: Path) -> dict[str, JobState]:
+    """Return the jobs that write tables and run or will run, by name: each submission has one of its own."""
+    submitted = latest(read_submissions(folder))
+    states = job_states([job for name, job in submitted.items() if name.startswith(TABLE)])
+    return {name: state for name, state in states.items() if state.queued}
 
 
 def _standing(node: Node, job: JobState | None) -> Standing:
-    if node.is_done():
-        return Standing(node=node, status="done")
+    """Return where a job is that is not done."""
     if node.lacks:
         return Standing(node=node, status="blocked", reason=node.lacks)
     if job is not None and job.queued:
@@ -97,7 +99,7 @@ def job_table(found: Collection[Standing]) -> Table:
     rows = []
     for each in found:
         job = each.job
-        time = "" if job is None or job.seconds is None else f"{job.seconds // 3600}:{job.seconds // 60 % 60:02d} h"
+        time = "" if job is None or job.seconds is None else str(timedelta(seconds=job.seconds))
         rows.append(
             (each.status, each.progress, job.node if job else "", time, each.reason, str(job.log) if job else "")
         )
@@ -144,12 +146,3 @@ def _hours(members: Iterable[Standing]) -> str:
     seconds = [training["seconds"] * training.get("world_size", 1) for training in known if "seconds" in training]
     left = sum(each.status in ("queued", "running", "to do", "failed") for each in members)
     return f"{left * median(seconds) / 3600:.1f}" if seconds and left else ""
-
-
-def _tail(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            return stream.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""

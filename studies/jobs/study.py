@@ -19,7 +19,7 @@ from stages.cluster.options import ClusterOptions, read_cluster
 from studies.jobs.graph import Graph
 from studies.jobs.measurement import first_line
 from studies.jobs.running import run_here, submit_missing
-from studies.jobs.states import job_table, plan_table, remarks, standings, submitted_job
+from studies.jobs.states import TABLE, job_table, plan_table, queued_tables, remarks, standings
 
 ACTIONS = {
     "plan": "show what is done and what is missing",
@@ -28,7 +28,6 @@ ACTIONS = {
     "status": "show where submitted jobs are",
     "table": "write the tables of what is done so far",
 }
-TABLE = "table"
 PAGE = "report.html"
 REFRESH_S = 5
 # Of tables in files, where no terminal says how wide it is.
@@ -176,15 +175,14 @@ def _plan(graph: Graph, console: Console, *, every: bool) -> None:
 def _status(graph: Graph, console: Console, *, every: bool, watch: bool) -> None:
     while True:
         found = standings(graph)
-        table = submitted_job(graph.folder, TABLE)
         shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
         if watch and console.is_terminal:
             console.clear()
         console.print(plan_table(found))
         if shown:
             console.print(job_table(shown))
-        if table is not None:
-            console.print(f"Table: {table.state} {table.error}".rstrip() + f", {table.log}", highlight=False)
+        for table in queued_tables(graph.folder).values():
+            console.print(f"Job {table.id} writes the tables when all has ended: {table.log}", highlight=False)
         if not watch or not any(each.status in ("running", "queued") for each in found.values()):
             return
         time.sleep(REFRESH_S)

@@ -11,16 +11,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stages.autoencoder.options import AutoencoderOptions
 from stages.config.compose import compose_config
+from stages.config.kinds import STAGES as KINDS
 from stages.config.options import RunOptions
 from stages.config.reading import read_options, to_plain
-from stages.diffusion.options import DiffusionOptions
 from stages.run.run import Stage, run_stage
-from stages.segmentation.options import SegmentationOptions
 
 Build = Callable[[RunOptions], Stage]
-KINDS = {"autoencoder": AutoencoderOptions, "diffusion": DiffusionOptions, "segmentation": SegmentationOptions}
 
 
 class Crash(Exception):  # noqa: N818

@@ -113,25 +113,33 @@ def test_only_what_is_missing_is_submitted(tmp_path, scheduler):
     assert job_table(found.values()).row_count == 4
 
 
-def test_the_table_goes_again_if_it_lacks_results(tmp_path, scheduler):
+def test_the_table_goes_again_if_it_lacks_results(tmp_path, scheduler, monkeypatch):
     told, taken = scheduler
     told["log"] = tmp_path / "log"
-    graph, page = graph_of(tmp_path, a=""), tmp_path / "report.html"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "result").touch()
+    monkeypatch.setattr(running, "read_submissions", lambda folder: taken)
+    graph, page = graph_of(tmp_path, a="", b=""), tmp_path / "report.html"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result").touch()
     table = Job(name="table", module="studies.transfer", words=("table",), gpu=False)
 
     def sent():
         before = len(taken)
         submit_missing(graph, ClusterOptions(kind="slurm"), last=table, page=page)
-        return [job.name for jobs, _ in taken[before:] for job in jobs]
+        return [(job.name, job.needs) for jobs, _ in taken[before:] for job in jobs]
 
-    assert sent() == ["table"]
+    assert sent() == [("table-0", ())]
     assert sent() == []  # it is pending
-    told["table"] = "failed"
-    assert sent() == ["table"]
+    told["table-0"] = "failed"
+    (last,) = sent()
+    assert last == (f"table-{len(taken) - 1}", ())
+    told[last[0]] = "completed"
     page.touch()
     assert sent() == []
+    told[last[0]] = "running"
+    (tmp_path / "b" / "result").unlink()
+    again = sent()  # with another job, after the table that still runs
+    assert again == [("b-bbbbbbbb", ()), (f"table-{len(taken) - 1}", ("b-bbbbbbbb", last[0]))]
 
 
 @pytest.mark.parametrize(

@@ -8,37 +8,27 @@ changes leads to new folders for the jobs that depend on it, and to the old ones
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import sha256_of
-from difftumor.models.artifact_config import CONFIG_FILE, read_config
-from stages.autoencoder.options import AutoencoderOptions
-from stages.cluster.options import ClusterOptions
-from stages.config.comparing import EARLIER, NEUTRAL, differences, flatten
-from stages.config.compose import compose_config
-from stages.config.options import RunOptions
-from stages.config.reading import read_options, to_plain
-from stages.diffusion.options import DiffusionOptions
-from stages.segmentation.options import SegmentationOptions
+from hydra.core.override_parser.types import Quote, QuotedString
 
-STAGES: Mapping[str, type[RunOptions]] = {
-    "autoencoder": AutoencoderOptions,
-    "diffusion": DiffusionOptions,
-    "segmentation": SegmentationOptions,
-}
+from difftumor.errors import ArtifactError, ConfigError
+from difftumor.models.artifact_config import CONFIG_FILE, read_config
+from stages.cluster.options import ClusterOptions
+from stages.config.comparing import differences
+from stages.config.compose import compose_config
+from stages.config.kinds import STAGES
+from stages.config.reading import read_options, to_plain
+from studies.jobs.keys import PICTURES, READ, Contents, digest
+
 # Digits of a key in the names of folders.
 DIGITS = 8
-# A run that is cut short has other results.
-_DECIDES = {"trainer.max_epochs"}
-# What is pictured decides none.
-_PICTURES = {"pictures.hosts", "pictures.scans", "pictures.every_n_epochs", "validation.synthesize_every_n_epochs"}
+# Words that Hydra takes for other values than text.
+_MEANING = ("null", "true", "false", "nan", "inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +94,15 @@ class Node:
             if other == self.output:
                 continue
             stored = _stored_config(other)
-            changed = differences(stored, self.config, neutral=_READ) if stored and self.config else []
+            neutral = (*READ, *PICTURES)
+            changed = (
+                differences(stored, self.config, neutral=neutral, only_whether=("latents.cache",)) if stored else []
+            )
             shown = ", ".join(f"{name} {before} → {now}" for name, before, now in changed[:3])
             return f"{other.name}: {shown or 'what it takes has changed'}{', …' if len(changed) > 3 else ''}"
         return ""
 
 
-# Paths of which the content decides results, not the name.
-_LISTS = ("data.root", "data.healthy_root", "synthesis.offline")
-_READ = (*_LISTS, "autoencoder.artifact", "synthesis.early_model", "synthesis.late_model")
 Value = str | int | float | bool | None | Sequence[Any] | Node
 
 
@@ -127,14 +117,13 @@ class Graph:
     def __init__(self, folder: Path, cluster: ClusterOptions | None = None) -> None:
         self.folder = folder
         # Batches are per GPU, so that the number of these decides results.
-        gpus = (cluster.gpus_per_node, cluster.nodes) if cluster is not None and cluster.kind == "slurm" else (1, 1)
         self._gpus: dict[str, Value] = {}
-        if gpus[0] * gpus[1] > 1:
-            self._gpus = {"trainer.devices": gpus[0], "trainer.num_nodes": gpus[1]}
+        if cluster is not None and cluster.gpus_per_node * cluster.nodes > 1:
+            self._gpus = {"trainer.devices": cluster.gpus_per_node, "trainer.num_nodes": cluster.nodes}
         self.nodes: dict[str, Node] = {}
         self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
         self._trainings: dict[str, Node] = {}
-        self._contents: dict[Path, str] = {}
+        self._contents = Contents()
 
     def stage(
         self,
@@ -161,7 +150,7 @@ class Graph:
         """
         values = {**self._gpus, **values}
         # What several jobs take is asked for again by each of them.
-        asked = _digest(
+        asked = digest(
             [stage, name, options, {option: getattr(value, "id", value) for option, value in values.items()}]
         )
         if asked in self._trainings:
@@ -170,18 +159,9 @@ class Graph:
         plain = {option: str(value.output) if isinstance(value, Node) else value for option, value in values.items()}
         config = self._resolve(stage, tuple(options), plain)
         read_options(STAGES[stage], config)
-        lacks = lacks or _lacking(nodes.values())
-        lacks = lacks or _without_data(stage, config)
-        decisive = {option: value for option, value in flatten(config).items() if _decides(option, value)}
-        if "latents.cache" in decisive:  # whether there is one decides which crops are drawn, where it is does not
-            decisive["latents.cache"] = decisive["latents.cache"] is not None
-        if decisive.get("more_organs") and not lacks:
-            decisive["more_organs"] = [
-                {**each, "root": self._content(Path(each["root"]))} for each in decisive["more_organs"]
-            ]
-        decisive |= {} if lacks else {option: self._read(option, decisive) for option in _READ if decisive.get(option)}
-        decisive |= {option: node.key for option, node in nodes.items()}
-        key = _digest([stage, decisive])
+        lacks = lacks or _lacking(nodes.values()) or _without_data(stage, config)
+        decisive = config if lacks else self._contents.decisive(config)
+        key = digest([stage, {**decisive, **{option: node.key for option, node in nodes.items()}}])
         own = {
             **plain,
             "name": identifier(name, key),
@@ -230,8 +210,8 @@ class Graph:
         needs = tuple(word for word in words if isinstance(word, Node))
         lacks = lacks or _lacking(needs)
         known = [word.key if isinstance(word, Node) else word for word in words]
-        known = [self._content(word) if isinstance(word, Path) and not lacks else str(word) for word in known]
-        key = _digest([command, known])
+        known = [self._contents.key(word) if isinstance(word, Path) and not lacks else str(word) for word in known]
+        key = digest([command, known])
         output = self.folder / command / identifier(name, key)
         plain = [str(word.output if isinstance(word, Node) else word) for word in words]
         return self._add(
@@ -269,74 +249,23 @@ class Graph:
             section[name] = value
         return config
 
-    def _read(self, option: str, config: Mapping[str, Any]) -> str:
-        """Return what decides results of what a path holds: the content of a list, or the identity of a model."""
-        path = Path(config[option])
-        if option in _LISTS:
-            return self._content(path)
-        if option.startswith("synthesis.") and config["tumors"] not in ("diffusion", "mixed"):
-            return "unused"
-        return read_config(path).identity if (path / CONFIG_FILE).is_file() else str(path)
-
-    def _content(self, path: Path) -> str:
-        if path not in self._contents:
-            self._contents[path] = content_key(path)
-        return self._contents[path]
-
 
 def identifier(name: str, key: str) -> str:
     """Return the name of a job's folder."""
     return f"{name}-{key[:DIGITS]}"
 
 
-def content_key(path: Path) -> str:
-    """Return a hash of a list's cases, or of the files of a folder, wherever they lie.
-
-    Raises:
-        CaseListError: A list is malformed, or names a file that is not there.
-    """
-    from difftumor.datasets.cases import read_cases
-
-    if path.is_dir() and not (path / "dataset.json").is_file():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _digest([[str(file.relative_to(path)), *_checksum(file)] for file in files])
-    listed = read_cases(path)
-    cases = [
-        [case.id, case.patient, _checksum(case.image), _checksum(case.labels), case.id in listed.validation_ids]
-        for case in listed.cases
-    ]
-    return _digest([dict(listed.label_names), cases])
-
-
 def override_value(value: Any) -> str:
     """Return a plain value as Hydra reads it on a command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(override_value(each) for each in value) + "]"
+        return "[" + ",".join(map(override_value, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{name}:{override_value(each)}" for name, each in value.items()) + "}"
-    if isinstance(value, int | float):
-        return repr(value)
     text = str(value)
-    if re.fullmatch(r"[A-Za-z_/.][\w/.@:%+-]*", text, re.ASCII) and text.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    ):
-        return text
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
-
-
-def _decides(name: str, value: Any) -> bool:
-    """Whether an option's value decides results; what versions without the option did is as if it were not there."""
-    if name in {*NEUTRAL, *_PICTURES} - _DECIDES:
-        return False
-    return not (name in EARLIER and EARLIER[name] == value)
+    plain = re.fullmatch(r"[A-Za-z_/.][\w/.@:%+-]*", text, re.ASCII) and text.lower() not in _MEANING
+    return text if plain or not isinstance(value, str) else str(QuotedString(text, Quote.single).with_quotes())
 
 
 def _without_data(stage: str, config: Mapping[str, Any]) -> str:
@@ -347,24 +276,8 @@ def _without_data(stage: str, config: Mapping[str, Any]) -> str:
     return "data.root is not given"
 
 
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _lacking(needs: Iterable[Node]) -> str:
     return next((need.lacks for need in needs if need.lacks), "")
-
-
-def _checksum(path: Path | None) -> list[Any]:
-    """Return what changes with the content of a file, or of the files of a folder."""
-    if path is None or path.is_dir():
-        return [] if path is None else [[file.name, *_checksum(file)] for file in sorted(path.iterdir())]
-    if path.suffix != ".gz":
-        return [sha256_of(path)]
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 8))
-        return [path.stat().st_size, stream.read().hex()]  # gzip ends with the CRC-32 and size of what was compressed
 
 
 def _is_sibling(path: Path, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from difftumor.cli.many import SUMMARY_FILE
 from difftumor.datasets.cases import CaseList, read_cases
 from difftumor.errors import CaseListError, first_few
 from difftumor.evaluation.cohort.cases import CaseResult
@@ -148,7 +149,7 @@ class SegmenterGraph(Graph):
                     "--organ-filter", "predicted",
                 ]  # fmt: skip
                 device = ["--device", arguments.device]
-                files = ["summary.csv", *(f"{case.id}.nii.gz" for case in test.cases)]
+                files = [SUMMARY_FILE, *(f"{case.id}.nii.gz" for case in test.cases)]
                 predicted = self.command("predict", f"predict_{run}", words, results=files, neutral=device, gpu=True)
                 self.trainings[name].append(training)
                 self.predictions[name].append(predicted)

@@ -17,7 +17,8 @@ from difftumor.errors import counted
 from difftumor.models.artifact_config import read_config
 from stages.cluster.status import JobState, end_of, job_states
 from stages.cluster.submission import latest, read_submissions
-from studies.jobs.graph import STAGES, Graph, Node
+from stages.config.kinds import STAGES
+from studies.jobs.graph import Graph, Node
 
 Status = Literal["done", "running", "queued", "failed", "to do", "blocked"]
 STATUSES: tuple[Status, ...] = ("done", "running", "queued", "failed", "to do", "blocked")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from difftumor.cli.many import SUMMARY_FILE
 from difftumor.datasets.cases import CaseList, read_cases, split_by_ids, split_lists, write_case_list
 from difftumor.evaluation.transfer.cells import TransferCell
 from difftumor.scans.organs import ORGANS
@@ -45,7 +46,7 @@ class TransferGraph(Graph):
         self.theirs = theirs
         self.cells: dict[TransferCell, Node] = {}
         self._folds: dict[str, tuple[Path, ...]] = {}
-        self._tests: dict[tuple[str, int], Path] = {}
+        self._tests: dict[tuple[str, int], tuple[Path, Sequence[str]]] = {}
         for fold in options.folds:
             for target in options.targets:
                 for source in options.sources:
@@ -55,9 +56,8 @@ class TransferGraph(Graph):
         """Add the cells of a source and a target."""
         for backbone in self.options.backbones:
             for tumors in self.options.tumors:
-                at_home = target in source.split("+")
                 # A segmenter has one organ, so that none learns the annotated tumors of several elsewhere.
-                if (tumors in AT_HOME and not at_home) or (tumors == "real" and "+" in source):
+                if (tumors in AT_HOME and not _is_at_home(source, target)) or (tumors == "real" and "+" in source):
                     continue
                 for number in self.options.annotations if tumors in ("diffusion", "mixed") else ("all",):
                     for seed in self.options.seeds:
@@ -71,7 +71,7 @@ class TransferGraph(Graph):
     def _evaluated(self, cell: TransferCell) -> Node:
         """Return the evaluation of a cell: its segmenter, predictions of the target's held-out patients, scores."""
         elsewhere = cell.tumors == "real" and cell.source != cell.target
-        test, lacks = self._list(cell.target, cell.fold, test=True)
+        test, files, lacks = self._test(cell.target, cell.fold)
         model = self._segmenter(cell)
         name = f"{model.name}_in_{cell.target}" if elsewhere else model.name
         # A segmenter of another organ is judged by its tumors alone, inside of the target organ.
@@ -82,7 +82,7 @@ class TransferGraph(Graph):
             "predict",
             f"predict_{name}",
             ["--ct", test, "--model", model, *within, "--overlap", str(self.options.prediction.overlap)],
-            results=self._label_maps(test, lacks),
+            results=files,
             gpu=True,
             lacks=lacks,
         )
@@ -101,8 +101,7 @@ class TransferGraph(Graph):
         backbone, _, size = cell.backbone.partition("_")
         root, lacks = self._list(organ, cell.fold)
         # At home, hand-crafted tumors are beside the annotated ones, as Hu et al.'s row of Table 2 has them.
-        at_home = cell.target in cell.source.split("+")
-        both = cell.tumors == "mixed" or (cell.tumors == "handcrafted" and at_home)
+        both = cell.tumors == "mixed" or (cell.tumors == "handcrafted" and _is_at_home(cell.source, cell.target))
         made = cell.tumors.removesuffix("_alone")
         values: dict[str, Value] = {
             "tumors": "mixed" if both else made, "fold": 0, "seed": cell.seed, "data.root": str(root),
@@ -173,8 +172,8 @@ class TransferGraph(Graph):
         once = tuple({case.image.resolve(): case for case in cases}.values())
         return self._write("healthy.json", CaseList(once, {}, self.folder))
 
-    def _list(self, organ: str, fold: int, *, test: bool = False) -> tuple[Path, str]:
-        """Return an organ's list with the patients of a fold as validation cases, or of these alone; and what lacks."""
+    def _list(self, organ: str, fold: int) -> tuple[Path, str]:
+        """Return an organ's list with the patients of a fold as validation cases, and what lacks."""
         root = self.options.data.of(organ)
         if root is None:
             return Path(f"data.{organ}"), f"data.{organ} is not given"
@@ -185,32 +184,24 @@ class TransferGraph(Graph):
                 seed=self.options.fold_seed,
                 folder=self.folder / "lists" / organ,
             )
-        file = self._folds[organ][fold]
-        if not test:
-            return file, ""
-        if (organ, fold) in self._tests:
-            return self._tests[organ, fold], ""
-        listed = read_cases(file)
-        _, held_out = split_by_ids(listed.cases, listed.validation_ids)
-        held_out_list = CaseList(held_out, listed.label_names, file)
-        self._tests[organ, fold] = self._write(f"{organ}/test{fold}.json", held_out_list)
-        return self._tests[organ, fold], ""
+        return self._folds[organ][fold], ""
 
-    @staticmethod
-    def _label_maps(test: Path, lacks: str) -> tuple[str, ...]:
-        """Return the files that a prediction of a list leaves."""
-        return ("summary.csv", *(() if lacks else (f"{case.id}.nii.gz" for case in read_cases(test).cases)))
+    def _test(self, organ: str, fold: int) -> tuple[Path, Sequence[str], str]:
+        """Return the list of a fold's patients alone, the files that predictions of them leave, and what lacks."""
+        file, lacks = self._list(organ, fold)
+        if lacks:
+            return file, (), lacks
+        if (organ, fold) not in self._tests:
+            listed = read_cases(file)
+            _, held_out = split_by_ids(listed.cases, listed.validation_ids)
+            test = self._write(f"{organ}/test{fold}.json", CaseList(held_out, listed.label_names, file))
+            self._tests[organ, fold] = test, (SUMMARY_FILE, *(f"{case.id}.nii.gz" for case in held_out))
+        return *self._tests[organ, fold], ""
 
     def _write(self, name: str, cases: CaseList) -> Path:
-        """Write a list of the study, unless it is there as it would be written."""
+        """Write a list of the study; jobs are known by its content, so that writing it again changes nothing."""
         file = self.folder / "lists" / name
-        text = file.read_text(encoding="utf-8") if file.is_file() else None
-        write_case_list(file.with_name(f".{file.name}"), cases, name=file.stem)
-        new = file.with_name(f".{file.name}")
-        if new.read_text(encoding="utf-8") == text:
-            new.unlink()
-        else:
-            new.replace(file)
+        write_case_list(file, cases, name=file.stem)
         return file
 
     def _given(self, stage: str, organ: str = "") -> list[str]:
@@ -219,3 +210,8 @@ class TransferGraph(Graph):
             *(each.word for each in self.theirs if each.stage == stage and not each.organ),
             *(each.word for each in self.theirs if each.stage == stage and each.organ == organ and organ),
         ]
+
+
+def _is_at_home(source: str, target: str) -> bool:
+    """Whether the tumors of the target are among those that were learned."""
+    return target in source.split("+")

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from difftumor.errors import ConfigError
 from difftumor.scans.organs import ORGANS
 from stages.config.compose import CONFIGS, read_file
+from stages.config.kinds import STAGES
 from stages.config.reading import Count, Hint, ShareBelowOne, WholeNumber
-from studies.jobs.graph import STAGES
 
 Tumors = Literal["real", "handcrafted", "handcrafted_alone", "diffusion", "mixed"]
 Size = Literal["early", "late"]

@@ -136,7 +136,8 @@ class Evaluation:
             tables=tables,
             cases={method.name: case_table(method.cases, self.folds) for method in self.methods},
             lesions={method.name: lesion_table(method.results) for method in self.methods},
-            remarks=[*_remarks(self.methods), *map(str, seen_by_predictors(self._predictions))],
+            remarks=_remarks(self.methods),
+            seen=seen_by_predictors(self._predictions),
             figures=figures,
         )
 

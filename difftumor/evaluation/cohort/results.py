@@ -17,6 +17,7 @@ from difftumor.files import ResultFolder, written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
+from difftumor.segmentation.unseen import SeenScans
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,7 @@ class Findings:
         cases: One row per case, by method.
         lesions: One row per lesion, by method.
         remarks: What a reader of the tables has to know.
+        seen: Which models behind the predictions were trained on scans of the test.
         figures: By file name without suffix.
     """
 
@@ -60,6 +62,7 @@ class Findings:
     cases: Mapping[str, Table]
     lesions: Mapping[str, Table]
     remarks: Sequence[str]
+    seen: Sequence[SeenScans]
     figures: Mapping[str, Figure]
 
     @property
@@ -97,7 +100,8 @@ def write_results(folder: Path, findings: Findings, *, command: str = "") -> str
         place = folder if name == first else folder / COMPARED / name
         write_csv(place / "cases.csv", findings.cases[name])
         write_csv(place / "lesions.csv", findings.lesions[name])
-    summary = dict(findings.first)
+    models = [{"kind": each.kind, "model": str(each.path), "scans": each.seen} for each in findings.seen]
+    summary = {**findings.first, "trained_on_test": models}
     if others:
         summary["compared"] = {name: {**findings.summaries[name], "tests": findings.tests[name]} for name in others}
     write_json(folder / "summary.json", summary)
@@ -119,7 +123,7 @@ def summary_markdown(findings: Findings) -> str:
     """Return the first method's scores and detection, all tables, and the cases that do not count, as Markdown."""
     summary = findings.first
     matching = f"Lesions: {summary['settings']['matching']}"
-    parts = [f"# {findings.title}", _counts(summary), matching, *findings.remarks]
+    parts = [f"# {findings.title}", _counts(summary), matching, *findings.remarks, *map(str, findings.seen)]
     parts += [table.section() for table in (scores_table(summary), detection_table(summary), *findings.tables)]
     troubles = [f"- {name}, {case}: {why}" for name, case, why in _troubles(findings)]
     if troubles:
@@ -132,7 +136,7 @@ def results_page(findings: Findings, *, command: str = "") -> Report:
     name, summary = next(iter(findings.summaries.items()))
     level = f"{100 * summary['settings']['level']:g} %"
     report = Report(findings.title, subtitle=f"{name}; {date.today().isoformat()}")
-    for paragraph in (_counts(summary), *findings.remarks):
+    for paragraph in (_counts(summary), *findings.remarks, *map(str, findings.seen)):
         report.paragraph(paragraph)
     if troubles := _troubles(findings):
         title = "Cases that do not count, or only in part"

@@ -219,8 +219,8 @@ def read_grid(cells: Mapping[TransferCell, Path | None]) -> TransferGrid:
             one that is still to come.
 
     Raises:
-        CaseListError: There is no evaluation, one is malformed or of another organ, settings differ, or a scan was
-            tested in several folds.
+        CaseListError: There is no evaluation, one is malformed or of another organ, settings differ, a scan was tested
+            in several folds, or a model was trained on scans that test it.
     """
     runs: dict[TransferKey, dict[TransferCell, list[TestedScan]]] = {cell.group: {} for cell in cells}
     wanted: dict[TransferKey, set[int]] = {key: set() for key in runs}
@@ -281,12 +281,20 @@ def _mean(scans: Sequence[TestedScan]) -> TestedScan:
 def _settings(folder: Path, cell: TransferCell) -> dict[str, Any]:
     file = folder / "summary.json"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        settings, models = summary["settings"], summary.get("trained_on_test", ())
         organ, found = settings["organ"], {name: settings[name] for name in _ALIKE}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CaseListError(f"{file} is not a summary of evaluate: give a folder that it has written.") from error
     if organ != cell.target:
         raise CaseListError(f"{folder} is an evaluation of {organ}, not of {cell.target}: give that of the target.")
+    for model in models:
+        # An autoencoder learns no tumors; what it has seen is remarked on in the evaluation.
+        if model["kind"] != "autoencoder" and model["scans"]:
+            raise CaseListError(
+                f"{model['model']} was trained on {model['scans']} of the scans that {folder} tests: take them "
+                "from one of the lists, or give both the same patient, and train again."
+            )
     return found
 
 

@@ -72,6 +72,8 @@ def test_models_that_saw_test_scans_are_named_above_the_tables(cohort, capsys):
     sentence = "The segmenter unet was trained on 1 of the 1 test scan (with its labels)."
     assert sentence in capsys.readouterr().out
     assert sentence in (cohort / "out" / "report.html").read_text()
+    (found,) = json.loads((cohort / "out" / "summary.json").read_text())["trained_on_test"]
+    assert found == {"kind": "segmenter", "model": str(model), "scans": 1}
 
 
 def write_segmenter(folder: Path, *, trained_on: Path) -> Path:

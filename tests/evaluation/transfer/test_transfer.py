@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,16 @@ def test_evaluations_that_do_not_go_together_are_refused(study, tmp_path):
     with pytest.raises(ConfigError, match="confidence level"):
         write_transfer_results(study, tmp_path / "out", level=95)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("segmenter", True), ("diffusion", True), ("autoencoder", False)])
+def test_models_that_were_trained_on_their_test_are_refused_by_name(study, kind, refused):
+    folder = study[cell()]
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["trained_on_test"] = [
+        {"kind": kind, "model": "leaky", "scans": 2},
+        {"kind": kind, "model": "b", "scans": 0},
+    ]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(CaseListError, match=r"^leaky was trained on 2 of the scans that") if refused else nullcontext():
+        read_grid(study)

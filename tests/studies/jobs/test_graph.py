@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from difftumor.errors import ConfigError
 from stages.cluster.options import ClusterOptions
 from stages.config.comparing import EARLIER
-from studies.jobs.graph import Graph, content_key, override_value
+from studies.jobs.graph import Graph, override_value
+from studies.jobs.keys import content_key
 from tests.stages.tumor_cohort import write_autoencoder, write_cohort
 
 DEMO = ("experiment=demo", "organ=liver", "trainer=cpu")
@@ -132,7 +133,7 @@ def test_what_earlier_versions_did_without_an_option_is_as_if_it_were_not_there(
     node = three(tmp_path, cohort)[2]
     monkeypatch.setitem(EARLIER, "augmentation.shift", node.config["augmentation"]["shift"])
     without = three(tmp_path, cohort)[2]
-    monkeypatch.setattr("studies.jobs.graph.flatten", lambda config: {
+    monkeypatch.setattr("studies.jobs.keys.flatten", lambda config: {
         name: value for name, value in flat(config).items() if name != "augmentation.shift"
     })  # fmt: skip
     assert without.key == three(tmp_path, cohort)[2].key != node.key

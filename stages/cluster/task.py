@@ -16,6 +16,7 @@ from submitit.helpers import DelayedSubmission
 
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import STAGES
+from stages.run.lock import slurm_job
 
 # How long a process waits for the scheduler to end it, once its job was requeued.
 _END_S = 600
@@ -112,11 +113,7 @@ def _exit_code(run: object) -> int:
 
 def _is_running() -> bool:
     """Whether the scheduler still counts this job as running: it is being preempted, and not canceled."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    if (job := slurm_job()) is None:
         return False
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        # One task of an array has the array's own id, which stands for all tasks.
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
     return done.stdout.strip() == "RUNNING"

@@ -20,6 +20,14 @@ RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
 
 
+def slurm_job() -> str | None:
+    """Return SLURM's number of this job as squeue takes it; None outside of SLURM."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        # One task of an array has the array's own number, which stands for all tasks.
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Holder:
     """Who holds a lock.
@@ -55,7 +63,7 @@ class Holder:
             machine=f"{host} {boot} {container}",
             pid=os.getpid(),
             started=_started(os.getpid()),
-            job=os.environ.get("SLURM_JOB_ID"),
+            job=slurm_job(),
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             cluster=os.environ.get("SLURM_CLUSTER_NAME"),
         )

@@ -50,8 +50,12 @@ HU_NOTE = (
 )
 ROWS_NOTE = (
     "Real tumors: those of the source alone; off the diagonal the segmenter of the source is judged in the target by "
-    f"its tumors. {HU_NOTE} DiffTumor: on the diagonal real tumors beside those made by diffusion (mixed), elsewhere "
+    "its tumors inside the organ's label, where the others' count inside the organ that they predict. "
+    f"{HU_NOTE} DiffTumor: on the diagonal real tumors beside those made by diffusion (mixed), elsewhere "
     f"made tumors alone (diffusion); {_OTHER}: the other of the two, as the first is missing."
+)
+ANNOTATIONS_NOTE = (
+    "Annotated tumors are those of each diffusion model, early or late, and of each organ that it learns."
 )
 _COUNTS_NOTE = "In brackets the interval over patients, then tumors / patients / seeds. –: missing."
 
@@ -190,7 +194,12 @@ def annotations_table(grid: TransferGrid, *, level: float = LEVEL, seed: int = 0
         "annotated tumors",
         *(f"{name} (%)" for name in MEASURES.values()),
     )
-    return Table(header, rows, title="Reduced annotations for the diffusion model (Figure 5)", note=_COUNTS_NOTE)
+    return Table(
+        header,
+        rows,
+        title="Reduced annotations for the diffusion model (Figure 5)",
+        note=f"{ANNOTATIONS_NOTE} {_COUNTS_NOTE}",
+    )
 
 
 def annotated_series(grid: TransferGrid) -> list[list[TransferKey]]:

@@ -206,3 +206,13 @@ def test_a_run_in_use_is_left_alone(tiny_config, tmp_path):
         run(tiny_config(), lambda options: pytest.fail("read data"))
     run(tiny_config("training.steps=2"), build)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["default"]
+
+
+def test_a_task_of_an_array_is_a_job_of_its_own(monkeypatch):
+    """One task has the array's own number: squeue would list all tasks of it, and the lock would outlive its holder."""
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "2")):
+        monkeypatch.setenv(name, value)
+    assert Holder.here().job == "7_2"
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name)
+    assert Holder.here().job == "7"

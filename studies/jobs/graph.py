@@ -148,7 +148,8 @@ class Graph:
         Raises:
             ConfigError: An option is unknown, of the wrong type, or out of range.
         """
-        values = {**self._gpus, **values}
+        given = {option.lstrip("+").partition("=")[0] for option in options}
+        values = {**{option: value for option, value in self._gpus.items() if option not in given}, **values}
         # What several jobs take is asked for again by each of them.
         asked = digest(
             [stage, name, options, {option: getattr(value, "id", value) for option, value in values.items()}]
@@ -162,12 +163,8 @@ class Graph:
         lacks = lacks or _lacking(nodes.values()) or _without_data(stage, config)
         decisive = config if lacks else self._contents.decisive(config)
         key = digest([stage, {**decisive, **{option: node.key for option, node in nodes.items()}}])
-        own = {
-            **plain,
-            "name": identifier(name, key),
-            "artifact": str(self.folder / "checkpoints" / identifier(name, key)),
-            "runs_dir": str(self.folder / "runs"),
-        }
+        output = self.folder / "checkpoints" / identifier(name, key)
+        own = {**plain, "name": output.name, "artifact": str(output), "runs_dir": str(self.folder / "runs")}
         self._trainings[asked] = self._add(
             Node(
                 name=name,
@@ -175,7 +172,7 @@ class Graph:
                 module=f"stages.{stage}",
                 words=(*options, *(f"{option}={override_value(value)}" for option, value in own.items())),
                 key=key,
-                output=self.folder / "checkpoints" / identifier(name, key),
+                output=output,
                 needs=tuple(nodes.values()),
                 lacks=lacks,
                 config=config,

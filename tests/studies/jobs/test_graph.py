@@ -87,6 +87,9 @@ def test_the_number_of_gpus_decides_results_since_batches_are_per_gpu(tmp_path, 
     )
     assert here.key == one.key != four.key
     assert {"trainer.devices=4", "trainer.num_nodes=1"} <= set(four.words)
+    mine = Graph(tmp_path, clusters[2]).stage("autoencoder", "b", ["experiment=demo", "trainer.devices=2"], data)
+    assert "trainer.devices=4" not in mine.words
+    assert mine.config["trainer"]["devices"] == 2
 
 
 def test_a_training_without_data_is_blocked(tmp_path, cohort):

@@ -84,8 +84,8 @@ def submit_stage(stage: str, words: Sequence[str]) -> tuple[Submitted, ...]:
     folder = folders.pop()
     _check_idle(jobs, folder)
     submitted = submit(jobs, cluster, folder=folder)
-    if (checkout := Checkout.now()).dirty:
-        print(f"Note: the code of {checkout.base} has uncommitted changes; commit them so that results can be traced.")
+    if note := Checkout.now().note:
+        print(note)
     print(f"Submitted {counted(len(jobs), 'job')}; python -m stages.submit status{_said(folder)} shows how they do:")
     for job in submitted:
         print(f"  {job.id}  {job.name}  {job.log}")

@@ -48,6 +48,12 @@ class Checkout:
         """The commit."""
         return "code without git" if self.commit is None else f"commit {self.commit[:12]}"
 
+    @property
+    def note(self) -> str:
+        """Say that there are changes that are not committed; empty if all is."""
+        sentence = f"Note: the code of {self.base} has uncommitted changes; commit them so that results can be traced."
+        return sentence * self.dirty
+
     def __str__(self) -> str:
         """The commit, and whether there are changes beyond it."""
         return self.base + f" with changes {self.changes[:8]}" * self.dirty

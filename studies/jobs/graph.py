@@ -40,6 +40,7 @@ class Node:
         kind: What it is counted among, such as ``"diffusion"``.
         module: It runs as ``python -m module words``.
         words: Its command line.
+        replacing: What is added to it where results of other inputs are in its folder.
         key: Hash of all that decides its results.
         output: Folder that it leaves.
         results: Files in it that are there when the job has ended well; none for an artifact, which says so itself.
@@ -53,6 +54,7 @@ class Node:
     kind: str
     module: str
     words: tuple[str, ...]
+    replacing: tuple[str, ...] = ()
     key: str
     output: Path
     results: tuple[str, ...] = ()
@@ -80,6 +82,13 @@ class Node:
             return False
         known = (config.parents[role].identity == parent.identity for role, parent in parents.items())
         return config.complete and all(known)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Its command line now, with leave to replace what it made of a model that was, or will be, trained again."""
+        written = [file.stat().st_mtime for name in self.results if (file := self.output / name).is_file()]
+        current = all(need.is_done() and need.finished <= min(written, default=0) for need in self.needs)
+        return self.words if not written or current else (*self.words, *self.replacing)
 
     @property
     def finished(self) -> float:
@@ -189,6 +198,7 @@ class Graph:
         results: Sequence[str],
         out: str = "--out",
         neutral: Sequence[str] = (),
+        replacing: Sequence[str] = (),
         gpu: bool = False,
         lacks: str = "",
     ) -> Node:
@@ -201,6 +211,7 @@ class Graph:
             results: Files that its folder holds in the end.
             out: Option of its folder.
             neutral: Further options, which change no result.
+            replacing: Options by which it replaces results of other inputs, if it refuses to otherwise.
             gpu: Whether it makes use of a GPU.
             lacks: What keeps it from being run.
         """
@@ -217,6 +228,7 @@ class Graph:
                 kind=command,
                 module="difftumor",
                 words=(command, *plain, *neutral, out, str(output)),
+                replacing=tuple(replacing),
                 key=key,
                 output=output,
                 results=tuple(results),

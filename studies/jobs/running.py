@@ -96,7 +96,7 @@ def _is_older(page: Path, found: Iterable[Standing]) -> bool:
 def _job(each: Standing, found: dict[str, Standing]) -> Job:
     node = each.node
     needs = tuple(need.id for need in node.needs if found[need.id].status != "done")
-    return Job(name=node.id, module=node.module, words=node.words, needs=needs, gpu=node.gpu)
+    return Job(name=node.id, module=node.module, words=node.command, needs=needs, gpu=node.gpu)
 
 
 def _log(graph: Graph, node: Node) -> Path:
@@ -104,10 +104,11 @@ def _log(graph: Graph, node: Node) -> Path:
 
 
 def _run(node: Node, log: Path | None) -> int:
-    typed: Sequence[str] = (*(() if node.module == "difftumor" else ("python", "-m")), node.module, *node.words)
+    words = node.command
+    typed: Sequence[str] = (*(() if node.module == "difftumor" else ("python", "-m")), node.module, *words)
     sys.stdout.write(f"$ {shlex.join(typed)}\n")
     sys.stdout.flush()
-    command = [sys.executable, "-m", node.module, *node.words]
+    command = [sys.executable, "-m", node.module, *words]
     if log is None:
         return subprocess.run(command, check=False).returncode
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,10 @@ class SegmenterGraph(Graph):
                 ]  # fmt: skip
                 device = ["--device", arguments.device]
                 files = [SUMMARY_FILE, *(f"{case.id}.nii.gz" for case in test.cases)]
-                predicted = self.command("predict", f"predict_{run}", words, results=files, neutral=device, gpu=True)
+                predicted = self.command(
+                    "predict", f"predict_{run}", words,
+                    results=files, neutral=device, replacing=["--overwrite"], gpu=True,
+                )  # fmt: skip
                 self.trainings[name].append(training)
                 self.predictions[name].append(predicted)
 

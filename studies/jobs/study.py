@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from rich.console import Console
 
 from difftumor.errors import ConfigError, DiffTumorError, counted
+from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job
 from stages.cluster.options import ClusterOptions, read_cluster
 from studies.jobs.graph import Graph
@@ -119,6 +120,8 @@ class Study(Generic[GraphT]):
         elif arguments.action == "submit":
             words = (TABLE, *arguments.words)
             table = Job(name=TABLE, module=f"studies.{self.name}", words=words, gpu=self.measures)
+            if note := Checkout.now().note:
+                console.print(note, highlight=False)
             for job in (sent := submit_missing(graph, cluster, last=table, page=graph.folder / PAGE)):
                 console.print(f"{job.id}  {job.name}  {job.log}", highlight=False)
             console.print(f"{counted(len(sent), 'job')} submitted; {self.program} status … shows where they are.")

@@ -83,6 +83,7 @@ class TransferGraph(Graph):
             f"predict_{name}",
             ["--ct", test, "--model", model, *within, "--overlap", str(self.options.prediction.overlap)],
             results=files,
+            replacing=["--overwrite"],
             gpu=True,
             lacks=lacks,
         )

@@ -29,9 +29,9 @@ def in_this_process(monkeypatch):
     def run(node, log):
         if node.module == "difftumor":
             with pytest.raises(SystemExit) as ended:
-                cli.main(list(node.words))
+                cli.main(list(node.command))
             return ended.value.code
-        run_stage(compose_config("segmentation", node.words), KINDS["segmentation"], build)
+        run_stage(compose_config("segmentation", node.command), KINDS["segmentation"], build)
         return 0
 
     monkeypatch.setattr(running, "_run", run)

@@ -115,14 +115,20 @@ def test_predictions_of_a_model_that_was_trained_again_are_not_done(tmp_path, co
     first, *_ = three(tmp_path, cohort)
     first.output.parent.mkdir()
     write_autoencoder(first.output.parent).rename(first.output)
-    card = Graph(tmp_path).command("evaluate-autoencoder", "card", [first, cohort], results=["card.json"])
+    card = Graph(tmp_path).command(
+        "evaluate-autoencoder", "card", [first, cohort], results=["card.json", "page"], replacing=["--overwrite"]
+    )
     assert not card.is_done()
     card.output.mkdir(parents=True)
+    (card.output / "page").touch()
+    assert not card.is_done()
+    assert card.command == card.words  # what is there stays
     (card.output / "card.json").touch()
     assert card.is_done()
     later = card.finished + 5
     os.utime(first.output / "config.json", (later, later))
     assert not card.is_done()
+    assert card.command == (*card.words, "--overwrite")
 
 
 def test_runs_that_are_cut_short_are_others(tmp_path, cohort):

@@ -102,7 +102,7 @@ def write_lists(data: Path, folder: Path) -> Path:
             )
         return folder
     with folder_written_whole(folder) as staging:
-        slabs = tuple(slab for case in training for slab in _write_slabs(case, staging))
+        slabs = tuple(slab for case in training for slab in write_slabs(case, staging))
         if not slabs:
             raise CaseListError(f"No scan of {data} has {SLAB_MM:g} mm of tumor-free slices: give other patients.")
         for file, part in ((FEW, training), (TEST, held_out), (HEALTHY, slabs)):
@@ -111,7 +111,7 @@ def write_lists(data: Path, folder: Path) -> Path:
     return folder
 
 
-def _write_slabs(case: Case, folder: Path) -> Iterator[Case]:
+def write_slabs(case: Case, folder: Path) -> Iterator[Case]:
     """Write the slices below and above a tumor as scans of their own, with their labels."""
     assert case.labels is not None
     ct, labels = nib.load(case.image), nib.load(case.labels)

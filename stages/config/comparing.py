@@ -39,6 +39,7 @@ EARLIER: Mapping[str, Any] = {
     "augmentation.scale_probability": 0.0,
     "augmentation.flip_probability": 0.0,
     "more_organs": [],
+    "training.patience": None,
 }
 
 

@@ -140,9 +140,11 @@ class DiffusionTrainingOptions(StepOptions):
 
     Args:
         accumulate: Batches per step.
+        patience: Validations without a lower held-out loss after which training ends; None for never.
     """
 
     accumulate: Count
+    patience: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)

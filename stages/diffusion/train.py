@@ -118,6 +118,11 @@ def build(options: DiffusionOptions) -> Stage:
     """
     codec, autoencoder = _codec(options)
     crops = _crops(options, codec.downsampling)
+    if (patience := options.training.patience) is not None and not crops.data.validation:
+        raise ConfigError(
+            f"training.patience is {patience}, but no tumor is held out to tell whether the loss still falls: give a "
+            "fold, or training.patience=null."
+        )
     split = same_split(options.data, options.organ, options.fold, options.folds)
     parent = autoencoder_of(autoencoder.path, options.autoencoder.on_overlap, split)
     return Stage(
@@ -129,6 +134,7 @@ def build(options: DiffusionOptions) -> Stage:
         neutral=(*NEUTRAL, *([] if options.latents.cache else ["latents.crops"])),
         only_whether=("latents.cache",),
         accumulate=options.training.accumulate,
+        patience=patience,
         check=partial(check_leaks, options.data, train=crops.data.train, judged=crops.unseen, autoencoders=[parent]),
     )
 

@@ -201,6 +201,16 @@ class RunLock:
                 self.file.unlink()
 
 
+def holder_of(folder: Path) -> Holder | None:
+    """Return who holds the lock of a folder; None if nobody does, or one who is gone."""
+    lock = RunLock(folder)
+    try:
+        holder, age_s = _read(lock.file), time.time() - lock.file.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return holder if holder is not None and holder.keeps_out(lock.holder, age_s=age_s) else None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[RunLock]:
     """Hold the lock of a run's folder.

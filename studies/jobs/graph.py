@@ -48,6 +48,7 @@ class Node:
         gpu: Whether it makes use of a GPU.
         lacks: What keeps it from being run by anybody, such as a data set that was not given; empty if nothing does.
         config: Resolved options of a stage; empty for a command.
+        spared: Whether nobody needs its results any more, so that it counts as done without them.
     """
 
     name: str
@@ -62,14 +63,26 @@ class Node:
     gpu: bool = True
     lacks: str = ""
     config: Mapping[str, Any]
+    spared: bool = False
 
     @property
     def id(self) -> str:
         """Name and key, unique in the graph."""
         return identifier(self.name, self.key)
 
+    @property
+    def best(self) -> Part:
+        """The artifact of a training's best validation, which stays beside that of its end."""
+        return Part(self, "best", self.output.with_name(f"{self.output.name}_best"))
+
+    def part(self, name: str) -> Part:
+        """Return a file of its folder."""
+        return Part(self, name, self.output / name)
+
     def is_done(self) -> bool:
         """Whether its results are there, and are of what it takes."""
+        if self.spared:
+            return True
         if self.results:
             there = all((self.output / name).is_file() for name in self.results)
             # A model that was trained again, or predictions that were made again, may be others. Commands write the
@@ -112,7 +125,32 @@ class Node:
         return ""
 
 
-Value = str | int | float | bool | None | Sequence[Any] | Node
+@dataclass(frozen=True)
+class Part:
+    """A part of what a job leaves, for a job that does not take all of it.
+
+    Args:
+        node: The job.
+        name: Of the part.
+        output: Where it is.
+    """
+
+    node: Node
+    name: str
+    output: Path
+
+    @property
+    def key(self) -> str:
+        """What decides it."""
+        return f"{self.node.key}/{self.name}"
+
+    @property
+    def id(self) -> str:
+        """Unique in the graph."""
+        return f"{self.node.id}/{self.name}"
+
+
+Value = str | int | float | bool | None | Sequence[Any] | Node | Part
 
 
 class Graph:
@@ -150,7 +188,7 @@ class Graph:
             stage: ``autoencoder``, ``diffusion`` or ``segmentation``.
             name: What it makes.
             options: Overrides that many jobs have, such as ``experiment=demo``; composed once for all of them.
-            values: Options of this job by name, plain; a node stands for its artifact.
+            values: Options of this job by name, plain; a node stands for its artifact or data, a part for itself.
             kind: What it is counted among; the stage by default.
             lacks: What keeps it from being run.
 
@@ -165,13 +203,14 @@ class Graph:
         )
         if asked in self._trainings:
             return self._trainings[asked]
-        nodes = {option: value for option, value in values.items() if isinstance(value, Node)}
-        plain = {option: str(value.output) if isinstance(value, Node) else value for option, value in values.items()}
+        made = {option: value for option, value in values.items() if isinstance(value, Node | Part)}
+        plain = {option: str(made[option].output) if option in made else value for option, value in values.items()}
         config = self._resolve(stage, tuple(options), plain)
         read_options(STAGES[stage], config)
-        lacks = lacks or _lacking(nodes.values()) or _without_data(stage, config)
-        decisive = config if lacks else self._contents.decisive(config)
-        key = digest([stage, {**decisive, **{option: node.key for option, node in nodes.items()}}])
+        needs = _jobs(made.values())
+        lacks = lacks or _lacking(needs) or _without_data(stage, config)
+        decisive = config if lacks else self._contents.decisive(config, made=made)
+        key = digest([stage, {**decisive, **{option: each.key for option, each in made.items()}}])
         output = self.folder / "checkpoints" / identifier(name, key)
         own = {**plain, "name": output.name, "artifact": str(output), "runs_dir": str(self.folder / "runs")}
         self._trainings[asked] = self._add(
@@ -182,7 +221,7 @@ class Graph:
                 words=(*options, *(f"{option}={override_value(value)}" for option, value in own.items())),
                 key=key,
                 output=output,
-                needs=tuple(nodes.values()),
+                needs=needs,
                 lacks=lacks,
                 config=config,
             )
@@ -193,41 +232,44 @@ class Graph:
         self,
         command: str,
         name: str,
-        words: Sequence[str | Path | Node],
+        words: Sequence[str | Path | Node | Part],
         *,
         results: Sequence[str],
+        module: str = "difftumor",
         out: str = "--out",
         neutral: Sequence[str] = (),
         replacing: Sequence[str] = (),
         gpu: bool = False,
         lacks: str = "",
     ) -> Node:
-        """Add one of difftumor's commands.
+        """Add a command.
 
         Args:
             command: Such as ``predict``.
             name: What it makes.
-            words: Its options, but for that of its folder. A node stands for its folder, a path for a list of cases.
+            words: Its options, but for that of its folder. A node stands for its folder, a part for itself, a path for
+                a list of cases.
             results: Files that its folder holds in the end.
-            out: Option of its folder.
+            module: Whose command it is.
+            out: Option of its folder; empty if that is an argument.
             neutral: Further options, which change no result.
             replacing: Options by which it replaces results of other inputs, if it refuses to otherwise.
             gpu: Whether it makes use of a GPU.
             lacks: What keeps it from being run.
         """
-        needs = tuple(word for word in words if isinstance(word, Node))
+        needs = _jobs(word for word in words if isinstance(word, Node | Part))
         lacks = lacks or _lacking(needs)
-        known = [word.key if isinstance(word, Node) else word for word in words]
+        known = [word.key if isinstance(word, Node | Part) else word for word in words]
         known = [self._contents.key(word) if isinstance(word, Path) and not lacks else str(word) for word in known]
         key = digest([command, known])
         output = self.folder / command / identifier(name, key)
-        plain = [str(word.output if isinstance(word, Node) else word) for word in words]
+        plain = [str(word.output if isinstance(word, Node | Part) else word) for word in words]
         return self._add(
             Node(
                 name=name,
                 kind=command,
-                module="difftumor",
-                words=(command, *plain, *neutral, out, str(output)),
+                module=module,
+                words=(command, *plain, *neutral, *([out] if out else []), str(output)),
                 replacing=tuple(replacing),
                 key=key,
                 output=output,
@@ -283,6 +325,12 @@ def _without_data(stage: str, config: Mapping[str, Any]) -> str:
     if config["data"]["root"] is not None or (made and config["data"]["healthy_root"] is not None):
         return ""
     return "data.root is not given"
+
+
+def _jobs(made: Iterable[Node | Part]) -> tuple[Node, ...]:
+    """Return the jobs behind results, each once."""
+    jobs = (each.node if isinstance(each, Part) else each for each in made)
+    return tuple({job.id: job for job in jobs}.values())
 
 
 def _lacking(needs: Iterable[Node]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,21 @@ class Contents:
             self._keys[path] = content_key(path)
         return self._keys[path]
 
-    def decisive(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def decisive(self, config: Mapping[str, Any], *, made: Collection[str] = ()) -> dict[str, Any]:
         """Return the options of a stage that decide its results, with what is read in place of where it is.
 
         Args:
             config: Resolved options.
+            made: Options whose files are made by other jobs, and may not be there yet.
         """
         found = {option: value for option, value in flatten(config).items() if _decides(option, value)}
         if "latents.cache" in found:  # whether there is one decides which crops are drawn, where it is does not
             found["latents.cache"] = found["latents.cache"] is not None
         if more := found.get("more_organs"):
             found["more_organs"] = [{**each, "root": self.key(Path(each["root"]))} for each in more]
-        return found | {option: self._read(option, found) for option in READ if found.get(option)}
+        return found | {
+            option: self._read(option, found) for option in READ if found.get(option) and option not in made
+        }
 
     def _read(self, option: str, config: Mapping[str, Any]) -> str:
         """Return the content of a list, or the identity of a model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from studies.jobs.states import TABLE, Standing, queued_tables, standings
 LOGS = "logs"
 
 
-def run_here(graph: Graph, *, at_once: int = 1) -> None:
+def run_here(graph: Graph, *, at_once: int = 1, run: Callable[[Node, Path], int] | None = None) -> None:
     """Run what is not done, each job after what it needs; a failure stops what needs it, and nothing else.
 
     Args:
         graph: The jobs.
         at_once: Processes at a time. With several, each writes a log of its own, as lines of all would mix.
+        run: Runs a job, given its log, and returns its exit status; an error that it raises ends everything.
 
     Raises:
         TrainingError: Jobs have failed, or are blocked.
@@ -35,6 +36,12 @@ def run_here(graph: Graph, *, at_once: int = 1) -> None:
     why = {each.node.id: each.reason or f"it is {each.status} on the cluster" for each in found.values()}
     waiting = [each.node for each in found.values() if each.status in ("to do", "failed")]
     running: dict[Future[int], Node] = {}
+    logged = at_once > 1 or run is not None
+
+    def start(node: Node) -> int:
+        log = log_of(graph, node)
+        return _run(node, log if logged else None) if run is None else run(node, log)
+
     with ThreadPoolExecutor(at_once) as pool:
         while waiting or running:
             lost = [node for node in waiting if any(need in failed for need in node.needs)]
@@ -43,7 +50,7 @@ def run_here(graph: Graph, *, at_once: int = 1) -> None:
             ready = [node for node in waiting if all(need.is_done() for need in node.needs)]
             for node in ready[: at_once - len(running)]:
                 waiting.remove(node)
-                running[pool.submit(_run, node, _log(graph, node) if at_once > 1 else None)] = node
+                running[pool.submit(start, node)] = node
             if not running:
                 failed += waiting
                 break
@@ -54,7 +61,7 @@ def run_here(graph: Graph, *, at_once: int = 1) -> None:
     if failed:
         first = failed[0]
         if found[first.id].status in ("to do", "failed"):
-            reason = f"see {_log(graph, first)}" if at_once > 1 else "see its message above"
+            reason = f"see {log_of(graph, first)}" if logged else "see its message above"
         else:
             reason = why[first.id]
         more = f" ({counted(len(failed), 'job')} in all)" if len(failed) > 1 else ""
@@ -99,7 +106,8 @@ def _job(each: Standing, found: dict[str, Standing]) -> Job:
     return Job(name=node.id, module=node.module, words=node.command, needs=needs, gpu=node.gpu)
 
 
-def _log(graph: Graph, node: Node) -> Path:
+def log_of(graph: Graph, node: Node) -> Path:
+    """Return where a job that runs here writes what it prints."""
     return graph.folder / LOGS / f"{node.id}.log"
 
 

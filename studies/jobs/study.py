@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -65,9 +65,14 @@ class Study(Generic[GraphT]):
         """How it is called."""
         return f"python -m studies.{self.name}"
 
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """What it can be asked to do."""
+        return ACTIONS
+
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of its command line."""
-        actions = "\n".join(f"  {name:8} {what}" for name, what in ACTIONS.items())
+        actions = "\n".join(f"  {name:8} {what}" for name, what in self.actions.items())
         parser = argparse.ArgumentParser(
             prog=self.program,
             description=first_line(self.documentation),
@@ -76,7 +81,7 @@ class Study(Generic[GraphT]):
         )
         out = Path("runs") / self.name
         parser.set_defaults(cluster=None)
-        parser.add_argument("action", choices=ACTIONS, help="what to do")
+        parser.add_argument("action", choices=self.actions, help="what to do")
         parser.add_argument("--out", type=Path, default=out, help=f"folder of the study ({out})")
         parser.add_argument("--jobs", type=whole_number, default=1, help="jobs that run at the same time (run; 1)")
         parser.add_argument("--all", action="store_true", help="show every job (plan, status)")
@@ -111,26 +116,64 @@ class Study(Generic[GraphT]):
         arguments.options = list(options)
         _check_flags(arguments, cluster)
         arguments.cluster = cluster
+        self.act(arguments, Console(width=None if sys.stdout.isatty() else WIDTH))
+
+    def act(self, arguments: argparse.Namespace, console: Console) -> None:
+        """Do what the arguments say."""
         graph = self.declare(arguments)
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
         if arguments.action == "plan":
-            _plan(graph, console, every=arguments.all)
+            self.show_plan(graph, console, every=arguments.all)
         elif arguments.action == "status":
-            _status(graph, console, every=arguments.all, watch=arguments.watch)
+            self._watch(graph, console, every=arguments.all, watch=arguments.watch)
         elif arguments.action == "submit":
             words = (TABLE, *arguments.words)
             table = Job(name=TABLE, module=f"studies.{self.name}", words=words, gpu=self.measures)
             if note := Checkout.now().note:
                 console.print(note, highlight=False)
-            for job in (sent := submit_missing(graph, cluster, last=table, page=graph.folder / PAGE)):
+            for job in (sent := submit_missing(graph, arguments.cluster, last=table, page=graph.folder / PAGE)):
                 console.print(f"{job.id}  {job.name}  {job.log}", highlight=False)
             console.print(f"{counted(len(sent), 'job')} submitted; {self.program} status … shows where they are.")
         else:
             if arguments.action == "run":
-                if self.check is not None:
-                    self.check(graph)
-                run_here(graph, at_once=arguments.jobs)
+                self.run(arguments, graph)
             console.print(f"The report is at {self.table(arguments, graph).resolve()}", highlight=False)
+
+    def run(self, arguments: argparse.Namespace, graph: GraphT) -> None:
+        """Do what is missing here."""
+        if self.check is not None:
+            self.check(graph)
+        run_here(graph, at_once=arguments.jobs)
+
+    def show_plan(self, graph: GraphT, console: Console, *, every: bool) -> None:
+        """Show what is done and what is missing; with ``every``, job by job."""
+        found = standings(graph)
+        if every:
+            console.print(job_table(found.values()))
+        console.print(plan_table(found))
+        for remark in remarks(found):
+            console.print(remark, highlight=False)
+
+    def show_status(self, graph: GraphT, console: Console, *, every: bool) -> bool:
+        """Show where submitted jobs are, or with ``every`` all jobs, and return whether any is queued."""
+        found = standings(graph)
+        shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
+        console.print(plan_table(found))
+        if shown:
+            console.print(job_table(shown))
+        for table in queued_tables(graph.folder).values():
+            console.print(f"Job {table.id} writes the tables when all has ended: {table.log}", highlight=False)
+        return any(each.status in ("running", "queued") for each in found.values())
+
+    def _watch(self, graph: GraphT, console: Console, *, every: bool, watch: bool) -> None:
+        while True:
+            with console.capture() as shown:
+                going_on = self.show_status(graph, console, every=every)
+            if watch and console.is_terminal:
+                console.clear()
+            console.file.write(shown.get())
+            if not watch or not going_on:
+                return
+            time.sleep(REFRESH_S)
 
 
 def whole_number(text: str) -> int:
@@ -164,28 +207,3 @@ def _check_flags(arguments: argparse.Namespace, cluster: ClusterOptions) -> None
             raise ConfigError(f"--{flag} has no meaning for {arguments.action}: leave it out.")
     if arguments.action == "run" and cluster.kind != "local":
         raise ConfigError("The action run runs jobs here: leave out cluster=…, or choose the action submit.")
-
-
-def _plan(graph: Graph, console: Console, *, every: bool) -> None:
-    found = standings(graph)
-    if every:
-        console.print(job_table(found.values()))
-    console.print(plan_table(found))
-    for remark in remarks(found):
-        console.print(remark, highlight=False)
-
-
-def _status(graph: Graph, console: Console, *, every: bool, watch: bool) -> None:
-    while True:
-        found = standings(graph)
-        shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
-        if watch and console.is_terminal:
-            console.clear()
-        console.print(plan_table(found))
-        if shown:
-            console.print(job_table(shown))
-        for table in queued_tables(graph.folder).values():
-            console.print(f"Job {table.id} writes the tables when all has ended: {table.log}", highlight=False)
-        if not watch or not any(each.status in ("running", "queued") for each in found.values()):
-            return
-        time.sleep(REFRESH_S)

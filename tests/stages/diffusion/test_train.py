@@ -180,6 +180,17 @@ def test_a_run_that_died_ends_with_the_weights_of_one_that_did_not(tiny_diffusio
     assert not any("autoencoder" in name or "codebook" in name for name in checkpoint["state_dict"])
 
 
+def test_training_ends_when_the_held_out_loss_no_longer_falls(tiny_diffusion):
+    words = ("training.steps=60", "training.steps_per_epoch=3", "training.patience=2", "optimizer.lr=1e-12")
+    config = tiny_diffusion(*words, "fold=0", "folds.count=2", "validation.synthesize_every_n_epochs=0")
+    artifact = run(config)
+    stored = read_config(artifact)
+    assert stored.complete
+    assert stored.training["steps"] == 9  # the first validation is the best, and two follow
+    assert read_config(artifact.with_name(f"{artifact.name}_best")).training["steps"] == 3
+    assert read_config(run(config)).identity == stored.identity  # a rerun finds it finished
+
+
 def test_the_artifact_holds_the_average_and_makes_tumors(tiny_diffusion, tmp_path, untrained):
     artifact = run(tiny_diffusion("ema.start=0", "ema.decay=0.99"))
     assert artifact == tmp_path / "checkpoints" / "diffusion_liver_early"
@@ -420,6 +431,7 @@ def test_stated_validation_cases_are_never_learned(tiny_diffusion, tumor_cohort,
         ("autoencoder.artifact=nowhere", ArtifactError, r"no artifact folder at nowhere"),
         ("lesions.early_radius_mm=1", CaseListError, r"no early liver tumor"),
         ("optimizer.betas=0.9", ConfigError, r"optimizer\.betas is 0\.9: give two numbers"),
+        ("training.patience=3", ConfigError, r"training\.patience is 3, but no tumor is held out"),
         ("data.max_tumors=0", ConfigError, r"data\.max_tumors is 0: give a whole number, 1 or more, or all"),
         ("data.max_tumors=some", ConfigError, r"data\.max_tumors is 'some'"),
         ("data.max_tumors=true", ConfigError, r"data\.max_tumors is True"),

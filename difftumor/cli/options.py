@@ -90,6 +90,11 @@ def named_folder(word: str) -> tuple[str | None, Path]:
     return name, Path(folder)
 
 
+def accept_hu_option(panel: str | None = None) -> Any:
+    """Return ``--accept-hu``, in a panel of the help."""
+    return flag("--accept-hu", "Go on with CTs that cannot be in Hounsfield units, with a warning.", panel)
+
+
 Rule = Literal["overlap", "iou", "center"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -19,7 +19,8 @@ from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError, DiffTumorError, OrganError
 from difftumor.scans.components import find_components
 from difftumor.scans.grid import Box, Grid
-from difftumor.scans.nifti import Volume
+from difftumor.scans.hounsfield import organ_doubts, settle
+from difftumor.scans.nifti import Volume, read_ct
 from difftumor.scans.organs import TUMOR, Organ, OrganLabels, normalized, resolve_labels
 
 # From half the mean of women to twice the mean of men, rounded, in 149 adults: liver 1411 and 1710 ml, pancreas 64 and
@@ -198,6 +199,7 @@ def select_healthy(
     rule: HealthyRule,
     *,
     assume_healthy: bool = False,
+    accept_hu: bool = False,
     workers: int = 1,
     done: Callable[[], None] | None = None,
 ) -> tuple[Verdict, ...]:
@@ -208,6 +210,7 @@ def select_healthy(
         organ: The organ that must be healthy.
         rule: What healthy means.
         assume_healthy: Accept cases whose tumors neither the list nor the label map could show.
+        accept_hu: Accept CTs that cannot be in HU, as far as a scan and its organ tell.
         workers: Threads; each holds one label map at a time.
         done: Called after every case.
 
@@ -223,7 +226,8 @@ def select_healthy(
 
     def verdict(case: Case) -> Verdict:
         try:
-            return _verdict(case, cases, organ, labels, rule, assume_healthy)
+            found = _verdict(case, cases, organ, labels, rule, assume_healthy, accept_hu)
+            return _in_hu(found, cases, organ, labels, accept_hu) if found.status == "healthy" else found
         except DiffTumorError as error:
             return Verdict(case=case, status="failed", reasons=(f"cannot be used: {error}",))
 
@@ -243,12 +247,18 @@ def _check_tumors_named(cases: CaseList, organ: Organ, labels: OrganLabels) -> N
 
 
 def _verdict(
-    case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, rule: HealthyRule, assume_healthy: bool
+    case: Case,
+    cases: CaseList,
+    organ: Organ,
+    labels: OrganLabels,
+    rule: HealthyRule,
+    assume_healthy: bool,
+    accept_hu: bool,
 ) -> Verdict:
     if case.labels is None:
         return Verdict(case=case, status="no_labels", reasons=("has no label map",))
     # Stage 3 would refuse the whole list because of these.
-    problems = check_cases(CaseList((case,), cases.label_names, cases.source)).problems
+    problems = check_cases(CaseList((case,), cases.label_names, cases.source), accept_hu=accept_hu).problems
     if problems:
         return Verdict(case=case, status="failed", reasons=(f"cannot be used: {problems[0].message}",))
     standard = read_organ(case, cases, labels)
@@ -258,6 +268,19 @@ def _verdict(
     against = _stated(case, cases, organ, labels, assume_healthy) | judge(measures, rule, organ.name)
     status = next((status for status in STATUSES if status in against), "healthy")
     return Verdict(case=case, status=status, reasons=tuple(against.values()), measures=measures)
+
+
+def _in_hu(healthy: Verdict, cases: CaseList, organ: Organ, labels: OrganLabels, accept_hu: bool) -> Verdict:
+    """Return the verdict on a healthy scan with what speaks against its HU.
+
+    Raises:
+        VolumeError: It cannot be in HU, and that is not accepted.
+    """
+    case = healthy.case
+    ct, standard = read_ct(case.image, accept_hu=accept_hu), read_organ(case, cases, labels)
+    assert standard is not None
+    found = organ_doubts(ct.data, standard.data, organ, ct=str(case.image), mask=str(case.labels))
+    return replace(healthy, reasons=(*healthy.reasons, *ct.doubts, *settle(found, accept=accept_hu)))
 
 
 def _stated(case: Case, cases: CaseList, organ: Organ, labels: OrganLabels, assume_healthy: bool) -> dict[str, str]:

@@ -18,7 +18,8 @@ from difftumor.errors import CaseListError, ConfigError, DiffTumorError
 from difftumor.files import written_whole
 from difftumor.scans.fingerprint import Fingerprint, Likeness, fingerprint
 from difftumor.scans.grid import compare_grids
-from difftumor.scans.nifti import HIGHEST_MINIMUM_HU, is_nifti, read_ct, read_grid
+from difftumor.scans.hounsfield import HIGHEST_MINIMUM_HU
+from difftumor.scans.nifti import is_nifti, read_ct, read_grid
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,28 @@ class IntegrityReport:
             raise CaseListError(f"{count} of {self.checked} cases cannot be used; fix or remove them:\n{lines}")
 
 
-def check_cases(case_list: CaseList) -> IntegrityReport:
+def check_cases(case_list: CaseList, *, accept_hu: bool = False) -> IntegrityReport:
     """Check every case: files readable, 3-D, image and labels on one grid, CT in HU as far as a slice can tell.
 
     Args:
         case_list: The cases.
+        accept_hu: Whether values that cannot be HU are accepted.
 
     Returns:
         Every problem of every case. Nothing is raised for a bad file.
     """
-    problems = [Problem(case.id, message) for case in case_list.cases for message in _header_problems(case)]
+    problems = [Problem(case.id, message) for case in case_list.cases for message in _header_problems(case, accept_hu)]
     return IntegrityReport(len(case_list.cases), tuple(problems))
 
 
-def _header_problems(case: Case) -> Iterator[str]:
+def _header_problems(case: Case, accept_hu: bool) -> Iterator[str]:
     grid = None
     try:
         grid = read_grid(case.image)
     except DiffTumorError as error:
         yield str(error)
     else:
-        yield from _scale_problems(case)
+        yield from _scale_problems(case, accept_hu)
     for file in _label_files(case):
         try:
             labels_grid = read_grid(file)
@@ -83,7 +85,7 @@ def _header_problems(case: Case) -> Iterator[str]:
             yield str(error)
 
 
-def _scale_problems(case: Case) -> Iterator[str]:
+def _scale_problems(case: Case, accept_hu: bool) -> Iterator[str]:
     """Recognize a CT that is not in HU; most show air in their first slice, which is proof enough and quick to read."""
     try:
         first = np.asanyarray(nib.load(case.image).dataobj[..., :1])
@@ -93,7 +95,7 @@ def _scale_problems(case: Case) -> Iterator[str]:
     if in_hu:
         return
     try:
-        read_ct(case.image)
+        read_ct(case.image, accept_hu=accept_hu)
     except DiffTumorError as error:
         yield str(error)
 
@@ -159,6 +161,7 @@ def fingerprints(
     *,
     workers: int = 1,
     cache: Path | None = None,
+    accept_hu: bool = False,
     done: Callable[[], None] | None = None,
     failed: Callable[[Path, DiffTumorError], None] | None = None,
 ) -> dict[Path, Fingerprint]:
@@ -169,6 +172,7 @@ def fingerprints(
         workers: Threads that read, each of which holds one scan.
         cache: Folder where fingerprints are kept; by default ``difftumor/fingerprints`` in the user's cache
             (``XDG_CACHE_HOME``, ``~/.cache``). One that cannot be written to does not matter.
+        accept_hu: Whether values that cannot be HU are accepted.
         done: Called after every CT.
         failed: Called, from the threads, with a CT that cannot be read, which is then left out; by default an error.
 
@@ -179,7 +183,7 @@ def fingerprints(
 
     def look(file: Path) -> Fingerprint | None:
         try:
-            return _cached_fingerprint(file, folder)
+            return _cached_fingerprint(file, folder, accept_hu)
         except DiffTumorError as error:
             if failed is None:
                 raise
@@ -227,7 +231,7 @@ def _user_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "difftumor" / "fingerprints"
 
 
-def _cached_fingerprint(file: Path, folder: Path) -> Fingerprint:
+def _cached_fingerprint(file: Path, folder: Path, accept_hu: bool) -> Fingerprint:
     stat = file.stat()
     key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
     kept = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.txt"
@@ -236,7 +240,7 @@ def _cached_fingerprint(file: Path, folder: Path) -> Fingerprint:
             return known
     except (OSError, ValueError):
         pass
-    found = fingerprint(read_ct(file))
+    found = fingerprint(read_ct(file, accept_hu=accept_hu))
     try:
         with written_whole(kept) as temporary:
             temporary.write_text(str(found), encoding="utf-8")

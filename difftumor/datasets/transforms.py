@@ -5,6 +5,7 @@ Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,10 @@ from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.errors import DiffTumorError
+from difftumor.scans.hounsfield import ScanWarning, organ_doubts, settle
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import check_same_grid, read_ct
-from difftumor.scans.organs import OrganLabels
+from difftumor.scans.organs import Organ, OrganLabels
 from difftumor.seeding import derive_seed
 
 AIR_HU = -1024.0
@@ -35,6 +37,8 @@ def load_case(
     label_names: Mapping[str, int] | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     require_organ: bool = True,
+    organ: Organ | None = None,
+    accept_hu: bool = False,
 ) -> Item:
     """Read a case and bring it into model space.
 
@@ -44,16 +48,19 @@ def load_case(
         label_names: Names of the case list; needed if labels are a folder with one file per structure.
         spacing_mm: Voxel size of model space, along X, Y, Z.
         require_organ: Refuse a label map without the organ.
+        organ: Whose HU are judged; None judges the CT alone.
+        accept_hu: Whether values that cannot be HU are accepted.
 
     Returns:
         ``ct`` float32 HU (1, X, Y, Z); ``labels`` uint8 (1, X, Y, Z) of 0 background, 1 organ, 2 tumor, all 0 where the
         case has none; ``case`` its id.
 
     Raises:
-        VolumeError: A file cannot be used, or image and labels lie on different grids.
+        VolumeError: A file cannot be used, image and labels lie on different grids, or the CT cannot be in HU.
         OrganError: The labels hold no organ, and ``require_organ`` is set.
     """
-    ct = read_ct(case.image)
+    ct = read_ct(case.image, accept_hu=accept_hu)
+    doubts = ct.doubts
     space = ModelSpace(ct.grid, spacing_mm)
     ct_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(ct.data, kind="image")))[None]
     labels_CXYZ = torch.zeros(ct_CXYZ.shape, dtype=torch.uint8)
@@ -65,7 +72,12 @@ def load_case(
             standard = (stored.data > 0).astype(np.uint8)
         else:
             standard = labels.to_standard(stored.data, source=case.labels, require_organ=require_organ)
+            if organ is not None and standard.any():
+                found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels))
+                doubts += settle(found, accept=accept_hu)
         labels_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(standard, kind="labels")))[None]
+    for doubt in doubts:
+        warnings.warn(doubt, ScanWarning, stacklevel=2)
     return {"ct": ct_CXYZ, "labels": labels_CXYZ, "case": case.id}
 
 

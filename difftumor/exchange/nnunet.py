@@ -18,6 +18,7 @@ from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
 from difftumor.reporting.tables import write_json
+from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
 from difftumor.seeding import numpy_generator
@@ -58,11 +59,13 @@ class ExportedDataset:
         cases: Number of cases of the list.
         copies: Number of synthetic copies.
         failed: Ids of copies that could not be made, and why.
+        warnings: What speaks against CTs of the list, in sentences.
     """
 
     cases: int
     copies: int
     failed: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -92,6 +95,7 @@ def export_dataset(
     synthesis: SynthesisOptions | None = None,
     copies: int = 0,
     assume_healthy: bool = False,
+    accept_hu: bool = False,
     seed: int = 0,
     jobs: int = 1,
     overwrite: bool = False,
@@ -106,6 +110,7 @@ def export_dataset(
         synthesis: How synthetic tumors are made; needed for copies.
         copies: Number of synthetic copies of healthy cases.
         assume_healthy: Take a case for healthy if neither the list nor its label map could show tumors.
+        accept_hu: Take CTs that cannot be in HU, and masks that cannot be of the organ.
         seed: Of the folds and the choice of cases to copy.
         jobs: Processes that make copies.
         overwrite: Replace an earlier export at ``out``.
@@ -130,14 +135,17 @@ def export_dataset(
         )
     real, planned = plan_entries(cases, found, copies=copies, organ=organ, seed=seed)
     failed: dict[str, str] = {}
+    warnings: list[str] = []
     with folder_written_whole(out) as staging:
         with progress("Writing cases", len(cases.cases)) as advance:
             for case in cases.cases:
-                _write_case(case, cases, organ, staging)
+                warnings += _write_case(case, cases, organ, staging, accept_hu=accept_hu)
                 advance()
         if synthesis is not None:
             with progress("Making tumors", len(planned)) as advance:
-                for outcome in _write_copies(synthesis.load, planned, cases, organ, staging, jobs=jobs):
+                for outcome in _write_copies(
+                    synthesis.load, planned, cases, organ, staging, jobs=jobs, accept_hu=accept_hu
+                ):
                     if outcome.status == "failed":
                         failed[outcome.id] = outcome.error
                     advance()
@@ -146,7 +154,7 @@ def export_dataset(
         write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ))
         splits = split_entries(entries, validation_ids=cases.validation_ids, seed=seed)
         write_json(staging / SPLITS_FILE, splits)
-    return ExportedDataset(len(real), len(made), failed)
+    return ExportedDataset(len(real), len(made), failed, tuple(warnings))
 
 
 def plan_entries(
@@ -185,16 +193,18 @@ def plan_entries(
     return real, made
 
 
-def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None:
-    """Write a case of the list: the bytes of its CT, and its labels on the CT's grid."""
+def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path, *, accept_hu: bool) -> tuple[str, ...]:
+    """Write a case of the list: the bytes of its CT, and its labels on the CT's grid; return what speaks against it."""
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
-    ct = read_ct(case.image)
+    ct = read_ct(case.image, accept_hu=accept_hu)
     assert ct.stored is not None
     if ct.stored.values.ndim != 3:
         raise CaseListError(f"{case.image} has {ct.stored.values.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
     labels = read_case_labels(case, cases.label_names, only=(*numbers.organ, *numbers.tumor))
     check_same_grid(ct, labels)
     standard = numbers.to_standard(labels.data, source=case.labels)
+    found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(labels.path)) if standard.any() else ()
+    doubts = ct.doubts + settle(found, accept=accept_hu)
     image, label = _places(folder, case.id)
     image.parent.mkdir(exist_ok=True)
     if case.image.name.lower().endswith(".gz"):
@@ -203,6 +213,7 @@ def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path) -> None
         write_ct(image, ct, ct.data, np.zeros(ct.grid.shape, bool))  # the same values, compressed
     # With the CT's header, so that every reader finds both at the same place.
     write_labels(label, standard, ct)
+    return doubts
 
 
 def _write_copies(
@@ -213,10 +224,13 @@ def _write_copies(
     folder: Path,
     *,
     jobs: int,
+    accept_hu: bool,
 ) -> Iterator[Outcome]:
     """Make the synthetic copies and put them among the cases; records and pictures get a folder of their own."""
     by_id = {case.id: case for case in cases.cases}
-    asked = [(entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ)) for entry in entries]
+    asked = [
+        (entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ, accept_hu=accept_hu)) for entry in entries
+    ]
     for outcome in synthesize_cohort(load, asked, out=folder / SYNTHETIC, jobs=jobs):
         if outcome.status != "failed":
             made = folder / SYNTHETIC / outcome.id

@@ -22,10 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
 from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
+from difftumor.scans.hounsfield import ct_doubts, settle
 
 _SUFFIXES = (".nii", ".nii.gz")
-# Fat begins here; a CT of a body holds fat or air, in a crop of soft tissue at least its noise.
-HIGHEST_MINIMUM_HU = -100.0
 _DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -56,6 +55,7 @@ class Volume:
         path: The file it was read from.
         header: The file's NIfTI header.
         stored: What ``write_ct`` needs to write a file alike; None for labels.
+        doubts: What speaks against a CT in HU, in sentences.
     """
 
     data: Array
@@ -63,6 +63,7 @@ class Volume:
     path: Path
     header: nib.nifti1.Nifti1Header
     stored: StoredImage | None = None
+    doubts: tuple[str, ...] = ()
 
     def part(self, box: Box) -> "Volume":
         """Return the part in a box, at its place in the patient; its values are a copy."""
@@ -86,19 +87,21 @@ def read_grid(path: Path) -> Grid:
     return _open(Path(path))[1]
 
 
-def read_ct(path: Path) -> Volume:
+def read_ct(path: Path, *, accept_hu: bool = False) -> Volume:
     """Read a CT as float32 HU.
 
+    Args:
+        path: The file.
+        accept_hu: Whether values that cannot be HU are only noted in ``doubts``.
+
     Raises:
-        VolumeError: As ``read_grid``, or the voxels are incomplete, not finite, or not in HU: a minimum of -100 or more
-            means a windowed, normalized or unscaled file.
+        VolumeError: As ``read_grid``, or the voxels are incomplete, not finite, or cannot be in HU: see ``ct_doubts``.
     """
     path = Path(path)
     image, grid = _open(path)
     stored = _load(path, image)
     data = _scaled(stored).reshape(grid.shape, order="F")
-    _check_hu(data, path)
-    return Volume(data, grid, path, image.header, stored)
+    return Volume(data, grid, path, image.header, stored, _judged(data, path, accept_hu))
 
 
 def read_labels(path: Path) -> Volume:
@@ -122,13 +125,14 @@ def read_labels(path: Path) -> Volume:
     return Volume(labels.reshape(grid.shape, order="F"), grid, path, image.header)
 
 
-def volume_of(ct_hu: ArrayLike, affine: ArrayLike, *, name: str = "the CT") -> Volume:
+def volume_of(ct_hu: ArrayLike, affine: ArrayLike, *, name: str = "the CT", accept_hu: bool = False) -> Volume:
     """Return a CT in an array as a volume that ``write_ct`` stores in the array's own type.
 
     Args:
         ct_hu: (X, Y, Z) in HU, integers or floats.
         affine: (4, 4) from voxels to RAS millimeters.
         name: What errors call it; stands for the path of a file.
+        accept_hu: As for ``read_ct``.
 
     Raises:
         VolumeError: The array is not 3-D, is empty, holds other values than finite HU, or the affine is not usable.
@@ -148,13 +152,13 @@ def volume_of(ct_hu: ArrayLike, affine: ArrayLike, *, name: str = "the CT") -> V
     except ValueError as error:
         raise VolumeError(f"The affine of {name} is singular: give one from voxels to millimeters.") from error
     data = values.astype(np.float32)
-    _check_hu(data, name)
+    doubts = _judged(data, name, accept_hu)
     header = nib.Nifti1Image(np.broadcast_to(np.zeros((), values.dtype), values.shape), matrix).header
     header.set_xyzt_units("mm")
     # Where the voxels of a single file begin: after the header and four bytes that announce no extensions.
     header["vox_offset"] = 352
     stored = StoredImage(header.binaryblock + bytes(4), np.asfortranarray(values), 1.0, 0.0)
-    return Volume(data, grid, Path(name), header, stored)
+    return Volume(data, grid, Path(name), header, stored, doubts)
 
 
 def check_same_grid(a: Volume, b: Volume) -> None:
@@ -267,14 +271,13 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
         image_class(labels, None, header).to_filename(temporary)
 
 
-def _check_hu(data: NDArray[np.float32], name: Path | str) -> None:
+def _judged(data: NDArray[np.float32], name: Path | str, accept_hu: bool) -> tuple[str, ...]:
+    """Return what speaks against HU."""
     low, high = float(data.min()), float(data.max())
     # A NaN makes both ends NaN.
     if not np.isfinite(low) or not np.isfinite(high):
         raise VolumeError(f"{name} holds NaN or infinite values; replace them, for instance by -1000 HU for air.")
-    if low >= HIGHEST_MINIMUM_HU:
-        cause = "stored without its rescale intercept" if low >= 0 and high > 255 else "windowed or scaled"
-        raise VolumeError(f"{name} looks {cause} (values {low:g} to {high:g}); give the CT in Hounsfield units.")
+    return settle(ct_doubts(data, str(name), ends=(low, high)), accept=accept_hu)
 
 
 def check_nifti(path: Path) -> None:

@@ -25,6 +25,8 @@ _BACKGROUND_NAMES = frozenset({"background", "bg", "clear_label", "none"})
 _ANY_ORGAN = frozenset({"organ"})
 _ANY_TUMOR = frozenset({"tumor", "tumour", "cancer", "lesion", "mass"})
 _ANY_CYST = frozenset({"cyst"})
+# Of these hold air; in the singular and plural.
+_HOLLOW = frozenset({"lung", "lungs", "bowel", "colon", "rectum", "intestine", "stomach", "duodenum", "esophagus"})
 # Set between two words, as in "liver_tumor"; adjectives are listed by the organ itself.
 _TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "mass")
 
@@ -40,6 +42,7 @@ class Organ:
         blend: "blurred": the tumor fades into the CT along its blurred mask. "decoded": the decoded patch as it is.
         may_leave_organ: Tumor sizes that may grow beyond the organ.
         centered: Tumor sizes that sit on the organ's center.
+        mean_hu: Between what its mean lies in CT, with contrast or without, healthy or ill; None if that is not known.
         label_names: Names that label maps give the organ or its parts.
         tumor_names: Names of its tumors, besides "<name>_tumor", "<name>_lesion" and the like.
         cyst_names: Names of benign findings in it that count as organ.
@@ -54,6 +57,7 @@ class Organ:
     blend: Blend = "blurred"
     may_leave_organ: frozenset[str] = frozenset()
     centered: frozenset[str] = frozenset()
+    mean_hu: tuple[float, float] | None = None
     label_names: frozenset[str] = frozenset()
     tumor_names: frozenset[str] = frozenset()
     cyst_names: frozenset[str] = frozenset()
@@ -72,6 +76,11 @@ class Organ:
                     f"Organ {name!r} has unknown sizes in {field}: {unknown}; known: {', '.join(SIZE_NAMES)}."
                 )
             object.__setattr__(self, field, sizes)
+        if self.mean_hu is not None:
+            low, high = self.mean_hu
+            if not low < high:
+                raise OrganError(f"Organ {name!r} has mean_hu {low:g} to {high:g}; give the lower number first.")
+            object.__setattr__(self, "mean_hu", (float(low), float(high)))
         tumors = {f"{name}_{word}" for word in _TUMOR_WORDS}
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "label_names", frozenset({name, *map(normalized, self.label_names)}))
@@ -82,6 +91,11 @@ class Organ:
     def minimum_volume_mm3(self) -> float:
         """Volume of the ball that a usable crop must hold."""
         return 4 / 3 * np.pi * self.minimum_radius_mm**3
+
+    @property
+    def holds_air(self) -> bool:
+        """Whether any mean is right, as in lung and bowel."""
+        return self.mean_hu is None and not _HOLLOW.isdisjoint(self.name.split("_"))
 
 
 def normalized(name: str) -> str:
@@ -98,6 +112,7 @@ ORGANS = _registered(
         name="liver",
         minimum_radius_mm=30,
         erosion_voxels=5,
+        mean_hu=(-40, 260),
         tumor_names=frozenset({"hepatic_tumor", "hepatic_lesion"}),
         cyst_names=frozenset({"hepatic_cyst"}),
     ),
@@ -106,6 +121,7 @@ ORGANS = _registered(
         minimum_radius_mm=15,
         blend="decoded",
         centered=frozenset({"large"}),
+        mean_hu=(-80, 260),
         label_names=frozenset({"pancreas_head", "pancreas_body", "pancreas_tail"}),
         tumor_names=frozenset({"pancreatic_tumor", "pancreatic_lesion", "pancreatic_cancer", "pancreatic_pdac"}),
         cyst_names=frozenset({"pancreatic_cyst"}),
@@ -114,6 +130,7 @@ ORGANS = _registered(
         name="kidney",
         minimum_radius_mm=25,
         may_leave_organ=frozenset({"medium", "large"}),
+        mean_hu=(-40, 350),
         label_names=frozenset({"kidneys", "kidney_right", "kidney_left", "right_kidney", "left_kidney"}),
         tumor_names=frozenset({"renal_tumor", "renal_lesion", "kidney_right_tumor", "kidney_left_tumor"}),
         cyst_names=frozenset({"renal_cyst", "kidney_cyst_right", "kidney_cyst_left"}),

@@ -16,8 +16,9 @@ from difftumor.errors import ConfigError, sentence_of
 from difftumor.files import folder_written_whole, provenance
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
+from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.nifti import Volume, read_ct, volume_of
-from difftumor.scans.organs import get_organ
+from difftumor.scans.organs import ORGANS, get_organ
 from difftumor.segmentation.inference import check_together, predict_volume
 from difftumor.segmentation.options import (
     CLOSING_MM,
@@ -40,6 +41,7 @@ def predict(
     model: Segmenter | Sequence[Segmenter],
     *,
     affine: ArrayLike | None = None,
+    accept_hu: bool = False,
     organ: str | None = None,
     organ_mask: Path | str | ArrayLike | None = None,
     organ_filter: OrganFilter | None = None,
@@ -58,6 +60,7 @@ def predict(
         ct: File, array (X, Y, Z) in HU, or volume that ``read_ct`` returned.
         model: Segmenter artifact, loaded or as a folder; several, such as folds, are averaged.
         affine: (4, 4) from voxels to RAS millimeters; needed for an array, ignored otherwise.
+        accept_hu: Whether a CT that cannot be in HU, or a mask that cannot be of the organ, is used all the same.
         organ: Organ in which tumors are looked for, if not the one that the segmenters were trained on; then only
             tumors are predicted, see ``predict_volume``.
         organ_mask: File or array (X, Y, Z) on the CT's grid, nonzero in the organ, or 1 and 2 for organ and tumor.
@@ -77,7 +80,7 @@ def predict(
     Raises:
         ConfigError: An option is out of range, or the segmenters or the mask do not fit.
         ArtifactError: A model is not a usable segmenter.
-        VolumeError: A scan or mask cannot be read.
+        VolumeError: A scan or mask cannot be read, or is not in HU.
 
     Example:
         >>> import difftumor as dt
@@ -102,18 +105,20 @@ def predict(
     target = None if organ is None else get_organ(organ).name
     check_together(artifacts)
     check_target(artifacts[0].config.organ, target, organ_filter, has_mask=organ_mask is not None)
-    volume = _volume(ct, affine)
+    volume = _volume(ct, affine, accept_hu)
     mask: NDArray[Any] | None
     mask_file = OrganMask(Path(organ_mask)) if isinstance(organ_mask, (Path, str)) else None
     if mask_file is not None:
         mask = mask_file.read(volume)
     else:
         mask = None if organ_mask is None else checked_mask(np.asarray(organ_mask), volume, "organ_mask")
+    warnings = _doubts(volume, mask, target or artifacts[0].config.organ, accept_hu, mask_file)
     found = predict_volume(
         volume, artifacts, options, organ=target, organ_mask=mask, windows_per_batch=windows_per_batch, watch=watch
     )
     ct_file = volume.path if volume.path.is_file() else None
-    return replace(found, request=_request(ct_file, mask_file, artifacts, _recorded(options, target)))
+    request = _request(ct_file, mask_file, artifacts, _recorded(options, target))
+    return replace(found, request=request, warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ class CasePredictor:
         organ: Organ in which tumors are looked for; None for the one that the segmenters were trained on.
         probabilities: Also write class probabilities.
         windows_per_batch: Number of windows that go through the network together.
+        accept_hu: As for ``predict``.
 
     Raises:
         ConfigError: The segmenters do not fit together.
@@ -168,6 +174,7 @@ class CasePredictor:
     organ: str | None = None
     probabilities: bool = False
     windows_per_batch: int = 1
+    accept_hu: bool = False
 
     def __post_init__(self) -> None:
         check_together(self.artifacts)
@@ -216,8 +223,10 @@ class CasePredictor:
                 f"out (--out) {out} already holds {present[0]} from other models, options or files: give another "
                 "folder, or replace it with overwrite (--overwrite)."
             )
-        ct = replace(read_ct(case.ct), stored=None)  # half as many bytes again, and not needed
+        ct = replace(read_ct(case.ct, accept_hu=self.accept_hu), stored=None)  # half the bytes again, not needed
         mask = None if case.organ_mask is None else case.organ_mask.read(ct)
+        organ = self.organ or self.artifacts[0].config.organ
+        warnings = _doubts(ct, mask, organ, self.accept_hu, case.organ_mask)
         with folder_written_whole(out, keep_others=True, last=names[-1]) as staging:
             file = staging / _probabilities(case.id)
             with probability_file(file, ct) if self.probabilities else nullcontext(None) as watch:
@@ -230,7 +239,7 @@ class CasePredictor:
                     windows_per_batch=self.windows_per_batch,
                     watch=watch,
                 )
-            record = replace(found, request=request).write_files(staging, case.id)
+            record = replace(found, request=request, warnings=warnings).write_files(staging, case.id)
         if not self.probabilities:  # of an earlier prediction
             (out / _probabilities(case.id)).unlink(missing_ok=True)
         return PredictedCase(case.id, "predicted", record)
@@ -274,11 +283,21 @@ def _compared(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["ct"]["sha256"], organ, identities, record["options"]
 
 
-def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None) -> Volume:
+def _doubts(
+    ct: Volume, mask: NDArray[Any] | None, organ: str | None, accept_hu: bool, file: OrganMask | None
+) -> tuple[str, ...]:
+    """Return what speaks against a CT, and against a mask if it is known of which organ."""
+    if mask is None or organ is None or organ not in ORGANS:
+        return ct.doubts
+    name = "organ_mask" if file is None else str(file.path)
+    return ct.doubts + settle(organ_doubts(ct.data, mask, ORGANS[organ], ct=str(ct.path), mask=name), accept=accept_hu)
+
+
+def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None, accept_hu: bool) -> Volume:
     if isinstance(ct, Volume):
         return ct
     if isinstance(ct, (Path, str)):
-        return read_ct(Path(ct))
+        return read_ct(Path(ct), accept_hu=accept_hu)
     if affine is None:
         raise ConfigError("affine is missing: give the 4 × 4 matrix from the array's voxels to RAS millimeters.")
-    return volume_of(ct, affine)
+    return volume_of(ct, affine, accept_hu=accept_hu)

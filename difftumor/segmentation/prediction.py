@@ -72,6 +72,7 @@ class Prediction:
         outside_voxels: Tumor voxels that the organ filter dropped.
         small_voxels: Tumor voxels that were dropped with tumors below the minimum volume.
         request: Files, models and options, for the record; plain values.
+        warnings: What speaks against the scan, in sentences.
 
     Example:
         >>> import difftumor as dt
@@ -92,6 +93,7 @@ class Prediction:
     outside_voxels: int = 0
     small_voxels: int = 0
     request: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def lesions(self) -> tuple[PredictedLesion, ...]:
@@ -122,6 +124,7 @@ class Prediction:
             "tumor_mm3": sum(lesion.volume_mm3 for lesion in self.lesions),
             "lesions": [lesion.to_dict() for lesion in self.lesions],
             "dropped_mm3": {"outside_organ": self.outside_voxels * voxel_mm3, "small": self.small_voxels * voxel_mm3},
+            "warnings": list(self.warnings),
         }
 
     def save(self, out: Path | str, *, name: str | None = None, overwrite: bool = False) -> Path:

@@ -44,11 +44,13 @@ class AutoencoderReader:
         label_names: Of the case list.
         crop: Voxels along X, Y, Z that a case has at least.
         spacing_mm: Voxel size of model space.
+        accept_hu: Whether CTs that cannot be in HU are used.
     """
 
     label_names: Mapping[str, int] = field(repr=False)
     crop: tuple[int, ...]
     spacing_mm: tuple[float, ...]
+    accept_hu: bool = False
 
     def about(self, case: Case) -> dict[str, Any]:
         """Return what decides how a case is read, besides its files."""
@@ -65,7 +67,7 @@ class AutoencoderReader:
 
     def whole(self, case: Case) -> Item:
         """Load a case as it is."""
-        return load_case(case, None, label_names=self.label_names, spacing_mm=self.spacing_mm)
+        return load_case(case, None, label_names=self.label_names, spacing_mm=self.spacing_mm, accept_hu=self.accept_hu)
 
 
 class AutoencoderData(CropData):

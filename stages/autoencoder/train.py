@@ -76,13 +76,15 @@ def _module(options: AutoencoderOptions, validation: ScanValidation) -> Autoenco
 def _data(options: AutoencoderOptions) -> tuple[AutoencoderData, Sequence[Case]]:
     """Return crops to train on, with the scans to validate on, and all that is held out."""
     data = options.data
-    cases = read_root(data.root, data.labels)
+    cases = read_root(data.root, data.labels, accept_hu=data.accept_hu)
     if options.fold is None or options.organ is None:
         train, held_out = split(cases, share=data.validation_share, seed=options.seed)
     else:
         train, held_out = split_as_later_stages(cases, options.organ, options)
     crops = AutoencoderData(
-        reader=AutoencoderReader(label_names=cases.label_names, crop=data.crop, spacing_mm=data.spacing_mm),
+        reader=AutoencoderReader(
+            label_names=cases.label_names, crop=data.crop, spacing_mm=data.spacing_mm, accept_hu=data.accept_hu
+        ),
         foreground_ratio=data.foreground_ratio,
         rotation_probability=options.augmentation.rotation_probability,
         train=train,

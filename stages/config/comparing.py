@@ -10,7 +10,7 @@ import yaml
 # Options that change where or how fast a run goes, and not what it computes.
 NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
-    "data.cache_dir", "autoencoder.on_overlap", "synthesis.on_overlap",
+    "data.cache_dir", "data.accept_hu", "organ.mean_hu", "autoencoder.on_overlap", "synthesis.on_overlap",
     "trainer.accelerator", "trainer.strategy", "trainer.timeout_minutes", "trainer.max_epochs",
     "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
     "trainer.profiler", "trainer.progress_bar",

@@ -62,6 +62,7 @@ class DataOptions:
         cache_rate: Share of the cases kept in memory; ``"auto"`` for as many as half of the free memory holds.
         cache_dir: Where preprocessed cases are kept on disk; None for nowhere.
         overfit: Whether the crops of the first epoch are repeated.
+        accept_hu: Whether CTs that cannot be in Hounsfield units are used.
         batch_size: Crops that go through the networks together, per GPU.
 
     Raises:
@@ -77,6 +78,7 @@ class DataOptions:
     cache_rate: Annotated[Share | Literal["auto"], Hint("auto, or a share from 0 to 1")]
     cache_dir: Path | None
     overfit: bool
+    accept_hu: bool
     batch_size: Count
 
     def __post_init__(self) -> None:

@@ -122,6 +122,7 @@ class TumorReader(CropReader):
         spacing_mm: Voxel size of model space.
         only: By case, the ``AnnotatedTumor.index`` of the tumors to learn; in other cases, all of the size group.
         downsampling: Of the autoencoder, along each axis.
+        accept_hu: Whether CTs that cannot be in HU are used.
     """
 
     cases: CaseList
@@ -131,6 +132,7 @@ class TumorReader(CropReader):
     spacing_mm: tuple[float, ...]
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
     downsampling: int = 4
+    accept_hu: bool = False
 
     def about(self, case: Case) -> dict[str, Any]:
         """Return what decides how a case is read, besides its files."""
@@ -156,7 +158,8 @@ class TumorReader(CropReader):
         """Load a case, padded to the crop, with all tumors that are annotated."""
         names = self.cases.label_names
         labels = resolve_labels(names, self.organ, source=self.cases.source)
-        return pad_to(load_case(case, labels, label_names=names, spacing_mm=self.spacing_mm), self.crop)
+        options: dict[str, Any] = {"spacing_mm": self.spacing_mm, "organ": self.organ, "accept_hu": self.accept_hu}
+        return pad_to(load_case(case, labels, label_names=names, **options), self.crop)
 
     def load(self, case: Case) -> tuple[Item, dict[int, Voxel]]:
         """Load a case, padded to the crop, and the middle voxels of the lesions to learn, by their index."""

@@ -208,7 +208,7 @@ def _parts(options: DiffusionOptions, downsampling: int) -> list[_Part]:
     sources += [(more.organ, more.root, more.labels, "more_organs.labels") for more in options.more_organs]
     parts = []
     for organ, root, labels, option in sources:
-        cases = read_root(root, labels, option=option)
+        cases = read_root(root, labels, option=option, accept_hu=options.data.accept_hu)
         parts.append(_part(options, organ, _named_after(organ, cases) if len(sources) > 1 else cases, downsampling))
     apart = {part.patient(case) for part in parts for case in part.unseen}
     parts = [replace(part, train=[c for c in part.train if part.patient(c) not in apart]) for part in parts]
@@ -228,6 +228,7 @@ def _part(options: DiffusionOptions, organ: Organ, cases: CaseList, downsampling
         crop=data.crop,
         spacing_mm=data.spacing_mm,
         downsampling=downsampling,
+        accept_hu=data.accept_hu,
     )
     stated = stated_validation(cases, fold=options.fold)
     found: dict[str, tuple[SeenTumor, ...]] = {}

@@ -26,13 +26,16 @@ MOST_SUSPICIONS = 3
 SAID_EVERY = 50
 
 
-def read_root(root: Path | None, labels: str | None = None, *, option: str = "data.labels") -> CaseList:
+def read_root(
+    root: Path | None, labels: str | None = None, *, option: str = "data.labels", accept_hu: bool = False
+) -> CaseList:
     """Read the cases of ``data.root`` and check their headers, before anything is loaded.
 
     Args:
         root: A folder of NIfTI, a ``dataset.json``, or a list.
         labels: One of ``organs.CONVENTIONS``, which then says what the label maps' numbers mean; by default the source.
         option: Where ``labels`` comes from, for messages.
+        accept_hu: Whether values that cannot be HU are accepted.
 
     Raises:
         ConfigError: ``data.root`` is not set, or there is no such convention.
@@ -44,7 +47,7 @@ def read_root(root: Path | None, labels: str | None = None, *, option: str = "da
         raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
     cases = read_cases(root)
     say(f"Checking the {counted(len(cases.cases), 'case')} of {cases.source}.")
-    check_cases(cases).raise_if_any()
+    check_cases(cases, accept_hu=accept_hu).raise_if_any()
     return cases if labels is None else replace(cases, label_names=dict(get_convention(labels)))
 
 
@@ -194,7 +197,13 @@ def check_leaks(
     folder = None if data.cache_dir is None else data.cache_dir / "fingerprints"
     stated = {case.image: known for case in files if (known := Fingerprint.from_text(case.fingerprint)) is not None}
     unstated = own_share_first(list(dict.fromkeys(file for file in files.values() if file not in stated)))
-    found = stated | fingerprints(unstated, workers=data.num_workers, cache=folder, done=_progress(len(unstated)))
+    found = stated | fingerprints(
+        unstated,
+        workers=data.num_workers,
+        cache=folder,
+        accept_hu=data.accept_hu,
+        done=_progress(len(unstated)),
+    )
     held_out = {str(files[case]): found[files[case]] for case in judged}
     own = {str(files[case]): found[files[case]] for case in train}
     remedy = "remove one of them from its list, or give both the same patient"

@@ -64,7 +64,7 @@ def choose_cases(options: SegmentationOptions) -> ChosenCases:
         # No annotated tumor is trained on, and none need be there.
         listed, found = CaseList((), {}, data.healthy_root), SortedCases((), (), ())
     else:
-        listed = read_root(data.root, data.labels)
+        listed = read_root(data.root, data.labels, accept_hu=data.accept_hu)
         found = sort_and_say(listed, organ, workers=data.num_workers)
     stated = stated_validation(listed, fold=options.fold)
     origins = {case: Origin(listed, healthy=False, made=False) for case in found.tumor}
@@ -132,7 +132,7 @@ def _with_more_healthy(
     data, organ = options.data, options.organ
     if data.healthy_root is None:
         return found, {}, ()
-    healthy = read_root(data.healthy_root, data.healthy_labels, option="data.healthy_labels")
+    healthy = read_root(data.healthy_root, data.healthy_labels, option="data.healthy_labels", accept_hu=data.accept_hu)
     held_out = stated_validation(healthy)
     more = sort_and_say(healthy, organ, assume_healthy=True, workers=data.num_workers)
     say_left_out([LeftOut(case, f"has {organ.name} tumors, yet is listed as healthy") for case in more.tumor])

@@ -44,6 +44,7 @@ class SegmentationReader:
         spacing_mm: Voxel size of model space.
         normalization: How the segmenter's scans are scaled.
         by_class: Whether crops are centered on classes; otherwise on organ or tumor, or on background.
+        accept_hu: Whether CTs that cannot be in HU are used.
     """
 
     origins: Mapping[Case, Origin] = field(repr=False)
@@ -52,6 +53,7 @@ class SegmentationReader:
     spacing_mm: tuple[float, ...]
     normalization: Normalization
     by_class: bool = True
+    accept_hu: bool = False
 
     def about(self, case: Case) -> dict[str, Any]:
         """Return what decides how a case is read, besides its files."""
@@ -77,7 +79,14 @@ class SegmentationReader:
         """Load a case as it is, with ``offset_hu`` and ``scale_hu`` of the whole scan."""
         source = self.origins[case].source
         labels = resolve_labels(source.label_names, self.organ, source=source.source)
-        item = load_case(case, labels, label_names=source.label_names, spacing_mm=self.spacing_mm)
+        item = load_case(
+            case,
+            labels,
+            label_names=source.label_names,
+            spacing_mm=self.spacing_mm,
+            organ=self.organ,
+            accept_hu=self.accept_hu,
+        )
         scale = self.normalization.scale(item["ct"])
         return {**item, "offset_hu": scale.offset_hu, "scale_hu": scale.scale_hu}
 

@@ -95,6 +95,7 @@ def _data(
             spacing_mm=data.spacing_mm,
             normalization=data.scaling,
             by_class=data.positive_share is None,
+            accept_hu=data.accept_hu,
         ),
         crops=transform,
         train=chosen.train,

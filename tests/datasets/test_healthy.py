@@ -45,8 +45,10 @@ def boxes(*parts, dtype=np.uint8):
 @pytest.fixture
 def scan(tmp_path):
     def write(name, *parts, affine=AFFINE, dtype=np.uint8, **options):
-        ct = write_nifti(tmp_path / "cts" / f"{name}.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
-        labels = write_nifti(tmp_path / "maps" / f"{name}.nii.gz", boxes(*parts, dtype=dtype), affine)
+        values = boxes(*parts, dtype=dtype)
+        hu = np.where(values > 0, 60, -1000).astype(np.int16)
+        ct = write_nifti(tmp_path / "cts" / f"{name}.nii.gz", hu, AFFINE)
+        labels = write_nifti(tmp_path / "maps" / f"{name}.nii.gz", values, affine)
         return Case(name, ct, labels, **options)
 
     return write
@@ -247,7 +249,7 @@ def test_structures_in_files_of_their_own(tmp_path):
         "d": {"spleen": whole, "liver_tumor": tumor * 0},
     }
     for case, files in given.items():
-        write_nifti(tmp_path / case / "ct.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
+        write_nifti(tmp_path / case / "ct.nii.gz", np.where(whole > 0, 60, -1000).astype(np.int16), AFFINE)
         for name, data in files.items():
             write_nifti(tmp_path / case / "segmentations" / f"{name}.nii.gz", data, AFFINE)
     cases = read_cases(tmp_path)
@@ -333,3 +335,13 @@ def test_a_real_scan(real_data, tmp_path):
     assert [reason.split()[1] for reason in found["pancreas"].reasons] == ["its", "17.39"]
     allowed = usual_rule(LIVER, allow_cut=True)
     assert select_healthy(cases, LIVER, allowed, assume_healthy=True)[0].status == "healthy"
+
+
+def test_healthy_organs_of_no_ct_in_hu_are_left_out_unless_accepted(scan, tmp_path):
+    right, wrong = scan("right", ORGAN), scan("wrong", ORGAN)
+    write_nifti(wrong.image, np.where(boxes(ORGAN) > 0, 60 - 1024, -2024).astype(np.int16), AFFINE)
+    cases = listed(tmp_path, right, wrong)
+    assert [each.status for each in select_healthy(cases, LIVER, usual_rule(LIVER))] == ["healthy", "failed"]
+    accepted = select_healthy(cases, LIVER, usual_rule(LIVER), accept_hu=True)
+    assert [each.status for each in accepted] == ["healthy", "healthy"]
+    assert "the liver has a mean of -964 HU" in " ".join(accepted[1].reasons)

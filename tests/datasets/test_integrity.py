@@ -44,7 +44,7 @@ def test_a_slice_with_air_is_proof_enough_of_hu_and_one_without_is_not(tmp_path,
     values[..., 0] = first
     write_nifti(tmp_path / "a.nii.gz", values)
     whole = []
-    monkeypatch.setattr("difftumor.datasets.integrity.read_ct", whole.append)
+    monkeypatch.setattr("difftumor.datasets.integrity.read_ct", lambda file, **options: whole.append(file))
     assert not check_cases(read_cases(tmp_path)).problems
     assert len(whole) == (first == 40)
 
@@ -100,7 +100,7 @@ def test_two_lists_are_searched_for_scans_in_both(tmp_path):
 
 def test_a_scan_is_read_again_only_when_its_file_changes(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(integrity, "read_ct", lambda file: read.append(file) or read_ct(file))
+    monkeypatch.setattr(integrity, "read_ct", lambda file, **options: read.append(file) or read_ct(file))
     file = write_nifti(tmp_path / "a.nii", ct_values())
     first = fingerprints([file, file], cache=tmp_path / "cache")
     assert str(fingerprints([file], cache=tmp_path / "cache")[file]) == str(first[file])

@@ -1,5 +1,6 @@
 """Loading into model space, crops and order: what depends on seed, epoch and index, and on nothing else."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from difftumor.datasets.transforms import (
     pad_to,
     with_centers,
 )
-from difftumor.errors import GridMismatchError, OrganError
-from difftumor.scans.organs import OrganLabels
-from tests.nifti import voxels
+from difftumor.errors import GridMismatchError, OrganError, VolumeError
+from difftumor.scans.hounsfield import ScanWarning
+from difftumor.scans.organs import OrganLabels, get_organ
+from tests.nifti import voxels, write_nifti
 
 LIVER = OrganLabels(organ=(1, 4), tumor=(3,))
 
@@ -187,3 +189,21 @@ def test_cases_that_are_kept_are_read_once(case, cache_rate, reads):
         for index in range(2):
             data[(epoch, index)]
     assert len(read) == reads
+
+
+def test_cases_of_no_ct_in_hu_are_refused_or_accepted_with_a_warning(tmp_path):
+    hu = np.full((16, 16, 12), -1000, np.int16)
+    labels = np.zeros(hu.shape, np.uint8)
+    hu[2:14, 2:14], labels[4:12, 4:12, 2:10] = 40, 1
+    write_nifti(tmp_path / "ct.nii.gz", hu)
+    write_nifti(tmp_path / "twice.nii.gz", hu - 1024)
+    write_nifti(tmp_path / "labels.nii.gz", labels)
+    numbers, liver = OrganLabels((1,), name="liver"), get_organ("liver")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_case(Case("a", tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz"), numbers, organ=liver)
+    twice = Case("b", tmp_path / "twice.nii.gz", tmp_path / "labels.nii.gz")
+    with pytest.raises(VolumeError, match=r"rescaled twice.*data\.accept_hu=true"):
+        load_case(twice, numbers, organ=liver)
+    with pytest.warns(ScanWarning, match="the liver has a mean of -984 HU"):
+        load_case(twice, numbers, organ=liver, accept_hu=True)

@@ -19,7 +19,7 @@ from tests.segmentation.makers import make_segmenter, mask, scan
 
 def prediction(labels: np.ndarray, affine: np.ndarray) -> Prediction:
     """A prediction that is a quarter sure of its tumors."""
-    ct = volume_of(np.full(labels.shape, -1000, np.int16), affine)
+    ct = volume_of(np.full(labels.shape, -1000, np.int16), affine, accept_hu=True)
     return Prediction(ct=ct, labels=labels, tumor_probability=np.where(labels == 2, 0.25, 0).astype(np.float16))
 
 

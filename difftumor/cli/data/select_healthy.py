@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from difftumor.cli.options import accept_hu_option
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -65,6 +67,7 @@ def select_healthy(
     assume_healthy: Annotated[
         bool, typer.Option("--assume-healthy", help="Also accept scans whose label maps cannot show tumors.")
     ] = False,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
     jobs: Annotated[int, typer.Option(help="Threads.", min=1)] = 1,
     fingerprints: Annotated[
         bool,
@@ -104,7 +107,9 @@ def select_healthy(
     if not cases.label_names:
         typer.echo(f"The label maps come without names: 1 is taken for {chosen.name}, 2 for its tumors.")
     with progress_bar("Reading label maps", len(cases.cases)) as advance:
-        judged = select(cases, chosen, rule, assume_healthy=assume_healthy, workers=jobs, done=advance)
+        judged = select(
+            cases, chosen, rule, assume_healthy=assume_healthy, accept_hu=accept_hu, workers=jobs, done=advance
+        )
     if fingerprints:
         healthy_cases = [verdict.case for verdict in judged if verdict.status == "healthy"]
         with progress_bar("Reading CTs", len(healthy_cases)) as advance:

@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from difftumor.cli.options import Rule, iou_option, parse_names, parse_organ_labels, read_matching, rule_option
+from difftumor.cli.options import (
+    Rule,
+    accept_hu_option,
+    iou_option,
+    parse_names,
+    parse_organ_labels,
+    read_matching,
+    rule_option,
+)
 
 TUMORS, SCANS, MODEL, RESULTS = "Which tumors", "Scans and organ", "Segmenter", "Results"
 
@@ -52,6 +60,7 @@ def robustness(
             rich_help_panel=SCANS,
         ),
     ] = None,
+    accept_hu: Annotated[bool, accept_hu_option(SCANS)] = False,
     dimensions: Annotated[
         Path | None,
         typer.Option(
@@ -175,7 +184,9 @@ def robustness(
     from difftumor.evaluation.robustness import run
     from difftumor.evaluation.robustness.scoring import SUMMARY_COLUMNS, ScanResult
 
-    scans, unusable = run.usable_scans(listed, host, organ_labels=files.organ_labels, mask=organ_mask is not None)
+    scans, unusable = run.usable_scans(
+        listed, host, organ_labels=files.organ_labels, mask=organ_mask is not None, accept_hu=accept_hu
+    )
     inputs = [cases, *model, *(path for scan in scans for paths in scan.inputs.files.values() for path in paths)]
     check_outputs(run.result_names(scans), inputs, out)
     on = pick_device(device)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftumor.cli.options import accept_hu_option
+
 if TYPE_CHECKING:
     from difftumor.scans.organs import Organ
     from difftumor.synthesis.scan.options import SynthesisOptions
@@ -51,6 +53,7 @@ def nnunet(
             help="Treat cases as free of tumors if neither the list nor the label maps can show any.",
         ),
     ] = False,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
     seed: Annotated[int, typer.Option(help="Seed of the folds and the synthetic tumors.")] = 0,
     overwrite: OverwriteOption = False,
     synthetic: Annotated[
@@ -124,9 +127,11 @@ def nnunet(
 
     number = check_dataset_name(out)
     written = export_dataset(
-        out, listed, chosen, synthesis=options, copies=synthetic, assume_healthy=assume_healthy, seed=seed, jobs=jobs,
-        overwrite=overwrite, progress=progress_bar,
+        out, listed, chosen, synthesis=options, copies=synthetic, assume_healthy=assume_healthy, accept_hu=accept_hu,
+        seed=seed, jobs=jobs, overwrite=overwrite, progress=progress_bar,
     )  # fmt: skip
+    for warning in written.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
     for copy, error in written.failed.items():
         typer.echo(f"Left out {copy}: {error}", err=True)
     typer.echo(f"{counted(written.cases, 'case')}, {counted(written.copies, 'synthetic copy')}: {out}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from difftumor.cli.options import accept_hu_option
 from difftumor.segmentation.options import CLOSING_MM, DILATION_MM
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write probabilities/CASE.nii.gz, 4-D: one volume per class.")
     ] = False,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
     overlap: Annotated[float, typer.Option(help="Share of a window that overlaps its neighbor.")] = 0.75,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     windows_per_batch: Annotated[int, typer.Option(help="Number of windows predicted together.", min=1)] = 1,
@@ -124,7 +126,12 @@ def predict(
     on = pick_device(device)
     artifacts = [load_artifact(m, kind="segmenter", device=on, allow_incomplete=allow_incomplete) for m in model]
     predictor = CasePredictor(
-        artifacts, options, organ=target, probabilities=probabilities, windows_per_batch=windows_per_batch
+        artifacts,
+        options,
+        organ=target,
+        probabilities=probabilities,
+        windows_per_batch=windows_per_batch,
+        accept_hu=accept_hu,
     )
     given = [listed.source, *(case.ct for case in cases), *(mask.path for mask in masks.values())]
     check_outputs({case.id: predictor.files_of(case.id) for case in cases}, given, out)
@@ -148,6 +155,8 @@ def _say(predicted: PredictedCase) -> None:
     if predicted.record is None:
         typer.echo(f"{predicted.id}: failed, {predicted.error}", err=True)
     else:
+        for warning in predicted.record.get("warnings", ()):
+            typer.echo(f"Warning: {predicted.id}: {warning}", err=True)
         before = ", done before" if predicted.status == "done before" else ""
         typer.echo(f"{predicted.id}: {describe_lesions(predicted.record)}{before}")
 

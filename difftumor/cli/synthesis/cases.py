@@ -46,7 +46,9 @@ def synthesize_cases(
     from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
 
     mask = files.organ_mask is not None
-    ready, unusable = usable_inputs(listed, organ, organ_labels=files.organ_labels, mask=mask)
+    ready, unusable = usable_inputs(
+        listed, organ, organ_labels=files.organ_labels, mask=mask, accept_hu=files.accept_hu
+    )
     given = [path for _, inputs in ready for paths in inputs.files.values() for path in paths]
     names = {case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}
     check_outputs(names, [listed.source, *given], out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftumor.cli.options import flag, option, parse_organ_labels
+from difftumor.cli.options import accept_hu_option, flag, option, parse_organ_labels
 from difftumor.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def synthesize(
     segments: Annotated[
         Path | None, option("Label map of the organ's segments, for tumors with location: {segment: N}.", SCAN)
     ] = None,
+    accept_hu: Annotated[bool, accept_hu_option(SCAN)] = False,
     cases: Annotated[Path | None, option(MANY, SCAN)] = None,
     tumors: Annotated[Path | None, option("YAML file of the tumors, instead of the options below.", TUMORS)] = None,
     generator: Annotated[str | None, option(GENERATORS, TUMORS)] = None,
@@ -126,6 +127,7 @@ def synthesize(
         organ_labels=parse_organ_labels(organ_label),
         convention=convention,
         segments=segments,
+        accept_hu=accept_hu,
     )
     if replay is not None:
         asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}

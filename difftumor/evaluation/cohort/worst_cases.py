@@ -113,7 +113,7 @@ def _middle(true: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> tuple[int,
 def _image(ct: Path | None, grid: Grid, space: ModelSpace, box: Box, labels: NDArray[np.uint8]) -> NDArray[np.float32]:
     if ct is not None:
         try:
-            volume = read_ct(ct)
+            volume = read_ct(ct, accept_hu=True)
             if volume.grid.matches(grid):
                 image: NDArray[np.float32] = space.to_model(volume.data, kind="image", box=box)
                 return image

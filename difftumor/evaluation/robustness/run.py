@@ -92,7 +92,7 @@ def load_benchmark(
 
 
 def usable_scans(
-    listed: CaseList, organ: Organ, *, organ_labels: tuple[int, ...], mask: bool
+    listed: CaseList, organ: Organ, *, organ_labels: tuple[int, ...], mask: bool, accept_hu: bool = False
 ) -> tuple[list[HealthyScan], list[ScanResult]]:
     """Return the scans of a list, and those that cannot be used as failed results.
 
@@ -101,11 +101,12 @@ def usable_scans(
         organ: The organ.
         organ_labels: Its numbers in the label maps; empty if the list names its labels.
         mask: Whether the labels are masks of the organ alone.
+        accept_hu: As for ``Scan``.
     """
     ready, unusable = [], []
     for case in listed.cases:
         try:
-            inputs = inputs_of(case, listed, organ, organ_labels=organ_labels, mask=mask)
+            inputs = inputs_of(case, listed, organ, organ_labels=organ_labels, mask=mask, accept_hu=accept_hu)
             ready.append(HealthyScan(case.id, case.patient, inputs))
         except DiffTumorError as error:
             unusable.append(ScanResult(case.id, "failed", notes=(str(error),)))

@@ -123,7 +123,7 @@ class Benchmark:
         host = model_scan.host([tumor_spec(self.dimensions)], self.synthesizer.organ)
         seed = derive_seed(self.seed, "case", case)
         plan = plan_scan(host, self.dimensions, seed=seed, repeats=self.repeats)
-        notes = list(plan.notes)
+        notes = [*scan.doubts, *plan.notes]
         test = ScanTest(self, model_scan, host)
         rows: dict[Variant, TumorRow] = {}
         with folder_written_whole(folder) as staging:

@@ -102,7 +102,7 @@ def write_worst(
 
 
 def _picture(benchmark: Benchmark, row: TumorRow, folder: Path) -> bytes:
-    ct, labels = read_ct(folder / CT_FILE), read_labels(folder / LABELS_FILE)
+    ct, labels = read_ct(folder / CT_FILE, accept_hu=True), read_labels(folder / LABELS_FILE)
     box = Box.around_organ(labels.data > 0, ct.grid.spacing_mm, benchmark.margin_mm)
     part = ct.part(box)
     space = ModelSpace(part.grid)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,13 @@ class Outcome:
 
 
 def inputs_of(
-    case: Case, cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = (), mask: bool = False
+    case: Case,
+    cases: CaseList,
+    organ: Organ,
+    *,
+    organ_labels: Sequence[int] = (),
+    mask: bool = False,
+    accept_hu: bool = False,
 ) -> ScanInputs:
     """Return the files of a case of a list.
 
@@ -74,6 +80,7 @@ def inputs_of(
         organ: The organ.
         organ_labels: The organ's numbers, if the list does not say.
         mask: Whether the labels are a mask of nothing but the organ.
+        accept_hu: As for ``Scan``.
 
     Raises:
         CaseListError: The case has no labels.
@@ -81,23 +88,25 @@ def inputs_of(
     """
     if case.labels is None:
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels: give a list that names them.")
+    single = ScanInputs(
+        ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels), accept_hu=accept_hu
+    )
     if mask:
-        return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
+        return single
     if organ_labels and case.labels.is_dir():
         raise CaseListError(
             f"{case.labels} has one file per structure and needs no organ_labels (--organ-label): leave it out."
         )
     if organ_labels and not cases.label_names:
-        return ScanInputs(ct=case.image, organ_masks=(case.labels,), organ_labels=tuple(organ_labels))
+        return single
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     if case.labels.is_dir():
         masks, tumors = (structure_files(case, cases.label_names, n) for n in (numbers.organ, numbers.tumor))
         if not masks:
             raise CaseListError(f"{case.labels} has no file of the {organ.name}: leave the case out or add the file.")
-        return ScanInputs(ct=case.image, organ_masks=masks, tumor_masks=tumors)
-    return ScanInputs(
-        ct=case.image,
-        organ_masks=(case.labels,),
+        return ScanInputs(ct=case.image, organ_masks=masks, tumor_masks=tumors, accept_hu=accept_hu)
+    return replace(
+        single,
         organ_labels=tuple(organ_labels) or numbers.organ,
         tumor_labels=numbers.tumor,
         assumed=not numbers.named,
@@ -105,7 +114,7 @@ def inputs_of(
 
 
 def usable_inputs(
-    cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = (), mask: bool = False
+    cases: CaseList, organ: Organ, *, organ_labels: Sequence[int] = (), mask: bool = False, accept_hu: bool = False
 ) -> tuple[list[tuple[str, ScanInputs]], list[Outcome]]:
     """Return ids and files of the cases of a list, and the outcome of those without usable labels.
 
@@ -114,11 +123,13 @@ def usable_inputs(
         organ: The organ.
         organ_labels: The organ's numbers, if the list does not say.
         mask: Whether the labels are masks of nothing but the organ.
+        accept_hu: As for ``Scan``.
     """
+    options: dict[str, Any] = {"organ_labels": organ_labels, "mask": mask, "accept_hu": accept_hu}
     usable, unusable = [], []
     for case in cases.cases:
         try:
-            usable.append((case.id, inputs_of(case, cases, organ, organ_labels=organ_labels, mask=mask)))
+            usable.append((case.id, inputs_of(case, cases, organ, **options)))
         except DiffTumorError as error:
             unusable.append(Outcome(case.id, "failed", error=str(error)))
     return usable, unusable

@@ -46,7 +46,7 @@ class ScanReport:
     Args:
         folder: Where.
         tumors: What each tumor became.
-        warnings: What fell short of the request, in sentences.
+        warnings: What speaks against the scan and what fell short of the request, in sentences.
         rejected: How many tumors the quality gate rejected.
         notes: What a user should know of how they were made, in sentences.
     """
@@ -65,7 +65,7 @@ class SynthesisResult:
     Args:
         made: What the tumors change, and where.
         tumors: What was asked of each tumor and what it became.
-        warnings: What fell short of the request, in sentences.
+        warnings: What speaks against the scan and what fell short of the request, in sentences.
         facts: What ``record.json`` says besides tumors and warnings.
         notes: What a user should know of how they were made, in sentences.
 
@@ -211,6 +211,7 @@ class ScanSynthesizer:
         warnings = (*drawn.shortfalls, *find_warnings(tumors))
         if warnings and self.strict:
             raise SynthesisError(f"{warnings[0]} Ask for something else, or omit strict (--strict).")
+        warnings = (*scan.doubts, *warnings)
         facts = {
             "request": self.request,
             "inputs": None if scan.inputs is None else scan.inputs.to_record(),
@@ -277,7 +278,7 @@ def replay_scan(
     tumors = report_tumors(made, host, window=synthesizer.window)
     kept = {name: record.content[name] for name in ("request", "inputs", "models", "shortfalls", "rejected")}
     kept["sources"] = record.content.get("sources", {})
-    warnings = (*kept["shortfalls"], *find_warnings(tumors))
+    warnings = (*scan.doubts, *kept["shortfalls"], *find_warnings(tumors))
     then, now = record.content["device"], str(synthesizer.device)
     notes = () if now == then else (f"The record was made on {then}, this is {now}: the last bits may differ.",)
     facts = {**kept, "device": now}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files import provenance
+from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.label_maps import label_values, mask_of
 from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
 from difftumor.scans.organs import TUMOR, Organ, get_organ
@@ -29,6 +30,8 @@ class Scan:
         tumor_mask: (X, Y, Z), nonzero in tumors that are there already; they keep their label and host no others.
         segments: (X, Y, Z) label map of the organ's segments.
         inputs: Files that it was read from; None for arrays.
+        accept_hu: Whether a CT that cannot be in HU, and a mask that cannot be of the organ, are only noted in
+            ``doubts``.
 
     Attributes:
         ct: The CT as a volume.
@@ -37,9 +40,10 @@ class Scan:
         tumor_mask: Boolean and not empty, or None.
         segments: Unsigned integers, or None.
         inputs: As given.
+        doubts: What speaks against the CT or the mask, in sentences.
 
     Raises:
-        VolumeError: The CT, the affine or a mask cannot be used.
+        VolumeError: The CT, the affine or a mask cannot be used, or the CT cannot be in HU.
         GridMismatchError: A mask or the segments have another shape than the CT.
         OrganError: The organ is unknown, absent, or all of it is tumor.
 
@@ -63,13 +67,20 @@ class Scan:
         tumor_mask: ArrayLike | None = None,
         segments: ArrayLike | None = None,
         inputs: ScanInputs | None = None,
+        accept_hu: bool = False,
     ) -> None:
-        self.ct = ct_hu if isinstance(ct_hu, Volume) else volume_of(ct_hu, np.eye(3) if affine is None else affine)
-        self.organ = (get_organ(organ) if isinstance(organ, str) else organ).name
+        if isinstance(ct_hu, Volume):
+            self.ct = ct_hu
+        else:
+            self.ct = volume_of(ct_hu, np.eye(3) if affine is None else affine, accept_hu=accept_hu)
+        rules = get_organ(organ) if isinstance(organ, str) else organ
+        self.organ = rules.name
         self.inputs = inputs
         self.organ_mask = self._mask(organ_mask, "organ_mask")
         if not self.organ_mask.any():
             raise OrganError(f"{self.organ_source} holds no voxel of the {self.organ}: give a mask of it.")
+        found = organ_doubts(self.ct.data, self.organ_mask, rules, ct=str(self.ct.path), mask=self.organ_source)
+        self.doubts = self.ct.doubts + settle(found, accept=accept_hu)
         tumors = None if tumor_mask is None else self._mask(tumor_mask, "tumor_mask")
         self.tumor_mask = tumors if tumors is not None and tumors.any() else None
         if self.tumor_mask is not None:
@@ -118,6 +129,7 @@ class ScanInputs:
         tumor_masks: Masks of such tumors, if they have their own files.
         segments: Label map of the organ's segments; None for none.
         assumed: Whether nothing says what the numbers mean and the usual ones are assumed; other numbers are refused.
+        accept_hu: As for ``Scan``.
     """
 
     ct: Path
@@ -127,6 +139,7 @@ class ScanInputs:
     tumor_masks: tuple[Path, ...] = ()
     segments: Path | None = None
     assumed: bool = False
+    accept_hu: bool = field(default=False, compare=False)
 
     @property
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -162,6 +175,7 @@ class ScanInputs:
             tumor_labels=tuple(int(value) for value in content["tumor_labels"]),
             tumor_masks=_paths(content["tumor_masks"]),
             segments=segments[0] if segments else None,
+            accept_hu=True,  # as it was when the record was made
         )
 
     def check_same(self, content: Mapping[str, Any]) -> None:
@@ -194,13 +208,13 @@ class ScanInputs:
             organ: The organ, or the name of a known one.
 
         Raises:
-            VolumeError: A file is missing, damaged, not 3-D, or of the wrong kind.
+            VolumeError: A file is missing, damaged, not 3-D, of the wrong kind, or not in HU.
             GridMismatchError: The grids differ.
             OrganError: The organ is absent, or all of it is tumor.
             ConfigError: A file is a label map of several structures and no number is given.
         """
         name = organ if isinstance(organ, str) else organ.name
-        ct = read_ct(self.ct)
+        ct = read_ct(self.ct, accept_hu=self.accept_hu)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
             raise OrganError(f"There is no mask of the {name} for {self.ct}: give one.")
@@ -212,7 +226,16 @@ class ScanInputs:
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None
         segments = None if self.segments is None else _read_like(self.segments, ct).data
-        return Scan(ct, None, mask, organ=organ, tumor_mask=there, segments=segments, inputs=self)
+        return Scan(
+            ct,
+            None,
+            mask,
+            organ=organ,
+            tumor_mask=there,
+            segments=segments,
+            inputs=self,
+            accept_hu=self.accept_hu,
+        )
 
     def _check_numbers(self, labels: Volume, organ: str) -> None:
         if self.assumed and int(labels.data.max()) > TUMOR:

@@ -31,6 +31,7 @@ class ScanOptions:
         organ_labels: The organ's numbers in it, from 1.
         convention: What all its numbers mean, such as ``"totalsegmentator"``.
         segments: Label map of the organ's segments.
+        accept_hu: Whether a CT that cannot be in HU, or a mask that cannot be of the organ, is used all the same.
     """
 
     ct: Path | str | None = None
@@ -39,6 +40,7 @@ class ScanOptions:
     organ_labels: tuple[int, ...] = ()
     convention: str | None = None
     segments: Path | str | None = None
+    accept_hu: bool = False
 
     def __post_init__(self) -> None:
         if self.organ_mask is not None and self.labels is not None:
@@ -83,7 +85,12 @@ class ScanOptions:
             )
         segments = None if self.segments is None else Path(self.segments)
         return ScanInputs(
-            ct=Path(self.ct), organ_masks=(self.mask,), organ_labels=numbers, tumor_labels=tumors, segments=segments
+            ct=Path(self.ct),
+            organ_masks=(self.mask,),
+            organ_labels=numbers,
+            tumor_labels=tumors,
+            segments=segments,
+            accept_hu=self.accept_hu,
         )
 
     def moved(self, recorded: ScanInputs) -> ScanInputs:

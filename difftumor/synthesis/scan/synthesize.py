@@ -25,6 +25,7 @@ def read_scan(
     organ_labels: Sequence[int] = (),
     convention: str | None = None,
     segments: Path | str | None = None,
+    accept_hu: bool = False,
 ) -> Scan:
     """Read a CT and an organ in it, of any orientation and spacing.
 
@@ -36,10 +37,11 @@ def read_scan(
         organ_labels: The organ's numbers in the mask or label map.
         convention: What all numbers of the label map mean, such as ``"totalsegmentator"``.
         segments: Label map of the organ's segments.
+        accept_hu: Whether a CT that cannot be in HU, or a mask that cannot be of the organ, is used all the same.
 
     Raises:
         ConfigError: The organ is not given, or given twice.
-        VolumeError: A file is missing, damaged, or of the wrong kind.
+        VolumeError: A file is missing, damaged, of the wrong kind, or not in HU.
         GridMismatchError: The grids differ.
         OrganError: The organ is unknown or absent.
 
@@ -56,6 +58,7 @@ def read_scan(
         organ_labels=tuple(organ_labels),
         convention=convention,
         segments=segments,
+        accept_hu=accept_hu,
     )
     return files.inputs(organ).read(organ=organ)
 

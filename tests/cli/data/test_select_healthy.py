@@ -32,9 +32,12 @@ def boxes(*parts, dtype=np.uint8):
     return data
 
 
+CT = np.where(boxes((ORGAN, 1)) > 0, 60, -1000).astype(np.int16)
+
+
 def write(folder, case, data, affine=AFFINE, *, ct=True):
     if ct:
-        write_nifti(folder / "cts" / f"{case}_0000.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
+        write_nifti(folder / "cts" / f"{case}_0000.nii.gz", CT, AFFINE)
     return write_nifti(folder / "maps" / f"{case}.nii.gz", data, affine)
 
 
@@ -196,7 +199,7 @@ def test_predictions_of_another_organ_are_refused(scans, capsys):
 @pytest.mark.parametrize("inside", ["", "segmentations"])
 def test_folders_of_structures(tmp_path, inside, capsys):
     for case, tumor in (("a", 0), ("b", 1)):
-        write_nifti(tmp_path / "cts" / f"{case}.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
+        write_nifti(tmp_path / "cts" / f"{case}.nii.gz", CT, AFFINE)
         parts = {"spleen": boxes((((20, 20, 20), (3, 3, 3)), 1)), "liver": boxes((ORGAN, 1))}
         parts["liver_tumor"] = boxes((TUMOR, tumor))
         for name, data in parts.items():
@@ -214,7 +217,7 @@ def test_folders_of_structures(tmp_path, inside, capsys):
 
 def test_case_folders_and_lists_name_their_cts(tmp_path):
     for case, tumor in (("a", 0), ("b", 1)):
-        write_nifti(tmp_path / "atlas" / case / "ct.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
+        write_nifti(tmp_path / "atlas" / case / "ct.nii.gz", CT, AFFINE)
         for name, data in (("liver", boxes((ORGAN, 1))), ("liver_tumor", boxes((TUMOR, tumor)))):
             write_nifti(tmp_path / "atlas" / case / "segmentations" / f"{name}.nii.gz", data, AFFINE)
     out = tmp_path / "list.json"
@@ -281,7 +284,7 @@ def test_cts_that_are_missing_or_elsewhere(scans, capsys):
     without = ("--organ", "liver", "--out", scans / "x.json")
     assert run("select-healthy", scans / "maps", *without) == 1
     assert "give their CTs with --cts" in capsys.readouterr().err
-    write_nifti(scans / "others" / "z.nii.gz", np.full(SHAPE, -1000, np.int16), AFFINE)
+    write_nifti(scans / "others" / "z.nii.gz", CT, AFFINE)
     assert run("select-healthy", scans / "maps", "--cts", scans / "others", *without) == 1
     assert "(z and a are the first): name the label maps like their CTs" in capsys.readouterr().err
     assert run("select-healthy", scans / "no", *without) == 1

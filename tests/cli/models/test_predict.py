@@ -123,7 +123,11 @@ def test_a_folder_with_masks(tmp_path, folder, segmenter, capsys):
     part[:4] = 1
     for case in "ab":
         mask(tmp_path / "masks" / f"{case}.nii.gz", part)
-    assert predict(folder, segmenter, tmp_path / "out", "--organ-mask", tmp_path / "masks") == 0
+    words = (folder, segmenter, tmp_path / "out", "--organ-mask", tmp_path / "masks")
+    assert predict(*words) == 1
+    assert "a.nii.gz lies in air: in " in capsys.readouterr().err  # the first rows of these scans
+    assert predict(*words, "--accept-hu") == 0
+    assert "Warning: a: " in capsys.readouterr().err
     for case in "ab":
         # The mask ends at 4 mm, and 5 mm beyond it are allowed.
         assert not (voxels(tmp_path / "out" / f"{case}.nii.gz") == 2)[4 + 5 :].any()

@@ -6,6 +6,8 @@ every stored value outside the change.
 """
 
 import gzip
+import math
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
-from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
+from difftumor.scans.grid import Array, Box, Grid, compare_grids, stored_grid, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
 
 _SUFFIXES = (".nii", ".nii.gz")
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_DAMAGED = (EOFError, OSError, OverflowError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+# Bytes that a compressed byte can stand for, at most.
+_MOST_DEFLATED = 1100
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,8 @@ def read_grid(path: Path) -> Grid:
     """Read shape and affine from a file's header, without its voxels.
 
     Raises:
-        VolumeError: The file is missing, not NIfTI, damaged, not 3-D, empty, or its affine is singular.
+        VolumeError: The file is missing, not NIfTI, damaged, too short, not 3-D or empty, or its header states a
+            geometry that cannot be used: see ``stored_grid``.
     """
     return _open(Path(path))[1]
 
@@ -272,7 +277,6 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
 
 
 def _judged(data: NDArray[np.float32], name: Path | str, accept_hu: bool) -> tuple[str, ...]:
-    """Return what speaks against HU."""
     low, high = float(data.min()), float(data.max())
     # A NaN makes both ends NaN.
     if not np.isfinite(low) or not np.isfinite(high):
@@ -287,7 +291,9 @@ def check_nifti(path: Path) -> None:
         VolumeError: It does not exist, is a folder, or has another name than NIfTI files have.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        # Of a link that leads nowhere, or to itself, nothing exists either.
+        exists = os.path.lexists(path) and not path.is_symlink()
+        what = "is a folder" if path.is_dir() else "is no regular file" if exists else "does not exist"
         raise VolumeError(f"{path} {what}; give a NIfTI file (.nii or .nii.gz).")
     if not is_nifti(path):
         raise VolumeError(f"{path} is not a NIfTI file; convert it to .nii or .nii.gz.")
@@ -298,7 +304,6 @@ def _open(path: Path) -> tuple[Any, Grid]:
     check_nifti(path)
     try:
         image = nib.load(path)
-        affine = image.affine
     except _DAMAGED as error:
         raise VolumeError(f"{path} is damaged or not NIfTI ({_reason(error)}); copy or convert it again.") from error
     shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
@@ -308,16 +313,19 @@ def _open(path: Path) -> tuple[Any, Grid]:
         raise VolumeError(f"{path} holds no voxels (shape {image.shape}); copy or convert it again.")
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(f"{path} stores {image.get_data_dtype()} values; convert it to integers or floats.")
-    try:
-        return image, Grid(triple(shape), affine)
-    except ValueError as error:
-        raise VolumeError(f"{path} has a singular affine; convert it again, with its voxel spacing set.") from error
+    # Before any memory is taken for what a header claims.
+    begin, claimed = int(image.dataobj.offset), math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+    if begin + claimed > path.stat().st_size * (_MOST_DEFLATED if path.name.lower().endswith(".gz") else 1):
+        raise VolumeError(f"{path} is truncated (its header claims {begin + claimed} bytes); copy it again.")
+    if begin < image.header.single_vox_offset:
+        raise VolumeError(f"{path} is damaged: its voxels begin at byte {begin}, in its header; convert it again.")
+    return image, stored_grid(image, path)
 
 
 def _load(path: Path, image: Any) -> StoredImage:
     """Read the whole file, so that the checksum of a compressed one is verified."""
     proxy = image.dataobj
-    buffer = np.empty(int(np.prod(proxy.shape)) * proxy.dtype.itemsize, np.uint8)
+    buffer = np.empty(math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
     view, filled = buffer.data, 0
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
@@ -329,9 +337,10 @@ def _load(path: Path, image: Any) -> StoredImage:
     except _DAMAGED as error:
         raise VolumeError(f"{path} is damaged ({_reason(error)}); copy it again from its source.") from error
     if filled < buffer.size:
-        raise VolumeError(
-            f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it again from its source."
-        )
+        raise VolumeError(f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it again.")
+    stated = type(image.header)(preamble[: image.header.template_dtype.itemsize], check=False)
+    if np.isinf(stated["scl_slope"]) or np.isinf(stated["scl_inter"]):  # which nibabel takes for no scaling
+        raise VolumeError(f"{path} scales its values by infinity (scl_slope, scl_inter); convert it again.")
     values = buffer.view(proxy.dtype).reshape(proxy.shape, order="F")
     values.flags.writeable = False
     return StoredImage(preamble, values, float(proxy.slope), float(proxy.inter))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files import written_whole
-from difftumor.scans.grid import Box, Grid
+from difftumor.scans.grid import Box, Grid, stored_grid
 from difftumor.scans.nifti import Volume, nifti_stream
 from difftumor.scans.organs import TUMOR
 
@@ -87,7 +87,7 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
     try:
         image: Any = nib.load(path)
         stored = image.dataobj[..., TUMOR] if image.ndim == 4 else image.dataobj[...]
-        grid = Grid(image.shape[:3], image.affine)
+        grid = stored_grid(image, path)
         probability = np.asarray(stored, np.float32)
     except (OSError, EOFError, ValueError, IndexError, nib.filebasedimages.ImageFileError) as error:
         raise VolumeError(

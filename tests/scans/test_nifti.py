@@ -209,11 +209,15 @@ def test_crops_without_air_and_windowed_hu_pass(tmp_path):
 
 
 def test_the_header_alone_gives_the_grid(tmp_path):
-    path = write_nifti(tmp_path / "ct.nii", ct_values(), _oblique())
-    path.write_bytes(path.read_bytes()[:360])  # the voxels are gone
+    path = write_nifti(tmp_path / "ct.nii.gz", ct_values(), _oblique())
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:360]))  # the voxels are gone
     assert read_grid(path).shape == (5, 6, 4)
     with pytest.raises(VolumeError, match="truncated"):
         read_ct(path)
+    path = write_nifti(tmp_path / "ct.nii", ct_values(), _oblique())
+    path.write_bytes(path.read_bytes()[:360])  # its size says so
+    with pytest.raises(VolumeError, match="truncated"):
+        read_grid(path)
 
 
 # Labels

@@ -144,8 +144,8 @@ def synthesize_files(options: SynthesisOptions, inputs: ScanInputs, *, out: Path
     from difftumor.synthesis.scan.record import check_output
 
     # What can be said at once is said before networks, or even PyTorch, are loaded.
-    check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check()
+    check_output(out, inputs=inputs, overwrite=overwrite)
     options.find_sources()
     return options.load().make_files(inputs, out=out, overwrite=overwrite)
 

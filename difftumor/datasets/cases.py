@@ -16,7 +16,9 @@ import numpy as np
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import written_whole
+from difftumor.scans.label_maps import stated_label_names
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
+from difftumor.scans.organs import check_stated_names
 from difftumor.seeding import numpy_generator
 
 
@@ -113,11 +115,14 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         CaseListError: The case has no labels, or its folder holds none of the files.
         VolumeError: A file cannot be used.
         GridMismatchError: Files of the folder differ in grid.
+        OrganError: The label map gives its numbers other names.
     """
     if case.labels is None:
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels; give a list that names them.")
     if not case.labels.is_dir():
-        return read_labels(case.labels)
+        labels = read_labels(case.labels)
+        check_stated_names(stated_label_names(labels), label_names, source=case.labels)
+        return labels
     joined: Volume | None = None
     dtype = np.min_scalar_type(max(label_names.values(), default=0))
     for name, number in sorted(label_names.items(), key=lambda item: item[1]):

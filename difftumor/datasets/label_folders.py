@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from difftumor.datasets.cases import CaseList, read_case_list
-from difftumor.datasets.sources import case_id, read_dataset_labels, read_label_table
+from difftumor.datasets.sources import case_id, lists_cases, read_dataset_labels, read_label_table
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.scans.nifti import is_nifti
-from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
+from difftumor.scans.organs import CONVENTIONS, Organ, get_convention, normalized
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -28,6 +28,18 @@ def label_maps(folder: Path) -> dict[str, Path]:
         if len(files) > 1:
             raise CaseListError(too_many(files))
     return {case: files[0] for case, files in found.items()}
+
+
+def holds_label_maps(folder: Path) -> bool:
+    """Whether a folder holds label maps itself, and no list of cases; a ``dataset.json`` in it only names labels.
+
+    Raises:
+        CaseListError: Its ``dataset.json`` cannot be read.
+    """
+    if not folder.is_dir() or not any(is_nifti(path) and not path.name.startswith(".") for path in folder.iterdir()):
+        return False
+    dataset = folder / "dataset.json"
+    return not dataset.is_file() or not lists_cases(dataset)
 
 
 def label_files(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -104,8 +116,8 @@ def read_label_names(word: str) -> Mapping[str, int]:
         ConfigError: There is no such convention or file.
         CaseListError: The file is malformed.
     """
-    if word in CONVENTIONS:
-        return CONVENTIONS[word]
+    if normalized(word) in CONVENTIONS:
+        return get_convention(word)
     if not Path(word).is_file():
         conventions = ", ".join(CONVENTIONS)
         raise ConfigError(f"--labels {word} is neither a file nor a convention: give a file or one of {conventions}.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from difftumor.datasets.cases import Case, CaseList, read_cases, write_case_list
-from difftumor.datasets.label_folders import label_maps, label_names_of
+from difftumor.datasets.label_folders import holds_label_maps, label_maps, label_names_of
 from difftumor.datasets.sources import case_id
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.errors import CaseListError, ConfigError, DiffTumorError, OrganError
@@ -70,7 +70,9 @@ def read_label_cases(labels: Path, names: Mapping[str, int] | None) -> tuple[Cas
     """
     if labels.is_file() and is_nifti(labels):
         maps, folder = {case_id(labels): labels}, labels.parent
-    elif labels.is_dir() and not (labels / DATASET_FILE).is_file() and not any(labels.glob("*/ct.nii*")):
+    elif holds_label_maps(labels) or (
+        labels.is_dir() and not (labels / DATASET_FILE).is_file() and not any(labels.glob("*/ct.nii*"))
+    ):
         maps, folder = label_maps(labels), labels
     else:
         cases = read_cases(labels)

@@ -143,6 +143,8 @@ def _json(source: Path, base: Path) -> Listing:
     if not isinstance(content, dict):
         raise CaseListError(f"{source} holds neither a list of cases nor a mapping with 'training'; write one.")
     label_names = _label_names(content.get("labels", {}), source)
+    if "training" not in content and "dataset" in content:
+        return Listing(_nnunet_listed(content["dataset"], source, base), label_names)
     if "training" not in content:
         if (base / "imagesTr").is_dir():
             return Listing(_nnunet(base), label_names)
@@ -257,6 +259,36 @@ def _nnunet(base: Path) -> tuple[RawCase, ...]:
         labels = next((name for name in names if name.is_file()), None)
         cases.append(RawCase(case_id(image), image, labels))
     return tuple(cases)
+
+
+def _nnunet_listed(cases: Any, source: Path, base: Path) -> tuple[RawCase, ...]:
+    """List what ``dataset`` names: {case: {"images": [path], "label": path}}; files beside it are not of the data set.
+
+    Raises:
+        CaseListError: It is malformed, or a case has several images.
+    """
+    if not isinstance(cases, dict):
+        raise CaseListError(f"{source} has no mapping under 'dataset'; list its cases there, or leave it out.")
+    found = []
+    for name, entry in cases.items():
+        images = entry.get("images") if isinstance(entry, dict) else None
+        if not isinstance(images, list) or len(images) != 1:
+            raise CaseListError(f"{source}, case {name!r}, does not name one image; give one CT under 'images'.")
+        named = {"id": name, "image": images[0], "label": entry.get("label")}
+        found.append(_entry(named, source, base, f"case {name!r}"))
+    return tuple(found)
+
+
+def lists_cases(file: Path) -> bool:
+    """Whether a ``dataset.json`` lists cases, or lies beside those of nnU-Net; else it only names labels.
+
+    Raises:
+        CaseListError: It cannot be read.
+    """
+    content = _parsed_json(file)
+    if isinstance(content, dict) and {"training", "dataset"}.isdisjoint(content):
+        return (file.parent / "imagesTr").is_dir()
+    return True
 
 
 def _folder(source: Path) -> Listing:

@@ -65,13 +65,15 @@ def load_case(
     ct_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(ct.data, kind="image")))[None]
     labels_CXYZ = torch.zeros(ct_CXYZ.shape, dtype=torch.uint8)
     if case.labels is not None:
-        only = None if labels is None else (*labels.organ, *labels.tumor)
+        only = None if labels is None else (*labels.organ, *labels.tumor, *labels.ignore)
         stored = read_case_labels(case, label_names or {}, only=only)
         check_same_grid(ct, stored)
         if labels is None:
             standard = (stored.data > 0).astype(np.uint8)
         else:
             standard = labels.to_standard(stored.data, source=case.labels, require_organ=require_organ)
+            if labels.ignore and np.isin(stored.data, labels.ignore).any():
+                doubts += (f"{case.labels} holds voxels to be ignored: in training they count as background.",)
             if organ is not None and standard.any():
                 found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels))
                 doubts += settle(found, accept=accept_hu)

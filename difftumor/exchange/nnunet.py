@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from difftumor import __version__
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
@@ -19,8 +20,8 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
 from difftumor.reporting.tables import write_json
 from difftumor.scans.hounsfield import organ_doubts, settle
-from difftumor.scans.nifti import check_same_grid, read_ct, write_ct, write_labels
-from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, resolve_labels
+from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, write_ct, write_labels
+from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
 from difftumor.synthesis.scan.files import ScanSynthesizer
@@ -35,6 +36,7 @@ DATASET_FOLDER = ResultFolder(
     mark=DATASET_FILE,
     is_own=is_json_with(MADE_BY),
 )
+IGNORE = TUMOR + 1  # nnU-Net wants it to be the highest
 FOLDS = 5  # as nnU-Net's own
 
 
@@ -151,7 +153,8 @@ def export_dataset(
                     advance()
         made = [copy for copy in planned if copy.case.id not in failed]
         entries = [*real, *made]
-        write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ))
+        ignore = bool(resolve_labels(cases.label_names, organ, source=cases.source).ignore)
+        write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ, ignore=ignore))
         splits = split_entries(entries, validation_ids=cases.validation_ids, seed=seed)
         write_json(staging / SPLITS_FILE, splits)
     return ExportedDataset(len(real), len(made), failed, tuple(warnings))
@@ -200,7 +203,7 @@ def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path, *, acce
     assert ct.stored is not None
     if ct.stored.values.ndim != 3:
         raise CaseListError(f"{case.image} has {ct.stored.values.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
-    labels = read_case_labels(case, cases.label_names, only=(*numbers.organ, *numbers.tumor))
+    labels = read_case_labels(case, cases.label_names, only=(*numbers.organ, *numbers.tumor, *numbers.ignore))
     check_same_grid(ct, labels)
     standard = numbers.to_standard(labels.data, source=case.labels)
     found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(labels.path)) if standard.any() else ()
@@ -212,8 +215,15 @@ def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path, *, acce
     else:
         write_ct(image, ct, ct.data, np.zeros(ct.grid.shape, bool))  # the same values, compressed
     # With the CT's header, so that every reader finds both at the same place.
-    write_labels(label, standard, ct)
+    write_labels(label, _with_ignore(standard, labels, numbers), ct)
     return doubts
+
+
+def _with_ignore(standard: NDArray[np.uint8], labels: Volume, numbers: OrganLabels) -> NDArray[np.uint8]:
+    """Return standard labels in which what a label map ignores, and is background, has nnU-Net's number for it."""
+    if not numbers.ignore:
+        return standard
+    return np.where(np.isin(labels.data, numbers.ignore) & (standard == BACKGROUND), np.uint8(IGNORE), standard)
 
 
 def _write_copies(
@@ -231,6 +241,7 @@ def _write_copies(
     asked = [
         (entry.case.id, inputs_of(by_id[entry.source or ""], cases, organ, accept_hu=accept_hu)) for entry in entries
     ]
+    sources = {entry.case.id: entry.source or "" for entry in entries}
     for outcome in synthesize_cohort(load, asked, out=folder / SYNTHETIC, jobs=jobs):
         if outcome.status != "failed":
             made = folder / SYNTHETIC / outcome.id
@@ -239,8 +250,18 @@ def _write_copies(
             label.parent.mkdir(exist_ok=True)
             (made / CT_FILE).replace(image)
             (made / LABELS_FILE).replace(label)
+            _ignore_in_copy(label, by_id[sources[outcome.id]], cases, organ)
             (made / LESIONS_FILE).unlink()
         yield outcome
+
+
+def _ignore_in_copy(label: Path, source: Case, cases: CaseList, organ: Organ) -> None:
+    """Mark in the label map of a copy what that of its source ignores."""
+    numbers = resolve_labels(cases.label_names, organ, source=cases.source)
+    if numbers.ignore:
+        made = read_labels(label)
+        before = read_case_labels(source, cases.label_names, only=numbers.ignore)
+        write_labels(label, _with_ignore(made.data, before, numbers), replace(made, path=Path("copy")))
 
 
 def split_entries(
@@ -273,7 +294,7 @@ def split_entries(
     return splits
 
 
-def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict[str, Any]:
+def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ, *, ignore: bool) -> dict[str, Any]:
     """Return the content of ``dataset.json``.
 
     Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own. The
@@ -292,7 +313,12 @@ def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ) -> dict
     return {
         "name": name,
         "channel_names": {"0": "CT"},
-        "labels": {"background": BACKGROUND, organ.name: ORGAN, f"{organ.name}_tumor": TUMOR},
+        "labels": {
+            "background": BACKGROUND,
+            organ.name: ORGAN,
+            f"{organ.name}_tumor": TUMOR,
+            **({"ignore": IGNORE} if ignore else {}),
+        },
         "numTraining": len(entries),
         "file_ending": ".nii.gz",
         "training": training,

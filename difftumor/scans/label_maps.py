@@ -1,6 +1,7 @@
 """Label maps as arrays of numbers: which numbers they hold, masks of them, and how they look on another grid."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from difftumor.errors import OrganError, VolumeError
 from difftumor.scans.grid import Array, Box, Grid
 from difftumor.scans.nifti import Volume
+
+_STATED_LABEL = re.compile(r'<Label\b[^>]{0,500}?\bKey="(\d{1,9})"[^>]{0,500}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
 
 
 def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
@@ -43,6 +46,20 @@ def label_values(labels: Array) -> list[int]:
         few = values.dtype == np.uint8
         found.update((np.flatnonzero(np.bincount(values)) if few else np.unique(values)).tolist())
     return sorted(found - {0})
+
+
+def stated_label_names(labels: Volume) -> Mapping[str, int]:
+    """Return the names that a label map gives its numbers in its header, as TotalSegmentator writes them; often none.
+
+    They are in an extension of the header, in the XML of Connectome Workbench:
+    ``<Label Key="5" …><![CDATA[liver]]></Label>``.
+    """
+    names: dict[str, int] = {}
+    for extension in getattr(labels.header, "extensions", ()):
+        content = extension.get_content()
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        names |= {name.strip(): int(key) for key, name in _STATED_LABEL.findall(text)}
+    return names
 
 
 def resampled(labels: Volume, like: Volume) -> Volume:

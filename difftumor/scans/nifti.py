@@ -113,7 +113,8 @@ def read_labels(path: Path) -> Volume:
     """Read a label map as uint8, or as uint16 or uint32 if its numbers need it.
 
     Raises:
-        VolumeError: As ``read_grid``, or the voxels are incomplete, fractional, negative or over 2**32 - 1.
+        VolumeError: As ``read_grid``, or the voxels are incomplete, fractional (beyond what a slope does to whole
+            numbers), negative or over 2**32 - 1.
     """
     path = Path(path)
     image, grid = _open(path)
@@ -121,6 +122,9 @@ def read_labels(path: Path) -> Volume:
     values = stored.values
     if stored.slope != 1 or stored.inter != 0:
         values = values.astype(np.float64) * stored.slope + stored.inter
+        # Whole numbers that were stored in steps of the slope come back within half a step.
+        whole, tolerance = np.rint(values), min(max(abs(stored.slope) / 2, 1e-4), 0.05)
+        values = np.where(np.abs(values - whole) <= tolerance, whole, values)
     low, high = values.min(), values.max()
     if not np.isfinite(low) or not np.isfinite(high) or low < 0 or high > np.iinfo(np.uint32).max:
         raise VolumeError(f"{path} is not a label map (values {low:g} to {high:g}); give whole numbers from 0 up.")
@@ -209,12 +213,7 @@ def write_ct(
 
 
 def as_stored(original: Volume, hu: NDArray[Any]) -> NDArray[np.float32]:
-    """Return HU as ``read_ct`` gives them back of a file that ``write_ct`` has written: rounded to the stored type.
-
-    Args:
-        original: What ``read_ct`` returned.
-        hu: Finite, of any shape.
-    """
+    """Return finite HU of any shape as ``read_ct`` gives them back of a file that ``write_ct`` has written."""
     stored = original.stored
     assert stored is not None
     values = _stored_values(hu, stored).astype(stored.values.dtype)
@@ -291,8 +290,7 @@ def check_nifti(path: Path) -> None:
         VolumeError: It does not exist, is a folder, or has another name than NIfTI files have.
     """
     if not path.is_file():
-        # Of a link that leads nowhere, or to itself, nothing exists either.
-        exists = os.path.lexists(path) and not path.is_symlink()
+        exists = os.path.lexists(path) and not path.is_symlink()  # a link may lead nowhere
         what = "is a folder" if path.is_dir() else "is no regular file" if exists else "does not exist"
         raise VolumeError(f"{path} {what}; give a NIfTI file (.nii or .nii.gz).")
     if not is_nifti(path):

@@ -22,6 +22,8 @@ SIZE_NAMES = ("tiny", "small", "medium", "large")
 BACKGROUND, ORGAN, TUMOR = 0, 1, 2
 
 _BACKGROUND_NAMES = frozenset({"background", "bg", "clear_label", "none"})
+# What nnU-Net calls voxels of which nothing is known.
+_IGNORE_NAMES = frozenset({"ignore", "ignore_label"})
 _ANY_ORGAN = frozenset({"organ"})
 _ANY_TUMOR = frozenset({"tumor", "tumour", "cancer", "lesion", "mass"})
 _ANY_CYST = frozenset({"cyst"})
@@ -150,6 +152,8 @@ CONVENTIONS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "kidney_cyst_left": 23,
             "kidney_cyst_right": 24,
         },
+        # Version 1 of TotalSegmentator, in which 7 is the aorta.
+        "totalsegmentator_v1": {"spleen": 1, "kidney_right": 2, "kidney_left": 3, "liver": 5, "pancreas": 10},
         # The CLIP-Driven Universal Model, as its README numbers them.
         "universal_model": {
             "spleen": 1,
@@ -193,9 +197,9 @@ def get_convention(name: str) -> Mapping[str, int]:
     Raises:
         OrganError: The convention is not known; the message lists those that are.
     """
-    if name not in CONVENTIONS:
+    if normalized(name) not in CONVENTIONS:
         raise OrganError(f"Label convention {name!r} is not known; choose one of {', '.join(CONVENTIONS)}.")
-    return CONVENTIONS[name]
+    return CONVENTIONS[normalized(name)]
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,7 @@ class OrganLabels:
     Attributes:
         organ: Numbers that count as organ, benign findings included.
         tumor: Numbers that count as tumor of this organ; empty if the map has none.
+        ignore: Numbers of voxels of which nothing is known; background in standard label maps.
         name: The organ's name, for messages.
         named: Whether label names say so; without, the numbers are assumed, and any above 2 is refused.
 
@@ -216,6 +221,7 @@ class OrganLabels:
     tumor: tuple[int, ...] = ()
     name: str = "organ"
     named: bool = True
+    ignore: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "organ", tuple(sorted({int(value) for value in self.organ})))
@@ -224,6 +230,10 @@ class OrganLabels:
             raise OrganError(
                 f"Labels of {self.name} need separate numbers from 1 up, at least one for organ; got {self}."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides standard label maps, as plain values."""
+        return {"organ": self.organ, "tumor": self.tumor, "name": self.name, "named": self.named}
 
     def to_standard(
         self, labels: NDArray[Any], *, source: Path | None = None, require_organ: bool = True
@@ -290,7 +300,7 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
         )
     tumors, cysts = _numbers(names, organ.tumor_names), _numbers(names, organ.cyst_names)
     own = organ.label_names | organ.tumor_names | organ.cyst_names | _ANY_ORGAN | _ANY_TUMOR | _ANY_CYST
-    others = [name for name in names if name not in own]
+    others = [name for name in names if name not in own | _IGNORE_NAMES]
     unclear = [name for name in names if name in _ANY_TUMOR | _ANY_CYST]
     if unclear and others:
         raise OrganError(
@@ -299,7 +309,33 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
         )
     tumors += _numbers(names, _ANY_TUMOR)
     cysts += _numbers(names, _ANY_CYST)
-    return OrganLabels((*organs, *cysts), tuple(tumors), organ.name, named=bool(label_names))
+    ignore = tuple(_numbers(names, _IGNORE_NAMES))
+    return OrganLabels((*organs, *cysts), tuple(tumors), organ.name, named=bool(label_names), ignore=ignore)
+
+
+def check_stated_names(stated: Mapping[str, int], names: Mapping[str, int], *, source: Path) -> None:
+    """Refuse a label map that says of itself that its numbers mean something else.
+
+    Args:
+        stated: Names in the file, as ``stated_label_names`` returns them.
+        names: Names that are taken for its own.
+        source: The file.
+
+    Raises:
+        OrganError: A name has another number in the file; the message names the convention of the file if it is known.
+    """
+    own = {normalized(name): number for name, number in stated.items()}
+    for name, number in ((normalized(name), number) for name, number in names.items()):
+        if own.get(name, number) == number:
+            continue
+        fitting = [
+            known
+            for known, table in CONVENTIONS.items()
+            if name in table and all(own.get(each, value) == value for each, value in table.items())
+        ]
+        version = {"totalsegmentator": " of version 2"}.get(fitting[0] if fitting else "", "")
+        remedy = f"give the convention {fitting[0]!r}{version}" if fitting else "give the numbers that the file names"
+        raise OrganError(f"{source} names its label {own[name]} {name}, which is taken to be {number}; {remedy}.")
 
 
 def _listed(labels: NDArray[Any]) -> str:

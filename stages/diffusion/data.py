@@ -141,7 +141,7 @@ class TumorReader(CropReader):
             "crop": list(self.crop),
             "spacing_mm": [float(step) for step in self.spacing_mm],
             "lesions": asdict(self.rules),
-            "labels": asdict(resolve_labels(names, self.organ, source=self.cases.source)),
+            "labels": resolve_labels(names, self.organ, source=self.cases.source).to_dict(),
             "label_names": dict(names),
             "tumors": sorted(self.only[case.id]) if case.id in self.only else "all",
             "background": "organ",  # was any voxel beside these tumors in what earlier versions kept

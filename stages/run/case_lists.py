@@ -16,7 +16,7 @@ from difftumor.errors import ArtifactError, CaseListError, ConfigError, DiffTumo
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.nifti import Volume
-from difftumor.scans.organs import CONVENTIONS, Organ, get_convention
+from difftumor.scans.organs import CONVENTIONS, Organ, get_convention, normalized
 from stages.config.options import DataOptions, FoldOptions, OnOverlap
 from stages.run.run import own_share_first, say
 
@@ -43,7 +43,7 @@ def read_root(
     """
     if root is None:
         raise ConfigError("data.root is not set: give data.root=PATH, a folder of NIfTI, a dataset.json or a list.")
-    if labels is not None and labels not in CONVENTIONS:
+    if labels is not None and normalized(labels) not in CONVENTIONS:
         raise ConfigError(f"{option} is {labels!r}: give null or one of {', '.join(CONVENTIONS)}.")
     cases = read_cases(root)
     say(f"Checking the {counted(len(cases.cases), 'case')} of {cases.source}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -62,7 +62,7 @@ class SegmentationReader:
         return {
             "crop": list(self.crop),
             "spacing_mm": [float(step) for step in self.spacing_mm],
-            "labels": asdict(resolve_labels(source.label_names, self.organ, source=source.source)),
+            "labels": resolve_labels(source.label_names, self.organ, source=source.source).to_dict(),
             "label_names": dict(source.label_names),
             "normalization": [self.normalization.kind, window.low_hu, window.high_hu],
             "healthy": self.origins[case].healthy,

@@ -66,6 +66,19 @@ def test_nnunet_names_cases_by_their_files(tmp_path):
     assert (b.id, b.labels) == ("b", None)
 
 
+def test_nnunet_lists_its_cases_itself_if_it_does(tmp_path):
+    _touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
+    entry = {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    content = {"labels": {"background": 0, "liver": 1}, "dataset": {"a": entry}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (case,) = read_cases(tmp_path).cases
+    assert (case.id, case.image, case.labels) == ("a", tmp_path / entry["images"][0], tmp_path / entry["label"])
+    for wrong, message in (([], "no mapping under 'dataset'"), ({"a": {"images": ["x", "y"]}}, "name one image")):
+        (tmp_path / "dataset.json").write_text(json.dumps({**content, "dataset": wrong}))
+        with pytest.raises(CaseListError, match=message):
+            read_cases(tmp_path)
+
+
 def test_validation_cases(msd):
     content = json.loads(msd.read_text())
     content["validation"] = [content["training"].pop()]

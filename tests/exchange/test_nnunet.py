@@ -341,3 +341,17 @@ def test_nnunet_plans_and_preprocesses_it(exported, tmp_path):
     assert len(list((made / "nnUNetPlans_3d_fullres").glob("*.pkl"))) == 10
     # It takes our splits along.
     assert (made / "splits_final.json").read_bytes() == (exported / "splits_final.json").read_bytes()
+
+
+def test_what_is_to_be_ignored_stays_so_in_cases_and_copies(cohort, tmp_path):
+    content_ = json.loads(cohort.read_text())
+    content_["labels"] = {"background": 0, "liver": 5, "liver_tumor": 6, "ignore": 7}
+    (cohort.parent / "ignoring.json").write_text(json.dumps(content_))
+    words = ("--cases", cohort.parent / "ignoring.json", "--synthetic", 1, *SYNTHETIC)
+    assert run("export", "nnunet", tmp_path / NAME, *words) == 0
+    dataset = content(tmp_path / NAME)
+    assert dataset["labels"]["ignore"] == 3
+    for case in (*"abcdef", dataset["synthetic_copies"][0]["id"]):
+        labels = voxels(tmp_path / NAME / "labelsTr" / f"{case}.nii.gz")
+        assert (labels[:3, :3, :3] == 3).all()
+        assert (labels == 3).sum() == 27

@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from difftumor.errors import VolumeError
+from difftumor.datasets.cases import Case, read_case_labels
+from difftumor.errors import OrganError, VolumeError
+from difftumor.scans.label_maps import stated_label_names
 from difftumor.scans.nifti import read_ct, read_grid, read_labels, write_ct, write_labels
 from tests.nifti import ct_values, voxels, write_nifti
 
@@ -102,3 +104,29 @@ def test_a_pipe_and_a_link_to_itself_are_refused_at_once(tmp_path):
     for name, message in (("pipe", "is no regular file"), ("loop", "does not exist")):
         with pytest.raises(VolumeError, match=message):
             read_grid(tmp_path / f"{name}.nii")
+
+
+def test_whole_labels_that_a_slope_makes_uneven_are_whole(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 118, (6, 5, 4))
+    for dtype, fine in (("int16", labels), ("uint8", labels % 3)):
+        image = nib.Nifti1Image(fine.astype(np.float64), np.eye(4))
+        image.header.set_data_dtype(dtype)
+        nib.save(image, tmp_path / "labels.nii.gz")
+        np.testing.assert_array_equal(read_labels(tmp_path / "labels.nii.gz").data, fine)
+    write_nifti(tmp_path / "halves.nii.gz", labels.astype(np.int16), slope=0.5)
+    with pytest.raises(VolumeError, match="fractions"):
+        read_labels(tmp_path / "halves.nii.gz")
+
+
+def test_names_of_totalsegmentator_are_read_from_the_header(tmp_path):
+    named = {1: "spleen", 10: "pancreas"}
+    table = "".join(f'<Label Key="{key}" Red="1" Alpha="1"><![CDATA[{name}]]></Label>' for key, name in named.items())
+    image = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+    content = f'<?xml version="1.0"?><CaretExtension><LabelTable>{table}</LabelTable></CaretExtension>'
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, content.encode()))
+    nib.save(image, tmp_path / "labels.nii.gz")
+    assert stated_label_names(read_labels(tmp_path / "labels.nii.gz")) == {"spleen": 1, "pancreas": 10}
+    case = Case("a", tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz")
+    with pytest.raises(OrganError, match=r"labels\.nii\.gz names its label 10 pancreas, which is taken to be 7"):
+        read_case_labels(case, {"spleen": 1, "pancreas": 7})
+    assert not stated_label_names(read_labels(write_nifti(tmp_path / "plain.nii", np.ones((3, 3, 3), np.uint8))))

@@ -187,18 +187,24 @@ def score_pair(pair: Pair, truth: Truth, rules: Rules) -> ScoredCase:
     """
     if holds_tumors_only(pair.prediction):
         rules = replace(rules, tumor_only=True)
-    read, labels = read_pair(pair, truth)
-    prediction, labels = on_one_grid(read, labels, rules)
+    read, labels, ignored = read_pair(pair, truth)
+    prediction, labels = on_one_grid(read, labels, rules, ignored)
     result = evaluate_case(pair.case, prediction.data, labels.data, labels.grid, rules=rules)
-    notes = [RESAMPLED] if prediction is not read else []
+    notes = [] if read.grid.matches(labels.grid) else [RESAMPLED]
+    if ignored is not None:
+        notes.append(f"{ignored.mean():.1%} of the scan is labeled to be ignored, and not scored")
     if pair.truth is not None and result.organ is None:
         notes.append(TUMOR_ONLY if rules.tumor_only else NO_ORGAN)
-    froc, problem = _froc(pair, labels, rules) if rules.thresholds else (None, "")
+    froc, problem = _froc(pair, labels, rules, ignored) if rules.thresholds else (None, "")
     return ScoredCase(pair=pair, result=result, note="; ".join(notes), froc=froc, froc_problem=problem)
 
 
-def on_one_grid(prediction: Volume, truth: Volume, rules: Rules) -> tuple[Volume, Volume]:
+def on_one_grid(
+    prediction: Volume, truth: Volume, rules: Rules, ignored: NDArray[np.bool_] | None
+) -> tuple[Volume, Volume]:
     """Return both, the prediction resampled to the grid of the truth if they differ and the rules allow it.
+
+    What is predicted where the truth is labeled to be ignored becomes background, as the truth is there.
 
     Raises:
         GridMismatchError: They differ in grid, and the rules don't allow it.
@@ -206,12 +212,14 @@ def on_one_grid(prediction: Volume, truth: Volume, rules: Rules) -> tuple[Volume
     """
     if not rules.resample:
         check_same_grid(prediction, truth)
-    if prediction.grid.matches(truth.grid):
-        return prediction, truth
-    return resampled(prediction, truth), truth
+    if not prediction.grid.matches(truth.grid):
+        prediction = resampled(prediction, truth)
+    if ignored is not None:
+        prediction = replace(prediction, data=np.where(ignored, np.uint8(0), prediction.data))
+    return prediction, truth
 
 
-def _froc(pair: Pair, truth: Volume, rules: Rules) -> tuple[CaseFroc | None, str]:
+def _froc(pair: Pair, truth: Volume, rules: Rules, ignored: NDArray[np.bool_] | None) -> tuple[CaseFroc | None, str]:
     """Return the case's part of the curve, or why there is none."""
     try:
         probability, grid, path = read_tumor_probability(pair.prediction)
@@ -219,6 +227,8 @@ def _froc(pair: Pair, truth: Volume, rules: Rules) -> tuple[CaseFroc | None, str
             if not rules.resample:
                 compare_grids(grid, truth.grid, path, truth.path)
             probability = carried(probability, grid, path, truth, order=1)
+        if ignored is not None:
+            probability = np.where(ignored, np.float32(0), probability)
         return (
             case_froc(
                 pair.case,

@@ -9,9 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from difftumor.datasets.cases import Case, read_case_labels, read_cases
-from difftumor.datasets.label_folders import check_predicted_organ, label_files, label_names_of, too_many
+from difftumor.datasets.label_folders import (
+    check_predicted_organ,
+    holds_label_maps,
+    label_files,
+    label_names_of,
+    too_many,
+)
+from difftumor.datasets.sources import read_dataset_labels
 from difftumor.errors import DiffTumorError, VolumeError, sentence_of
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.nifti import Volume, is_nifti, read_grid, read_labels
@@ -45,11 +53,13 @@ class Pair:
         case: Id of the case.
         prediction: Label map, 0 background, 1 organ, 2 tumor.
         truth: Case with labels; None for a healthy scan without any.
+        numbers: How the prediction is numbered, if a ``dataset.json`` beside it says so, as nnU-Net writes it.
     """
 
     case: str
     prediction: Path
     truth: Case | None
+    numbers: OrganLabels | None = None
 
     @property
     def patient(self) -> str:
@@ -88,7 +98,8 @@ def read_truth(source: Path, organ: Organ) -> Truth:
         CaseListError: The source is missing, empty or malformed.
         OrganError: The organ is not among the label names.
     """
-    if source.is_file() or (source / "dataset.json").is_file() or _holds_folders_of_cases(source):
+    listed = (source / "dataset.json").is_file() and not holds_label_maps(source)
+    if source.is_file() or listed or _holds_folders_of_cases(source):
         listing = read_cases(source)
         cases: dict[str, tuple[Case, ...]] = {case.id: (case,) for case in listing.cases if case.labels is not None}
         names = listing.label_names
@@ -106,25 +117,28 @@ def find_pairs(
     """Pair predictions with the truth by name, and check by their headers that partners share a grid.
 
     Args:
-        predictions: Folder of label maps named ``<case>.nii.gz`` or ``.nii``.
+        predictions: Folder of label maps named ``<case>.nii.gz`` or ``.nii``, numbered 0 background, 1 organ, 2 tumor
+            or as a ``dataset.json`` in it says.
         truth: What they are compared with.
         healthy: Folder of predictions on healthy scans, which need no labels; None for none.
         resample: Whether partners may differ in grid.
         tumor_only: Whether only tumors count, so that predictions of another organ are fine.
 
     Raises:
-        CaseListError: A folder is missing or empty.
+        CaseListError: A folder is missing or empty, or its ``dataset.json`` is malformed.
+        OrganError: The organ is not among the label names of the predictions.
     """
     problems: dict[str, str] = {}
     pairs: list[Pair] = []
     predicted = _predicted(predictions, None if tumor_only else truth.organ, problems)
+    numbers = _numbers_of(predictions, truth.organ)
     for case, files in truth.cases.items():
         if case in problems:
             continue
         if len(files) > 1:
             problems[case] = too_many([file.image for file in files])
         elif case in predicted:
-            pairs.append(Pair(case=case, prediction=predicted[case], truth=files[0]))
+            pairs.append(Pair(case=case, prediction=predicted[case], truth=files[0], numbers=numbers))
     for case in sorted(predicted.keys() - truth.cases.keys()):
         name = predicted[case].name
         problems[case] = f"{truth.source} holds no labels of {name}: add them, or remove the prediction."
@@ -132,31 +146,36 @@ def find_pairs(
     if not resample:
         pairs = list(_on_one_grid(pairs, problems))
     if healthy is not None:
-        taken = truth.cases.keys() | predicted.keys()
+        taken, numbers = truth.cases.keys() | predicted.keys(), _numbers_of(healthy, truth.organ)
         for case, file in _predicted(healthy, None if tumor_only else truth.organ, problems).items():
             if case in taken:
                 problems[case] = f"{predictions} and {healthy} both hold the case {case}: a scan counts once."
                 pairs = [pair for pair in pairs if pair.case != case]
             else:
-                pairs.append(Pair(case=case, prediction=file, truth=None))
+                pairs.append(Pair(case=case, prediction=file, truth=None, numbers=numbers))
     pairs.sort(key=lambda pair: pair.case)
     folders = {"predictions": str(predictions), **({} if healthy is None else {"healthy": str(healthy)})}
     return Cohort(truth=truth, folders=folders, pairs=tuple(pairs), problems=problems, missing=missing)
 
 
-def read_pair(pair: Pair, truth: Truth) -> tuple[Volume, Volume]:
+def read_pair(pair: Pair, truth: Truth) -> tuple[Volume, Volume, NDArray[np.bool_] | None]:
     """Read the label maps of a pair, 0 background, 1 organ, 2 tumor, each on its own grid.
 
     Returns:
-        Prediction and truth; for a healthy scan without labels an empty truth on the prediction's grid.
+        Prediction, truth, and where the truth is labeled to be ignored (None for nowhere); for a healthy scan without
+        labels an empty truth on the prediction's grid.
 
     Raises:
         VolumeError: A file cannot be used, or holds a label without a name.
     """
     prediction = read_labels(pair.prediction)
-    _check_standard(prediction)
+    if pair.numbers is None:
+        _check_standard(prediction)
+    else:
+        numbered = pair.numbers.to_standard(prediction.data, source=prediction.path, require_organ=False)
+        prediction = replace(prediction, data=numbered)
     if pair.truth is None:
-        return prediction, replace(prediction, data=np.zeros(prediction.grid.shape, np.uint8))
+        return prediction, replace(prediction, data=np.zeros(prediction.grid.shape, np.uint8)), None
     labels = read_case_labels(pair.truth, truth.label_names)
     if not truth.label_names:
         _check_standard(labels)
@@ -166,7 +185,15 @@ def read_pair(pair: Pair, truth: Truth) -> tuple[Volume, Volume]:
             "the file."
         )
     standard = truth.labels.to_standard(labels.data, source=labels.path, require_organ=False)
-    return prediction, replace(labels, data=standard)
+    ignored = np.isin(labels.data, truth.labels.ignore) if truth.labels.ignore else None
+    return prediction, replace(labels, data=standard), ignored if ignored is not None and ignored.any() else None
+
+
+def _numbers_of(predictions: Path, organ: Organ) -> OrganLabels | None:
+    """Return how predictions are numbered, if a ``dataset.json`` in their folder names labels."""
+    file = predictions / "dataset.json"
+    names = read_dataset_labels(file) if file.is_file() else {}
+    return resolve_labels(names, organ, source=file) if names else None
 
 
 def _holds_folders_of_cases(folder: Path) -> bool:

@@ -90,7 +90,8 @@ def _cut(
     case: ScoredCase, method: Method, rules: Rules, ct: Path | None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
     """Return image, truth and prediction around what is wrong, at 1 mm in RAS, and the voxel to look at."""
-    prediction, truth = on_one_grid(*read_pair(case.pair, method.cohort.truth), rules)
+    read, labels, ignored = read_pair(case.pair, method.cohort.truth)
+    prediction, truth = on_one_grid(read, labels, rules, ignored)
     space = ModelSpace(truth.grid)
     true, predicted = (space.to_model(labels.data, kind="labels") for labels in (truth, prediction))
     middle = _middle(true, predicted)

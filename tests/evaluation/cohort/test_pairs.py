@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from difftumor.datasets.label_folders import label_maps
-from difftumor.errors import CaseListError, GridMismatchError, VolumeError
+from difftumor.errors import CaseListError, GridMismatchError, OrganError, VolumeError
 from difftumor.evaluation.cohort.cases import NO_ORGAN, RESAMPLED, Rules, score_pair
 from difftumor.evaluation.cohort.methods import evaluate_method
 from difftumor.evaluation.cohort.pairs import find_pairs, read_pair, read_truth
@@ -243,3 +243,37 @@ def test_processes_change_nothing(folders):
     one, two = evaluate(folders), evaluate(folders, jobs=2)
     assert one.problems == two.problems
     assert [case.result for case in one.cases] == [case.result for case in two.cases]
+
+
+def test_what_is_labeled_to_be_ignored_is_not_scored(folders):
+    predictions, labels = folders
+    data = np.asarray(nibabel.load(labels / "a.nii.gz").dataobj).copy()
+    data[4:] = 3
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), labels / "a.nii.gz")
+    wrong = np.where(data == 3, 2, data).astype(np.uint8)  # tumor wherever nothing is known
+    nibabel.save(nibabel.Nifti1Image(wrong, np.eye(4)), predictions / "a.nii.gz")
+    names = {"background": 0, "liver": 1, "liver_tumor": 2, "ignore": 3}
+    (labels.parent / "dataset.json").write_text(json.dumps({"labels": names}))
+    case = next(case for case in evaluate(folders).cases if case.case == "a")
+    assert (case.result.tumor.dsc, case.result.organ.dsc) == (1, 1)
+    assert not case.result.detection.false_positives
+    assert case.note == "33.3% of the scan is labeled to be ignored, and not scored"
+
+
+def test_a_dataset_json_of_nnunet_in_either_folder_names_its_numbers(folders):
+    predictions, labels = folders
+    for case in "ab":
+        data = np.asarray(nibabel.load(predictions / f"{case}.nii.gz").dataobj)
+        nibabel.save(
+            nibabel.Nifti1Image(np.array([0, 2, 1], np.uint8)[data], np.eye(4)), predictions / f"{case}.nii.gz"
+        )
+    content = {"labels": {"background": 0, "liver_tumor": 1, "liver": 2}, "numTraining": 2}
+    (predictions / "dataset.json").write_text(json.dumps(content))
+    content["labels"] = {"background": 0, "liver": 1, "liver_tumor": 2}
+    (labels / "dataset.json").write_text(json.dumps(content))
+    method = evaluate(folders)
+    assert not method.problems
+    assert [case.result.tumor.dsc for case in method.cases] == [1, 1]
+    (predictions / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spleen": 1}}))
+    with pytest.raises(OrganError, match=r"dataset\.json hold no liver"):
+        evaluate(folders)

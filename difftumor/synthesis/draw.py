@@ -183,6 +183,7 @@ def draw_unplaced(
         vessel_clearance_mm=None if clearance is None else clearance.draw(seed, *keys, "clearance"),
         contrast_hu=contrast_hu,
         may_overlap=spec.may_overlap,
+        apart=not spec.may_overlap,
         satellite_of=parent,
         texture=_texture(host, spec, contrast_hu, seed, keys) if spec.generator == "handcrafted" else None,
         mass_effect=spec.mass_effect.draw(seed, *keys, "mass effect"),

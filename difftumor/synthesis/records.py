@@ -20,7 +20,7 @@ RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted", "copy_paste"]
 TextureKind = Literal["gaussian", "salt"]
 # Fields that records lack which were written before there were any; then they have their defaults.
-_LATER_FIELDS = frozenset({"source"})
+_LATER_FIELDS = frozenset({"source", "apart"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ class TumorRecord:
         vessel_clearance_mm: Least distance that was asked for from its surface to vessels; None if they did not matter.
         contrast_hu: Requested contrast; None for any.
         may_overlap: Whether it may overlap other tumors; otherwise they cut it.
+        apart: Whether a voxel of the scan stays between it and other tumors, so that each is a component of its own.
         satellite_of: Number of the tumor that it is a satellite of, from 1; None for none.
         texture: Its hand-crafted texture; None for other generators.
         mass_effect: How strongly it pushes its surroundings apart, I in [0, 100] of Hu et al. 2023, eq. (5).
@@ -142,6 +143,7 @@ class TumorRecord:
     vessel_clearance_mm: float | None = None
     contrast_hu: float | None = None
     may_overlap: bool = False
+    apart: bool = False
     satellite_of: int | None = None
     texture: TextureRecord | None = None
     mass_effect: float = 0.0

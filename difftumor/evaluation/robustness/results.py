@@ -211,11 +211,17 @@ class Results:
     @property
     def warnings(self) -> list[str]:
         """What to know before trusting the numbers, in sentences."""
-        patients = len({row.patient for row in self.rows})
+        patients, found = len({row.patient for row in self.rows}), [row for row in self.rows if row.found]
+        marked = sum(row.marked_before for row in found)
+        already = (
+            [f"Where {marked} of {len(found)} found tumors lie, tumor was marked before they were inserted."]
+            if marked
+            else []
+        )
         if patients < LEAST_PATIENTS:
             few = counted(patients, "patient")
-            return [f"Only {few}: means and curves have no intervals, and those of shares are too narrow."]
-        return [f"Only {patients} patients: intervals are too narrow."] if patients < FEW_PATIENTS else []
+            return [*already, f"Only {few}: means and curves have no intervals, and those of shares are too narrow."]
+        return [*already, *([f"Only {patients} patients: intervals are too narrow."] * (patients < FEW_PATIENTS))]
 
     @property
     def cell_notes(self) -> list[str]:

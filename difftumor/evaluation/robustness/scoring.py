@@ -156,4 +156,6 @@ class ScanResult:
         if not self.rows:
             return f"{self.case}: {self.status}, {' '.join(self.notes)}"
         before = ", done before" if self.status == "done before" else ""
-        return f"{self.case}: {self.summary['found']} of {counted(self.summary['tumors'], 'tumor')} found{before}"
+        marked = len({row.record for row in self.rows if row.found and row.marked_before})
+        more = f", {marked} of them marked as tumor before they were there" if marked else ""
+        return f"{self.case}: {self.summary['found']} of {counted(self.summary['tumors'], 'tumor')} found{more}{before}"

@@ -98,7 +98,7 @@ def inputs_of(
             f"{case.labels} has one file per structure and needs no organ_labels (--organ-label): leave it out."
         )
     if organ_labels and not cases.label_names:
-        return single
+        return replace(single, tumors_unstated=True)
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     if case.labels.is_dir():
         masks, tumors = (structure_files(case, cases.label_names, n) for n in (numbers.organ, numbers.tumor))

@@ -34,7 +34,13 @@ from difftumor.synthesis.scan.record import (
     record_content,
     write_record,
 )
-from difftumor.synthesis.scan.report import TumorReport, find_warnings, plot_preview, report_tumors
+from difftumor.synthesis.scan.report import (
+    TumorReport,
+    find_warnings,
+    plot_preview,
+    report_tumors,
+    tissue_warnings,
+)
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer, no_room
 
@@ -211,7 +217,7 @@ class ScanSynthesizer:
         warnings = (*drawn.shortfalls, *find_warnings(tumors))
         if warnings and self.strict:
             raise SynthesisError(f"{warnings[0]} Ask for something else, or omit strict (--strict).")
-        warnings = (*scan.doubts, *warnings)
+        warnings = (*scan.doubts, *tissue_warnings(made), *warnings)
         facts = {
             "request": self.request,
             "inputs": None if scan.inputs is None else scan.inputs.to_record(),
@@ -278,7 +284,7 @@ def replay_scan(
     tumors = report_tumors(made, host, window=synthesizer.window)
     kept = {name: record.content[name] for name in ("request", "inputs", "models", "shortfalls", "rejected")}
     kept["sources"] = record.content.get("sources", {})
-    warnings = (*scan.doubts, *kept["shortfalls"], *find_warnings(tumors))
+    warnings = (*scan.doubts, *tissue_warnings(made), *kept["shortfalls"], *find_warnings(tumors))
     then, now = record.content["device"], str(synthesizer.device)
     notes = () if now == then else (f"The record was made on {then}, this is {now}: the last bits may differ.",)
     facts = {**kept, "device": now}

@@ -16,7 +16,7 @@ from difftumor.files import provenance
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.label_maps import label_values, mask_of, stated_label_names
 from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
-from difftumor.scans.organs import ORGANS, TUMOR, Organ, check_stated_names, get_organ
+from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, check_stated_names, get_organ
 
 
 class Scan:
@@ -130,6 +130,8 @@ class ScanInputs:
         segments: Label map of the organ's segments; None for none.
         assumed: Whether nothing says what the numbers mean and the usual ones are assumed; other numbers are refused.
         accept_hu: As for ``Scan``.
+        tumors_unstated: Whether nobody says which numbers of a label map are tumors, so that 1 and 2 are refused, which
+            may be an organ and its tumors.
     """
 
     ct: Path
@@ -140,6 +142,7 @@ class ScanInputs:
     segments: Path | None = None
     assumed: bool = False
     accept_hu: bool = field(default=False, compare=False)
+    tumors_unstated: bool = field(default=False, compare=False)
 
     @property
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -247,6 +250,12 @@ class ScanInputs:
             raise OrganError(
                 f"{labels.path} holds labels {listed}, and nothing says which is the {organ}: give "
                 "organ_labels (--organ-label) or a convention (--convention)."
+            )
+        if self.tumors_unstated and self.organ_labels == (ORGAN,) and label_values(labels.data) == [ORGAN, TUMOR]:
+            raise OrganError(
+                f"{labels.path} holds labels 1 and 2, and 2 would become background: if it marks tumors, give "
+                "convention standard (--convention standard), which keeps them; else give the file as organ_mask "
+                "(--organ-mask) with the same organ_labels (--organ-label)."
             )
         if not self.organ_labels and len(found := label_values(labels.data)) > 1:
             listed = ", ".join(map(str, found))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 
@@ -141,6 +142,7 @@ def apply_to_scan(
     # A tumor that stays in the organ also does so on the scan's own grid.
     stays = np.array([False, *(not record.may_leave_organ for record in records)])
     lesions[stays[lesions] & ~organ] = 0
+    _keep_apart(lesions, np.array([False, *(record.apart for record in records)]))
     return ScanSynthesis(
         scan=scan,
         records=tuple(records),
@@ -151,6 +153,29 @@ def apply_to_scan(
         organ=organ,
         parts=tuple(native.part for native in made),
     )
+
+
+def _keep_apart(lesions: Array, apart: NDArray[np.bool_]) -> None:
+    """Take a voxel between tumors that touch, by a face, an edge or a corner, from the larger one.
+
+    In model space there is a gap, which is lost where the scan's voxels are larger.
+
+    Args:
+        lesions: Numbers of the tumors; changed in place.
+        apart: By number, whether a tumor is to be a component of its own.
+    """
+    voxels = np.bincount(lesions.ravel(), minlength=len(apart))
+    boxes = scipy.ndimage.find_objects(lesions, max_label=len(apart) - 1)
+    ordered = sorted(np.flatnonzero(apart & (voxels > 0)), key=lambda index: (voxels[index], index))
+    larger = np.zeros(len(apart), bool)
+    larger[ordered] = True
+    for number in ordered:
+        larger[number] = False
+        near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in boxes[number - 1])
+        part = lesions[near]
+        own = part == number
+        around = scipy.ndimage.binary_dilation(own, np.ones((3, 3, 3), bool)) & ~own
+        part[around & larger[part]] = 0
 
 
 @dataclass(frozen=True, eq=False)

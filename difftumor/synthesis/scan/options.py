@@ -91,6 +91,7 @@ class ScanOptions:
             tumor_labels=tumors,
             segments=segments,
             accept_hu=self.accept_hu,
+            tumors_unstated=self.labels is not None and self.convention is None,
         )
 
     def moved(self, recorded: ScanInputs) -> ScanInputs:

@@ -28,6 +28,8 @@ _MOSTLY_THERE = 0.5
 # So is a contrast that is off by more than the noise of a CT.
 _CONTRAST_OFF_HU = 15.0
 _PREVIEW_MM = 120.0
+# Compact bone and gas, beyond contrast, calcium and the noise of soft tissue; and the share of a tumor that may be so.
+_BONE_HU, _AIR_HU, _MOST_REPLACED = 700.0, -500.0, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,20 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
         if clearance is not None and least is not None and clearance < least:
             warnings.append(f"Tumor {number} is {clearance:.1f} mm from a vessel, not {least:.1f} or more.")
     return tuple(warnings)
+
+
+def tissue_warnings(made: ScanSynthesis) -> tuple[str, ...]:
+    """Return sentences that name the tumors in the place of bone or air, which an organ's mask should not hold."""
+    before = made.scan.ct.data[made.box.slices]
+    hard = (before > _BONE_HU) | (before < _AIR_HU)
+    sizes = np.bincount(made.lesions.ravel(), minlength=len(made.records) + 1)
+    replaced = np.bincount(made.lesions[hard], minlength=len(sizes))
+    return tuple(
+        f"Tumor {number} takes the place of bone or air in {replaced[number] / sizes[number]:.0%} of its voxels: give "
+        "a mask of soft tissue alone."
+        for number in range(1, len(sizes))
+        if replaced[number] > _MOST_REPLACED * sizes[number]
+    )
 
 
 def plot_preview(result: ScanSynthesis, *, organ: str) -> Figure:

@@ -8,6 +8,7 @@ import pytest
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.synthesis.scan.options import ScanOptions
 from tests.nifti import ct_values, write_nifti
 
 SHAPE = (12, 10, 8)
@@ -149,3 +150,18 @@ def test_other_files_or_numbers_than_recorded_are_refused(folder):
     ):
         with pytest.raises(SynthesisError, match=words):
             replace(case, **changes).check_same(content)
+
+
+def test_tumors_of_a_label_map_are_not_made_background_without_a_word(folder):
+    both = LEFT + 2 * box(slice(2, 3), slice(3, 4), slice(3, 4)) * np.uint8(1)
+    both[both > 2] = 2
+    path = write_nifti(folder / "labels.nii.gz", both)
+    options = {"ct": folder / "ct.nii.gz", "labels": path}
+    with pytest.raises(OrganError, match=r"holds labels 1 and 2, and 2 would become background.*--convention standard"):
+        ScanOptions(**options, organ_labels=(1,)).inputs("liver").read(organ="liver")
+    kept = ScanOptions(**options, convention="standard").inputs("liver").read(organ="liver")
+    np.testing.assert_array_equal(kept.tumor_mask, both == 2)
+    mask = ScanOptions(ct=options["ct"], organ_mask=path, organ_labels=(1,)).inputs("liver").read(organ="liver")
+    assert mask.tumor_mask is None
+    record = ScanOptions(**options, organ_labels=(1,)).inputs("liver").to_record()
+    assert ScanInputs.from_record(record).read(organ="liver").organ_mask.any()  # as it was made then

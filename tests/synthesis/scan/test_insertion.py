@@ -15,7 +15,7 @@ from difftumor.scans.organs import get_organ
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.records import TextureRecord, TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.scan.report import find_warnings, report_tumors
+from difftumor.synthesis.scan.report import find_warnings, report_tumors, tissue_warnings
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from tests.synthesis.makers import draw_in_scan, host_of, insert, record, tiny_synthesizer, wanted
 
@@ -346,3 +346,29 @@ def test_replay_from_json_gives_the_same_bits(alone):
     one, other = insert(alone, case, records), insert(alone, case, again)
     assert (bits(one.change_hu) == bits(other.change_hu)).all()
     assert (one.whole_labels() == other.whole_labels()).all()
+
+
+# Components
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_tumors_that_touch_on_thick_slices_stay_components_of_their_own(alone, apart):
+    """In model space there is a gap between them, which slices of 4 mm do not show."""
+    there = scan(np.ones((40, 30, 14), bool), np.diag([1.0, 1.0, 4.0, 1.0]))
+    centers, radii = [(14, 15, 20), (14, 15, 33), (28, 15, 27)], [6.0, 6.0, 4.0]
+    records = [
+        crafted(center, half_axes_mm=(radius,) * 3, radius_mm=radius, apart=apart)
+        for center, radius in zip(centers, radii, strict=True)
+    ]
+    lesions = insert(alone, there, records).whole_lesions()
+    components = ndimage.label(lesions, np.ones((3, 3, 3)))[1]
+    assert components == (3 if apart else 2)
+    assert set(np.unique(lesions)) == {0, 1, 2, 3}
+
+
+def test_what_a_tumor_takes_the_place_of_is_named(alone):
+    there = scan(np.ones((30, 30, 30), bool))
+    assert not tissue_warnings(insert(alone, there, [crafted((15, 15, 15))]))
+    there.ct.data[13:15, 13:17, 13:17] = 1300
+    (warning,) = tissue_warnings(insert(alone, there, [crafted((15, 15, 15))]))
+    assert warning.startswith("Tumor 1 takes the place of bone or air in 1")

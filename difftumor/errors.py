@@ -65,7 +65,9 @@ class ShapeError(DiffTumorError):
 
 
 def sentence_of(error: Exception) -> str:
-    """Say what went wrong with one of many cases; unforeseen errors are named by their class."""
+    """Say what went wrong, for a user; unforeseen errors are named by their class."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'A file'}: {error.strerror.lower()}."
     expected = isinstance(error, DiffTumorError | OSError)
     return str(error) if expected else f"{type(error).__name__}: {error}"
 

@@ -20,14 +20,17 @@ from difftumor.errors import ConfigError
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write to, which replaces `path` when the block ends without error.
 
-    The sibling keeps the file's full suffix, since some writers choose their format by it. Makes the folder if needed.
+    The sibling is on the disk before it takes the place: a power cut leaves the old file or the new one. It keeps the
+    file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
     # Processes on other machines, or in other containers, may have the same number.
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{path.name}")
     with _parents_made(path):
         try:
             yield temporary
+            _sync(temporary)
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -56,6 +59,9 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
         try:
             staging.chmod(0o755)  # mkdtemp makes it private; results are shared
             yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    _sync(file)
             # Others may have made it meanwhile.
             if filled or (keep_others and folder.is_dir()):
                 _move_files(staging, folder, last=last)
@@ -63,8 +69,32 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
                 _exchange(staging, folder)
             else:
                 os.replace(staging, folder)
+            _sync_folder(folder if filled else folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file is on the disk; what cannot be written for lack of room may only show here."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can do that."""
+    with suppress(OSError):
+        _sync(folder)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder; nobody may be writing there now."""
+    name = re.compile(r"\.\d+\.[0-9a-f]{8}\..+")  # as `written_whole` names them
+    if folder.is_dir():
+        for path in [path for path in folder.iterdir() if name.fullmatch(path.name)]:
+            path.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path) -> None:

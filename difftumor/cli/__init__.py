@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from difftumor.errors import DiffTumorError
+from difftumor.errors import DiffTumorError, sentence_of
 
 FAILED = 1
 INTERRUPTED = 130
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DiffTumorError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {_sentence(error)}", file=sys.stderr)
+        print(f"Error: {sentence_of(error) or type(error).__name__}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -59,9 +59,3 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     end = words.index("--") if "--" in words else len(words)
     options = [word for word in words[:end] if word != "--debug"]
     return options + words[end:], len(options) < end
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}."
-    return str(error) or type(error).__name__

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from difftumor.lock import slurm_job
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import STAGES
-from stages.run.lock import slurm_job
 
 # How long a process waits for the scheduler to end it, once its job was requeued.
 _END_S = 600

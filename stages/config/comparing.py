@@ -12,8 +12,8 @@ NEUTRAL = (
     "name", "stage", "fresh", "runs_dir", "checkpoints_dir", "artifact", "data.num_workers", "data.cache_rate",
     "data.cache_dir", "data.accept_hu", "organ.mean_hu", "autoencoder.on_overlap", "synthesis.on_overlap",
     "trainer.accelerator", "trainer.strategy", "trainer.timeout_minutes", "trainer.max_epochs",
-    "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.log_every_n_steps",
-    "trainer.profiler", "trainer.progress_bar",
+    "trainer.validate_every_n_epochs", "trainer.checkpoint_every_n_epochs", "trainer.on_damage",
+    "trainer.log_every_n_steps", "trainer.profiler", "trainer.progress_bar",
 )  # fmt: skip
 
 # Options that earlier versions lack, with the value that says what those did: a run started without one has it.

@@ -27,6 +27,7 @@ class TrainerOptions:
         limit_val_batches: Likewise of the validation's.
         validate_every_n_epochs: Epochs from one validation to the next.
         checkpoint_every_n_epochs: Epochs from one ``last.ckpt`` to the next.
+        on_damage: What a rerun does if ``last.ckpt`` is missing or damaged: refuse, or go on from the one before it.
         log_every_n_steps: Steps from one entry in the logs to the next.
         profiler: What writes ``profile.txt`` into the run's folder; None for nothing.
         progress_bar: Whether progress is shown.
@@ -43,6 +44,7 @@ class TrainerOptions:
     limit_val_batches: int | float | None
     validate_every_n_epochs: Count
     checkpoint_every_n_epochs: Count
+    on_damage: Literal["refuse", "previous"]
     log_every_n_steps: Count
     profiler: Literal["simple", "advanced"] | None
     progress_bar: bool

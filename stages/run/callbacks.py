@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,16 +12,13 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
-from stages.run.folder import LAST
-from stages.run.lock import RunLock
+from difftumor.lock import RunLock
+from stages.run.folder import RunFolder
 from stages.run.module import StageModule
 
 
 class KeepLastAndBest(Checkpoint):
     """At the end of epochs, write ``last.ckpt`` whole or not at all, and export the best network so far.
-
-    A Lightning ``ModelCheckpoint`` replaces its file in two steps when temporary files lie on another file system;
-    here the new file is a sibling that takes the old one's place.
 
     Args:
         folder: The run's folder.
@@ -35,7 +31,7 @@ class KeepLastAndBest(Checkpoint):
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         *,
         every_n_epochs: int,
         best: Path,
@@ -55,6 +51,11 @@ class KeepLastAndBest(Checkpoint):
         self._just_validated = False
         self._seconds_before = 0.0  # of training in earlier processes
         self._started: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether training has, so that all there was to restore is restored."""
+        return self._started is not None
 
     @property
     def seconds(self) -> float:
@@ -101,10 +102,9 @@ class KeepLastAndBest(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write ``last.ckpt``, on all ranks at the same point."""
-        temporary = self.folder / f".{LAST}.new"
-        trainer.save_checkpoint(temporary, weights_only=False)  # optimizers and loops too
+        trainer.save_checkpoint(self.folder.last, weights_only=False)  # optimizers and loops too
         if trainer.is_global_zero:
-            os.replace(temporary, self.folder / LAST)
+            self.folder.mark_saved()
         trainer.strategy.barrier("last.ckpt")
 
     def _keep_best(self, trainer: pl.Trainer, module: StageModule) -> None:

@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from difftumor.errors import DiffTumorError
+from difftumor.errors import DiffTumorError, sentence_of
 from stages.config.compose import CONFIGS, OptionsT, compose_config, given_by, register_names
 from stages.run.run import Stage, run_stage
 
@@ -34,7 +34,7 @@ def command_line(
     if words is not None:
         try:
             run_stage(compose_config(stage, words), kind, build, given=given_by(stage, words), job=job)
-        except DiffTumorError as error:
+        except (DiffTumorError, OSError) as error:
             _fail(error)
         return
     overrides = [item for item in sys.argv[1:] if not item.startswith("-")]
@@ -53,12 +53,12 @@ def command_line(
     def task(config: DictConfig) -> None:
         try:
             run_stage(config, kind, build, given=given_by(stage, HydraConfig.get().overrides.task))
-        except DiffTumorError as error:
+        except (DiffTumorError, OSError) as error:
             _fail(error)
 
     task()
 
 
-def _fail(error: DiffTumorError) -> None:
-    sys.stderr.write(f"Error: {error}\n")
+def _fail(error: DiffTumorError | OSError) -> None:
+    sys.stderr.write(f"Error: {sentence_of(error)}\n")
     sys.exit(1)

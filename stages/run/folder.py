@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import ResultFolder, written_whole
+from difftumor.files import ResultFolder, remove_partial_files, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.config.comparing import differences
+from stages.run.checkpoint import LAST, PREVIOUS, give_name
 
 CONFIG = "config.yaml"
-LAST = "last.ckpt"
 FINISHED = "finished.json"
 START = "start.json"
 HEADER = "# Resolved config of a run of stages."
@@ -45,12 +46,14 @@ class Start:
         world_size: On how many devices it runs.
         choices: Files that its command chose, by group, such as ``{"experiment": "demo"}``; None if nobody recorded it.
         job: Of the scheduler, that ran it last; None for none.
+        saved: Whether it has written a checkpoint; None if nobody recorded it.
     """
 
     parents: Mapping[str, Parent]
     world_size: int
     choices: Mapping[str, str] | None = None
     job: str | None = None
+    saved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,18 @@ class RunFolder:
             temporary.write_text(f"{HEADER}\n{text}", encoding="utf-8")
 
     def stored(self) -> dict[str, Any]:
-        """Return the config that the run was started with."""
-        return dict(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")) or {})
+        """Return the config that the run was started with.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        try:
+            stored = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise _damaged(self.path / CONFIG) from error
+        if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
+            raise _damaged(self.path / CONFIG)
+        return stored
 
     def choices(self) -> Mapping[str, str] | None:
         """Return the files that the command chose which started the run; None if nobody recorded them."""
@@ -116,8 +129,33 @@ class RunFolder:
 
     def is_of(self, job: str | None) -> bool:
         """Whether this job has started or resumed the run before."""
+        if job is None:  # nothing to read, which may be damaged
+            return False
         before = self._start()
-        return job is not None and before is not None and before.job == job
+        return before is not None and before.job == job
+
+    def has_saved(self) -> bool | None:
+        """Whether the run has written a checkpoint, be it there or not; None if nobody recorded it."""
+        if any(os.path.lexists(self.path / name) for name in (LAST, PREVIOUS, FINISHED)):
+            return True
+        before = self._start()
+        return before.saved if before else None
+
+    def mark_saved(self) -> None:
+        """Record that the run has written a checkpoint: without one it does not silently start over."""
+        before = self._start()
+        if before is not None and not before.saved:
+            self.write_start(replace(before, saved=True))
+
+    def take_for_last(self, checkpoint: Path) -> None:
+        """Let the checkpoint that a run goes on from be the last one, which the next save will keep."""
+        if checkpoint != self.last:
+            give_name(checkpoint, self.last)
+
+    def remove_partial_files(self) -> None:
+        """Remove what killed processes of the run left half-written, a checkpoint perhaps."""
+        remove_partial_files(self.path)
+        (self.path / f".{LAST}.new").unlink(missing_ok=True)  # of earlier versions
 
     def changed(
         self, values: Mapping[str, Any], neutral: tuple[str, ...] = (), only_whether: tuple[str, ...] = ()
@@ -157,6 +195,8 @@ class RunFolder:
             record["choices"] = dict(start.choices)
         if start.job is not None:
             record["job"] = start.job
+        if start.saved is not None:
+            record["saved"] = start.saved
         with written_whole(self.path / START) as temporary:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
@@ -198,8 +238,18 @@ class RunFolder:
         stored = _read_json(self.path / START)
         if stored is None:
             return None
-        parents = {role: Parent(Path(it["path"]), it["identity"]) for role, it in stored["parents"].items()}
-        return Start(parents, stored["world_size"], stored.get("choices"), stored.get("job"))
+        try:
+            parents = {role: Parent(Path(it["path"]), str(it["identity"])) for role, it in stored["parents"].items()}
+            choices = stored.get("choices")
+            return Start(
+                parents,
+                int(stored["world_size"]),
+                None if choices is None else dict(choices),
+                stored.get("job"),
+                stored.get("saved"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(self.path / START) from error
 
     def mark_finished(self, artifact: Path, *, max_epochs: int | None) -> None:
         """Record which artifact the run ended with, and whether it was cut short by ``trainer.max_epochs``."""
@@ -216,15 +266,37 @@ class RunFolder:
             config = read_config(artifact)
         except ArtifactError:
             return False
-        return config.complete and record["identity"] == config.identity
+        return config.complete and record.get("identity") == config.identity
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return what a file of the run holds; None if there is none, or another rank is just removing it."""
+    """Return what a file of the run holds; None if there is none, or another rank is just removing it.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file) from error
+    if not isinstance(stored, dict):
+        raise _damaged(file)
+    return stored
+
+
+# What to do about a damaged file of a run.
+_REMEDIES = {
+    FINISHED: f"remove it, and the run ends once more from its {LAST}",
+    START: "bring back a copy of it, or set fresh=true to start over",
+    CONFIG: "bring back a copy of it, or set fresh=true to start over",
+}
+
+
+def _damaged(file: Path) -> ConfigError:
+    empty = file.is_file() and file.stat().st_size == 0
+    return ConfigError(f"{file} {'is empty' if empty else 'is damaged'}: {_REMEDIES[file.name]}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
@@ -20,15 +20,16 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
+from difftumor.lock import RunLock, locked
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.config.compose import OptionsT
 from stages.config.given import Given, describe, with_stored
-from stages.config.options import PlaceOptions, RunOptions
+from stages.config.options import PlaceOptions
 from stages.config.reading import read_options, to_plain
 from stages.run.callbacks import KeepLastAndBest, KeepLock, StopWhenNoBetter, progress, progress_display
+from stages.run.checkpoint import checkpoint_to_resume
 from stages.run.folder import Ownership, RunFolder, Start
-from stages.run.lock import RunLock, locked
 from stages.run.module import StageModule
 from stages.run.stopping import SaveWhenStopped, StoppedBySignal
 from stages.run.trainer import check_device, lost_process, make_trainer, number_format
@@ -66,16 +67,33 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """One call: what was asked for, as values for the record and as options, and where it goes.
+class _Run(Generic[OptionsT]):
+    """One call: what was asked for, as values for the record and as options, where it goes, and what is there.
 
-    ``choices`` are those of its command, if that is known.
+    ``choices`` are those of its command, if that is known; ``kept`` says which values it has from an earlier call.
     """
 
     values: Mapping[str, Any]
-    options: RunOptions
+    options: OptionsT
     folder: RunFolder
     choices: Mapping[str, str] | None
+    job: str | None
+    finished: bool
+    resuming: bool
+    kept: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        if self.finished:
+            self.folder.check_parents()
+        return self.finished and not self.folder.changed(self.values)
+
+    def say_finished(self) -> Path:
+        say(f"{self.folder.path} has finished: its artifact is {self.artifact} (fresh=true trains again).")
+        if self.kept:
+            say(f"It was trained{self.kept}.")
+        return self.artifact
 
     @property
     def artifact(self) -> Path:
@@ -83,7 +101,7 @@ class _Run:
 
     @property
     def best(self) -> Path:
-        return self.artifact.with_name(f"{self.artifact.name}_best")
+        return _best(self.artifact)
 
     @property
     def ownership(self) -> Ownership:
@@ -124,48 +142,83 @@ def run_stage(
     Raises:
         DiffTumorError: An option is unknown or wrong, the device is missing, or the run may not be resumed.
     """
-    place = _place(to_plain(config))  # the rest may have to be as the run was started, and is read after that
-    check_device(place.trainer)
-    config = copy.deepcopy(config)  # with the number format that "auto" stands for here, as the run's record has it
-    OmegaConf.update(config, "trainer.precision", number_format(place.trainer))
-    folder = RunFolder.of(runs_dir=place.runs_dir, stage=place.stage, name=str(place.name))
-    fresh = place.fresh and not folder.is_of(job)
-    OmegaConf.update(config, "fresh", fresh)
-    finished = not fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
-    resuming = not fresh and folder.last.is_file()
-    kept = ""
-    if given is not None and (finished or resuming):
-        folder.check_usable()
-        config, differing = with_stored(config, folder.stored(), folder.choices(), given)
-        kept = describe(differing)
-    values = to_plain(config)
-    options = read_options(kind, values)
-    run = _Run(values=values, options=options, folder=folder, choices=None if given is None else given.choices)
-    if finished:
-        folder.check_parents()
-        if not folder.changed(values):
-            say(f"{folder.path} has finished: its artifact is {run.artifact} (fresh=true trains again).")
-            if kept:
-                say(f"It was trained{kept}.")
-            return run.artifact
+    call = _Call(config, kind, given, job)
+    run = call.look()
+    if run.is_finished:  # without the lock, since many may ask at once
+        return run.say_finished()
     with ExitStack() as stack:
         # srun and torchrun start all ranks at once; only the first handles the folder.
-        lock = stack.enter_context(locked(folder.path)) if is_rank_zero() else None
-        _train(run, build(options), resuming=resuming, kept=kept, job=job, lock=lock)
+        lock = stack.enter_context(locked(run.folder.path)) if is_rank_zero() else None
+        run = call.look()  # once more: who held the lock may have ended or saved meanwhile
+        if run.is_finished:
+            return run.say_finished()
+        _train(run, build, lock)
     return run.artifact
 
 
-def _train(run: _Run, built: Stage, *, resuming: bool, kept: str, job: str | None, lock: RunLock | None) -> None:
+@dataclass(frozen=True)
+class _Call(Generic[OptionsT]):
+    """What ``run_stage`` was called with."""
+
+    config: DictConfig
+    kind: type[OptionsT]
+    given: Given | None
+    job: str | None
+
+    def look(self) -> _Run[OptionsT]:
+        """Return the run as its folder is now."""
+        place = _place(to_plain(self.config))  # the rest may have to be as the run was started, and is read after that
+        check_device(place.trainer)
+        config = copy.deepcopy(self.config)  # with the number format that "auto" stands for, as the run's record has it
+        OmegaConf.update(config, "trainer.precision", number_format(place.trainer))
+        folder = RunFolder.of(runs_dir=place.runs_dir, stage=place.stage, name=str(place.name))
+        fresh = place.fresh and not folder.is_of(self.job)
+        OmegaConf.update(config, "fresh", fresh)
+        finished = not fresh and folder.is_finished(place.artifact, max_epochs=place.trainer.max_epochs)
+        resuming = not fresh and _has_saved(folder, place)
+        kept = ""
+        if self.given is not None and (finished or resuming) and folder.path.exists():
+            folder.check_usable()
+            config, differing = with_stored(config, folder.stored(), folder.choices(), self.given)
+            kept = describe(differing)
+        values = to_plain(config)
+        choices = None if self.given is None else self.given.choices
+        return _Run(
+            values=values, options=read_options(self.kind, values), folder=folder, choices=choices, job=self.job,
+            finished=finished, resuming=resuming, kept=kept,
+        )  # fmt: skip
+
+
+def _has_saved(folder: RunFolder, place: PlaceOptions) -> bool:
+    """Whether there is a run to go on with, even if its checkpoint is gone; see ``RunFolder.has_saved``."""
+    saved = folder.has_saved()
+    owner = Ownership(stage=place.stage, run=folder.path.name)
+    return owner.has(_best(place.artifact)) if saved is None else saved
+
+
+def _best(artifact: Path) -> Path:
+    return artifact.with_name(f"{artifact.name}_best")
+
+
+def _train(run: _Run[OptionsT], build: Callable[[OptionsT], Stage], lock: RunLock | None) -> None:
     folder = run.folder
-    trainer, keep = _trainer(run, built, lock)
-    start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices, job=job)
+    checkpoint, note = None, ""
     if lock is not None:
-        _check_folder(run, built, start, resuming)
+        folder.check_usable()
+    if run.resuming:
+        checkpoint, note = checkpoint_to_resume(folder.path, on_damage=run.options.trainer.on_damage)
+    built = build(run.options)
+    trainer, keep = _trainer(run, built, lock)
+    start = Start(built.module.parents, trainer.num_nodes * trainer.num_devices, job=run.job, saved=run.resuming)
+    if lock is not None:
+        _check_folder(run, built, start)
     keep.training |= built.check()
     if lock is not None:
-        _open_folder(run, start, resuming)
-    say(f"Resuming {folder.path}{kept}" if resuming else f"Starting {folder.path}")
-    _fit(run, built, trainer, folder.last if resuming else None)
+        _open_folder(run, start, checkpoint)
+    if note:
+        say(note)
+    say(f"Resuming {folder.path}{run.kept}" if run.resuming else f"Starting {folder.path}")
+    _fit(run, built, trainer, keep, checkpoint)
     if lock is not None:
         lock.check()
         _export(run, built, trainer, keep)
@@ -177,10 +230,10 @@ def _place(values: Mapping[str, Any]) -> PlaceOptions:
     return read_options(PlaceOptions, {name: values[name] for name in names if name in values})
 
 
-def _trainer(run: _Run, built: Stage, lock: RunLock | None) -> tuple[pl.Trainer, KeepLastAndBest]:
+def _trainer(run: _Run[Any], built: Stage, lock: RunLock | None) -> tuple[pl.Trainer, KeepLastAndBest]:
     options = run.options.trainer
     keep = KeepLastAndBest(
-        run.folder.path,
+        run.folder,
         every_n_epochs=options.checkpoint_every_n_epochs,
         best=run.best,
         monitor=built.monitor,
@@ -199,30 +252,32 @@ def _trainer(run: _Run, built: Stage, lock: RunLock | None) -> tuple[pl.Trainer,
     return trainer, keep
 
 
-def _check_folder(run: _Run, built: Stage, start: Start, resuming: bool) -> None:
+def _check_folder(run: _Run[Any], built: Stage, start: Start) -> None:
     """Check that the run may resume, or start in its folder."""
-    run.folder.check_usable()
     if not run.options.fresh:
         for artifact in (run.artifact, run.best):
             run.ownership.check(artifact)
-    if resuming:
+    if run.resuming:
         run.folder.check_resumable(run.values, built.neutral, built.only_whether)
         run.folder.check_start(start)
 
 
-def _open_folder(run: _Run, start: Start, resuming: bool) -> None:
-    """Make the run's folder new unless it resumes; nothing is touched before all checks have passed."""
-    if resuming:
+def _open_folder(run: _Run[Any], start: Start, checkpoint: Path | None) -> None:
+    """Make the run's folder ready; nothing is touched before all checks have passed, nor removed unless asked."""
+    choices = run.choices
+    run.folder.remove_partial_files()
+    if checkpoint is not None:
         choices = run.folder.choices()
+        run.folder.take_for_last(checkpoint)
     else:
-        run.folder.remove()
-        run.ownership.remove(run.best)
-        choices = run.choices
+        if run.options.fresh:
+            run.folder.remove()
+        run.ownership.remove(run.best)  # of a run that never saved, or as fresh=true asks
     run.folder.write_config(run.values)
     run.folder.write_start(replace(start, choices=choices))
 
 
-def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) -> None:
+def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest, checkpoint: Path | None) -> None:
     try:
         with warnings.catch_warnings():
             # Loaders are resumable by StageModule.batches_done, which Lightning does not know.
@@ -244,17 +299,24 @@ def _fit(run: _Run, built: Stage, trainer: pl.Trainer, checkpoint: Path | None) 
         raise ConfigError(
             f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         if (lost := lost_process(error)) is not None:
             raise TrainingError(
                 f"Another process of {run.folder.path} was lost at step {built.module.steps_done} ({lost}): see its "
                 "log, and rerun the same command to go on from the last checkpoint."
             ) from error
-        if checkpoint is not None and built.module.steps_done == 0:
+        if checkpoint is not None and not keep.has_begun:
             raise TrainingError(
-                f"{checkpoint} cannot be resumed ({str(error).splitlines()[0]}): set fresh=true to start over."
+                f"{checkpoint} cannot be resumed ({_first_reason(error)}): bring back the checkpoint of this run, or "
+                "set fresh=true to start over."
             ) from error
         raise
+
+
+def _first_reason(error: Exception) -> str:
+    """The first line that says something; torch begins with "Error(s) in loading state_dict for …:"."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if not line.rstrip().endswith(":")]
+    return lines[0] if lines else type(error).__name__
 
 
 def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
@@ -266,7 +328,7 @@ def _of_loading_process(error: DiffTumorError) -> DiffTumorError | None:
     return type(error)(message.strip())
 
 
-def _export(run: _Run, built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
+def _export(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBest) -> None:
     module = built.module
     training = {**keep.training, **progress(trainer, module), **keep.measured}
     module.export(run.artifact, complete=True, training=training, metrics=keep.metrics)

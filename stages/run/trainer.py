@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from difftumor.errors import ConfigError, DeviceError
 from stages.config.options import TrainerOptions
+from stages.run.checkpoint import DurableCheckpoints
 
 
 def make_trainer(
@@ -53,7 +54,7 @@ def make_trainer(
             profiler=_profiler(options.profiler, folder),
             logger=TensorBoardLogger(folder, name="", version="tensorboard"),
             callbacks=list(callbacks),
-            plugins=_plugins(),
+            plugins=[DurableCheckpoints(), *_plugins()],
             enable_progress_bar=options.progress_bar and sys.stdout.isatty(),
             enable_model_summary=False,
             num_sanity_val_steps=0,

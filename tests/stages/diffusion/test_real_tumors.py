@@ -16,6 +16,7 @@ from difftumor.scans.appearance import AppearanceRanges, measure_appearance
 from difftumor.scans.intensity import IntensityWindow
 from stages.diffusion.train import build
 from stages.run.callbacks import KeepLastAndBest
+from stages.run.folder import RunFolder
 from stages.run.run import run_stage
 from tests.stages.builds import KINDS, Crash, built_from, crashing_at
 from tests.stages.diffusion.test_train import module
@@ -149,7 +150,7 @@ class Tell(Callback):
 def test_of_two_processes_the_one_that_writes_measures(tiny_diffusion, stated, tmp_path):
     built = built_from(tiny_diffusion(f"data.root={stated}", NO_TUMORS_MADE, "data.batch_size=1"), build)
     keep = KeepLastAndBest(
-        tmp_path, every_n_epochs=1, best=tmp_path / "best", monitor=built.monitor, mode="min", training={}
+        RunFolder(tmp_path), every_n_epochs=1, best=tmp_path / "best", monitor=built.monitor, mode="min", training={}
     )
     options = {"num_sanity_val_steps": 0, "enable_checkpointing": True, "default_root_dir": tmp_path}
     trainer_of(2, callbacks=[keep, Tell(tmp_path)], **options).fit(built.module, built.data)

@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from difftumor.errors import ConfigError, TrainingError
+from difftumor.lock import LAPSE_S, RENEW_S, Holder, RunLock, locked
 from stages.autoencoder.train import build
-from stages.run.lock import LAPSE_S, RENEW_S, Holder, RunLock, locked
 from tests.conftest import REPOSITORY
 from tests.stages.builds import run
 
@@ -21,7 +21,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from difftumor.errors import ConfigError
-from stages.run.lock import locked
+from difftumor.lock import locked
 try:
     with locked(Path(sys.argv[1])):
         print("held", flush=True)
@@ -164,14 +164,14 @@ def test_who_stood_still_for_too_long_finds_out_before_writing(left, folder, mon
         left(**ELSEWHERE)
         lock.check()  # renewed just now: not looked at
         now = time.time() + 3 * RENEW_S
-        monkeypatch.setattr("stages.run.lock.time.time", lambda: now)
+        monkeypatch.setattr("difftumor.lock.time.time", lambda: now)
         with pytest.raises(TrainingError, match=rf"{folder} is now in use by process {HERE.pid} on other"):
             lock.check()
     assert lock.file.exists()  # theirs
 
 
 def test_the_lock_is_renewed_while_it_is_held(folder, monkeypatch):
-    monkeypatch.setattr("stages.run.lock.RENEW_S", 0.01)
+    monkeypatch.setattr("difftumor.lock.RENEW_S", 0.01)
     with locked(folder) as lock:
         os.utime(lock.file, (0, 0))
         while lock.file.stat().st_mtime == 0:

@@ -1,0 +1,215 @@
+"""The checkpoints of a run: written whole beside their place, verified before use, and one earlier one is kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from difftumor.errors import TrainingError
+from difftumor.files import written_whole
+
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+
+OnDamage = Literal["refuse", "previous"]
+_TRAILER = b"\ndifftumor crc32 %08x\n"
+_READ_BYTES = 1 << 20
+# What training goes on from; callbacks may hold infinities by right, such as the best loss so far.
+_STATE = ("state_dict", "optimizer_states", "ema")
+
+
+class DurableCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint to the disk before it takes the place of the last one, which becomes ``previous.ckpt``.
+
+    Lightning's own goes through a copy in memory and through ``$TMPDIR``, which may be small. Behind the archive is
+    a line that ``torch.load`` passes over, with the CRC-32 of all of it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: A weight is not finite, or the disk is full; the last checkpoint stays.
+        """
+        place = Path(path)
+        if (bad := _not_finite(checkpoint)) is not None:
+            raise TrainingError(
+                f"{bad} is not finite at step {checkpoint.get('steps_done')}: {place} is kept as it was; start over "
+                "with fresh=true and a lower optimizer.lr, or rerun the same command to try again from there."
+            )
+        try:
+            with written_whole(place) as temporary:
+                with temporary.open("wb") as stream:
+                    torch.save(checkpoint, summed := _Summed(stream))
+                    stream.write(_TRAILER % summed.crc)
+                if place.is_file():
+                    give_name(place, place.with_name(PREVIOUS))
+        except OSError as error:
+            raise _not_written(place, error) from error
+
+
+class _Summed:
+    """A stream that sums up what is written to it.
+
+    Args:
+        stream: Where it goes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.crc = 0
+
+    def write(self, part: bytes) -> int:
+        """Write a part."""
+        self.crc = zlib.crc32(part, self.crc)
+        return self.stream.write(part)
+
+    def flush(self) -> None:
+        """Pass on what is buffered."""
+        self.stream.flush()
+
+
+def give_name(checkpoint: Path, name: Path) -> None:
+    """Give a checkpoint a second name, by which it stays when another takes its place."""
+    with written_whole(name) as second:
+        try:
+            os.link(checkpoint, second)
+        except OSError:  # a file system without links, or a link to another one
+            shutil.copyfile(checkpoint, second)
+
+
+def _not_written(place: Path, error: OSError) -> TrainingError:
+    reason = (error.strerror or type(error).__name__).lower()
+    size = place.stat().st_size / 1e6 if place.is_file() else None
+    room = f"free {size:.1f} MB or more there" if size else "make room there"
+    remedy = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it can be written"
+    kept = "the checkpoint before it is kept" if size else "no checkpoint was written before"
+    return TrainingError(f"{place} cannot be written ({reason}; {kept}): {remedy} and rerun the same command.")
+
+
+def checkpoint_to_resume(folder: Path, *, on_damage: OnDamage) -> tuple[Path, str]:
+    """Return the checkpoint that a run goes on from, verified.
+
+    Args:
+        folder: Of the run, which has saved before.
+        on_damage: What to do if ``last.ckpt`` is missing or damaged: refuse, or take ``previous.ckpt``.
+
+    Returns:
+        The file, and what is to be said about it; empty if it is the last one.
+
+    Raises:
+        TrainingError: It is damaged; says whether the one before it can be used.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        check_checkpoint(last)
+    except TrainingError as damage:
+        try:
+            step = check_checkpoint(previous)
+        except TrainingError:
+            remedy = "bring back a copy of it, or set fresh=true to start over"
+            raise TrainingError(f"{damage}: {remedy}.") from damage
+        if on_damage == "previous":
+            return previous, f"{damage}: going on from {previous} (step {step})."
+        raise TrainingError(
+            f"{damage}: set trainer.on_damage=previous to go on from {previous} (step {step}), or fresh=true to start "
+            "over."
+        ) from damage
+    return last, ""
+
+
+def check_checkpoint(file: Path) -> int:
+    """Verify all of a checkpoint: the checksums of its parts, what it holds, and that its weights are finite.
+
+    Returns:
+        How many steps the run had done.
+
+    Raises:
+        TrainingError: What is wrong, without a remedy.
+    """
+    if file.is_symlink() and not file.exists():
+        raise TrainingError(f"{file} is a link to {file.readlink()}, which is not there (a disk that is not mounted?)")
+    if not file.is_file():
+        raise TrainingError(f"{file} {'is not a file' if file.exists() else 'is missing'}")
+    try:
+        _check_sum(file)
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be read ({(error.strerror or str(error)).lower()})") from error
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever a file made by others can make torch raise
+        raise TrainingError(f"{file} is damaged, or no checkpoint ({type(error).__name__})") from error
+    step = content.get("steps_done") if isinstance(content, dict) else None
+    if not isinstance(step, int) or not isinstance(content.get("state_dict"), Mapping):
+        raise TrainingError(f"{file} is no checkpoint of a training")
+    if (bad := _not_finite(content)) is not None:
+        raise TrainingError(f"{file} is damaged ({bad} is not finite)")
+    return step
+
+
+def _check_sum(file: Path) -> None:
+    """Compare the checksum behind an archive with its content; archives of earlier versions have none."""
+    length = len(_TRAILER % 0)
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - length))
+        trailer = stream.read()
+        stream.seek(0)
+        if not trailer.startswith(_TRAILER[:-6]):
+            _check_parts(file)
+            return
+        crc, left = 0, size - length
+        while part := stream.read(min(_READ_BYTES, left)):
+            crc, left = zlib.crc32(part, crc), left - len(part)
+    if trailer != _TRAILER % crc:
+        raise TrainingError(f"{file} is damaged (its checksum is wrong)")
+
+
+def _check_parts(file: Path) -> None:
+    """Compare the checksum that torch writes for each part of an archive, and that it itself never looks at."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # Torch reads nothing where a part is called a folder, and leaves the tensor as memory was.
+            plain = all(
+                part.compress_type == zipfile.ZIP_STORED and part.external_attr == 0 for part in archive.infolist()
+            )
+            wrong = archive.testzip() if plain else None
+    except OSError:
+        raise
+    except Exception as error:  # damage can show anywhere in the archive's tables
+        empty = file.stat().st_size == 0
+        raise TrainingError(f"{file} is {'empty' if empty else 'damaged or cut short, or no checkpoint'}") from error
+    if wrong is not None or not plain:
+        raise TrainingError(f"{file} is damaged ({wrong or 'its table of parts'} is not as it was written)")
+
+
+def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the name of a tensor to go on from that holds NaN or infinity."""
+    for part in _STATE:
+        for name, tensor in _tensors(checkpoint.get(part), part):
+            # The sum is one pass over memory, and finite unless a value is not or it overflows.
+            if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+                return name
+    return None
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Walk through nested mappings and lists."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}.{place}")

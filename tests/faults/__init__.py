@@ -1,0 +1,1 @@
+"""Harm done to files, processes and disks, and what has to come of it."""

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from difftumor.errors import ConfigError
 
+# Of a folder that is written to, where it cannot lie beside the folder.
+LOCK = ".lock"
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -49,7 +52,7 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
         ConfigError: The place cannot be written to.
     """
     folder = folder.resolve()
-    filled = folder.is_dir() and (keep_others or not any(folder.iterdir()))
+    filled = folder.is_dir() and (keep_others or is_empty(folder))
     with _parents_made(folder):
         try:
             # Beside the final place, or inside, so that moving never crosses file systems.
@@ -174,6 +177,11 @@ def check_folder(path: Path, *, option: str = "") -> None:
             raise ConfigError(f"{place} {what}: give a folder.")
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but perhaps its lock."""
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
 def names_file(text: str) -> bool:
     """Whether a text can name a file or folder inside another folder."""
     return Path(text).name == text and text != ".."
@@ -249,7 +257,7 @@ class ResultFolder:
                 or anything else that is not part of an earlier result.
         """
         check_folder(folder, option=option)
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not folder.is_dir() or is_empty(folder):
             return
         place = f"{option} {folder}".lstrip()
         if not overwrite:
@@ -264,9 +272,8 @@ class ResultFolder:
 
     def _objection(self, folder: Path) -> str | None:
         """Return what is wrong with a folder as an earlier result; an empty one is all right."""
-        files = [
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-        ]
+        paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        files = [path.relative_to(folder).as_posix() for path in paths if path != folder / LOCK]
         strange = [file for file in files if not any(_matches(file, pattern) for pattern in self.holds)]
         if strange:
             return f"holds {min(strange)}, which is not part of an earlier {self.what}"

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: two jobs never write there at once, and one that died keeps nobody out."""
+"""The lock of a folder that is written to: two jobs never write there at once, and one that died keeps nobody out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
+from difftumor.files import LOCK
 
 RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
+
+
+class LockPlaceError(ConfigError):
+    """A lock cannot be written where it belongs."""
 
 
 def slurm_job() -> str | None:
@@ -109,16 +114,18 @@ class Holder:
         return f"{job}process {self.pid} on {self.host}"
 
 
-class RunLock:
-    """The lock of a folder, held by this process.
+class FolderLock:
+    """The lock of a folder, or of a file, held by this process.
 
     Args:
         folder: What is locked; the lock is a file beside it, since the folder itself may be removed and made again.
+        remedy: What else the user can do, for messages.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, remedy: str = "give another folder") -> None:
         self.folder = folder
-        self.file = folder.with_name(f".{folder.name}.lock")
+        self.remedy = remedy
+        self.file = _lock_file(folder.resolve())
         self.holder = Holder.here()
         self._renewed = 0.0
 
@@ -133,7 +140,7 @@ class RunLock:
             new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
-            raise ConfigError(f"{self.folder} cannot be written ({reason}): choose another runs_dir=….") from error
+            raise LockPlaceError(f"{self.folder} cannot be written ({reason}): {self.remedy}.") from error
         try:
             while not _linked(new, self.file):
                 self._remove_left_behind(now=new.stat().st_mtime)
@@ -149,8 +156,8 @@ class RunLock:
             return
         if holder is not None and holder.keeps_out(self.holder, age_s=age_s):
             raise ConfigError(
-                f"{self.folder} is in use by {holder}: wait until it has ended, or give this run another name=… "
-                f"(remove {self.file} if you know that it is gone)."
+                f"{self.folder} is in use by {holder}: wait until it has ended, or {self.remedy} (remove {self.file} "
+                "if you know that it is gone)."
             )
         aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
         with suppress(FileNotFoundError):
@@ -203,7 +210,7 @@ class RunLock:
 
 def holder_of(folder: Path) -> Holder | None:
     """Return who holds the lock of a folder; None if nobody does, or one who is gone."""
-    lock = RunLock(folder)
+    lock = FolderLock(folder)
     try:
         holder, age_s = _read(lock.file), time.time() - lock.file.stat().st_mtime
     except FileNotFoundError:
@@ -212,19 +219,23 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[RunLock]:
-    """Hold the lock of a run's folder.
+def locked(folder: Path, *, remedy: str = "give another folder") -> Iterator[FolderLock]:
+    """Hold the lock of a folder, or of a file, that is written to.
+
+    Args:
+        folder: What is locked; need not exist.
+        remedy: What else the user can do, for messages.
 
     Raises:
         ConfigError: Somebody else holds it, or the place cannot be written to.
     """
-    lock, released = RunLock(folder), threading.Event()
+    lock, released = FolderLock(folder, remedy=remedy), threading.Event()
     missing = [parent for parent in lock.file.parents if not parent.exists()]
     with suppress(OSError):  # `take` says what is wrong
         lock.file.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.take()
-        threading.Thread(target=lock.keep, args=(released,), daemon=True, name="run lock").start()
+        threading.Thread(target=lock.keep, args=(released,), daemon=True, name="folder lock").start()
         yield lock
     finally:
         released.set()
@@ -232,6 +243,13 @@ def locked(folder: Path) -> Iterator[RunLock]:
         with suppress(OSError):
             for parent in missing:  # those that are empty
                 parent.rmdir()
+
+
+def _lock_file(folder: Path) -> Path:
+    """Beside the folder; inside of one whose surroundings cannot be written to, such as a mounted disk."""
+    if folder.is_dir() and (folder == folder.parent or not os.access(folder.parent, os.W_OK)):
+        return folder / LOCK
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -3,6 +3,8 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +23,7 @@ from difftumor.cli.models.export import export
 from difftumor.cli.models.import_published import import_published
 from difftumor.cli.models.info import info
 from difftumor.cli.models.predict import predict
+from difftumor.cli.options import held
 from difftumor.cli.synthesis.synthesize import synthesize
 
 # Name on the command line -> function, or an app with commands of its own, in the order of `difftumor --help`.
@@ -43,6 +46,10 @@ COMMANDS: Mapping[str, Callable[..., None] | typer.Typer] = {
 }
 
 
+# Commands of which several may write to one folder at once, since they lock less than that.
+SHARING = ("predict",)
+
+
 def run_app(words: Sequence[str]) -> None:
     """Parse ``words``, run the command they name, and exit.
 
@@ -53,6 +60,7 @@ def run_app(words: Sequence[str]) -> None:
     # One command is built in a tenth of the time of all; without a name, or with a wrong one, typer lists them all.
     command = typer.main.get_command(build_app([words[0]] if words and words[0] in COMMANDS else list(COMMANDS)))
     _join_lines(command)
+    _hold_out(command)
     command(args=list(words), prog_name="difftumor")
 
 
@@ -81,6 +89,21 @@ def _join_lines(command: Any) -> None:
         command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
     for inner in getattr(command, "commands", {}).values():
         _join_lines(inner)
+
+
+def _hold_out(command: Any) -> None:
+    """Let commands keep others from writing to the same place, ``out``, until they end."""
+    for inner in getattr(command, "commands", {}).values():
+        _hold_out(inner)
+    if any(parameter.name == "out" for parameter in command.params) and command.name not in SHARING:
+        work = command.callback
+
+        @wraps(work)
+        def run(**values: Any) -> None:
+            with held(None if values["out"] is None else Path(values["out"])):
+                work(**values)
+
+        command.callback = run
 
 
 def _print_version(wanted: bool) -> None:

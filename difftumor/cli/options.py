@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 
 from difftumor.errors import ConfigError
+from difftumor.lock import LockPlaceError, locked
 
 if TYPE_CHECKING:
     from difftumor.evaluation.metrics.detection import Matching
@@ -24,6 +26,21 @@ def option(text: str, panel: str | None = None, **settings: Any) -> Any:
 def flag(name: str, text: str, panel: str | None = None) -> Any:
     """Return an option without a value and without a ``--no-`` form, in a panel of the help."""
     return typer.Option(name, help=text, rich_help_panel=panel)
+
+
+@contextmanager
+def held(out: Path | None) -> Iterator[None]:
+    """Keep others from writing to a place (``--out``) while the block runs; None is no place.
+
+    Raises:
+        ConfigError: Somebody else writes there.
+    """
+    with ExitStack() as stack:
+        # A place that cannot be written to is refused by the command itself, which knows what it is.
+        with suppress(LockPlaceError):
+            if out is not None:
+                stack.enter_context(locked(out, remedy="give another place (--out)"))
+        yield
 
 
 def parse_names(text: str, *, option: str, known: Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, sentence_of
 from difftumor.files import folder_written_whole, provenance
+from difftumor.lock import locked
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle
@@ -208,9 +209,13 @@ class CasePredictor:
             overwrite: Predict it even if it was predicted before.
 
         Raises:
-            DiffTumorError: A file cannot be used, ``out`` holds other results of these names, or the network's output
-                is not finite; nothing is written then.
+            DiffTumorError: A file cannot be used, ``out`` holds other results of these names, another process predicts
+                the case, or the network's output is not finite; nothing is written then.
         """
+        with locked(out / case.id):
+            return self._predict(case, out, overwrite=overwrite)
+
+    def _predict(self, case: CaseFiles, out: Path, *, overwrite: bool) -> PredictedCase:
         options = _recorded(self.options, self.organ, probabilities=self.probabilities)
         request = _request(case.ct, case.organ_mask, self.artifacts, options)
         names = self.files_of(case.id)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
-from difftumor.lock import RunLock
+from difftumor.lock import FolderLock
 from stages.run.folder import RunFolder
 from stages.run.module import StageModule
 
@@ -152,7 +152,7 @@ class KeepLock(Callback):
         lock: Of the folder.
     """
 
-    def __init__(self, lock: RunLock) -> None:
+    def __init__(self, lock: FolderLock) -> None:
         self.lock = lock
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from difftumor.errors import TrainingError
 from difftumor.files import written_whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -49,34 +53,24 @@ class DurableCheckpoints(TorchCheckpointIO):
             )
         try:
             with written_whole(place) as temporary:
-                with temporary.open("wb") as stream:
-                    torch.save(checkpoint, summed := _Summed(stream))
-                    stream.write(_TRAILER % summed.crc)
+                with _Summed(io.FileIO(temporary, "w")) as stream:
+                    torch.save(checkpoint, stream)
+                    stream.write(_TRAILER % stream.crc)
                 if place.is_file():
                     give_name(place, place.with_name(PREVIOUS))
         except OSError as error:
             raise _not_written(place, error) from error
 
 
-class _Summed:
-    """A stream that sums up what is written to it.
+class _Summed(io.BufferedWriter):
+    """A file that sums up what is written to it."""
 
-    Args:
-        stream: Where it goes.
-    """
+    crc = 0
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.crc = 0
-
-    def write(self, part: bytes) -> int:
+    def write(self, part: Buffer) -> int:
         """Write a part."""
         self.crc = zlib.crc32(part, self.crc)
-        return self.stream.write(part)
-
-    def flush(self) -> None:
-        """Pass on what is buffered."""
-        self.stream.flush()
+        return super().write(part)
 
 
 def give_name(checkpoint: Path, name: Path) -> None:

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
-from difftumor.lock import RunLock, locked
+from difftumor.lock import FolderLock, locked
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.config.compose import OptionsT
@@ -35,6 +35,7 @@ from stages.run.stopping import SaveWhenStopped, StoppedBySignal
 from stages.run.trainer import check_device, lost_process, make_trainer, number_format
 
 T = TypeVar("T")
+_ANOTHER = "give this run another name=… or runs_dir=…"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def run_stage(
         return run.say_finished()
     with ExitStack() as stack:
         # srun and torchrun start all ranks at once; only the first handles the folder.
-        lock = stack.enter_context(locked(run.folder.path)) if is_rank_zero() else None
+        lock = stack.enter_context(locked(run.folder.path, remedy=_ANOTHER)) if is_rank_zero() else None
         run = call.look()  # once more: who held the lock may have ended or saved meanwhile
         if run.is_finished:
             return run.say_finished()
@@ -200,7 +201,7 @@ def _best(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name}_best")
 
 
-def _train(run: _Run[OptionsT], build: Callable[[OptionsT], Stage], lock: RunLock | None) -> None:
+def _train(run: _Run[OptionsT], build: Callable[[OptionsT], Stage], lock: FolderLock | None) -> None:
     folder = run.folder
     checkpoint, note = None, ""
     if lock is not None:
@@ -230,7 +231,7 @@ def _place(values: Mapping[str, Any]) -> PlaceOptions:
     return read_options(PlaceOptions, {name: values[name] for name in names if name in values})
 
 
-def _trainer(run: _Run[Any], built: Stage, lock: RunLock | None) -> tuple[pl.Trainer, KeepLastAndBest]:
+def _trainer(run: _Run[Any], built: Stage, lock: FolderLock | None) -> tuple[pl.Trainer, KeepLastAndBest]:
     options = run.options.trainer
     keep = KeepLastAndBest(
         run.folder,

@@ -1,4 +1,4 @@
-"""Two jobs never write one run's folder, and one that died keeps nobody out."""
+"""Two jobs never write one folder, of a run or of results, and one that died keeps nobody out."""
 
 import json
 import os
@@ -12,9 +12,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.lock import LAPSE_S, RENEW_S, Holder, RunLock, locked
+from difftumor.files import ResultFolder, folder_written_whole
+from difftumor.lock import LAPSE_S, RENEW_S, FolderLock, Holder, locked
 from stages.autoencoder.train import build
 from tests.conftest import REPOSITORY
+from tests.conftest import run as command
 from tests.stages.builds import run
 
 HOLD = """
@@ -59,7 +61,7 @@ def left(folder):
     """Leave the lock of another holder, renewed so many seconds ago."""
 
     def leave(age_s=0.0, **changes):
-        lock = RunLock(folder)
+        lock = FolderLock(folder)
         lock.file.parent.mkdir(parents=True, exist_ok=True)
         lock.file.write_text(json.dumps(asdict(replace(HERE, token="theirs", **changes))))
         os.utime(lock.file, (time.time() - age_s,) * 2)
@@ -78,7 +80,7 @@ def refused(folder):
 
 def test_a_second_process_is_refused_until_the_first_has_ended(folder):
     with held_by_process(folder) as process:
-        place = f"{folder} is in use by process {process.pid} on {HERE.host}: wait until it has ended, or .*name="
+        place = f"{folder} is in use by process {process.pid} on {HERE.host}: wait .*, or give another folder"
         with pytest.raises(ConfigError, match=place), locked(folder):
             pass
         process.terminate()
@@ -196,13 +198,13 @@ def test_a_damaged_lock_is_replaced(left, folder):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "runs").touch()
-    with pytest.raises(ConfigError, match=r"runs/it cannot be written \(not a directory\): choose another runs_dir"):
-        RunLock(tmp_path / "runs" / "it").take()
+    with pytest.raises(ConfigError, match=r"runs/it cannot be written \(not a directory\): give another folder"):
+        FolderLock(tmp_path / "runs" / "it").take()
 
 
 def test_a_run_in_use_is_left_alone(tiny_config, tmp_path):
     folder = tmp_path / "runs/autoencoder/default"
-    with held_by_process(folder), pytest.raises(ConfigError, match=f"{folder} is in use by process"):
+    with held_by_process(folder), pytest.raises(ConfigError, match=f"{folder} is in use by .* another name="):
         run(tiny_config(), lambda options: pytest.fail("read data"))
     run(tiny_config("training.steps=2"), build)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["default"]
@@ -216,3 +218,38 @@ def test_a_task_of_an_array_is_a_job_of_its_own(monkeypatch):
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name)
     assert Holder.here().job == "7"
+
+
+COMMANDS = [
+    ["phantom", "OUT"],
+    ["synthesize", "--ct", "x", "--organ", "liver", "--out", "OUT"],
+    ["synthesize", "--cases", "x", "--organ", "liver", "--out", "OUT"],
+    ["evaluate", "--predictions", "x", "--labels", "x", "--organ", "liver", "--out", "OUT"],
+    ["export", "nnunet", "OUT", "--cases", "x"],
+    ["import-published", "segmenter", "unet", "x", "OUT", "--organ", "liver"],
+    ["check", "x", "--out", "OUT"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
+def test_a_command_leaves_alone_where_another_writes(left, folder, capsys, words):
+    lock = left()
+    assert command(*(str(folder) if word == "OUT" else word for word in words)) == 1
+    assert f"{folder} is in use by process {HERE.pid}" in capsys.readouterr().err
+    assert list(folder.parent.iterdir()) == [lock.file]
+
+
+def test_a_command_gives_its_lock_up(tmp_path, capsys):
+    out = tmp_path / "deep/out"
+    assert command("phantom", out, "--cases", 1, "--shape", 3) == 1  # too small
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_surroundings_cannot_be_written_holds_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path.parent)
+    with locked(tmp_path) as lock:
+        assert lock.file == tmp_path / ".lock"
+        ResultFolder(what="export", holds=("none",)).check(tmp_path)
+        with folder_written_whole(tmp_path) as staging:
+            (staging / "a").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

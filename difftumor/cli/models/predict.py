@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from difftumor.cli.options import accept_hu_option
+from difftumor.cli.options import accept_hu_option, held
 from difftumor.segmentation.options import CLOSING_MM, DILATION_MM
 
 if TYPE_CHECKING:
-    from difftumor.segmentation.cases import PredictedCase
+    from difftumor.segmentation.cases import CaseFiles, CasePredictor, PredictedCase
 
 _COLUMNS = ("case", "status", "lesions", "organ_mm3", "tumor_mm3", "error")
 
@@ -95,7 +96,7 @@ def predict(
     [bold]CASE.png[/bold], a picture. A folder or list also gets summary.csv; a CT that fails does not stop the others,
     and the same command resumes after an interruption.
     """
-    from difftumor.cli.many import check_outputs, progress_bar, summarized
+    from difftumor.cli.many import check_outputs
     from difftumor.datasets.cases import read_case_list
     from difftumor.files import check_folder
     from difftumor.models.artifact import load_artifact, pick_device
@@ -134,19 +135,25 @@ def predict(
         accept_hu=accept_hu,
     )
     given = [listed.source, *(case.ct for case in cases), *(mask.path for mask in masks.values())]
-    check_outputs({case.id: predictor.files_of(case.id) for case in cases}, given, out)
-    if listed.source == cases[0].ct:
-        _say(predictor.predict(cases[0], out, overwrite=overwrite))
-    else:
-        with (
-            summarized(out, _COLUMNS, [case.id for case in cases]) as rows,
-            progress_bar("Predicting", len(cases)) as advance,
-        ):
-            for predicted in predictor.predict_all(cases, out, overwrite=overwrite):
-                rows.append(_row(predicted))
-                _say(predicted)
-                advance()
+    single = listed.source == cases[0].ct
+    with held(None if single else out):  # each case is locked too, so that several may write to one folder
+        check_outputs({case.id: predictor.files_of(case.id) for case in cases}, given, out)
+        if single:
+            _say(predictor.predict(cases[0], out, overwrite=overwrite))
+        else:
+            _predict_all(predictor, cases, out, overwrite=overwrite)
     typer.echo(f"Label maps are in {out}.")
+
+
+def _predict_all(predictor: CasePredictor, cases: Sequence[CaseFiles], out: Path, *, overwrite: bool) -> None:
+    from difftumor.cli.many import progress_bar, summarized
+
+    order = [case.id for case in cases]
+    with summarized(out, _COLUMNS, order) as rows, progress_bar("Predicting", len(cases)) as advance:
+        for predicted in predictor.predict_all(cases, out, overwrite=overwrite):
+            rows.append(_row(predicted))
+            _say(predicted)
+            advance()
 
 
 def _say(predicted: PredictedCase) -> None:

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from difftumor.lock import locked
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.scans.nifti import read_ct
@@ -65,6 +66,19 @@ def test_the_header_is_kept_and_lesions_are_described(tmp_path, segmenter):
     tumor = prediction.labels == 2
     assert weighted == pytest.approx(prediction.tumor_probability[tumor].sum(dtype=float), rel=1e-6)
     assert ct.read_bytes() == before
+
+
+def test_scans_of_two_processes_share_a_folder_and_one_scan_is_not_predicted_twice(tmp_path, segmenter, capsys):
+    one, two = (scan(tmp_path / "in" / f"{case}.nii.gz", seed) for seed, case in enumerate("ab"))
+    out = tmp_path / "out"
+    with locked(out / "a"):
+        assert predict(one, segmenter, out) == 1
+        assert f"{out}/a is in use by process" in capsys.readouterr().err
+        assert predict(two, segmenter, out) == 0
+    with locked(out):
+        assert predict(tmp_path / "in", segmenter, out) == 1
+        assert f"{out} is in use by process" in capsys.readouterr().err
+        assert predict(one, segmenter, out) == 0
 
 
 def test_probabilities_are_those_of_the_labels(tmp_path, folder, segmenter):

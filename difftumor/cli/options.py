@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import typer
 
 from difftumor.errors import ConfigError
-from difftumor.lock import LockPlaceError, locked
+from difftumor.files.lock import LockPlaceError, locked
 
 if TYPE_CHECKING:
     from difftumor.evaluation.metrics.detection import Matching

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, sentence_of
 from difftumor.files import folder_written_whole, provenance
-from difftumor.lock import locked
+from difftumor.files.lock import locked
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle

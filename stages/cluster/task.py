@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from difftumor.lock import slurm_job
+from difftumor.files.lock import slurm_job
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import STAGES
 

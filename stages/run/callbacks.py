@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
 
-from difftumor.lock import FolderLock
+from difftumor.files.lock import FolderLock
 from stages.run.folder import RunFolder
 from stages.run.module import StageModule
 

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
-from difftumor.lock import FolderLock, locked
+from difftumor.files.lock import FolderLock, locked
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.config.compose import OptionsT

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from difftumor.errors import ConfigError
 from difftumor.files import written_whole
-from difftumor.lock import Holder, holder_of, locked
+from difftumor.files.lock import Holder, holder_of, locked
 from stages.cluster.status import JobState, last_error
 from studies.jobs.graph import Node
 from studies.jobs.states import Standing

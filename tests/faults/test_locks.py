@@ -13,7 +13,7 @@ import pytest
 
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import ResultFolder, folder_written_whole
-from difftumor.lock import LAPSE_S, RENEW_S, FolderLock, Holder, locked
+from difftumor.files.lock import LAPSE_S, RENEW_S, FolderLock, Holder, locked
 from stages.autoencoder.train import build
 from tests.conftest import REPOSITORY
 from tests.conftest import run as command
@@ -23,7 +23,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from difftumor.errors import ConfigError
-from difftumor.lock import locked
+from difftumor.files.lock import locked
 try:
     with locked(Path(sys.argv[1])):
         print("held", flush=True)
@@ -166,14 +166,14 @@ def test_who_stood_still_for_too_long_finds_out_before_writing(left, folder, mon
         left(**ELSEWHERE)
         lock.check()  # renewed just now: not looked at
         now = time.time() + 3 * RENEW_S
-        monkeypatch.setattr("difftumor.lock.time.time", lambda: now)
+        monkeypatch.setattr("difftumor.files.lock.time.time", lambda: now)
         with pytest.raises(TrainingError, match=rf"{folder} is now in use by process {HERE.pid} on other"):
             lock.check()
     assert lock.file.exists()  # theirs
 
 
 def test_the_lock_is_renewed_while_it_is_held(folder, monkeypatch):
-    monkeypatch.setattr("difftumor.lock.RENEW_S", 0.01)
+    monkeypatch.setattr("difftumor.files.lock.RENEW_S", 0.01)
     with locked(folder) as lock:
         os.utime(lock.file, (0, 0))
         while lock.file.stat().st_mtime == 0:

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from difftumor.lock import locked
+from difftumor.files.lock import locked
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.scans.nifti import read_ct

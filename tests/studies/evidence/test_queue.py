@@ -8,7 +8,7 @@ import time
 import pytest
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.lock import locked
+from difftumor.files.lock import locked
 from studies.evidence.queue import LOCK, PAUSE, STATE, Queue, QueuePausedError, seconds_of
 from studies.evidence.study import _found
 from studies.jobs.running import log_of, run_here

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
-from difftumor.errors import CaseListError, ConfigError
+from difftumor.errors import CaseListError, ConfigError, counted
 from difftumor.files import written_whole
 from difftumor.scans.label_maps import stated_label_names
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
@@ -179,7 +179,10 @@ def folds(cases: Sequence[Case], *, count: int = 5, fold: int, seed: int) -> tup
     if not 0 <= fold < count:
         raise ConfigError(f"Fold {fold} does not exist; give one from 0 to {count - 1}.")
     if len(patients := {case.patient for case in cases}) < count:
-        raise CaseListError(f"{len(patients)} patients cannot make {count} folds; give more cases or fewer folds.")
+        raise CaseListError(
+            f"{counted(len(patients), 'patient')} cannot make {count} folds: add scans of others, or make fewer folds "
+            "(folds.count in training)."
+        )
     held_out = _dealt(cases, count, fold, seed)
     return (
         tuple(case for case in cases if case.patient not in held_out),
@@ -221,6 +224,9 @@ def _label_names(listing: Listing) -> Mapping[str, int]:
 
 
 def _check_files(cases: Sequence[Case], source: Path) -> None:
+    if folders := [case.image for case in cases if case.image.is_dir()]:
+        inside = " that holds a file of its name: give that one" if (folders[0] / folders[0].name).is_file() else ""
+        raise CaseListError(f"{source} lists {folders[0]}, which is a folder{inside}; name CTs as files, in a list.")
     missing = [case.image for case in cases if not case.image.is_file()]
     missing += [case.labels for case in cases if case.labels is not None and not case.labels.exists()]
     if missing:
@@ -317,7 +323,8 @@ def split_lists(cases: CaseList, *, count: int = 5, seed: int = 0, folder: Path)
         parts.append(kept.get(file, tuple(case.id for case in cases.cases if case.patient in apart)))
     if not all(parts):
         raise CaseListError(
-            f"{len(set(patients.values()))} patients cannot make {count} folds; give more cases or fewer folds."
+            f"{counted(len(set(patients.values())), 'patient')} cannot make {count} folds: add scans of others, or "
+            "give a smaller count."
         )
     for number, (file, held_out) in enumerate(zip(files, parts, strict=True)):
         listed = replace(cases, validation_ids=held_out)

@@ -309,7 +309,11 @@ def _folder(source: Path) -> Listing:
         )
     cases = cases or [RawCase(case_id(image), image) for image in scans]
     if not cases:
-        raise CaseListError(f"{source} holds no CT; give a folder of .nii or .nii.gz files, or one folder per case.")
+        kits = " (this is the layout of KiTS: list imaging.nii.gz and segmentation.nii.gz of its cases in a CSV)"
+        raise CaseListError(
+            f"{source} holds no CT; give a folder of .nii or .nii.gz files, one folder per case with ct.nii.gz in it, "
+            f"or a list of files{kits * any(source.glob('*/imaging.nii*'))}."
+        )
     return Listing(tuple(cases), structures=tuple(sorted(structures)))
 
 

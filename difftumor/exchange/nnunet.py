@@ -283,8 +283,10 @@ def split_entries(
     real = [entry.case for entry in entries if entry.source is None]
     if validation_ids:
         parts = [split_by_ids(real, validation_ids)]
+    elif len({case.patient for case in real}) < 2:
+        raise CaseListError("All cases are of one patient, who cannot both train and validate: add another patient.")
     else:
-        count = min(FOLDS, max(2, len({case.patient for case in real})))
+        count = min(FOLDS, len({case.patient for case in real}))
         parts = [folds(real, count=count, fold=fold, seed=seed) for fold in range(count)]
     splits = []
     for training, validation in parts:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -23,6 +24,12 @@ _LATEX = {
     "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": r"$\times$",
     "→": r"$\rightarrow$", "θ": r"$\theta$", "²": r"$^2$", "³": r"$^3$",
 }  # fmt: skip
+
+
+# What begins a tag of HTML, which Markdown may hold.
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+# What spreadsheet programs take for a formula; numbers with a sign are none.
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Table:
         return cls(columns, rows)
 
     def markdown(self) -> str:
-        """Return it as Markdown, without title and note; bars are escaped, line ends become blanks."""
+        """Return it as Markdown, without title and note; bars and tags are escaped, line ends become blanks."""
         lines = [self.header, ["---"] * len(self.header), *self._marked("**{}**", str)]
         return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
 
@@ -115,7 +122,12 @@ def latex_text(text: str) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").splitlines())
+    return " ".join(_TAG.sub("&lt;", text).replace("|", "\\|").splitlines())
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    """Return a cell that spreadsheet programs show as text: a name that looks like a formula gets an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _latex_row(cells: Iterable[str]) -> str:
@@ -123,11 +135,11 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def write_csv(path: Path, table: Table) -> Path:
-    """Write header and rows as CSV; None becomes an empty cell. The file is whole or absent."""
+    """Write header and rows as CSV; None becomes an empty cell, no text a formula. The file is whole or absent."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(table.header)
-        writer.writerows(table.rows)
+        writer.writerows([_csv_cell(cell) for cell in row] for row in table.rows)
     return path
 
 

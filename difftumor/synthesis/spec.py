@@ -254,7 +254,7 @@ class TumorSpec:
 
         Args:
             values: Fields, and ``preset``, whose fields they replace or complement.
-            where: The entry, for messages.
+            where: The entry, for messages; empty for the options of a command line.
 
         Raises:
             ConfigError: A field is unknown or wrong.
@@ -266,11 +266,11 @@ class TumorSpec:
         unknown = sorted(set(map(str, given)) - {f.name for f in fields(cls)})
         if unknown:
             known = ", ".join(["preset", *(f.name for f in fields(cls))])
-            raise ConfigError(f"{where} has the unknown field {unknown[0]!r}: known are {known}.")
+            raise ConfigError(f"{where or 'The tumor'} has the unknown field {unknown[0]!r}: known are {known}.")
         try:
             return cls(**{**preset_fields(preset), **given})
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
     def to_plain(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads, with every field."""

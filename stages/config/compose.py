@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,6 +47,14 @@ def compose_config(stage: str, overrides: Sequence[str] = ()) -> DictConfig:
             # A search path of the user's own replaces ours, as on the command line.
             mine = [] if any(item.startswith("hydra.searchpath=") for item in overrides) else [_own_groups(stage)]
             return compose(stage, overrides=[*mine, *overrides])
+        except OverrideParseException as error:
+            name, given, value = error.override.partition("=")
+            if not given:
+                raise ConfigError(f"{name} has no value: write {name}=VALUE.") from error
+            raise ConfigError(
+                f"{error.override} cannot be read: quote a value that has spaces, commas, = or brackets, within the "
+                f"quotes of the shell: '{name}=\"{value}\"'."
+            ) from error
         except (HydraException, ValueError) as error:  # Hydra refuses some group choices with the latter
             raise ConfigError(_explain(error, stage)) from error
 

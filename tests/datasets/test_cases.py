@@ -239,6 +239,14 @@ def test_missing_files_are_named(msd):
         read_cases(msd)
 
 
+def test_folders_named_as_files_and_other_layouts_are_named_for_what_they_are(tmp_path):
+    _touch(tmp_path, "kaggle/volume-0.nii/volume-0.nii", "kits/case_00000/imaging.nii.gz")
+    with pytest.raises(CaseListError, match=r"volume-0\.nii, which is a folder that holds a file of its name"):
+        read_cases(tmp_path / "kaggle")
+    with pytest.raises(CaseListError, match=r"ct\.nii\.gz in it.*layout of KiTS.*imaging\.nii\.gz"):
+        read_cases(tmp_path / "kits")
+
+
 def test_other_formats_and_repeated_ids_are_refused(tmp_path):
     _touch(tmp_path, "x/a.nii.gz", "y/a.nii.gz", "a.dcm")
     (tmp_path / "list.json").write_text(json.dumps(["x/a.nii.gz", "y/a.nii.gz"]))

@@ -210,7 +210,7 @@ def test_no_patient_is_on_both_sides(patients, copies, seed):
     made = [Entry(Case(f"s{n}", Path("x.nii"), None, s.case.patient), s.case.id) for n, s in enumerate(sources)]
     different = len(set(patients))
     if different < 2:
-        with pytest.raises(CaseListError, match="patients"):
+        with pytest.raises(CaseListError, match="one patient"):
             split_entries([*real, *made], validation_ids=(), seed=seed)
         return
     patient = {entry.case.id: entry.case.patient for entry in (*real, *made)}
@@ -251,7 +251,7 @@ def changed(rows, index, **values):
         (ROWS, ("--convention", "nonsense"), "nonsense"),
         (ROWS, ("--convention", "totalsegmentator"), "'a' of"),
         (changed(ROWS, 4, label="maps/a.nii.gz"), (), "e.nii.gz"),
-        ([{**row, "patient": "p"} for row in ROWS], (), "1 patients cannot make 2 folds"),
+        ([{**row, "patient": "p"} for row in ROWS], (), "All cases are of one patient"),
         (ROWS[:2], ("--synthetic", 1, *SYNTHETIC), "no case without liver tumors"),
         (changed(ROWS, 0, tumor_organs=[]), (), "free of liver tumors"),
         (ROWS, ("--size", "tiny"), "--synthetic"),

@@ -1,5 +1,7 @@
 """Tables and records as files."""
 
+import csv
+
 import pytest
 
 from difftumor.reporting.tables import Table, latex_text, write_csv, write_json
@@ -38,3 +40,18 @@ def test_records_become_rows(tmp_path):
 
 def test_a_section_has_title_table_and_note():
     assert Table(("a",), [(1,)], title="t", note="n").section() == "## t\n\n| a |\n| --- |\n| 1 |\n\nn"
+
+
+@pytest.mark.parametrize("name", ['=HYPERLINK("http://x")', "@SUM(A1)", "+1+cmd", "-2+3", "\t=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(tmp_path, name):
+    write_csv(tmp_path / "a.csv", Table(["case", "score"], [[name, -1.5], ["-12", "+3.5"], ["a=b", "–"]]))
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        assert list(csv.reader(stream))[1:] == [["'" + name, "-1.5"], ["-12", "+3.5"], ["a=b", "–"]]
+
+
+def test_no_name_is_a_tag_in_markdown():
+    text = Table(["case"], [["<script>alert(1)</script>"], ["< 2 cm"]]).markdown()
+    assert "<script" not in text
+    assert "</script" not in text
+    assert "&lt;script>alert(1)&lt;/script>" in text
+    assert "| < 2 cm |" in text

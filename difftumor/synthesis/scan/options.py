@@ -147,7 +147,7 @@ def plan_tumors(
         if not radius_mm > 0:
             raise ConfigError(f"--radius-mm is {radius_mm}: give a number above 0.")
         given["diameter_mm"] = 2 * given.pop("radius_mm")
-    return TumorPlan((TumorSpec.from_dict(given, where="The tumor options"),))
+    return TumorPlan((TumorSpec.from_dict(given, where=""),))
 
 
 def refuse(options: Mapping[str, Any], *, beside: str) -> None:

@@ -112,7 +112,9 @@ def test_organ_configs_are_the_registered_organs(file):
         ("trainer.acelerator=cpu", r"Unknown option 'trainer\.acelerator': did you mean 'trainer\.accelerator'\?"),
         ("experiment=nope", r"There is no experiment 'nope': choose from demo"),
         ("trainer=nope", r"There is no trainer 'nope': choose from auto, cpu, ddp, gpu"),
-        ("data.root", r"cannot be composed .*data\.root"),
+        ("data.root", r"data\.root has no value: write data\.root=VALUE"),
+        ("data.root=/data/my scans (1)", r"quote a value .*'data\.root=\"/data/my scans \(1\)\"'"),
+        ("name=a=b", r"quote a value .*'name=\"a=b\"'"),
     ],
 )
 def test_bad_overrides_are_one_sentence(override, message):

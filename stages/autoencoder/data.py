@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item, RandomCrop, SeededDataset, load_case, pad_to, with_centers
 from difftumor.seeding import torch_generator
-from stages.run.data import CropData, loading_processes
+from stages.run.data import CropData
+from stages.run.loading import loading_processes
 
 T = TypeVar("T")
 # Every loading process holds one whole scan ahead, and a scan may take a gigabyte.

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.context import DefaultContext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,48 +21,8 @@ from difftumor.files import check_folder
 from difftumor.models.artifact_config import read_config
 from difftumor.seeding import derive_seed, torch_generator
 from stages.config.options import DataOptions
+from stages.run.loading import Noting, loading_processes
 from stages.run.module import StageModule
-
-# What schedulers send to all processes of a job to have it save, and what submitit has handlers for.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
-
-
-class LoadingProcess(multiprocessing.Process):
-    """A process that loads, and leaves it to the training to answer what schedulers signal to all processes of a job.
-
-    Otherwise it would requeue the job, by handlers that it inherits, or die while the training still needs batches
-    to get to where it saves. It ends when the training ends it, and when it finds that the training is gone.
-    """
-
-    def start(self) -> None:
-        """Start it; it inherits that the signals are blocked. PyTorch sets a handler of SIGTERM: ignoring won't do."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def run(self) -> None:
-        """Load."""
-        threading.Thread(target=_end_with_training, daemon=True, name="signals").start()
-        super().run()
-
-
-def _end_with_training() -> None:
-    """End this process at a SIGTERM, if it is the training that sends it."""
-    while (received := signal.sigwaitinfo(_SIGNALS)).si_signo != signal.SIGTERM or received.si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-class _LoadingContext(DefaultContext):
-    Process = LoadingProcess
-
-
-def loading_processes(number: int) -> dict[str, Any]:
-    """Return the arguments of a ``DataLoader`` for so many processes that load; 0 loads in this one."""
-    context = _LoadingContext(multiprocessing.get_context()) if number else None
-    return {"num_workers": number, "multiprocessing_context": context}
 
 
 def check_same_preprocessing(
@@ -278,7 +233,7 @@ class CropData(pl.LightningDataModule):
     ) -> SeededDataset:
         return SeededDataset(
             cases,
-            load=self.caching.on_disk(load, part),
+            load=Noting(self.caching.on_disk(load, part)),
             transform=transform,
             seed=derive_seed(self.seed, part),
             cache_rate=self._cache_rate,

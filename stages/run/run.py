@@ -30,6 +30,7 @@ from stages.config.reading import read_options, to_plain
 from stages.run.callbacks import KeepLastAndBest, KeepLock, StopWhenNoBetter, progress, progress_display
 from stages.run.checkpoint import checkpoint_to_resume
 from stages.run.folder import Ownership, RunFolder, Start
+from stages.run.loading import lost_loading_process
 from stages.run.module import StageModule
 from stages.run.stopping import SaveWhenStopped, StoppedBySignal
 from stages.run.trainer import check_device, lost_process, make_trainer, number_format
@@ -301,6 +302,11 @@ def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBes
             f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+        if (lost := lost_loading_process(error)) is not None:
+            raise TrainingError(
+                f"{run.folder.path} stopped at step {built.module.steps_done}, since {lost}: give more memory or "
+                "fewer data.num_workers, and rerun the same command to go on from the last checkpoint."
+            ) from error
         if (lost := lost_process(error)) is not None:
             raise TrainingError(
                 f"Another process of {run.folder.path} was lost at step {built.module.steps_done} ({lost}): see its "

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import count
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder.train import build as autoencoder
 from stages.diffusion.train import build as diffusion
-from stages.run.data import LoadingProcess
 from stages.run.run import run_stage
 from stages.segmentation.train import build as segmentation
 from tests.conftest import REPOSITORY
@@ -186,23 +184,3 @@ def test_processes_that_load_leave_the_signal_to_the_training(train, cohort, tmp
     torch.testing.assert_close(
         left_behind(tmp_path, "autoencoder", "parted"), left_behind(tmp_path, "autoencoder", "whole"), rtol=0, atol=0
     )
-
-
-def test_a_process_that_loads_is_ended_by_the_training_alone():
-    inherited = {signum: signal.signal(signum, lambda *_: os._exit(3)) for signum in (signal.SIGUSR2, signal.SIGTERM)}
-    try:
-        processes = [LoadingProcess(target=time.sleep, args=(100,), daemon=True) for _ in range(3)]
-        for process in processes:
-            process.start()
-            subprocess.run(["kill", "-s", "USR2", str(process.pid)], check=True)
-            subprocess.run(["kill", str(process.pid)], check=True)
-        processes[0].join(0.2)
-        assert [process.exitcode for process in processes] == [None] * 3
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-        for signum, handler in inherited.items():
-            signal.signal(signum, handler)
-    assert [process.exitcode for process in processes] == [0] * 3

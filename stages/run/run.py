@@ -302,22 +302,29 @@ def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBes
             f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
-        if (lost := lost_loading_process(error)) is not None:
-            raise TrainingError(
-                f"{run.folder.path} stopped at step {built.module.steps_done}, since {lost}: give more memory or "
-                "fewer data.num_workers, and rerun the same command to go on from the last checkpoint."
-            ) from error
-        if (lost := lost_process(error)) is not None:
-            raise TrainingError(
-                f"Another process of {run.folder.path} was lost at step {built.module.steps_done} ({lost}): see its "
-                "log, and rerun the same command to go on from the last checkpoint."
-            ) from error
+        if (lost := _lost(error, f"{run.folder.path}", built.module.steps_done)) is not None:
+            raise lost from error
         if checkpoint is not None and not keep.has_begun:
             raise TrainingError(
                 f"{checkpoint} cannot be resumed ({_first_reason(error)}): bring back the checkpoint of this run, or "
                 "set fresh=true to start over."
             ) from error
         raise
+
+
+def _lost(error: Exception, folder: str, steps: int) -> TrainingError | None:
+    """Return what is to be said if another process of the run, which loads or trains, is gone; else None."""
+    if (lost := lost_loading_process(error)) is not None:
+        return TrainingError(
+            f"{folder} stopped at step {steps}, since {lost}: give more memory or fewer data.num_workers, and rerun "
+            "the same command to go on from the last checkpoint."
+        )
+    if (lost := lost_process(error)) is not None:
+        return TrainingError(
+            f"Another process of {folder} was lost at step {steps} ({lost}): see its log, and rerun the same command "
+            "to go on from the last checkpoint."
+        )
+    return None
 
 
 def _first_reason(error: Exception) -> str:

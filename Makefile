@@ -42,7 +42,7 @@ test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [r
 	fi
 	$(BIN)/python -m pytest -m 'slurm and not nightly'
 
-nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 trained on two processes and on one; time limits of SLURM
+nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 on two processes and on one; on SLURM, limits, a disturbed transfer
 	$(PYTEST) -m nightly
 
 lint: $(INSTALLED) ## Check style, format and types

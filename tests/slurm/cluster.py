@@ -110,12 +110,12 @@ class SlurmCluster:
         file.write_text(f"#!/usr/bin/env bash\n{script}\n", encoding="utf-8")
         return int(self.run("sbatch", "--parsable", *options, file).stdout.split(";")[0])
 
-    def job(self, job: int) -> dict[str, str]:
+    def job(self, job: int | str) -> dict[str, str]:
         """Return what the scheduler knows of a job: ``JobState``, ``ExitCode``, ``NodeList``, ``Restarts``, …."""
         fields = self.run("scontrol", "-o", "show", "job", job).stdout.split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
-    def wait(self, job: int, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait(self, job: int | str, *states: str, timeout: float = 120) -> dict[str, str]:
         """Wait until a job is in one of some states; without any, until it has ended."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
         end = time.monotonic() + timeout
@@ -123,6 +123,10 @@ class SlurmCluster:
             assert time.monotonic() < end, f"job {job} is {found['JobState']}, not {states or 'ended'}: {found}"
             time.sleep(0.2)
         return found
+
+    def wait_for_restart(self, job: int | str, since: int = 0, timeout: float = 300) -> None:
+        """Wait until a job was requeued more often than it had been."""
+        wait_until(lambda: int(self.job(job)["Restarts"]) > since, timeout, f"job {job} was not requeued")
 
     def set_node(self, node: str, state: str) -> None:
         """Set a node ``down`` or let it ``resume``."""

@@ -14,7 +14,7 @@ import yaml
 from difftumor.cli.many import SUMMARY_FILE
 from stages.cluster.options import ClusterOptions
 from studies.evidence.queue import Queue
-from studies.evidence.records import FORMAT, cell_name, key_of
+from studies.evidence.records import FORMAT, CellRecord, cell_name, key_of
 from studies.jobs.graph import Graph, Node, Part, Value
 from studies.jobs.keys import digest
 
@@ -45,6 +45,7 @@ class QueueEntry:
         titles: What its table calls the values of ``trained_on``, in its order.
         groups: Fields of a cell whose values a row of the table has.
         comparisons: Pairs of ``trained_on`` that are tested: whether the first finds more than the second.
+        further: Writes further tables of its records into a folder.
     """
 
     name: str
@@ -53,6 +54,7 @@ class QueueEntry:
     titles: Mapping[str, str]
     groups: tuple[str, ...] = ("trained_on",)
     comparisons: tuple[tuple[str, str], ...]
+    further: Callable[[Sequence[CellRecord], Path], object] | None = None
 
 
 def values_of(words: Sequence[str]) -> dict[str, Value]:
@@ -83,6 +85,7 @@ class EvidenceGraph(Graph):
         cluster: ClusterOptions | None = None,
     ) -> None:
         super().__init__(folder, cluster)
+        self.cluster = cluster
         self.records = records
         self.size: Size = size
         self.sarcoma = sarcoma
@@ -174,6 +177,7 @@ class EvidenceGraph(Graph):
         predictions: Node,
         labels: Node | Part | Path,
         organ: str | None = None,
+        lacks: str = "",
     ) -> RecordNode:
         """Add the job that scores a cell and writes its record.
 
@@ -183,6 +187,7 @@ class EvidenceGraph(Graph):
             predictions: Its predictions, with probabilities.
             labels: List of the test scans.
             organ: Where tumors are looked for, if it is not the segmenter's organ.
+            lacks: What keeps it from being run.
         """
         entry, name = self._entry.name, cell_name(cell)
         key = digest([FORMAT, entry, dict(cell), predictions.key, organ])
@@ -205,15 +210,23 @@ class EvidenceGraph(Graph):
             results=(f"{name}.json",),
             needs=(predictions,),
             gpu=False,
-            lacks=predictions.lacks,
+            lacks=lacks or predictions.lacks,
             config={},
         )
         self._add(node)
         return node
 
-    def merge(self, other: Graph) -> None:
-        """Add the jobs of another study's graph."""
-        self.nodes |= {name: node for name, node in other.nodes.items() if name not in self.nodes}
+    def merge(self, other: Graph, *, without: str, lacks: str = "") -> None:
+        """Add the jobs of another study's graph.
+
+        Args:
+            other: The graph.
+            without: Kind of its jobs that is left out.
+            lacks: What keeps them from being run, in the words of this study.
+        """
+        for node in other.nodes.values():
+            if node.kind != without:
+                self._add(replace(node, lacks=lacks or node.lacks))
 
     @staticmethod
     def _behind(node: Node) -> list[str]:

@@ -41,6 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     make.add_argument("--cases", type=Path, required=True, help="list of slabs")
     make.add_argument("--model", type=Path, required=True, help="diffusion model of late tumors")
     make.add_argument("--rounds", type=int, default=3, help="copies of each scan, with different tumors (3)")
+    make.add_argument("--steps", type=int, help="of DDIM, trailing; by default as the model says")
     make.add_argument("--device", default="auto", help="auto, cpu, cuda")
     for each in (lists, make):
         each.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -49,7 +50,14 @@ def main(words: Sequence[str] | None = None) -> int:
         if arguments.job == "lists":
             write_folds(arguments.data, arguments.out, count=arguments.folds)
         else:
-            make_tumors(arguments.cases, arguments.model, arguments.out, arguments.rounds, device=arguments.device)
+            make_tumors(
+                arguments.cases,
+                arguments.model,
+                arguments.out,
+                rounds=arguments.rounds,
+                steps=arguments.steps,
+                device=arguments.device,
+            )
     except DiffTumorError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
@@ -86,7 +94,7 @@ def write_folds(source: Path, folder: Path, *, count: int) -> None:
                 write_case_list(staging / name, part, name=f"Soft-tissue sarcoma, {Path(name).stem}")
 
 
-def make_tumors(cases: Path, model: Path, folder: Path, rounds: int, *, device: str) -> None:
+def make_tumors(cases: Path, model: Path, folder: Path, *, rounds: int, steps: int | None, device: str) -> None:
     """Make a late diffusion tumor in every scan of a list, several times.
 
     Args:
@@ -94,6 +102,7 @@ def make_tumors(cases: Path, model: Path, folder: Path, rounds: int, *, device: 
         model: The diffusion model; the organ is that which it was trained on.
         folder: Every scan and round gets a folder in here.
         rounds: How many tumors each scan gets, one in each of its copies.
+        steps: Of DDIM, trailing; None for what the model says.
         device: Where to make them.
 
     Raises:
@@ -101,7 +110,8 @@ def make_tumors(cases: Path, model: Path, folder: Path, rounds: int, *, device: 
     """
     organ = read_options(Organ, read_config(model).training["config"]["organ"], "organ")
     ready, unusable = usable_inputs(read_cases(cases), organ)
-    textures = load_textures({"late": model}, device=pick_device(device))
+    sampler = {} if steps is None else {"kind": "ddim", "steps": steps, "spacing": "trailing"}
+    textures = load_textures({"late": model}, device=pick_device(device), sampler=sampler)
     synthesizer = synthesizer_of(textures, organ=organ, device=pick_device(device))
     names = [f"{case}_{number}" for number in range(rounds) for case, _ in ready]
     with summarized(folder, SUMMARY_COLUMNS, [*names, *(outcome.id for outcome in unusable)]) as rows:

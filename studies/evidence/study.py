@@ -78,6 +78,10 @@ def write_page(arguments: argparse.Namespace, graph: EvidenceGraph) -> Path:
         report.paragraph(f"{entry.question} {len(records)} of {counted(wanted, 'cell')} so far.")
         for table in write_tables(entry, records, graph.records):
             report.table(table)
+        if entry.further is not None and records:
+            further = graph.folder / "tables" / entry.name
+            entry.further(records, further)
+            report.paragraph(f"Further tables and figures are in {further}.")
     return report.write(graph.folder / PAGE)
 
 

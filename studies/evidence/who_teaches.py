@@ -24,7 +24,7 @@ class WhoTeachesSize:
         shape: Voxels of the phantoms along each axis, of 320 mm.
         few: Annotated scans, each with one to three tumors; a quarter tells when stage 2 has learned enough.
         healthy: Scans that tumors are made in, and that the autoencoder learns.
-        test: Fresh scans, a fifth of them healthy.
+        test: Fresh scans, a tenth of them healthy.
         seeds: Of segmenters.
         steps: Of segmenters.
         autoencoder: Options of stage 1.
@@ -46,7 +46,7 @@ class WhoTeachesSize:
 DEMO = ("experiment=demo", "trainer=cpu")
 SIZES: Mapping[Size, WhoTeachesSize] = {
     "small": WhoTeachesSize(
-        shape="108", few=8, healthy=16, test=100, seeds=3, steps=1600,
+        shape="108", few=8, healthy=16, test=84, seeds=3, steps=1600,
         autoencoder=(*DEMO, "training.steps=1500"),
         diffusion=(
             *DEMO, "training.steps=8000", "training.steps_per_epoch=100", "training.patience=20", "ema.decay=0.995",
@@ -106,7 +106,7 @@ def declare(graph: EvidenceGraph) -> None:
         )  # fmt: skip
 
     few, healthy = cohort("few", size.few, 120, 0), cohort("healthy", size.healthy, 121, 1)
-    test = cohort("test", size.test, 122, 0.2)
+    test = cohort("test", size.test, 122, 0.1)
     autoencoder = graph.stage("autoencoder", "autoencoder_liver", [*size.autoencoder, *QUIET], {"data.root": healthy})
     learned: dict[str, Value] = {
         "data.root": few, "fold": 0, "autoencoder.artifact": autoencoder, "validation.synthesize_every_n_epochs": 0
@@ -125,7 +125,7 @@ def declare(graph: EvidenceGraph) -> None:
         for kind in KINDS:
             model = _segmenter(graph, kind, seed, few=few, healthy=healthy, diffusion=diffusion, made=made)
             tests = [f"phantom_{number:03d}" for number in range(size.test)]
-            predictions = graph.predicted(model, test, tests, overlap=0.5)
+            predictions = graph.predicted(model, test, tests, overlap=0.25)
             graph.record({"trained_on": kind, "seed": seed}, model=model, predictions=predictions, labels=test)
 
 

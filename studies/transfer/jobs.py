@@ -78,10 +78,11 @@ class TransferGraph(Graph):
         within: tuple[str | Path, ...] = (
             ("--organ", cell.target, "--organ-mask", test) if elsewhere else ("--organ-filter", "predicted")
         )
+        curves = ["--probabilities"] if self.options.prediction.probabilities else []
         predicted = self.command(
             "predict",
             f"predict_{name}",
-            ["--ct", test, "--model", model, *within, "--overlap", str(self.options.prediction.overlap)],
+            ["--ct", test, "--model", model, *within, "--overlap", str(self.options.prediction.overlap), *curves],
             results=files,
             replacing=["--overwrite"],
             gpu=True,

@@ -39,9 +39,11 @@ class TransferPrediction:
 
     Args:
         overlap: Share of a window that overlaps its neighbor.
+        probabilities: Whether probabilities are written too, which free-response curves need.
     """
 
     overlap: ShareBelowOne
+    probabilities: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """``difftumor phantom``: a cohort of synthetic scans."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -36,6 +36,10 @@ def phantom(
         str,
         typer.Option(metavar="MM,MM", help="Smallest and largest tumor radius; small ones are more frequent."),
     ] = "4,20",
+    late_tumors: Annotated[
+        Literal["alike", "distinct"],
+        typer.Option(help="Whether tumors of 2 cm and more look alike in all organs, as smaller ones do."),
+    ] = "alike",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older phantom cohort at OUT.")] = False,
 ) -> None:
     """Write a cohort of synthetic abdominal CT scans with tumors.
@@ -55,6 +59,7 @@ def phantom(
         shape=_three(parse_numbers(shape, int, option="--shape", counts=(1, 3))),
         spacing_mm=_three(voxel) if voxel else None,
         healthy=healthy,
+        late_tumors=late_tumors,
         tumor_radius_mm=_two(parse_numbers(tumor_radius, float, option="--tumor-radius", counts=(1, 2))),
     )
     names = parse_names(organs, option="--organs", known=tuple(TUMOR_ORGANS))

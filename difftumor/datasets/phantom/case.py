@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from difftumor.datasets.phantom.frame import paint_frame
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.solids import Array, Axes, correlated_noise
-from difftumor.datasets.phantom.tumors import PhantomTumor, paint_tumors
+from difftumor.datasets.phantom.tumors import LateTumors, PhantomTumor, paint_tumors
 from difftumor.datasets.phantom.vessels import paint_great_vessels, paint_liver_veins, paint_portal_system
 from difftumor.datasets.phantom.viscera import (
     paint_bowel,
@@ -56,6 +57,8 @@ class PhantomConfig:
         tumor_radius_mm: Smallest and largest radius of a tumor; small ones are more frequent.
         tumor_contrast_hu: Smallest and largest distance of a tumor's mean below the parenchyma.
         noise_hu: Standard deviation of the noise.
+        late_tumors: Whether tumors of 2 cm and more look alike in all organs, as smaller ones do, or ``"distinct"``: in
+            the pancreas twice as dark, in the kidney brighter than the parenchyma.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -67,6 +70,7 @@ class PhantomConfig:
     tumor_radius_mm: tuple[float, float] = (4.0, 20.0)
     tumor_contrast_hu: tuple[float, float] = (20.0, 60.0)
     noise_hu: float = 12.0
+    late_tumors: LateTumors = "alike"
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < _SMALLEST_SHAPE:
@@ -77,6 +81,8 @@ class PhantomConfig:
             raise ConfigError(f"healthy is {self.healthy}: give a share from 0 to 1.")
         if not 0.0 <= self.noise_hu <= 500.0:
             raise ConfigError(f"noise_hu is {self.noise_hu}: give a standard deviation from 0 to 500 HU.")
+        if self.late_tumors not in get_args(LateTumors):
+            raise ConfigError(f"late_tumors is {self.late_tumors!r}: give one of {', '.join(get_args(LateTumors))}.")
         for name, (low, high), limit in (
             ("tumor_radius_mm", self.tumor_radius_mm, 100.0),
             ("tumor_contrast_hu", self.tumor_contrast_hu, 300.0),
@@ -151,6 +157,7 @@ def make_case(*, seed: int, index: int, config: PhantomConfig, organs: Sequence[
             organ=organ,
             radius_mm=config.tumor_radius_mm,
             contrast_hu=config.tumor_contrast_hu,
+            late=config.late_tumors,
         )
     affine = np.diag((*config.voxel_mm, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]

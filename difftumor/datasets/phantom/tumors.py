@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import scipy
@@ -13,7 +14,10 @@ from difftumor.datasets.phantom.solids import Array, Box
 from difftumor.datasets.phantom.volume import TUMOR_ORGANS, PhantomVolume, coverage_of, tumor_label
 from difftumor.errors import SynthesisError
 from difftumor.scans.components import largest_component
+from difftumor.scans.lesions import size_group
 
+# Whether late tumors of all organs look alike, as early ones always do.
+LateTumors = Literal["alike", "distinct"]
 # The lattice on which a tumor grows, in units of its radius: it does not depend on the voxels of the scan.
 LATTICE_POINTS = 49
 LATTICE_REACH = 2.4
@@ -127,6 +131,9 @@ def _unit(field: Array) -> Array:
 _COUNTS = {"liver": (0.6, 0.25, 0.15), "pancreas": (1.0,), "kidney": (1.0,)}
 # A larger tumor would be more of the organ than the organ itself.
 _LARGEST_MM = {"liver": 40.0, "pancreas": 12.0, "kidney": 20.0}
+# Where late tumors are to differ: those of the liver stay as they are, cysts of the pancreas are twice as dark, and
+# tumors of the kidney enhance as far above the parenchyma as early ones lie below.
+_LATE_CONTRAST = {"liver": 1.0, "pancreas": 2.0, "kidney": -1.0}
 # The exponent favors small radii: of 4 to 20 mm, two thirds stay below 10 mm.
 _EARLY_BIAS = 1.5
 
@@ -139,7 +146,7 @@ class PhantomTumor:
         organ: Organ that it grows in.
         lesion: Its number in the map of lesions, from 1.
         radius_mm: Radius of the ball of the same volume.
-        contrast_hu: How far its mean lies below the parenchyma.
+        contrast_hu: How far its mean lies below the parenchyma; negative for a brighter one.
         center_mm: Where it started to grow, RAS world coordinates.
     """
 
@@ -167,6 +174,7 @@ def paint_tumors(
     organ: str,
     radius_mm: tuple[float, float],
     contrast_hu: tuple[float, float],
+    late: LateTumors = "alike",
 ) -> list[PhantomTumor]:
     """Grow the tumors of one organ.
 
@@ -177,6 +185,7 @@ def paint_tumors(
         organ: Key of ``TUMOR_ORGANS``.
         radius_mm: Smallest and largest radius.
         contrast_hu: Smallest and largest contrast.
+        late: Whether late tumors look like those of other organs.
 
     Returns:
         The tumors that found a place; perhaps none.
@@ -192,6 +201,8 @@ def paint_tumors(
     for _ in range(1 + int(draw.choice(len(chances), p=chances))):
         radius = _draw_radius(draw, radius_mm, min(_LARGEST_MM[organ], 1.25 * float(host.depth_mm.max())))
         contrast = float(draw.uniform(*contrast_hu))
+        if late == "distinct" and size_group(2 * radius) == "late":
+            contrast *= _LATE_CONTRAST[organ]
         center = _draw_center(volume, host, radius, tumors, draw)
         if center is None:
             break

@@ -222,21 +222,37 @@ def read_grid(cells: Mapping[TransferCell, Path | None]) -> TransferGrid:
         CaseListError: There is no evaluation, one is malformed or of another organ, settings differ, a scan was tested
             in several folds, or a model was trained on scans that test it.
     """
-    runs: dict[TransferKey, dict[TransferCell, list[TestedScan]]] = {cell.group: {} for cell in cells}
-    wanted: dict[TransferKey, set[int]] = {key: set() for key in runs}
+    scans: dict[TransferCell, Sequence[TestedScan] | None] = dict.fromkeys(cells)
     settings: dict[str, Any] = {}
-    missing = []
     for cell, folder in cells.items():
-        wanted[cell.group].add(cell.fold)
         if folder is None or not (folder / "summary.json").is_file():
-            missing.append(cell)
             continue
         own = _settings(folder, cell)
         for name, value in own.items():
             if settings.setdefault(name, value) != value:
                 raise CaseListError(f"{folder} was evaluated with another {name} than the others: evaluate all alike.")
-        runs[cell.group][cell] = _scans(folder, cell.fold)
-    if not settings:
+        scans[cell] = _scans(folder, cell.fold)
+    return grid_of(scans, settings)
+
+
+def grid_of(cells: Mapping[TransferCell, Sequence[TestedScan] | None], settings: Mapping[str, Any]) -> TransferGrid:
+    """Pool what was found in the scans of a grid.
+
+    Args:
+        cells: The scans of each training; None for one that is still to come.
+        settings: What their evaluations have in common.
+
+    Raises:
+        CaseListError: There is no training yet, or a scan was tested in several folds.
+    """
+    runs: dict[TransferKey, dict[TransferCell, Sequence[TestedScan]]] = {cell.group: {} for cell in cells}
+    wanted: dict[TransferKey, set[int]] = {key: set() for key in runs}
+    for cell, scans in cells.items():
+        wanted[cell.group].add(cell.fold)
+        if scans is not None:
+            runs[cell.group][cell] = scans
+    missing = [cell for cell, scans in cells.items() if scans is None]
+    if len(missing) == len(cells):
         raise CaseListError("There is no evaluation yet: run the study first.")
     groups = {key: _group(key, of, frozenset(wanted[key])) for key, of in runs.items() if of}
     return TransferGrid(groups, tuple(runs), tuple(missing), settings)

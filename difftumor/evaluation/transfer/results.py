@@ -71,7 +71,19 @@ def write_transfer_results(
     check_results(
         out, TRANSFER_FILES, inputs=[folder for folder in cells.values() if folder is not None], overwrite=True
     )
-    grid = read_grid(cells)
+    return write_grid(read_grid(cells), out, level=level, seed=seed, command=command)
+
+
+def write_grid(grid: TransferGrid, out: Path, *, level: float = LEVEL, seed: int = 0, command: str = "") -> Path:
+    """Write a grid as `write_transfer_results` does, and return the page.
+
+    Args:
+        grid: What was found.
+        out: Folder for `TRANSFER_FILES`.
+        level: Of the confidence intervals.
+        seed: Of bootstrap and permutations.
+        command: The command line, for the page; empty for none.
+    """
     sections = transfer_tables(grid, level=level, seed=seed)
     tests = paired_tests(grid, level=level, seed=seed)
     if (tested := tested_table(tests, level=level)) is not None:

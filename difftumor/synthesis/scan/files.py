@@ -241,7 +241,7 @@ class ScanSynthesizer:
             DiffTumorError: Before anything is written; the message names the file or option.
         """
         check_output(out, inputs=inputs, overwrite=overwrite)
-        return self.make(inputs.read(organ=self.synthesizer.organ.name)).write(out)
+        return self.make(inputs.read(organ=self.synthesizer.organ)).write(out)
 
     def _check_enough(self, records: Sequence[Any], shortfalls: Sequence[str], sampler: RejectionSampler) -> None:
         if not records and sampler.rejections:
@@ -273,7 +273,7 @@ def replay_scan(
     """
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check_same(record.content["inputs"])
-    scan = inputs.read(organ=synthesizer.organ.name)
+    scan = inputs.read(organ=synthesizer.organ)
     where, asked = f"{record.path}: tumors", record.content["request"]["tumors"]
     # Records of the first versions may hold a size beside a diameter, which decided.
     asked = [{**each, "size": "early"} if each.get("diameter_mm") is not None else each for each in asked]

@@ -7,6 +7,7 @@ from difftumor.datasets.phantom import LABEL_NAMES, PhantomConfig, case, make_ca
 from difftumor.datasets.phantom.person import Person
 from difftumor.datasets.phantom.tumors import LATTICE_POINTS, Growth, PhantomTumor, _paint, paint_tumors
 from difftumor.datasets.phantom.volume import PhantomVolume
+from difftumor.errors import ConfigError
 
 LIVER, SPLEEN, TUMOR = (LABEL_NAMES[name] for name in ("liver", "spleen", "liver_tumor"))
 
@@ -68,3 +69,26 @@ def test_only_organs_with_a_tumor_are_listed(monkeypatch):
     made = make_case(seed=0, index=0, config=config, organs=("liver", "pancreas", "kidney"))
     assert made.tumor_organs == ("liver", "kidney")
     assert {tumor.organ for tumor in made.tumors} == {"liver", "kidney"}
+
+
+def test_late_tumors_look_alike_unless_they_are_to_differ():
+    alike, distinct = (
+        PhantomConfig(shape=(64, 64, 64), healthy=0, tumor_radius_mm=(9.0, 14.0), late_tumors=late)
+        for late in ("alike", "distinct")
+    )
+    factors = {"liver": 1.0, "pancreas": 2.0, "kidney": -1.0}
+    seen = set()
+    for index in range(3):
+        for organ, factor in factors.items():
+            before, after = (
+                make_case(seed=7, index=index, config=each, organs=[organ]).tumors for each in (alike, distinct)
+            )
+            for one, other in zip(before, after, strict=True):
+                late = one.radius_mm >= 10
+                seen.add((organ, late))
+                assert other.contrast_hu == pytest.approx(one.contrast_hu * (factor if late else 1.0))
+                assert (one.radius_mm, one.center_mm) == (other.radius_mm, other.center_mm)
+    assert {organ for organ, late in seen if late} == set(factors)
+    assert {late for _, late in seen} == {False, True}
+    with pytest.raises(ConfigError, match="late_tumors is 'other'"):
+        PhantomConfig(late_tumors="other")

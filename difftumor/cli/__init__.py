@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from difftumor.errors import DiffTumorError, sentence_of
+from difftumor.files.processes import ended_cleanly
 
 FAILED = 1
 INTERRUPTED = 130
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: Always; 0 on success, 1 on an error of the library or the file system, 2 on wrong usage, 130 when
-            interrupted.
+            interrupted, 143 when ended by SIGTERM.
     """
     if arguments is None:
         _spare_collections()
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Here, because importing the app registers every command.
         from difftumor.cli.app import run_app
 
-        run_app(words)
+        with ended_cleanly():
+            run_app(words)
     except (DiffTumorError, OSError) as error:
         if debug:
             traceback.print_exc()

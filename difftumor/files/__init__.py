@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from difftumor.errors import ConfigError
+from difftumor.files.processes import MARK, is_left_behind, mark
 
 # Of a folder that is written to, where it cannot lie beside the folder.
 LOCK = ".lock"
@@ -26,8 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     The sibling is on the disk before it takes the place: a power cut leaves the old file or the new one. It keeps the
     file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
-    # Processes on other machines, or in other containers, may have the same number.
-    temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{mark()}.{path.name}")
     with _parents_made(path):
         try:
             yield temporary
@@ -42,6 +42,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder to write to, which replaces `folder` when the block ends without error.
 
+    Where it cannot be moved in one step, a process that is killed while it moves leaves the rest to `recover`.
+
     Args:
         folder: Replaced as a whole if it exists and is not empty. An empty one stays and is filled: it may be the
             current folder, or a mounted one.
@@ -54,27 +56,75 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
     folder = folder.resolve()
     filled = folder.is_dir() and (keep_others or is_empty(folder))
     with _parents_made(folder):
+        # Beside the final place, or inside, so that moving never crosses file systems.
+        staging = folder / f".{mark()}" if filled else _beside(folder)
+        ready = staging.with_name(staging.name + _READY)
         try:
-            # Beside the final place, or inside, so that moving never crosses file systems.
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if filled else folder.parent))
+            staging.mkdir()
+            staging.chmod(0o755)
         except OSError as error:
             raise _cannot_write(folder, error) from error
         try:
-            staging.chmod(0o755)  # mkdtemp makes it private; results are shared
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
                     _sync(file)
             # Others may have made it meanwhile.
             if filled or (keep_others and folder.is_dir()):
-                _move_files(staging, folder, last=last)
+                staging.rename(ready)
+                _move_files(ready, folder, last=last)
             elif folder.exists():
                 _exchange(staging, folder)
             else:
                 os.replace(staging, folder)
             _sync_folder(folder if filled else folder.parent)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            for left in (staging, ready):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+# Of a temporary folder whose files are complete and being moved, and of one that holds what is being replaced.
+_READY, _OLD = ".ready", ".old"
+_LEFT = re.compile(rf"(?:\.(?P<name>.+))?\.(?P<mark>{MARK})(?P<state>{_READY}|{_OLD})?")
+_PARTIAL = re.compile(rf"\.(?P<mark>{MARK})\..+")
+
+
+def _beside(folder: Path, state: str = "") -> Path:
+    return folder.with_name(f".{folder.name[:150]}.{mark()}{state}")
+
+
+def recover(folder: Path) -> None:
+    """Finish or undo what killed processes have left of results in a folder, or of the folder itself.
+
+    Files that were complete and being moved are moved; what was half-written is removed. Whatever a living process is
+    writing stays, and so does what one of another machine has touched within a day.
+    """
+    folder = folder.resolve()
+    own = f".{folder.name[:150]}."
+    beside = [path for path in _entries(folder.parent) if path.name.startswith(own)]
+    for path in [*beside, *_entries(folder)]:
+        found = _LEFT.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
+        with suppress(OSError):  # another process may be doing the same
+            if found is None or not is_left_behind(found["mark"], age_s=time.time() - path.lstat().st_mtime):
+                continue
+            if not path.is_dir():
+                path.unlink()
+                continue
+            parts = found.groupdict()
+            target = path.parent if parts["name"] is None else path.with_name(parts["name"])
+            if parts["state"] == _READY:
+                _move_files(path, target, last=None)
+            elif parts["state"] == _OLD and not target.exists():
+                os.replace(path / target.name, target)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing for one that cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _sync(file: Path) -> None:
@@ -92,42 +142,34 @@ def _sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes left of files in a folder; nobody may be writing there now."""
-    name = re.compile(r"\.\d+\.[0-9a-f]{8}\..+")  # as `written_whole` names them
-    if folder.is_dir():
-        for path in [path for path in folder.iterdir() if name.fullmatch(path.name)]:
-            path.unlink(missing_ok=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove what a killed process left behind while writing a folder; nobody may be writing to it now."""
-    if folder.parent.is_dir():
-        name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")  # as tempfile.mkdtemp names them
-        for path in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _move_files(source: Path, folder: Path, *, last: str | None) -> None:
     if last is not None:
         (folder / last).unlink(missing_ok=True)
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda file: (str(file) == last, file)):
+    moves = sorted(files, key=lambda file: (str(file) == last, file))
+    try:
+        _move(source, folder, moves)
+    except (KeyboardInterrupt, SystemExit):  # what has begun is finished first
+        _move(source, folder, [file for file in moves if (source / file).exists()])
+        raise
+
+
+def _move(source: Path, folder: Path, files: Iterable[Path]) -> None:
+    for file in files:
         (folder / file.parent).mkdir(exist_ok=True, parents=True)
         os.replace(source / file, folder / file)
 
 
 def _exchange(new: Path, target: Path) -> None:
     """Put ``new`` where ``target`` is; folders cannot be exchanged in one step, so the old one steps aside first."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    aside = _beside(target, _OLD)
+    aside.mkdir()
     try:
         os.replace(target, aside / target.name)
-        try:
-            os.replace(new, target)
-        except OSError:
-            os.replace(aside / target.name, target)
-            raise
+        os.replace(new, target)
     finally:
+        if not target.exists():
+            os.replace(aside / target.name, target)
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -190,6 +232,8 @@ def names_file(text: str) -> bool:
 def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path], overwrite: bool) -> None:
     """Refuse a folder (``--out``) in which results would replace what must stay; what else is in it is left alone.
 
+    What a killed process has left there is finished or removed before; see `recover`.
+
     Args:
         folder: Where they will be written; need not exist.
         names: Files and folders that will be written; folders may be replaced as a whole.
@@ -201,6 +245,7 @@ def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path],
             result.
     """
     check_folder(folder, option="out (--out)")
+    recover(folder)
     present = [name for name in names if (folder / name).exists()]
     results = {(folder / name).resolve() for name in present}
     for file in inputs:
@@ -243,7 +288,7 @@ class ResultFolder:
         overwrite: bool = True,
         remedy: str = "give another folder",
     ) -> None:
-        """Refuse a place that such a result must not be written to.
+        """Refuse a place that such a result must not be written to; what a killed process has left goes before.
 
         Args:
             folder: Where it will be written; need not exist.
@@ -257,6 +302,7 @@ class ResultFolder:
                 or anything else that is not part of an earlier result.
         """
         check_folder(folder, option=option)
+        recover(folder)
         if not folder.is_dir() or is_empty(folder):
             return
         place = f"{option} {folder}".lstrip()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import LOCK
+from difftumor.files.processes import is_alive, machine, started
 
 RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
@@ -60,14 +61,12 @@ class Holder:
     @classmethod
     def here(cls) -> Holder:
         """Return this process."""
-        boot, container = _text("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")
-        host = socket.gethostname()
         return cls(
             token=secrets.token_hex(8),
-            host=host,
-            machine=f"{host} {boot} {container}",
+            host=socket.gethostname(),
+            machine=machine(),
             pid=os.getpid(),
-            started=_started(os.getpid()),
+            started=started(os.getpid()),
             job=slurm_job(),
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             cluster=os.environ.get("SLURM_CLUSTER_NAME"),
@@ -87,14 +86,8 @@ class Holder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is there, on this machine; one that has ended but was not waited for is not."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # somebody else's
-            pass
-        return _started(self.pid) == self.started
+        """Whether the process is there, on this machine."""
+        return is_alive(self.pid, self.started)
 
     def _has_ended(self, other: Holder) -> bool:
         """Whether SLURM says that the job is over; False if it cannot be asked."""
@@ -273,24 +266,3 @@ def _read(file: Path) -> Holder | None:
         return Holder(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return None
-
-
-def _started(pid: int) -> str:
-    """Return when a process was started, in ticks since the boot; empty for one that is gone or where none can tell."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state == "Z" else fields[18]
-
-
-def _text(file: str) -> str:
-    with suppress(OSError):
-        return Path(file).read_text().strip()
-    return ""
-
-
-def _link(file: str) -> str:
-    with suppress(OSError):
-        return os.readlink(file)
-    return ""

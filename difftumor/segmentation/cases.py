@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, sentence_of
-from difftumor.files import folder_written_whole, provenance
+from difftumor.files import folder_written_whole, provenance, recover
 from difftumor.files.lock import locked
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
@@ -216,6 +216,7 @@ class CasePredictor:
             return self._predict(case, out, overwrite=overwrite)
 
     def _predict(self, case: CaseFiles, out: Path, *, overwrite: bool) -> PredictedCase:
+        recover(out)
         options = _recorded(self.options, self.organ, probabilities=self.probabilities)
         request = _request(case.ct, case.organ_mask, self.artifacts, options)
         names = self.files_of(case.id)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import ResultFolder, remove_partial_files, written_whole
+from difftumor.files import ResultFolder, recover, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.config.comparing import differences
@@ -154,7 +154,7 @@ class RunFolder:
 
     def remove_partial_files(self) -> None:
         """Remove what killed processes of the run left half-written, a checkpoint perhaps."""
-        remove_partial_files(self.path)
+        recover(self.path)
         (self.path / f".{LAST}.new").unlink(missing_ok=True)  # of earlier versions
 
     def changed(

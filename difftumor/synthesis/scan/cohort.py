@@ -15,7 +15,7 @@ import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, sentence_of
-from difftumor.files import remove_abandoned
+from difftumor.files import recover
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
@@ -168,7 +168,7 @@ def synthesize_cohort(
             yield from _in_processes(load, batch, killed, out=out, jobs=workers, overwrite=overwrite)
         waiting = killed
         for case_id, _ in waiting:
-            remove_abandoned(out / case_id)
+            recover(out / case_id)
     for case_id, _ in waiting:
         yield Outcome(case_id, "failed", error="Its process was killed, perhaps for lack of memory: try fewer --jobs.")
 

@@ -38,20 +38,29 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
 
 
 @contextmanager
-def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Iterator[list[Mapping[str, Any]]]:
+def summarized(
+    out: Path, columns: Sequence[str], order: Sequence[str], *, overwrite: bool = False
+) -> Iterator[list[Mapping[str, Any]]]:
     """Yield a list for the rows of ``summary.csv``, which is written when the block ends, even with an error.
 
     Args:
         out: Folder to write to.
         columns: Names of the columns, among them ``case``, ``status`` and ``error``.
         order: Ids of the cases, in the order of the rows.
+        overwrite: Whether a file of this name that is not such a summary may be replaced.
 
     Raises:
+        ConfigError: There is one.
         CaseListError: The block ended without an error, but the status of some rows is "failed".
     """
-    from difftumor.errors import CaseListError, first_few
+    from difftumor.errors import CaseListError, ConfigError, first_few
     from difftumor.reporting.tables import Table, write_csv
 
+    if not overwrite and not _is_summary(out / SUMMARY_FILE):
+        raise ConfigError(
+            f"out (--out) {out} already holds a {SUMMARY_FILE} that difftumor has not written: give another folder, or "
+            "overwrite (--overwrite) it."
+        )
     rows: list[Mapping[str, Any]] = []
     try:
         yield rows
@@ -66,6 +75,14 @@ def summarized(out: Path, columns: Sequence[str], order: Sequence[str]) -> Itera
             f"{len(failed)} of {len(rows)} scans failed ({first_few(failed)}): see {out / SUMMARY_FILE}, fix them and "
             "rerun the command."
         )
+
+
+def _is_summary(file: Path) -> bool:
+    """Whether a file is a summary, or not there."""
+    if not file.exists():
+        return True
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return {"case", "status", "error"} <= set(stream.readline(1000).strip().split(","))
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
         ),
         step(
             "evaluation", "evaluate", "--predictions", str(folder.predictions), "--labels", str(folder.test),
-            "--organ", ORGAN, "--out", str(folder.evaluation),
+            "--organ", ORGAN, "--out", str(folder.evaluation), "--overwrite",
         ),
     ]  # fmt: skip
     if scan is not None:

@@ -94,6 +94,7 @@ class TransferGraph(Graph):
             f"evaluate_{name}",
             ["--predictions", predicted, "--labels", test, "--organ", cell.target, *only],
             results=("summary.json",),
+            replacing=["--overwrite"],
             lacks=lacks,
         )
 

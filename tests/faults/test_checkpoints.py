@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from difftumor.errors import ConfigError, TrainingError
+from difftumor.files.processes import mark
 from stages.autoencoder.train import build
 from stages.run.checkpoint import DurableCheckpoints, check_checkpoint
 from tests.stages.builds import Crash, composed, crashing_at, run
@@ -235,7 +236,7 @@ def test_one_earlier_checkpoint_is_kept(tmp_path, monkeypatch, links):
 
 def test_what_a_kill_left_half_written_is_removed_by_the_next_run(copied):
     folder, resume = copied
-    for name in (".last.ckpt.new", ".71.0123abcd.last.ckpt"):
+    for name in (".last.ckpt.new", f".{mark().replace(f'-{os.getpid()}-', '-999999999-')}.last.ckpt"):
         (folder / name).write_bytes(b"half")
     resume()
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

@@ -81,6 +81,9 @@ def evaluate(
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and permutations.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of another evaluation, and files of their names.")
+    ] = False,
 ) -> None:
     """Compare predicted label maps with true ones, and methods with each other.
 
@@ -89,14 +92,23 @@ def evaluate(
     """
     from difftumor.cli.many import progress_bar
     from difftumor.evaluation.cohort.evaluate import evaluate as evaluate_files
-    from difftumor.evaluation.cohort.results import RESULT_FILES
-    from difftumor.files import check_results
+    from difftumor.evaluation.cohort.results import RESULT_FILES, is_same_request
+    from difftumor.files import check_results, recover
+    from difftumor.scans.organs import get_organ
 
     first = name or _folder_name(predictions)
     others = _named(compare or [], option="--compare", taken=first)
     scans = _named(healthy or [], option="--healthy", default=first)
     inputs = [predictions, labels, *others.values(), *scans.values()]
-    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=True)
+    rules = read_matching(matching, minimum_iou)
+    asked = {
+        "organ": get_organ(organ).name, "tolerance_mm": tolerance_mm, "matching": str(rules), "level": level,
+        "seed": seed, "labels": str(labels), "resample": resample, "tumor_only": tumor_only,
+        "predictions": str(predictions),
+    }  # fmt: skip
+    recover(out)
+    again = is_same_request(out, asked)
+    check_results(out, RESULT_FILES, inputs=[labels, *([folds] if folds else [])], overwrite=overwrite or again)
     if out.resolve() in {folder.resolve() for folder in inputs}:
         raise ConfigError(f"--out {out} holds what is evaluated: give another folder.")
     if ct is not None and not ct.is_dir():
@@ -107,7 +119,7 @@ def evaluate(
             labels,
             organ=organ,
             tolerance_mm=tolerance_mm,
-            matching=read_matching(matching, minimum_iou),
+            matching=rules,
             name=first,
             healthy=scans,
             compare=others,

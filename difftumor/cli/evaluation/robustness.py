@@ -197,7 +197,10 @@ def robustness(
     )  # fmt: skip
     settings = {"model": [str(m) for m in model], "cases": str(cases), "device": str(on)}
     order = [*(result.case for result in unusable), *(scan.case for scan in scans)]
-    with summarized(out, SUMMARY_COLUMNS, order) as rows, progress_bar("Scans", len(scans)) as advance:
+    with (
+        summarized(out, SUMMARY_COLUMNS, order, overwrite=overwrite) as rows,
+        progress_bar("Scans", len(scans)) as advance,
+    ):
         rows += [result.summary for result in unusable]
 
         def done(result: ScanResult) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from difftumor.exchange.published.saving import Imported
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The file as published.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace another artifact at OUT, and what is beside it.")
+]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder for the artifact.")]
 
 import_published = typer.Typer(
@@ -22,9 +25,9 @@ import_published = typer.Typer(
 
 
 @import_published.command("autoencoder")
-def autoencoder(file: FileArgument, out: OutArgument) -> None:
+def autoencoder(file: FileArgument, out: OutArgument, overwrite: OverwriteOption = False) -> None:
     """Import the autoencoder, AutoencoderModel.ckpt."""
-    check_published_file(file)
+    _check(file, out, overwrite=overwrite)
     from difftumor.exchange.published.autoencoder import import_autoencoder
 
     _say(import_autoencoder(file, out))
@@ -40,12 +43,13 @@ def diffusion(
     organ: Annotated[
         str | None, typer.Option(help="Organ whose tumors it was trained on; the file does not say.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Import a diffusion model, such as liver_early.pt or liver_noearly.pt.
 
     Its own copy of the autoencoder must equal the one given.
     """
-    check_published_file(file)
+    _check(file, out, overwrite=overwrite)
     from difftumor.exchange.published.diffusion import import_diffusion
 
     _say(import_diffusion(file, out, autoencoder=autoencoder, organ=organ))
@@ -59,12 +63,34 @@ def segmenter(
     file: FileArgument,
     out: OutArgument,
     organ: Annotated[str, typer.Option(help="Organ whose tumors it finds.", show_default=False)],
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Import a segmenter."""
-    check_published_file(file)
+    _check(file, out, overwrite=overwrite)
     from difftumor.exchange.published.segmenter import import_segmenter
 
     _say(import_segmenter(architecture, file, out, organ=organ))
+
+
+def _check(file: Path, out: Path, *, overwrite: bool) -> None:
+    """Refuse a file that is not there, and an OUT that holds anything but an earlier import of the file."""
+    from difftumor.errors import ArtifactError, ConfigError
+    from difftumor.files import is_empty, recover, sha256_of
+    from difftumor.models.artifact import WEIGHTS_FILE
+    from difftumor.models.artifact_config import CONFIG_FILE, read_config
+
+    check_published_file(file)
+    recover(out)
+    if overwrite or not out.is_dir() or is_empty(out):
+        return
+    others = sorted({path.name for path in out.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
+    try:
+        source = read_config(out).training.get("imported_from")
+    except ArtifactError:
+        source = None
+    if others or not isinstance(source, dict) or source.get("sha256") != sha256_of(file):
+        what = others[0] if others else "another artifact"
+        raise ConfigError(f"{out} already holds {what}: give another folder, or replace all of it with --overwrite.")
 
 
 def _say(imported: Imported) -> None:

@@ -149,7 +149,10 @@ def _predict_all(predictor: CasePredictor, cases: Sequence[CaseFiles], out: Path
     from difftumor.cli.many import progress_bar, summarized
 
     order = [case.id for case in cases]
-    with summarized(out, _COLUMNS, order) as rows, progress_bar("Predicting", len(cases)) as advance:
+    with (
+        summarized(out, _COLUMNS, order, overwrite=overwrite) as rows,
+        progress_bar("Predicting", len(cases)) as advance,
+    ):
         for predicted in predictor.predict_all(cases, out, overwrite=overwrite):
             rows.append(_row(predicted))
             _say(predicted)

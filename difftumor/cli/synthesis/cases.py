@@ -53,7 +53,7 @@ def synthesize_cases(
     names = {case_id: [f"{case_id}/{name}" for name in FILES] for case_id, _ in ready}
     check_outputs(names, [listed.source, *given], out)
     said: set[str] = set()
-    with summarized(out, SUMMARY_COLUMNS, [case.id for case in listed.cases]) as rows:
+    with summarized(out, SUMMARY_COLUMNS, [case.id for case in listed.cases], overwrite=overwrite) as rows:
         rows += [outcome.summary for outcome in unusable]
         with progress_bar("Making tumors", len(ready)) as advance:
             for outcome in synthesize_cohort(options.load, ready, out=out, jobs=jobs, overwrite=overwrite):

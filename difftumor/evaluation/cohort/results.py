@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from difftumor.errors import counted
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.tables import detection_table, scores_table
-from difftumor.files import ResultFolder, written_whole
+from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
@@ -26,6 +27,7 @@ RESULT_FILES = (
     "cases.csv", "lesions.csv", "summary.json", "summary.md", "tables.tex", "report.html", "sensitivity.png",
     "scores.png", "froc.png", "worst_cases.png",
 )  # fmt: skip
+SUMMARY_FILE = "summary.json"
 # Holds the scores of the other methods, a folder each.
 COMPARED = "compared"
 _CAPTIONS = {
@@ -95,28 +97,43 @@ def write_results(folder: Path, findings: Findings, *, command: str = "") -> str
         The text of ``summary.md``.
     """
     first, *others = findings.summaries
-    _remove_others(folder / COMPARED, others)
-    for name in findings.summaries:
-        place = folder if name == first else folder / COMPARED / name
-        write_csv(place / "cases.csv", findings.cases[name])
-        write_csv(place / "lesions.csv", findings.lesions[name])
+    text = summary_markdown(findings)
+    with folder_written_whole(folder, keep_others=True, last=SUMMARY_FILE) as staging:
+        for name in findings.summaries:
+            place = staging if name == first else staging / COMPARED / name
+            write_csv(place / "cases.csv", findings.cases[name])
+            write_csv(place / "lesions.csv", findings.lesions[name])
+        (staging / "summary.md").write_text(text, encoding="utf-8")
+        latex = "\n".join(table.latex() for table in findings.tables)
+        (staging / "tables.tex").write_text(latex, encoding="utf-8")
+        for name, picture in findings.pictures.items():
+            (staging / f"{name}.png").write_bytes(picture)
+        results_page(findings, command=command).write(staging / "report.html")
+        write_json(staging / SUMMARY_FILE, _summary(findings))
+        _remove_others(folder / COMPARED, others)
+        for name in RESULT_FILES:
+            if name.endswith(".png") and name.removesuffix(".png") not in findings.figures:
+                (folder / name).unlink(missing_ok=True)
+    return text
+
+
+def _summary(findings: Findings) -> dict[str, Any]:
+    """What ``summary.json`` holds."""
+    _, *others = findings.summaries
     models = [{"kind": each.kind, "model": str(each.path), "scans": each.seen} for each in findings.seen]
     summary = {**findings.first, "trained_on_test": models}
     if others:
         summary["compared"] = {name: {**findings.summaries[name], "tests": findings.tests[name]} for name in others}
-    write_json(folder / "summary.json", summary)
-    text = summary_markdown(findings)
-    for name, content in (("summary.md", text), ("tables.tex", "\n".join(table.latex() for table in findings.tables))):
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    for name in RESULT_FILES:
-        if name.endswith(".png") and name.removesuffix(".png") not in findings.figures:
-            (folder / name).unlink(missing_ok=True)
-    for name, picture in findings.pictures.items():
-        with written_whole(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(picture)
-    results_page(findings, command=command).write(folder / "report.html")
-    return text
+    return summary
+
+
+def is_same_request(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether all that a folder holds of an evaluation is of one with these settings."""
+    try:
+        stored = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["settings"]
+        return all(stored.get(name) == value for name, value in settings.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def summary_markdown(findings: Findings) -> str:

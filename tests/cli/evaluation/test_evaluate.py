@@ -8,7 +8,7 @@ import pytest
 
 from difftumor.datasets.integrity import fingerprints
 from difftumor.models.artifact_config import ArtifactConfig
-from tests.conftest import read_rows, run
+from tests.conftest import contents, read_rows, run
 from tests.nifti import ct_values, write_nifti
 
 SHAPE = (24, 20, 16)
@@ -59,7 +59,10 @@ def test_evaluate_writes_tables_figures_and_a_page(cohort, capsys):
     assert evaluate(cohort, "--labels", listed, "--out", cohort) == 1
     assert "would replace the input" in capsys.readouterr().err
     assert listed.read_bytes() == before
-    assert evaluate(cohort, "--labels", listed) == 0  # earlier results are replaced
+    assert evaluate(cohort) == 0  # results of the same request are replaced
+    assert evaluate(cohort, "--labels", listed) == 1
+    assert "already holds cases.csv: give another folder, or overwrite" in capsys.readouterr().err
+    assert evaluate(cohort, "--labels", listed, "--overwrite") == 0
     assert json.loads((cohort / "out" / "summary.json").read_text())["patients"] == 1
 
 
@@ -218,3 +221,24 @@ def test_evaluate_refuses_missing_folders_and_unknown_organs(cohort, capsys):
     assert run("evaluate", "--predictions", cohort / "predictions", "--labels", cohort / "labels", "--organ", "toe",
                "--out", cohort / "out") == 1  # fmt: skip
     assert "toe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report.html", "summary.json", "tables.tex"])
+def test_a_users_file_is_kept_unless_asked(cohort, capsys, name):
+    (cohort / "out").mkdir()
+    (cohort / "out" / name).write_text("mine")
+    assert evaluate(cohort) == 1
+    assert f"already holds {name}: give another folder, or overwrite (--overwrite) it." in capsys.readouterr().err
+    assert [path.name for path in (cohort / "out").iterdir()] == [name]
+
+
+def test_a_failure_while_writing_leaves_an_earlier_evaluation_whole(cohort, monkeypatch):
+    assert evaluate(cohort) == 0
+    before = contents(cohort / "out")
+
+    def full(*words):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("difftumor.reporting.report.Report.write", full)
+    assert evaluate(cohort) == 1
+    assert contents(cohort / "out") == before

@@ -1,6 +1,7 @@
 """``difftumor import-published`` on checkpoints filled with the reference weights, and its artifacts in use."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import nibabel
@@ -226,10 +227,24 @@ def test_another_autoencoder_is_refused_by_name(folder, entries, tmp_path, capsy
     assert read_config(tmp_path / "out").organ is None
 
 
+def test_another_artifact_and_what_is_beside_it_stay_unless_asked(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("segmenter", "unet", saved(segmenter_checkpoint("unet")[0], tmp_path / "p.pt"), out, "--organ", "liver")
+    imported(*words)
+    imported(*words)  # of the same file
+    (out / "notes.md").write_text("mine")
+    assert "already holds notes.md: give another folder, or" in refused(capsys, *words)
+    (out / "notes.md").unlink()
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "training": {"run": "mine"}}))
+    assert "already holds another artifact" in refused(capsys, *words)
+    imported(*words, "--overwrite")
+
+
 def test_an_output_never_replaces_an_input(folder, tmp_path, capsys):
     parent = artifact(folder, "autoencoder")
     before = (parent / "config.json").read_bytes()
-    error = refused(capsys, "diffusion", folder / "liver_early.pt", parent, "--autoencoder", parent)
+    error = refused(capsys, "diffusion", folder / "liver_early.pt", parent, "--autoencoder", parent, "--overwrite")
     assert f"OUT {parent} holds the input {parent}, which would be replaced" in error
     assert (parent / "config.json").read_bytes() == before
     checkpoint, _ = segmenter_checkpoint("unet")
@@ -237,7 +252,7 @@ def test_an_output_never_replaces_an_input(folder, tmp_path, capsys):
     imported("segmenter", "unet", file, tmp_path / "out", "--organ", "liver")
     inside = file.rename(tmp_path / "out" / "best.pt")
     assert "which would be replaced" in refused(
-        capsys, "segmenter", "unet", inside, tmp_path / "out", "--organ", "liver"
+        capsys, "segmenter", "unet", inside, tmp_path / "out", "--organ", "liver", "--overwrite"
     )
     assert inside.is_file()
 

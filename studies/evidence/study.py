@@ -26,6 +26,7 @@ from studies.evidence.graph import EvidenceGraph, QueueEntry
 from studies.evidence.queue import Queue, QueuePausedError
 from studies.evidence.records import read_records
 from studies.evidence.tables import write_tables
+from studies.jobs.graph import Node
 from studies.jobs.running import log_of, run_here
 from studies.jobs.states import STATUSES, Standing, job_table, plan_table, remarks, standings
 from studies.jobs.study import ACTIONS, PAGE, Study
@@ -111,20 +112,29 @@ class EvidenceStudy(Study[EvidenceGraph]):
         """
         if note := Checkout.now().note:
             sys.stderr.write(f"{note}\n")
-        with graph.queue.held():
-            before: set[str] | None = None
-            while True:
-                failure: TrainingError | None = None
+        queue, failed = graph.queue, set[str]()
+
+        def once(node: Node, log: Path) -> int:
+            """Run a job, but not again if it has failed."""
+            if node.id in failed:
+                return 1
+            status = queue.run(node, log)
+            if status or not node.is_done():
+                failed.add(node.id)
+            return status
+
+        with queue.held():
+            known: set[str] = set()
+            failure: TrainingError | None = None
+            while new := {name for name, node in graph.nodes.items() if not node.lacks} - known:
+                known |= new
+                failure = None
                 try:
-                    run_here(graph, run=graph.queue.run)
+                    run_here(graph, run=once)
                 except TrainingError as error:
                     failure = error
                 # Data that were made now may be what other jobs were waiting for.
                 graph = self.declare(arguments)
-                done = {name for name, node in graph.nodes.items() if node.is_done()}
-                if failure is None or done == before:
-                    break
-                before = done
         if failure is not None:
             self.table(arguments, graph)
             raise failure

@@ -5,22 +5,27 @@ one of them (DiffTumor, Figure 5), makes tumors in the host tissue of the held-o
 far they are from the held-out real tumors. Rerunning it resumes.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from difftumor.evaluation.realism.figures import appearance_figure
 from difftumor.models.artifact import describe_device, pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.reporting.pictures import axial_rows
 from difftumor.reporting.plots import curves
-from stages.run.pictures import Curve, read_curves
 from studies.jobs.comparison import READING, Comparison, JudgedGraph, compare, picture_rows, table_rows
 from studies.jobs.graph import Value
 from studies.jobs.results import Picture, write_results
 from studies.jobs.study import Study, require_done
 from studies.sarcoma_data import BODY, write_sarcoma
+
+if TYPE_CHECKING:
+    from stages.run.pictures import Curve
 
 MODELS: Mapping[str, int | str] = {"all tumors": "all", "one tumor": 1}
 # As published, at 1 mm; for a GPU.
@@ -148,6 +153,8 @@ def _pictures(comparison: Comparison, runs: Mapping[str, Path]) -> dict[str, Pic
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, Curve]:
+    from stages.run.pictures import read_curves
+
     return {
         f"{name}, {tag.split('/')[0]}": curve
         for name, run in runs.items()

@@ -18,11 +18,12 @@ from stages.autoencoder.module import AutoencoderModule
 from stages.autoencoder.options import AutoencoderOptions
 from stages.autoencoder.pictures import ScanPictures
 from stages.autoencoder.validation import MONITOR, ScanValidation
+from stages.ranks import say
 from stages.run.case_lists import check_leaks, read_root, sort_and_say, stated_validation
 from stages.run.data import Caching
 from stages.run.entry import command_line
 from stages.run.module import initial_weights
-from stages.run.run import Stage, say
+from stages.run.run import Stage
 
 # What a resumed run may change: nothing depends on how long it will be or may fail, nor on pictures and memory.
 NEUTRAL = (

@@ -33,7 +33,7 @@ from difftumor.synthesis.sizes import sizes_of
 from difftumor.synthesis.spec import TumorSpec
 from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.diffusion.data import TumorReader, tumors_of
-from stages.run.run import say
+from stages.ranks import say
 
 T = TypeVar("T")
 # Organ this near to an annotated tumor neither hosts tumors nor counts as healthy surroundings.

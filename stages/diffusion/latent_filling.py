@@ -18,7 +18,7 @@ from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError
 from difftumor.files import check_folder
 from stages.diffusion.latent_cache import LatentCache
-from stages.run.run import say
+from stages.ranks import say
 
 T = TypeVar("T")
 Encode = Callable[[Item], Mapping[str, Tensor]]

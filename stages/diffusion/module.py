@@ -26,8 +26,8 @@ from stages.config.options import AdamOptions
 from stages.diffusion.ema import ExponentialMovingAverage
 from stages.diffusion.options import AverageOptions, DenoiserOptions, NoiseOptions
 from stages.diffusion.validation import MONITOR, HostValidation, TimestepLosses, visited_times
+from stages.ranks import say
 from stages.run.module import StageModule, initial_weights, preprocessing
-from stages.run.run import say
 
 # Those of the demo have 0.2.
 LEAST_SD = 0.03

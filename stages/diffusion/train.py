@@ -40,6 +40,7 @@ from stages.diffusion.latents import CachedTumorCrops
 from stages.diffusion.module import DiffusionModule, MakeHosts, network_arguments
 from stages.diffusion.options import DiffusionOptions, LatentOptions
 from stages.diffusion.validation import MONITOR, HostValidation
+from stages.ranks import say
 from stages.run.case_lists import (
     autoencoder_of,
     check_leaks,
@@ -50,7 +51,7 @@ from stages.run.case_lists import (
 )
 from stages.run.data import Caching, check_same_preprocessing
 from stages.run.entry import command_line
-from stages.run.run import Stage, say
+from stages.run.run import Stage
 
 # What a resumed run may change: what is learned depends neither on its length nor on pictures.
 NEUTRAL = ("training.steps", "validation.synthesize_every_n_epochs", "pictures.hosts")

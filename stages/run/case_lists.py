@@ -18,7 +18,7 @@ from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention, normalized
 from stages.config.options import DataOptions, FoldOptions, OnOverlap
-from stages.run.run import own_share_first, say
+from stages.ranks import own_share_first, say
 
 # Suspicions that are shown.
 MOST_SUSPICIONS = 3

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import signal
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
 from difftumor.files.lock import FolderLock, locked
@@ -27,6 +25,7 @@ from stages.config.compose import OptionsT
 from stages.config.given import Given, describe, with_stored
 from stages.config.options import PlaceOptions
 from stages.config.reading import read_options, to_plain
+from stages.ranks import is_rank_zero, say
 from stages.run.callbacks import KeepLastAndBest, KeepLock, StopWhenNoBetter, progress, progress_display
 from stages.run.checkpoint import checkpoint_to_resume
 from stages.run.folder import Ownership, RunFolder, Start
@@ -351,23 +350,3 @@ def _export(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAnd
         module.export(run.best, complete=True, training=config.training, metrics=config.metrics)
     run.folder.mark_finished(run.artifact, max_epochs=run.options.trainer.max_epochs)
     say(f"Finished: {run.artifact}")
-
-
-@rank_zero_only
-def say(sentence: str) -> None:
-    """Print a sentence, once for all ranks."""
-    print(sentence, flush=True)
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the only one or the first of several."""
-    # Lightning sets the rank on the function from the launcher's environment, before any process group exists.
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def own_share_first(items: Sequence[T]) -> list[T]:
-    """Return items from this process's share on, so that ranks started together read different files first."""
-    rank = getattr(rank_zero_only, "rank", None) or 0
-    ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    start = len(items) * (rank % ranks) // ranks
-    return [*items[start:], *items[:start]]

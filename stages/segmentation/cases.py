@@ -11,10 +11,24 @@ from difftumor.datasets.tumor_cases import LeftOut, SortedCases
 from difftumor.errors import CaseListError, counted
 from difftumor.scans.organs import ORGAN, TUMOR, Organ
 from difftumor.synthesis.scan.record import CT_FILE, LABELS_FILE, RECORD_FILE, ScanRecord, read_record
+from stages.ranks import say
 from stages.run.case_lists import read_root, say_left_out, sort_and_say, stated_validation
-from stages.run.run import say
-from stages.segmentation.data import Origin
 from stages.segmentation.options import SegmentationOptions, Tumors
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of a case.
+
+    Args:
+        source: Its list, which says what its labels mean.
+        healthy: Whether tumors are to be made in it.
+        made: Whether its tumors are synthetic.
+    """
+
+    source: CaseList
+    healthy: bool
+    made: bool
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import SegmentationCrop, with_class_centers
 from difftumor.datasets.transforms import Item, load_case, pad_to, with_centers
 from difftumor.scans.intensity import Normalization
 from difftumor.scans.organs import Organ, resolve_labels
 from stages.run.data import CropData, seeded_loader
+from stages.segmentation.cases import Origin
 from stages.segmentation.tumors import TumorsAhead
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The origin of a case.
-
-    Args:
-        source: Its list, which says what its labels mean.
-        healthy: Whether tumors are to be made in it.
-        made: Whether its tumors are synthetic.
-    """
-
-    source: CaseList
-    healthy: bool
-    made: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from difftumor.synthesis.generators.copy_paste import SourceTumors
 from difftumor.synthesis.scan.loading import load_synthesizer
 from difftumor.synthesis.scan.sources import read_sources
 from difftumor.synthesis.synthesizer import TumorSynthesizer
+from stages.ranks import say
 from stages.run.case_lists import Ancestor, autoencoder_of, same_split
 from stages.run.data import check_same_preprocessing
-from stages.run.run import say
 from stages.segmentation.cases import ChosenCases
 from stages.segmentation.options import SegmentationOptions
 from stages.segmentation.tumor_mix import TumorMix

@@ -17,9 +17,6 @@ from difftumor.files import folder_written_whole
 from difftumor.models.artifact import pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import Organ
-from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
-from difftumor.synthesis.scan.files import ScanSynthesizer
-from difftumor.synthesis.scan.loading import load_textures, synthesizer_of
 from difftumor.synthesis.spec import TumorSpec
 from stages.config.reading import read_options
 from studies.jobs.measurement import first_line
@@ -108,6 +105,11 @@ def make_tumors(cases: Path, model: Path, folder: Path, *, rounds: int, steps: i
     Raises:
         DiffTumorError: The model or the list cannot be used, or scans have failed.
     """
+    # Here, because they load PyTorch, which plans do without.
+    from difftumor.synthesis.scan.cohort import SUMMARY_COLUMNS, synthesize_cohort, usable_inputs
+    from difftumor.synthesis.scan.files import ScanSynthesizer
+    from difftumor.synthesis.scan.loading import load_textures, synthesizer_of
+
     organ = read_options(Organ, read_config(model).training["config"]["organ"], "organ")
     ready, unusable = usable_inputs(read_cases(cases), organ)
     sampler = {} if steps is None else {"kind": "ddim", "steps": steps, "spacing": "trailing"}

@@ -1,14 +1,16 @@
 """Diffusion models compared with real tumors: each makes tumors of the same masks in the same healthy crops."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from difftumor.errors import CaseListError
@@ -19,13 +21,15 @@ from difftumor.scans.appearance import Appearance, AppearanceDistance, appearanc
 from difftumor.scans.grid import Voxel
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import TUMOR
-from difftumor.synthesis.scan.loading import load_synthesizer
-from difftumor.synthesis.synthesizer import TumorSynthesizer
 from stages.config.compose import compose_options
-from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor, synthesize
 from stages.diffusion.options import DiffusionOptions
-from stages.diffusion.train import held_out
 from studies.jobs.graph import Graph
+
+if TYPE_CHECKING:  # PyTorch, which plans do without
+    import torch
+
+    from difftumor.synthesis.synthesizer import TumorSynthesizer
+    from stages.diffusion.hosts import HeldOut, HostCrop, HostedTumor
 
 REAL = "real tumors, training cases"
 HEALTHY = "no tumor"
@@ -105,6 +109,8 @@ def judged_by(options: Sequence[str]) -> HeldOut:
         CaseListError: No case hosts a tumor, or no real tumor is held out.
         DiffTumorError: An option is wrong.
     """
+    from stages.diffusion.train import held_out
+
     unseen = held_out(compose_options("diffusion", DiffusionOptions, options))
     source, rules = unseen.reader.cases.source, unseen.reader.rules
     if not unseen.real:
@@ -153,6 +159,9 @@ def compare(artifacts: Mapping[str, Path], unseen: HeldOut, *, device: torch.dev
     Raises:
         DiffTumorError: An artifact cannot be used.
     """
+    from difftumor.synthesis.scan.loading import load_synthesizer
+    from stages.diffusion.hosts import synthesize
+
     models = []
     for name, path in artifacts.items():
         synthesizer = load_synthesizer(path, organ=unseen.reader.organ, device=device)

@@ -14,8 +14,9 @@ from difftumor.models.artifact_config import read_config
 from difftumor.scans.fingerprint import Fingerprint
 from stages.autoencoder import train as autoencoder
 from stages.diffusion import train as diffusion
+from stages.ranks import own_share_first
 from stages.run import case_lists
-from stages.run.run import own_share_first, run_stage
+from stages.run.run import run_stage
 from stages.segmentation import train as segmentation
 from tests.nifti import voxels, write_nifti
 from tests.stages.builds import KINDS, built_from
@@ -158,7 +159,7 @@ def test_nothing_is_compared_if_nothing_is_held_out(tiny_diffusion, capsys):
 def test_every_process_comes_to_the_verdict_and_begins_with_its_own_share(
     tiny_segmentation, tumor_cohort, tmp_path, monkeypatch, rank
 ):
-    monkeypatch.setattr("stages.run.run.rank_zero_only.rank", rank)
+    monkeypatch.setattr("stages.ranks.rank_zero_only.rank", rank)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert own_share_first(range(8)) == [*range(2 * rank, 8), *range(2 * rank)]
     assert sorted(own_share_first(range(3))) == [0, 1, 2]

@@ -16,9 +16,8 @@ import numpy as np
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError, counted
 from difftumor.files import written_whole
-from difftumor.scans.label_maps import stated_label_names
+from difftumor.scans.label_maps import check_stated_names
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
-from difftumor.scans.organs import check_stated_names
 from difftumor.seeding import numpy_generator
 
 
@@ -121,7 +120,7 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels; give a list that names them.")
     if not case.labels.is_dir():
         labels = read_labels(case.labels)
-        check_stated_names(stated_label_names(labels), label_names, source=case.labels)
+        check_stated_names(labels, label_names)
         return labels
     joined: Volume | None = None
     dtype = np.min_scalar_type(max(label_names.values(), default=0))

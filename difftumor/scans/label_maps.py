@@ -1,7 +1,8 @@
 """Label maps as arrays of numbers: which numbers they hold, masks of them, and how they look on another grid."""
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from difftumor.errors import OrganError, VolumeError
 from difftumor.scans.grid import Array, Box, Grid
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.nifti import Volume
+from difftumor.scans.organs import CONVENTIONS, normalized
 
 _STATED_LABEL = re.compile(r'<Label\b[^>]{0,500}?\bKey="(\d{1,9})"[^>]{0,500}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
 
@@ -60,6 +63,41 @@ def stated_label_names(labels: Volume) -> Mapping[str, int]:
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         names |= {name.strip(): int(key) for key, name in _STATED_LABEL.findall(text)}
     return names
+
+
+def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Collection[int] = ()) -> None:
+    """Refuse a label map whose header says that its numbers mean something else; warn if only the header does.
+
+    Programs that select or renumber structures often copy the header as it is. So a header is believed only where the
+    map holds numbers that are not among those expected, and all that it holds are in the header.
+
+    Args:
+        labels: The label map.
+        names: What its numbers are taken for.
+        others: Other numbers that it may hold.
+
+    Raises:
+        OrganError: A name has another number in the file; the message names the convention of the file if it is known.
+    """
+    own = {normalized(name): number for name, number in stated_label_names(labels).items()}
+    taken = {normalized(name): number for name, number in names.items()}
+    name = next((name for name, number in taken.items() if own.get(name, number) != number), None)
+    if name is None:
+        return
+    fitting = [
+        known
+        for known, table in CONVENTIONS.items()
+        if name in table and all(own.get(each, value) == value for each, value in table.items())
+    ]
+    version = {"totalsegmentator": " of version 2"}.get(fitting[0] if fitting else "", "")
+    remedy = f"give the convention {fitting[0]!r}{version}" if fitting else "give the numbers that the file names"
+    contradiction = f"{labels.path} names its label {own[name]} {name}, which is taken to be {taken[name]}"
+    found = set(label_values(labels.data))
+    if found <= set(own.values()) and not found <= {*taken.values(), *others}:
+        raise OrganError(f"{contradiction}; {remedy}.")
+    held = ", ".join(map(str, sorted(found)))
+    sentence = f"{contradiction}; the labels in it ({held}) allow that. If its header is right, {remedy}."
+    warnings.warn(sentence, ScanWarning, stacklevel=2)
 
 
 def resampled(labels: Volume, like: Volume) -> Volume:

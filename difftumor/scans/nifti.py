@@ -270,6 +270,8 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
     header = like.header.copy()
     header.set_data_dtype(labels.dtype.newbyteorder("="))
     header["cal_min"] = header["cal_max"] = 0  # the display range of a CT, meaningless for labels
+    # A table of label names is that of the numbers of `like`.
+    header.extensions[:] = [each for each in header.extensions if "<Label" not in str(each.get_content())]
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with written_whole(path) as temporary:
         image_class(labels, None, header).to_filename(temporary)

@@ -313,31 +313,6 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
     return OrganLabels((*organs, *cysts), tuple(tumors), organ.name, named=bool(label_names), ignore=ignore)
 
 
-def check_stated_names(stated: Mapping[str, int], names: Mapping[str, int], *, source: Path) -> None:
-    """Refuse a label map that says of itself that its numbers mean something else.
-
-    Args:
-        stated: Names in the file, as ``stated_label_names`` returns them.
-        names: Names that are taken for its own.
-        source: The file.
-
-    Raises:
-        OrganError: A name has another number in the file; the message names the convention of the file if it is known.
-    """
-    own = {normalized(name): number for name, number in stated.items()}
-    for name, number in ((normalized(name), number) for name, number in names.items()):
-        if own.get(name, number) == number:
-            continue
-        fitting = [
-            known
-            for known, table in CONVENTIONS.items()
-            if name in table and all(own.get(each, value) == value for each, value in table.items())
-        ]
-        version = {"totalsegmentator": " of version 2"}.get(fitting[0] if fitting else "", "")
-        remedy = f"give the convention {fitting[0]!r}{version}" if fitting else "give the numbers that the file names"
-        raise OrganError(f"{source} names its label {own[name]} {name}, which is taken to be {number}; {remedy}.")
-
-
 def _listed(labels: NDArray[Any]) -> str:
     found = [str(value) for value in np.unique(labels)]
     return ", ".join(found[:12] + ["…"] * (len(found) > 12)) or "nothing"

@@ -10,8 +10,10 @@ import pytest
 
 from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.errors import OrganError, VolumeError
-from difftumor.scans.label_maps import stated_label_names
+from difftumor.scans.hounsfield import ScanWarning
+from difftumor.scans.label_maps import check_stated_names, stated_label_names
 from difftumor.scans.nifti import read_ct, read_grid, read_labels, write_ct, write_labels
+from difftumor.scans.organs import get_convention
 from tests.nifti import ct_values, voxels, write_nifti
 
 SPACING = np.diag([0.8, 0.8, 5.0, 1.0])
@@ -118,15 +120,53 @@ def test_whole_labels_that_a_slope_makes_uneven_are_whole(tmp_path):
         read_labels(tmp_path / "halves.nii.gz")
 
 
-def test_names_of_totalsegmentator_are_read_from_the_header(tmp_path):
-    named = {1: "spleen", 10: "pancreas"}
-    table = "".join(f'<Label Key="{key}" Red="1" Alpha="1"><![CDATA[{name}]]></Label>' for key, name in named.items())
-    image = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+def named(path, names, numbers):
+    """Write a label map with label names in its header, as TotalSegmentator does."""
+    table = "".join(f'<Label Key="{key}" Red="1" Alpha="1"><![CDATA[{name}]]></Label>' for name, key in names.items())
+    image = nib.Nifti1Image(np.resize(np.array([0, *numbers], np.uint8), (5, 5, 5)), np.eye(4))
     content = f'<?xml version="1.0"?><CaretExtension><LabelTable>{table}</LabelTable></CaretExtension>'
     image.header.extensions.append(nib.nifti1.Nifti1Extension(0, content.encode()))
-    nib.save(image, tmp_path / "labels.nii.gz")
-    assert stated_label_names(read_labels(tmp_path / "labels.nii.gz")) == {"spleen": 1, "pancreas": 10}
-    case = Case("a", tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz")
-    with pytest.raises(OrganError, match=r"labels\.nii\.gz names its label 10 pancreas, which is taken to be 7"):
-        read_case_labels(case, {"spleen": 1, "pancreas": 7})
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
+    nib.save(image, path)
+    return path
+
+
+FIRST = {"spleen": 1, "kidney_right": 2, "kidney_left": 3, "liver": 5, "aorta": 7, "pancreas": 10}
+SECOND = {**get_convention("totalsegmentator"), "aorta": 52}
+
+
+def test_names_in_the_header_that_contradict_the_list_name_the_right_convention(tmp_path):
     assert not stated_label_names(read_labels(write_nifti(tmp_path / "plain.nii", np.ones((3, 3, 3), np.uint8))))
+    case = Case("a", tmp_path / "ct.nii.gz", named(tmp_path / "labels.nii.gz", FIRST, FIRST.values()))
+    assert stated_label_names(read_labels(case.labels)) == FIRST
+    with pytest.raises(OrganError, match=r"its label 10 pancreas, .* 7; give the convention 'totalsegmentator_v1'"):
+        read_case_labels(case, get_convention("totalsegmentator"))
+    with pytest.raises(OrganError, match="give the numbers that the file names"):
+        check_stated_names(read_labels(named(tmp_path / "own.nii.gz", {"Liver": 9}, (9,))), {"liver": 1})
+    read_case_labels(case, get_convention("totalsegmentator_v1"))
+    named(case.labels, SECOND, SECOND.values())
+    with pytest.raises(OrganError, match="give the convention 'totalsegmentator' of version 2"):
+        read_case_labels(case, get_convention("totalsegmentator_v1"))
+
+
+def test_names_in_the_header_of_other_numbers_are_no_reason_to_refuse_a_label_map(tmp_path):
+    image = nib.load(named(tmp_path / "whole.nii.gz", SECOND, SECOND.values()))
+    liver = (np.asarray(image.dataobj) == 5).astype(np.uint8)
+    nib.save(nib.Nifti1Image(liver, image.affine, image.header), tmp_path / "liver.nii.gz")
+    with pytest.warns(ScanWarning, match=r"its label 5 liver, .* to be 1; the labels in it \(1\) allow that"):
+        found = read_case_labels(Case("a", tmp_path / "ct.nii.gz", tmp_path / "liver.nii.gz"), {"liver": 1})
+    np.testing.assert_array_equal(found.data, liver)
+    check_stated_names(read_labels(named(tmp_path / "tumor.nii.gz", SECOND, (1, 2))), {"spleen": 1})
+    with pytest.warns(ScanWarning):
+        check_stated_names(read_labels(tmp_path / "tumor.nii.gz"), {"liver": 1}, others=(2,))
+    with pytest.raises(OrganError):
+        check_stated_names(read_labels(tmp_path / "tumor.nii.gz"), {"liver": 1})
+
+
+def test_written_labels_do_not_inherit_label_names(tmp_path):
+    like = read_labels(named(tmp_path / "like.nii.gz", SECOND, SECOND.values()))
+    write_labels(tmp_path / "new.nii.gz", np.ones(like.grid.shape, np.uint8), like)
+    new = read_labels(tmp_path / "new.nii.gz")
+    assert stated_label_names(like)
+    assert not stated_label_names(new)
+    assert [each.get_content() for each in new.header.extensions] == [b"kept"]

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files import provenance
 from difftumor.scans.hounsfield import organ_doubts, settle
-from difftumor.scans.label_maps import label_values, mask_of, stated_label_names
+from difftumor.scans.label_maps import check_stated_names, label_values, mask_of
 from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
-from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, check_stated_names, get_organ
+from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, get_organ
 
 
 class Scan:
@@ -225,8 +225,7 @@ class ScanInputs:
         for labels in maps:
             self._check_numbers(labels, name)
             if rules is not None and len(self.organ_labels) == 1:
-                taken = {rules.name: self.organ_labels[0]}
-                check_stated_names(stated_label_names(labels), taken, source=labels.path)
+                check_stated_names(labels, {rules.name: self.organ_labels[0]}, others=self.tumor_labels)
         # A structure that the patient lacks may have an empty file.
         mask = mask_of(maps, self.organ_labels, organ=name)
         tumors = [np.isin(labels.data, self.tumor_labels) for labels in maps] if self.tumor_labels else []

@@ -9,7 +9,7 @@ from pathlib import Path
 from difftumor.cli.many import SUMMARY_FILE
 from difftumor.datasets.cases import Case, folds
 from studies.evidence.graph import QUIET, EvidenceGraph, QueueEntry, Size, values_of
-from studies.evidence.sarcoma_jobs import FOLD, SLABS, TEST, TRAINING
+from studies.evidence.sarcoma_jobs import FOLD, MADE, SLABS, TEST, TRAINING
 from studies.jobs.graph import Node, Value
 from studies.sarcoma import FULL, SMALL
 from studies.sarcoma_data import BODY
@@ -93,9 +93,10 @@ def declare(graph: EvidenceGraph) -> None:
             "make",
             f"sarcoma_made_before_fold{fold}",
             ["--cases", lists.part(SLABS.format(fold)), "--model", diffusion, "--rounds", str(ROUNDS), *few],
-            results=(SUMMARY_FILE,),
+            results=(SUMMARY_FILE, MADE),
             module="studies.evidence.sarcoma_jobs",
             neutral=("--device", graph.device),
+            replacing=("--overwrite",),
             gpu=True,
         )
         test = lists.part(TEST.format(fold))

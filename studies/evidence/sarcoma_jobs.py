@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from difftumor.cli.many import SUMMARY_FILE, summarized
 from difftumor.datasets.cases import CaseList, folds, read_cases, write_case_list
 from difftumor.errors import DiffTumorError
-from difftumor.files import folder_written_whole
+from difftumor.files import folder_written_whole, written_whole
 from difftumor.models.artifact import pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import Organ
@@ -25,6 +26,8 @@ from studies.sarcoma_segmentation import write_slabs
 
 # Files of a fold: all patients with those held out for validation, the training patients, their slabs, the others.
 FOLD, TRAINING, SLABS, TEST = "fold{}.json", "training{}.json", "slabs{}.json", "test{}.json"
+# Written once tumors are made in all scans; their summary is there also if some have failed.
+MADE = "made.json"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -40,6 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     make.add_argument("--rounds", type=int, default=3, help="copies of each scan, with different tumors (3)")
     make.add_argument("--steps", type=int, help="of DDIM, trailing; by default as the model says")
     make.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    make.add_argument("--overwrite", action="store_true", help="make again what another model has made")
     for each in (lists, make):
         each.add_argument("--out", type=Path, required=True, help="folder for the results")
     arguments = parser.parse_args(words)
@@ -54,6 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 rounds=arguments.rounds,
                 steps=arguments.steps,
                 device=arguments.device,
+                overwrite=arguments.overwrite,
             )
     except DiffTumorError as error:
         sys.stderr.write(f"Error: {error}\n")
@@ -91,7 +96,9 @@ def write_folds(source: Path, folder: Path, *, count: int) -> None:
                 write_case_list(staging / name, part, name=f"Soft-tissue sarcoma, {Path(name).stem}")
 
 
-def make_tumors(cases: Path, model: Path, folder: Path, *, rounds: int, steps: int | None, device: str) -> None:
+def make_tumors(
+    cases: Path, model: Path, folder: Path, *, rounds: int, steps: int | None, device: str, overwrite: bool = False
+) -> None:
     """Make a late diffusion tumor in every scan of a list, several times.
 
     Args:
@@ -101,6 +108,7 @@ def make_tumors(cases: Path, model: Path, folder: Path, *, rounds: int, steps: i
         rounds: How many tumors each scan gets, one in each of its copies.
         steps: Of DDIM, trailing; None for what the model says.
         device: Where to make them.
+        overwrite: Make again what is there.
 
     Raises:
         DiffTumorError: The model or the list cannot be used, or scans have failed.
@@ -126,9 +134,11 @@ def make_tumors(cases: Path, model: Path, folder: Path, *, rounds: int, steps: i
                 models={group: texture.record for group, texture in textures.items()},
             )
             inputs = [(f"{case}_{number}", files) for case, files in ready]
-            for outcome in synthesize_cohort(lambda maker=maker: maker, inputs, out=folder):  # type: ignore[misc]
+            for outcome in synthesize_cohort(lambda maker=maker: maker, inputs, out=folder, overwrite=overwrite):  # type: ignore[misc]
                 rows.append(outcome.summary)
                 print(outcome.sentence, flush=True)
+    with written_whole(folder / MADE) as temporary:
+        temporary.write_text(json.dumps({"scans": sorted(names)}, indent=1) + "\n", encoding="utf-8")
     print(f"{folder / SUMMARY_FILE} says what became of each.")
 
 

@@ -119,6 +119,7 @@ def declare(graph: EvidenceGraph) -> None:
         ["--cases", healthy, "--organ", "liver", *MADE_BEFORE, "--model", diffusion.best],
         results=(SUMMARY_FILE, *(f"{case}/record.json" for case in cases)),
         neutral=("--device", graph.device),
+        replacing=("--overwrite",),
         gpu=True,
     )
     for seed in range(size.seeds):

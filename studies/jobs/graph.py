@@ -84,10 +84,11 @@ class Node:
         if self.spared:
             return True
         if self.results:
-            there = all((self.output / name).is_file() for name in self.results)
-            # A model that was trained again, or predictions that were made again, may be others. Commands write the
-            # last of their results again in any case.
-            return there and self.finished >= max((need.finished for need in self.needs), default=0)
+            # A model that was trained again, or predictions that were made again, may be others. A command that has
+            # failed or was stopped leaves some results of the earlier ones.
+            written = self._written()
+            latest = max((need.finished for need in self.needs), default=0)
+            return len(written) == len(self.results) and min(written) >= latest
         try:
             config = read_config(self.output)
             parents = {role: read_config(self.output / parent.path) for role, parent in config.parents.items()}
@@ -99,15 +100,19 @@ class Node:
     @property
     def command(self) -> tuple[str, ...]:
         """Its command line now, with leave to replace what it made of a model that was, or will be, trained again."""
-        written = [file.stat().st_mtime for name in self.results if (file := self.output / name).is_file()]
+        written = self._written()
         current = all(need.is_done() and need.finished <= min(written, default=0) for need in self.needs)
         return self.words if not written or current else (*self.words, *self.replacing)
 
     @property
     def finished(self) -> float:
         """When the last of its results was written, as a time stamp; 0 for none."""
+        return max(self._written(), default=0)
+
+    def _written(self) -> list[float]:
+        """Return when each of its results that are there was written."""
         files = [self.output / name for name in self.results or (CONFIG_FILE,)]
-        return max((file.stat().st_mtime for file in files if file.is_file()), default=0)
+        return [file.stat().st_mtime for file in files if file.is_file()]
 
     def changes(self) -> str:
         """Say how its options differ from those of an earlier job of this name; empty if there is none."""

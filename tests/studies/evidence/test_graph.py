@@ -123,6 +123,8 @@ def test_segmenters_differ_in_their_tumors_alone_and_all_train_as_long(tmp_path)
         assert (config["tumors"] == "real") == (config["data"]["healthy_root"] is None)
         assert made or annotated
     assert {node.config["fold"] for node in trainings} == {None}
+    others = [node for node in graph.nodes.values() if node.kind in ("synthesize", "predict")]
+    assert {node.replacing for node in others} == {("--overwrite",)}
     pairs = {name for pair in WHO_TEACHES.comparisons for name in pair}
     assert pairs <= set(KINDS)
 

@@ -7,7 +7,7 @@ import pytest
 from difftumor.datasets.cases import read_cases
 from difftumor.synthesis.scan.record import read_record
 from studies.evidence import sarcoma_jobs
-from studies.evidence.sarcoma_jobs import FOLD, SLABS, TEST, TRAINING, main
+from studies.evidence.sarcoma_jobs import FOLD, MADE, SLABS, TEST, TRAINING, main
 from tests.stages.tumor_cohort import write_autoencoder, write_diffusion
 from tests.studies.test_sarcoma import write_patients
 
@@ -42,13 +42,21 @@ def test_tumors_are_made_in_the_body_several_times(lists, tmp_path, monkeypatch)
     known = SimpleNamespace(training={"config": {"organ": organ}})
     monkeypatch.setattr(sarcoma_jobs, "read_config", lambda path: known)
     words = ["make", "--cases", str(lists / SLABS.format(0)), "--model", str(model), "--rounds", "2", "--steps", "2"]
-    main([*words, "--device", "cpu", "--out", str(tmp_path / "made")])
+    words += ["--device", "cpu", "--out", str(tmp_path / "made")]
+    status = main(words)
     made = sorted(path.parent.name for path in (tmp_path / "made").glob("*/record.json"))
     assert (tmp_path / "made" / "summary.csv").is_file()
     assert {name.rpartition("_")[2] for name in made} <= {"0", "1"}
     assert made
     record = read_record(tmp_path / "made" / made[0] / "record.json")
     assert record.organ == "body"
+    assert status == 0
+    (tmp_path / "made" / MADE).unlink()
+    (tmp_path / "made" / made[0] / "record.json").write_text("{}")  # of another model, or damaged
+    assert main(words) == 1
+    assert not (tmp_path / "made" / MADE).is_file()
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "made" / MADE).is_file()
 
 
 def test_errors_are_one_sentence(tmp_path, capsys):

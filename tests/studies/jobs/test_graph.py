@@ -129,6 +129,11 @@ def test_predictions_of_a_model_that_was_trained_again_are_not_done(tmp_path, co
     os.utime(first.output / "config.json", (later, later))
     assert not card.is_done()
     assert card.command == (*card.words, "--overwrite")
+    os.utime(card.output / "card.json", (later + 5, later + 5))  # a run that fails may write some of them again
+    assert not card.is_done()
+    assert card.command == (*card.words, "--overwrite")
+    os.utime(card.output / "page", (later + 5, later + 5))
+    assert card.is_done()
 
 
 def test_runs_that_are_cut_short_are_others(tmp_path, cohort):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +104,9 @@ def evaluate(
     asked = {
         "organ": get_organ(organ).name, "tolerance_mm": tolerance_mm, "matching": str(rules), "level": level,
         "seed": seed, "labels": str(labels), "resample": resample, "tumor_only": tumor_only,
-        "predictions": str(predictions),
+        "predictions": str(predictions), "name": first, "healthy": _texts(scans), "compare": _texts(others),
+        "folds": None if folds is None else str(folds), "froc": froc, "ct": None if ct is None else str(ct),
+        "worst": worst,
     }  # fmt: skip
     recover(out)
     again = is_same_request(out, asked)
@@ -132,13 +134,18 @@ def evaluate(
             jobs=jobs,
             watch=advance,
         )
-    typer.echo(evaluation.save(out, worst=worst, cts=ct, command=shlex.join(["difftumor", *sys.argv[1:]])))
+    command = shlex.join(["difftumor", *sys.argv[1:]])
+    typer.echo(evaluation.save(out, worst=worst, cts=ct, command=command, request=asked))
     typer.echo(f"Results are in {out}; report.html has all of them.")
     evaluation.check_whole(allow_missing=allow_missing)
 
 
 def _folder_name(folder: Path) -> str:
     return folder.resolve().name
+
+
+def _texts(folders: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(folder) for name, folder in folders.items()}
 
 
 def _named(

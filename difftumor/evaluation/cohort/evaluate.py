@@ -145,7 +145,15 @@ class Evaluation:
     def _predictions(self) -> list[Path]:
         return [case.pair.prediction for method in self.methods for case in method.cases]
 
-    def save(self, out: Source, *, worst: int = 4, cts: Source | None = None, command: str = "") -> str:
+    def save(
+        self,
+        out: Source,
+        *,
+        worst: int = 4,
+        cts: Source | None = None,
+        command: str = "",
+        request: Mapping[str, Any] | None = None,
+    ) -> str:
         """Write tables, figures and ``report.html`` to a folder; those of an earlier evaluation are replaced.
 
         Args:
@@ -153,6 +161,7 @@ class Evaluation:
             worst: Cases to picture.
             cts: Folder of CTs for these pictures, if the list of labels names none.
             command: The command line, for the page; empty for none.
+            request: What was asked for, by which `is_same_request` knows the results.
 
         Returns:
             The text of ``summary.md``.
@@ -160,7 +169,7 @@ class Evaluation:
         Raises:
             VolumeError: A label map can no longer be read.
         """
-        return write_results(Path(out), self.findings(worst=worst, cts=cts), command=command)
+        return write_results(Path(out), self.findings(worst=worst, cts=cts), command=command, request=request)
 
     def _summary(self, method: Method) -> dict[str, Any]:
         patients = {case.case: case.pair.patient for case in method.cases}

@@ -83,7 +83,9 @@ class Findings:
         return {name: to_png(figure) for name, figure in self.figures.items()}
 
 
-def write_results(folder: Path, findings: Findings, *, command: str = "") -> str:
+def write_results(
+    folder: Path, findings: Findings, *, command: str = "", request: Mapping[str, Any] | None = None
+) -> str:
     """Write `RESULT_FILES`, and cases and lesions of the other methods.
 
     Files of an earlier evaluation that this one does not have are removed.
@@ -92,6 +94,7 @@ def write_results(folder: Path, findings: Findings, *, command: str = "") -> str
         folder: Where to.
         findings: What to write.
         command: The command line, for the page; empty for none.
+        request: What was asked for, by which `is_same_request` knows the results.
 
     Returns:
         The text of ``summary.md``.
@@ -109,7 +112,8 @@ def write_results(folder: Path, findings: Findings, *, command: str = "") -> str
         for name, picture in findings.pictures.items():
             (staging / f"{name}.png").write_bytes(picture)
         results_page(findings, command=command).write(staging / "report.html")
-        write_json(staging / SUMMARY_FILE, _summary(findings))
+        asked = {} if request is None else {"request": dict(request)}
+        write_json(staging / SUMMARY_FILE, {**_summary(findings), **asked})
         _remove_others(folder / COMPARED, others)
         for name in RESULT_FILES:
             if name.endswith(".png") and name.removesuffix(".png") not in findings.figures:
@@ -127,12 +131,11 @@ def _summary(findings: Findings) -> dict[str, Any]:
     return summary
 
 
-def is_same_request(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether all that a folder holds of an evaluation is of one with these settings."""
+def is_same_request(folder: Path, request: Mapping[str, Any]) -> bool:
+    """Whether all that a folder holds of an evaluation was written for this request."""
     try:
-        stored = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["settings"]
-        return all(stored.get(name) == value for name, value in settings.items())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return bool(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"] == request)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 

@@ -223,6 +223,28 @@ def test_evaluate_refuses_missing_folders_and_unknown_organs(cohort, capsys):
     assert "toe" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("--compare", "other=theirs"), ()),
+        (("--healthy", "scans"), ()),
+        (("--folds", "folds.csv"), ()),
+        ((), ("--worst", 0)),
+    ],
+)
+def test_results_that_were_not_asked_for_again_are_kept(cohort, capsys, monkeypatch, before, after):
+    monkeypatch.chdir(cohort)
+    for case in ("a", "b"):
+        write_nifti(cohort / "theirs" / f"{case}.nii.gz", labels(tumor=False), AFFINE)
+    write_nifti(cohort / "scans" / "h.nii.gz", labels(tumor=False), AFFINE)
+    (cohort / "folds.csv").write_text("case,fold\na,0\nb,1\n")
+    assert evaluate(cohort, *before) == 0
+    written = contents(cohort / "out")
+    assert evaluate(cohort, *after) == 1
+    assert "already holds cases.csv: give another folder, or overwrite" in capsys.readouterr().err
+    assert contents(cohort / "out") == written
+
+
 @pytest.mark.parametrize("name", ["report.html", "summary.json", "tables.tex"])
 def test_a_users_file_is_kept_unless_asked(cohort, capsys, name):
     (cohort / "out").mkdir()

@@ -118,7 +118,7 @@ class FolderLock:
     def __init__(self, folder: Path, *, remedy: str = "give another folder") -> None:
         self.folder = folder
         self.remedy = remedy
-        self.file = _lock_file(folder.resolve())
+        self.file, *self._others = _lock_files(folder.resolve())
         self.holder = Holder.here()
         self._renewed = 0.0
 
@@ -131,6 +131,7 @@ class FolderLock:
         new = self.file.with_name(f"{self.file.name}.{self.holder.token}")
         try:
             new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
+            new.chmod(0o644)  # for others to read
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise LockPlaceError(f"{self.folder} cannot be written ({reason}): {self.remedy}.") from error
@@ -140,6 +141,28 @@ class FolderLock:
         finally:
             new.unlink()
         self._renewed = time.time()
+        for file in self._others:  # where another user may have to hold it
+            if (holder := self._holder(file)) is not None:
+                self.release()
+                raise self._in_use(holder, file)
+
+    @property
+    def other_holder(self) -> Holder | None:
+        """Who else holds the lock and keeps this process out."""
+        return next((holder for file in (self.file, *self._others) if (holder := self._holder(file))), None)
+
+    def _holder(self, file: Path) -> Holder | None:
+        try:
+            holder, age_s = _read(file), time.time() - file.stat().st_mtime
+        except OSError:
+            return None
+        return holder if holder is not None and holder.keeps_out(self.holder, age_s=age_s) else None
+
+    def _in_use(self, holder: Holder, file: Path) -> ConfigError:
+        return ConfigError(
+            f"{self.folder} is in use by {holder}: wait until it has ended, or {self.remedy} (remove {file} "
+            "if you know that it is gone)."
+        )
 
     def _remove_left_behind(self, *, now: float) -> None:
         """Move the lock of a holder that is gone out of the way; ``now`` is the file server's clock, not ours."""
@@ -148,10 +171,7 @@ class FolderLock:
         except FileNotFoundError:
             return
         if holder is not None and holder.keeps_out(self.holder, age_s=age_s):
-            raise ConfigError(
-                f"{self.folder} is in use by {holder}: wait until it has ended, or {self.remedy} (remove {self.file} "
-                "if you know that it is gone)."
-            )
+            raise self._in_use(holder, self.file)
         aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
         with suppress(FileNotFoundError):
             os.rename(self.file, aside)
@@ -203,12 +223,7 @@ class FolderLock:
 
 def holder_of(folder: Path) -> Holder | None:
     """Return who holds the lock of a folder; None if nobody does, or one who is gone."""
-    lock = FolderLock(folder)
-    try:
-        holder, age_s = _read(lock.file), time.time() - lock.file.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    return holder if holder is not None and holder.keeps_out(lock.holder, age_s=age_s) else None
+    return FolderLock(folder).other_holder
 
 
 @contextmanager
@@ -238,11 +253,17 @@ def locked(folder: Path, *, remedy: str = "give another folder") -> Iterator[Fol
                 parent.rmdir()
 
 
-def _lock_file(folder: Path) -> Path:
-    """Beside the folder; inside of one whose surroundings cannot be written to, such as a mounted disk."""
-    if folder.is_dir() and (folder == folder.parent or not os.access(folder.parent, os.W_OK)):
-        return folder / LOCK
-    return folder.with_name(f".{folder.name}.lock")
+def _lock_files(folder: Path) -> tuple[Path, ...]:
+    """Where a lock may be, the place of this process first; another user may have to take the other one.
+
+    It is beside the folder, or inside of one whose surroundings cannot be written to, such as a mounted disk.
+    """
+    beside, inside = folder.parent / f".{folder.name}.lock", folder / LOCK
+    if not folder.is_dir():
+        return (beside,)
+    if folder == folder.parent:
+        return (inside,)
+    return (beside, inside) if os.access(folder.parent, os.W_OK) else (inside, beside)
 
 
 def _linked(source: Path, target: Path) -> bool:

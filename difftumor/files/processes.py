@@ -44,8 +44,9 @@ def is_alive(pid: int, start: str) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
-        pass
+    except PermissionError:  # somebody else's, of which /proc may tell nothing (hidepid)
+        if not os.access(f"/proc/{pid}/stat", os.R_OK):
+            return True
     return started(pid) == start
 
 

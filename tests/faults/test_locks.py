@@ -13,7 +13,8 @@ import pytest
 
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import ResultFolder, folder_written_whole
-from difftumor.files.lock import LAPSE_S, RENEW_S, FolderLock, Holder, locked
+from difftumor.files.lock import LAPSE_S, RENEW_S, FolderLock, Holder, holder_of, locked
+from difftumor.files.processes import is_alive
 from stages.autoencoder.train import build
 from tests.conftest import REPOSITORY
 from tests.conftest import run as command
@@ -243,6 +244,28 @@ def test_a_command_gives_its_lock_up(tmp_path, capsys):
     out = tmp_path / "deep/out"
     assert command("phantom", out, "--cases", 1, "--shape", 3) == 1  # too small
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_process_of_another_user_is_alive_even_if_nothing_is_told_of_it(monkeypatch):
+    def kill(pid, signum):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert is_alive(2**30, "5")  # of which there is no /proc, as with hidepid
+    assert not is_alive(os.getpid(), "before")
+
+
+@pytest.mark.parametrize("first", ["beside", "inside"])
+def test_users_who_may_not_write_the_same_places_keep_each_other_out(tmp_path, monkeypatch, first):
+    access = os.access
+    inside_only = lambda place, mode: place != tmp_path.parent  # noqa: E731
+    monkeypatch.setattr(os, "access", access if first == "beside" else inside_only)
+    with locked(tmp_path) as lock:
+        monkeypatch.setattr(os, "access", inside_only if first == "beside" else access)
+        assert refused(tmp_path)
+        assert holder_of(tmp_path) == lock.holder
+    assert list(tmp_path.iterdir()) == []
+    assert not refused(tmp_path)
 
 
 def test_a_folder_whose_surroundings_cannot_be_written_holds_its_lock(tmp_path, monkeypatch):

@@ -101,8 +101,10 @@ def read_label_table(file: Path) -> Mapping[str, int]:
         reason = " ".join(str(error).split())
         raise CaseListError(f"{file} is neither JSON nor YAML ({reason}); correct it.") from error
     if isinstance(content, dict):
-        content = content["labels"] if isinstance(content.get("labels"), dict) else content
-        content = {str(key): value for key, value in content.items()}
+        content = content if isinstance(content.get("labels"), dict) else {"labels": content}
+        content = {**content, "labels": {str(key): value for key, value in content["labels"].items()}}
+    else:
+        content = {"labels": content}
     names = _label_names(content, file)
     if not names:
         raise CaseListError(f'{file} names no labels; write them as {{"background": 0, "liver": 1}}.')
@@ -124,7 +126,7 @@ def read_dataset_labels(file: Path) -> Mapping[str, int]:
         CaseListError: It cannot be read or is malformed.
     """
     content = _parsed_json(file)
-    return _label_names(content.get("labels", {}), file) if isinstance(content, dict) else {}
+    return _label_names(content, file) if isinstance(content, dict) else {}
 
 
 def _parsed_json(source: Path) -> Any:
@@ -142,7 +144,7 @@ def _json(source: Path, base: Path) -> Listing:
         return Listing(_entries(content, source, base, "entry"))
     if not isinstance(content, dict):
         raise CaseListError(f"{source} holds neither a list of cases nor a mapping with 'training'; write one.")
-    label_names = _label_names(content.get("labels", {}), source)
+    label_names = _label_names(content, source, predicted=False)
     if "training" not in content and "dataset" in content:
         return Listing(_nnunet_listed(content["dataset"], source, base), label_names)
     if "training" not in content:
@@ -158,10 +160,13 @@ def _json(source: Path, base: Path) -> Listing:
     return Listing(tuple(parts), label_names)
 
 
-def _label_names(labels: Any, source: Path) -> dict[str, int]:
+def _label_names(content: Mapping[str, Any], source: Path, *, predicted: bool = True) -> dict[str, int]:
     """Read label names as MSD writes them, ``{"1": "liver"}``, or as nnU-Net does, ``{"liver": 1}``."""
+    labels = content.get("labels", {})
     if not isinstance(labels, dict):
         raise CaseListError(f'{source} has no mapping under \'labels\'; write it as {{"background": 0, "liver": 1}}.')
+    if any(isinstance(value, list) for value in labels.values()):
+        labels = _number_regions(labels, content.get("regions_class_order"), source, predicted=predicted)
     names: dict[str, int] = {}
     for key, value in labels.items():
         if isinstance(value, str) and re.fullmatch(r"\d+", key):
@@ -174,6 +179,28 @@ def _label_names(labels: Any, source: Path) -> dict[str, int]:
             raise CaseListError(f"{source} names the label {name!r} twice; give each number a name of its own.")
         names[name] = number
     return names
+
+
+def _number_regions(labels: Mapping[str, Any], order: Any, source: Path, *, predicted: bool) -> dict[str, Any]:
+    """Return labels with one number for each region of nnU-Net, ``{"kidney": [1, 2], "kidney_tumor": 2}``.
+
+    nnU-Net writes the regions one over another, the i-th as the i-th number of ``regions_class_order``; background and
+    ignored voxels are no regions. Labels that it merges to one number are kept apart in the maps that it learns from.
+    """
+    others = {name: value for name, value in labels.items() if name == "ignore" or value in (0, [0])}
+    regions = {name: value for name, value in labels.items() if name not in others}
+    learned = [number for value in regions.values() for number in (value if isinstance(value, list) else [value])]
+    written = order if isinstance(order, list) else []
+    if len(written) != len(regions) or not all(isinstance(number, int) for number in (*learned, *written)):
+        raise CaseListError(
+            f"{source} lists several numbers for a label: give each label one whole number, or add "
+            f"'regions_class_order' with one for each of {', '.join(regions)}, as nnU-Net needs."
+        )
+    if not predicted and (lost := set(learned) - set(written)):
+        raise CaseListError(f"{source} names no label of number {min(lost)} alone; give each label one number.")
+    return {name: 0 if value == [0] else value for name, value in others.items()} | dict(
+        zip(regions, written, strict=True)
+    )
 
 
 def _entries(

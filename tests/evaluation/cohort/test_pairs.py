@@ -271,9 +271,13 @@ def test_a_dataset_json_of_nnunet_in_either_folder_names_its_numbers(folders):
     (predictions / "dataset.json").write_text(json.dumps(content))
     content["labels"] = {"background": 0, "liver": 1, "liver_tumor": 2}
     (labels / "dataset.json").write_text(json.dumps(content))
-    method = evaluate(folders)
-    assert not method.problems
-    assert [case.result.tumor.dsc for case in method.cases] == [1, 1]
+    regions = {"labels": {"background": 0, "liver": [1, 2], "liver_tumor": 2}, "regions_class_order": [2, 1]}
+    for written in (None, regions):
+        if written:
+            (predictions / "dataset.json").write_text(json.dumps(written))
+        method = evaluate(folders)
+        assert not method.problems
+        assert [case.result.tumor.dsc for case in method.cases] == [1, 1]
     (predictions / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spleen": 1}}))
     with pytest.raises(OrganError, match=r"dataset\.json hold no liver"):
         evaluate(folders)

@@ -14,7 +14,7 @@ import yaml
 from difftumor.cli.many import SUMMARY_FILE
 from stages.cluster.options import ClusterOptions
 from studies.evidence.queue import Queue
-from studies.evidence.records import FORMAT, CellRecord, cell_name, key_of
+from studies.evidence.records import FORMAT, CellRecord, cell_name, key_of, read_record
 from studies.jobs.graph import Graph, Node, Part, Value
 from studies.jobs.keys import digest
 
@@ -95,6 +95,21 @@ class EvidenceGraph(Graph):
             self._entry.declare(self)
             self.entry_of |= {name: self._entry.name for name in self.nodes if name not in self.entry_of}
         self._spare()
+
+    def cells(self, entry: str) -> list[RecordNode]:
+        """Return the jobs that write the records of an entry."""
+        nodes = [node for name, node in self.nodes.items() if self.entry_of[name] == entry]
+        return [node for node in nodes if isinstance(node, RecordNode)]
+
+    def recorded(self, entry: str) -> list[CellRecord]:
+        """Return the records of an entry that are of the options of now; unknown for a cell whose data are not given.
+
+        Raises:
+            CaseListError: One is damaged.
+        """
+        cells = {node.output / node.results[0]: node for node in self.cells(entry)}
+        found = {file: read_record(file) for file in cells if file.is_file()}
+        return [record for file, record in found.items() if record.key == cells[file].key or cells[file].lacks]
 
     @property
     def device(self) -> str:

@@ -136,15 +136,6 @@ def key_of(file: Path) -> str:
         return ""
 
 
-def read_records(folder: Path) -> list[CellRecord]:
-    """Return the records of an entry, by name.
-
-    Raises:
-        CaseListError: One is damaged.
-    """
-    return [read_record(file) for file in sorted(folder.glob("*.json"))]
-
-
 def cell_name(cell: Mapping[str, str | int]) -> str:
     """Return the name of a cell's file: ``few_real_fold0_seed1``."""
     return "_".join(value if isinstance(value, str) else f"{name}{value}" for name, value in cell.items())

@@ -18,13 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Screen
 
-from difftumor.errors import ConfigError, TrainingError, counted
+from difftumor.errors import ConfigError, DiffTumorError, TrainingError, counted
 from difftumor.reporting.report import Report
 from stages.cluster.checkout import Checkout
 from studies.evidence.entries import ENTRIES
 from studies.evidence.graph import EvidenceGraph, QueueEntry
 from studies.evidence.queue import Queue, QueuePausedError
-from studies.evidence.records import read_records
 from studies.evidence.tables import write_tables
 from studies.jobs.graph import Node
 from studies.jobs.running import log_of, run_here
@@ -73,10 +72,12 @@ def write_page(arguments: argparse.Namespace, graph: EvidenceGraph) -> Path:
     """Write the tables of the records that there are, beside them, and one page with all of them."""
     report = Report("Evidence", subtitle=f"size {graph.size}; {date.today().isoformat()}")
     for entry in arguments.entries:
-        records = read_records(graph.records / entry.name)
+        records = graph.recorded(entry.name)
         report.heading(entry.name.replace("_", " "))
-        wanted = sum(node.kind == "record" and graph.entry_of[name] == entry.name for name, node in graph.nodes.items())
-        report.paragraph(f"{entry.question} {len(records)} of {counted(wanted, 'cell')} so far.")
+        cells = counted(len(graph.cells(entry.name)), "cell")
+        report.paragraph(f"{entry.question} {len(records)} of {cells} so far.")
+        if others := len(list((graph.records / entry.name).glob("*.json"))) - len(records):
+            report.paragraph(f"Records of other options or cells, which do not count: {others}.")
         for table in write_tables(entry, records, graph.records):
             report.table(table)
         if entry.further is not None and records:
@@ -136,7 +137,10 @@ class EvidenceStudy(Study[EvidenceGraph]):
                 # Data that were made now may be what other jobs were waiting for.
                 graph = self.declare(arguments)
         if failure is not None:
-            self.table(arguments, graph)
+            try:
+                self.table(arguments, graph)
+            except DiffTumorError as error:  # which must not hide what has failed
+                sys.stderr.write(f"The tables are not written: {error}\n")
             raise failure
 
     def show_plan(self, graph: EvidenceGraph, console: Console, *, every: bool) -> None:

@@ -29,14 +29,16 @@ class Group:
     Args:
         name: Values of the fields that it shares, joined.
         cell: These fields.
-        runs: Its test scans by seed.
+        runs: Its test scans by seed, the same for all seeds.
         folds: How many folds each seed has, at least and at most.
+        incomplete: Seeds that are left out, because they have not been tested on all these scans.
     """
 
     name: str
     cell: Mapping[str, str]
     runs: Mapping[int, Sequence[CellScan]]
     folds: tuple[int, int]
+    incomplete: tuple[int, ...]
 
     @property
     def counts(self) -> str:
@@ -49,11 +51,12 @@ def groups_of(entry: QueueEntry, records: Sequence[CellRecord]) -> dict[str, Gro
     """Group the records of an entry, in the order of its titles.
 
     Raises:
-        CaseListError: A record cannot be used: a model was trained on test scans, or a scan was tested twice.
+        CaseListError: A record cannot be used: it is of no kind of the entry, a model was trained on test scans, or a
+            scan was tested twice.
     """
     cells: dict[tuple[str, ...], dict[int, list[CellRecord]]] = {}
     for record in records:
-        _check(record)
+        _check(entry, record)
         name = tuple(str(record.cell[field]) for field in entry.groups)
         cells.setdefault(name, {}).setdefault(int(record.cell["seed"]), []).append(record)
     order = list(entry.titles)
@@ -66,13 +69,23 @@ def groups_of(entry: QueueEntry, records: Sequence[CellRecord]) -> dict[str, Gro
                 raise CaseListError(
                     f"A scan of {entry.name}, {' '.join(name)} was tested in two folds: check its records."
                 )
-        sizes = [len(some) for some in cells[name].values()]
-        group = Group(" ".join(name), dict(zip(entry.groups, name, strict=True)), runs, (min(sizes), max(sizes)))
+        tested = {seed: {scan.case for scan in scans} for seed, scans in runs.items()}
+        most = max(tested.values(), key=len)
+        whole = {seed: scans for seed, scans in runs.items() if tested[seed] == most}
+        sizes = [len(cells[name][seed]) for seed in whole]
+        group = Group(
+            name=" ".join(name), cell=dict(zip(entry.groups, name, strict=True)), runs=whole,
+            folds=(min(sizes), max(sizes)), incomplete=tuple(seed for seed in runs if seed not in whole),
+        )  # fmt: skip
         found[group.name] = group
     return found
 
 
-def _check(record: CellRecord) -> None:
+def _check(entry: QueueEntry, record: CellRecord) -> None:
+    if record.cell["trained_on"] not in entry.titles:
+        raise CaseListError(
+            f"A record of {record.entry} is of {dict(record.cell)}, which the entry does not have: remove the record."
+        )
     for kind, count in record.about["trained_on_test"].items():
         if count and kind != "autoencoder":  # which learns no tumors
             raise CaseListError(
@@ -101,7 +114,9 @@ def _endpoints(entry: QueueEntry, groups: Mapping[str, Group], records: Sequence
         shown = [entry.titles.get(value, value) for value in group.cell.values()]
         endpoints = [str(measured(group.runs, endpoint)) for endpoint in (*PRIMARY, *BESIDE)]
         rows.append([*shown, *endpoints, f"{false:.2f}", group.counts])
-    return Table(header, rows, title=entry.question, note=f"{READING} {_remarks(records)}")
+    left = [f"seed {seed} of {_shown(entry, group)}" for group in groups.values() for seed in group.incomplete]
+    lacking = f" Left out, because test scans are missing so far: {', '.join(left)}." if left else ""
+    return Table(header, rows, title=entry.question, note=f"{READING} {_remarks(records)}{lacking}")
 
 
 def _remarks(records: Sequence[CellRecord]) -> str:

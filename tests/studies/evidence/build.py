@@ -1,7 +1,5 @@
 """Small queues and records for tests."""
 
-from pathlib import Path
-
 from studies.evidence.graph import EvidenceGraph, QueueEntry
 from studies.evidence.records import CellRecord, CellScan, FoundTumors
 from studies.jobs.graph import Node
@@ -57,9 +55,3 @@ def record(trained_on, seed, scans, **about):
         entry="first", size="small", cell={"trained_on": trained_on, "seed": seed}, key="a" * 64,
         about={**ABOUT, **about}, thresholds=(0.9, 0.5), scans=tuple(scans),
     )  # fmt: skip
-
-
-def written(folder: Path, records):
-    """Write records as the queue does."""
-    for number, each in enumerate(records):
-        each.write(folder / each.entry / f"{number}.json")

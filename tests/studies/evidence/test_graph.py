@@ -145,14 +145,21 @@ def test_pausing_what_does_not_run_says_so(tmp_path, capsys):
 
 def test_tables_come_from_the_records_without_any_model(tmp_path, capfd):
     folder = tmp_path / "records" / "trial" / "who_teaches_what"
-    for kind in ("real", "real_none", "real_diffusion"):
-        each = record(kind, 0, [scan(name, 1, (0, 1), (0, 1), dsc=0.5) for name in "abcd"])
-        each.write(folder / f"{kind}_seed0.json")
     words = ["table", "--entries", "who_teaches_what", "--size", "trial", "--out", str(tmp_path / "out")]
-    assert main([*words, "--records", str(tmp_path / "records")]) == 0
+    words += ["--records", str(tmp_path / "records")]
+    keys = {node.results[0]: node.key for node in STUDY.declare(_arguments(words)).cells("who_teaches_what")}
+    # One is of other options, and there are no more than one seed.
+    for kind, seed in (("real", 0), ("real_none", 0), ("real_diffusion", 0), ("none", 0), ("real", 1)):
+        each = record(kind, seed, [scan(name, 1, (0, 1), (0, 1), dsc=0.5) for name in "abcd"])
+        key = keys.get(f"{kind}_seed{seed}.json", "b" * 64) if kind != "none" else "b" * 64
+        replace(each, key=key).write(folder / f"{kind}_seed{seed}.json")
+    assert main(words) == 0
     assert capfd.readouterr().out.endswith("out/report.html\n")
     table = (folder.parent / "who_teaches_what.md").read_text()
     assert "| few real and diffusion | 0.00" in table
-    assert "3 of 11 cells so far" in (tmp_path / "out" / "report.html").read_text()
+    assert "healthy scans alone" not in table
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "3 of 11 cells so far" in page
+    assert "do not count: 2." in page
     assert read_record(folder / "real_seed0.json").size == "small"
     shutil.rmtree(tmp_path / "out")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from difftumor.errors import ConfigError, TrainingError
+from difftumor.errors import CaseListError, ConfigError, TrainingError
 from difftumor.files.lock import locked
 from studies.evidence.queue import LOCK, PAUSE, STATE, Queue, QueuePausedError, seconds_of
 from studies.evidence.study import EvidenceStudy, _found
@@ -154,3 +154,18 @@ def test_a_damaged_state_is_told(tmp_path):
     (tmp_path / STATE).write_text("{]")
     with pytest.raises(ConfigError, match="is not the state of a queue: remove it"):
         _ = Queue(tmp_path).jobs
+
+
+def test_a_table_that_cannot_be_written_hides_no_failure(tmp_path, capfd):
+    def table(arguments, graph):
+        raise CaseListError("A record is damaged.")
+
+    study = EvidenceStudy(
+        "evidence",
+        "Doc.",
+        lambda arguments: graph_of(arguments.out, entry("one", lambda graph: job(graph, "fail"))),
+        table,
+    )
+    assert study.main(["run", "--out", str(tmp_path)]) == 1
+    said = capfd.readouterr().err
+    assert "The tables are not written: A record is damaged.\nError: fail-fail0000 is not done" in said

@@ -4,10 +4,10 @@ import pytest
 
 from difftumor.errors import CaseListError
 from studies.evidence.measures import BESIDE, PRIMARY, compared, measured, per_patient, threshold_at
-from studies.evidence.records import cell_name, key_of, read_record, read_records
+from studies.evidence.records import cell_name, key_of, read_record
 from studies.evidence.tables import groups_of, tables_of, write_tables
 from tests.conftest import read_rows
-from tests.studies.evidence.build import entry, record, scan, written
+from tests.studies.evidence.build import entry, record, scan
 
 AT_HALF, AT_ONE, DSC = PRIMARY
 ENTRY = entry("first", lambda graph: None)
@@ -43,7 +43,7 @@ def test_a_damaged_record_is_told_and_is_not_done(tmp_path, damage):
     (tmp_path / "x.json").write_text(damage)
     assert key_of(tmp_path / "x.json") == key_of(tmp_path / "none.json") == ""
     with pytest.raises(CaseListError, match=r"x\.json is not a record .*: remove it, and run the queue again"):
-        read_records(tmp_path)
+        read_record(tmp_path / "x.json")
 
 
 def test_sensitivity_is_the_highest_at_no_more_than_the_rate():
@@ -105,8 +105,8 @@ def test_pairs_are_tested_on_the_patients_of_both_and_adjusted_for_all():
 
 def test_tables_are_made_of_the_records_alone(tmp_path):
     dirty = {"commit": "0" * 40, "changes": "f", "dirty": True}
-    written(tmp_path, [record("made", 0, SECOND), record("real", 1, SECOND, checkout=dirty), record("real", 0, FIRST)])
-    endpoints, tests = write_tables(ENTRY, read_records(tmp_path / "first"), tmp_path)
+    records = [record("made", 0, SECOND), record("real", 1, SECOND, checkout=dirty), record("real", 0, FIRST)]
+    endpoints, tests = write_tables(ENTRY, records, tmp_path)
     assert [row[0] for row in endpoints.rows] == ["real tumors", "made tumors"]
     assert endpoints.rows[0][-1] == "4 / 4 / 2"
     assert endpoints.rows[1][1] == "not reached"
@@ -138,3 +138,17 @@ def test_folds_are_pooled_and_a_scan_is_tested_in_one():
     assert measured(group.runs, AT_HALF).by_seed == (0.25,)
     with pytest.raises(CaseListError, match="was tested in two folds"):
         groups_of(ENTRY, [*halves, record("made", 0, FIRST[:1])])
+
+
+def test_seeds_without_all_test_scans_are_left_out_and_named():
+    records = [record("made", 0, FIRST), record("made", 1, SECOND[:2]), record("real", 1, FIRST[:3])]
+    made, real = groups_of(ENTRY, records)["made"], groups_of(ENTRY, records)["real"]
+    assert (list(made.runs), made.incomplete, list(real.runs), real.incomplete) == ([0], (1,), [1], ())
+    endpoints, tests = tables_of(ENTRY, records)
+    assert "missing so far: seed 1 of made tumors." in endpoints.note
+    assert {row[4] for row in tests.rows} == {2}  # the patients with tumors that both have
+
+
+def test_a_kind_that_the_entry_no_longer_has_is_told():
+    with pytest.raises(CaseListError, match="which the entry does not have: remove the record"):
+        groups_of(ENTRY, [record("nothing", 0, FIRST)])

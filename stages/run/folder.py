@@ -128,11 +128,12 @@ class RunFolder:
         return before.choices if before else None
 
     def is_of(self, job: str | None) -> bool:
-        """Whether this job has started or resumed the run before."""
-        if job is None:  # nothing to read, which may be damaged
+        """Whether this job has started or resumed the run before; not if the record of that is damaged."""
+        try:
+            before = self._start()
+        except ConfigError:
             return False
-        before = self._start()
-        return before is not None and before.job == job
+        return job is not None and before is not None and before.job == job
 
     def has_saved(self) -> bool | None:
         """Whether the run has written a checkpoint, be it there or not; None if nobody recorded it."""

@@ -46,7 +46,7 @@ def copied(died, cohort, tmp_path):
     """Return the folder of a copy of the run, and what resumes it."""
     shutil.copytree(died, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "runs/autoencoder/default"
-    return folder, lambda *overrides, build=build: run(_config(cohort, tmp_path, *overrides), build)
+    return folder, lambda *overrides, build=build, job=None: run(_config(cohort, tmp_path, *overrides), build, job=job)
 
 
 def _files(folder):
@@ -190,6 +190,13 @@ def test_a_damaged_record_is_one_sentence(copied, name, text):
     (folder / name).write_text(head + text)
     with pytest.raises(ConfigError, match=rf"{name}.*: (remove it|bring back a copy|choose another)"):
         resume()
+
+
+def test_a_job_gets_past_a_damaged_start_with_fresh(copied):
+    folder, resume = copied
+    (folder / "start.json").write_text("{")
+    resume("fresh=true", job="7")
+    assert json.loads((folder / "start.json").read_text())["job"] == "7"
 
 
 class _FullDisk:

@@ -80,6 +80,6 @@ def options_of(config: DictConfig) -> RunOptions:
     return read_options(KINDS[config.stage], to_plain(config))
 
 
-def run(config: DictConfig, build: Build) -> Path:
+def run(config: DictConfig, build: Build, *, job: str | None = None) -> Path:
     """Train a stage and return its artifact."""
-    return run_stage(config, KINDS[config.stage], build)
+    return run_stage(config, KINDS[config.stage], build, job=job)

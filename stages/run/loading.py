@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
+from difftumor.files.processes import is_alive, started
 
 # What schedulers send to all processes of a job to have it save, and what submitit has handlers for.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
@@ -78,9 +79,9 @@ def _end_with_training() -> None:
 
 def _kill_if_stopped(pid: int, *, look_s: float = LOOK_S, stopped_s: float = STOPPED_S) -> None:
     """Kill a process of this one that stands still; returns when it is gone."""
-    ended, stopped = threading.Event(), 0.0
-    while (state := _state(pid)) not in ("", "Z"):
-        stopped = stopped + look_s if state == "T" else 0.0
+    ended, stopped, start = threading.Event(), 0.0, started(pid)
+    while start and is_alive(pid, start):  # its number may be another's afterwards
+        stopped = stopped + look_s if _state(pid) == "T" else 0.0
         if stopped > stopped_s:
             os.kill(pid, signal.SIGKILL)
         ended.wait(look_s)

@@ -1,5 +1,6 @@
 """Processes that load: signals, and what is said when one is lost."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,19 @@ def test_a_process_that_stands_still_is_killed_and_one_that_waits_is_not():
     processes[1].kill()
     processes[1].join()
     assert _state(processes[1].pid) == ""
+
+
+def test_a_process_that_has_the_number_of_one_that_ended_is_left_alone(monkeypatch):
+    process = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
+    process.start()
+    os.kill(process.pid, signal.SIGSTOP)
+    starts = itertools.chain(["1"], itertools.repeat("2"))
+    for module in ("difftumor.files.processes", "stages.run.loading"):
+        monkeypatch.setattr(f"{module}.started", lambda pid: next(starts), raising=False)
+    _kill_if_stopped(process.pid, look_s=0.01, stopped_s=0.02)
+    assert process.is_alive()
+    process.kill()
+    process.join()
 
 
 class Ending:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -13,7 +13,6 @@ from difftumor.evaluation.cohort.statistics import (
     LEVEL,
     RESAMPLES,
     Interval,
-    PairedTest,
     bootstrap_mean,
     holm,
     paired_test,
@@ -114,18 +113,12 @@ def measured(runs: Runs, endpoint: Endpoint, *, seed: int = 0, level: float = LE
             tumors=tumors,
             patients=len(scores),
         )  # fmt: skip
-    counts = [_counts(scans, endpoint.rule) for scans in runs.values()]
     if not tumors:
         return EndpointValue(value=None, interval=None, by_seed=(), unreached=0, tumors=0, patients=patients)
     once = np.ones((1, patients))
-    values = [_sensitivity(each, once, endpoint.rate) for each in counts]
+    values = [_sensitivity(_counts(scans, endpoint.rule), once, endpoint.rate) for scans in runs.values()]
     by_seed = tuple(float(value[0]) for value, _ in values)
-    interval = None
-    if patients > 1:
-        draws = numpy_generator(seed, "bootstrap").multinomial(patients, [1 / patients] * patients, size=RESAMPLES)
-        means = np.mean([_sensitivity(each, draws.astype(np.float64), endpoint.rate)[0] for each in counts], axis=0)
-        low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-        interval = Interval(float(low), float(high))
+    interval = _interval(_resampled(runs, endpoint.rate, endpoint.rule, seed)[1:], level)
     return EndpointValue(
         value=fmean(by_seed),
         interval=interval,
@@ -134,6 +127,27 @@ def measured(runs: Runs, endpoint: Endpoint, *, seed: int = 0, level: float = LE
         tumors=tumors,
         patients=patients,
     )
+
+
+def _resampled(runs: Runs, rate: float, rule: FoundBy, seed: int) -> NDArray[np.float64]:
+    """Return the mean sensitivity of the seeds: as it is, then in each resample of patients, at thresholds of its own.
+
+    Of one patient there is only the first. Groups of the same patients are resampled alike.
+    """
+    patients = len(_patients(runs))
+    draws = numpy_generator(seed, "bootstrap").multinomial(patients, [1 / patients] * patients, size=RESAMPLES)
+    weights_RP = np.concatenate([np.ones((1, patients)), draws[: RESAMPLES if patients > 1 else 0]])
+    values = [_sensitivity(_counts(scans, rule), weights_RP, rate)[0] for scans in runs.values()]
+    means: NDArray[np.float64] = np.mean(values, axis=0)
+    return means
+
+
+def _interval(values: NDArray[np.float64], level: float) -> Interval | None:
+    """Return the percentiles of resampled values; None without any."""
+    if not values.size:
+        return None
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,15 +222,19 @@ class GroupTest:
         first: The group that may find more.
         second: What it is compared with.
         endpoint: Of what.
-        test: On the patients that both have; its difference is the first less the second.
-        p: Of the permutation test.
+        difference: Of the endpoint, the first less the second, on the patients that both have.
+        interval: Of the difference; thresholds are chosen anew in each resample. None for fewer than two patients.
+        patients: Of the test.
+        p: Of the permutation of patients' values, at the thresholds that all patients have chosen.
         holm: Adjusted for all comparisons of the entry.
     """
 
     first: str
     second: str
     endpoint: Endpoint
-    test: PairedTest
+    difference: float
+    interval: Interval | None
+    patients: int
     p: float
     holm: float
 
@@ -229,21 +247,35 @@ def compared(groups: Mapping[str, Runs], pairs: Sequence[tuple[str, str]], *, se
         pairs: Names.
         seed: Of permutations and intervals.
     """
-    found: dict[tuple[str, str, Endpoint], PairedTest] = {}
+    found: dict[tuple[str, str, Endpoint], GroupTest] = {}
     for first, second in pairs:
         if first not in groups or second not in groups:
             continue
+        patients = _patients(groups[first]) & _patients(groups[second])
+        if not patients:
+            continue
+        both = [_only(groups[name], patients) for name in (first, second)]
         for endpoint in PRIMARY:
-            ours, theirs = per_patient(groups[first], endpoint), per_patient(groups[second], endpoint)
-            shared = sorted(ours.keys() & theirs.keys())
+            ours, theirs = (per_patient(runs, endpoint) for runs in both)
+            shared = sorted(ours)
             test = paired_test([theirs[name] for name in shared], [ours[name] for name in shared], seed=seed)
-            if test is not None:
-                found[first, second, endpoint] = test
-    adjusted = holm({name: test.permutation_p for name, test in found.items()})
-    return [
-        GroupTest(
-            first=first, second=second, endpoint=endpoint, test=test, p=test.permutation_p,
-            holm=adjusted[first, second, endpoint],
-        )
-        for (first, second, endpoint), test in found.items()
-    ]  # fmt: skip
+            if test is None:
+                continue
+            difference, interval = test.difference, test.interval
+            if endpoint.rate is not None:
+                mine, others = (_resampled(runs, endpoint.rate, endpoint.rule, seed) for runs in both)
+                difference, interval = float(mine[0] - others[0]), _interval(mine[1:] - others[1:], LEVEL)
+            found[first, second, endpoint] = GroupTest(
+                first=first, second=second, endpoint=endpoint, difference=difference, interval=interval,
+                patients=test.patients, p=test.permutation_p, holm=1.0,
+            )  # fmt: skip
+    adjusted = holm({name: test.p for name, test in found.items()})
+    return [replace(test, holm=adjusted[name]) for name, test in found.items()]
+
+
+def _patients(runs: Runs) -> set[str]:
+    return {scan.patient for scans in runs.values() for scan in scans}
+
+
+def _only(runs: Runs, patients: Collection[str]) -> Runs:
+    return {seed: [scan for scan in scans if scan.patient in patients] for seed, scans in runs.items()}

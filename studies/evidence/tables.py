@@ -149,14 +149,17 @@ def _tests(entry: QueueEntry, groups: Mapping[str, Group]) -> Table:
     pairs = [(name(context, a), name(context, b)) for context in contexts for a, b in entry.comparisons]
     rows: list[list[Cell]] = []
     for each in compared(named, pairs):
-        interval = each.test.interval
+        interval = each.interval
         ends = "" if interval is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
         rows.append([
             _shown(entry, groups[each.first]), _shown(entry, groups[each.second]), each.endpoint.title,
-            f"{each.test.difference:+.2f}{ends}", each.test.patients, f"{each.p:.4f}", f"{each.holm:.4f}",
+            f"{each.difference:+.2f}{ends}", each.patients, f"{each.p:.4f}", f"{each.holm:.4f}",
         ])  # fmt: skip
-    note = "Means over patients of their own shares of tumors found and DSC, averaged over seeds; permutation within "
-    note += "patients; Holm's correction over all rows."
+    note = (
+        "Differences of the values above, on the patients of both, with thresholds chosen anew in each resample; p of "
+    )
+    note += "a permutation within patients of their own shares of tumors found and DSC, averaged over seeds, at the "
+    note += "thresholds of all patients; Holm's correction over all rows."
     header = ("of", "against", "endpoint", "difference", "patients", "p", "p (Holm)")
     return Table(header, rows, title="Paired tests", note=note)
 

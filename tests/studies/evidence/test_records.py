@@ -93,10 +93,12 @@ def test_patients_have_the_operating_point_of_all_scans():
 
 def test_pairs_are_tested_on_the_patients_of_both_and_adjusted_for_all():
     groups = {"real": {0: [*FIRST, scan("e", 1, (0, 0), (0, 0), dsc=0.9)]}, "made": {0: SECOND}}
-    tests = compared(groups, [("made", "real"), ("made", "nobody")])
+    groups["apart"] = {0: [scan("f", 1, (1, 1), (0, 0), dsc=0.9)]}
+    tests = compared(groups, [("made", "real"), ("made", "nobody"), ("made", "apart")])
     assert [each.endpoint for each in tests] == list(PRIMARY)
-    dsc = tests[2].test
-    assert (dsc.patients, dsc.first, dsc.second) == (3, pytest.approx(0.5), pytest.approx(0.4))
+    assert (tests[2].patients, tests[2].difference) == (3, pytest.approx(-0.1))
+    # Patient e is not of both: 0.25 of the tumors against none at half a false positive per scan, 0.5 at one.
+    assert [each.difference for each in tests[:2]] == [-0.25, 0.25]
     # Of the eight ways to flip −0.2, 0.2 and −0.3, the mean is as far from 0 as it is in all but the two with 0.1.
     assert tests[2].p == pytest.approx(6 / 8)
     assert all(each.holm >= each.p for each in tests)
@@ -152,3 +154,14 @@ def test_seeds_without_all_test_scans_are_left_out_and_named():
 def test_a_kind_that_the_entry_no_longer_has_is_told():
     with pytest.raises(CaseListError, match="which the entry does not have: remove the record"):
         groups_of(ENTRY, [record("nothing", 0, FIRST)])
+
+
+def test_the_interval_of_a_difference_chooses_thresholds_anew():
+    # Three false tumors in four scans are too many at 0.5 per scan; resamples without patient a have none.
+    few = [scan(name, 1, (0, 1), (0, 3 if name == "a" else 0), dsc=0.5) for name in "abcd"]
+    none = [scan(name, 1, (0, 0), (0, 0), dsc=0.5) for name in "abcd"]
+    (test, *_) = compared({"made": {0: few}, "real": {0: none}}, [("made", "real")])
+    assert test.difference == 0
+    assert (test.interval.low, test.interval.high) == (0, 1)
+    same = compared({"made": {0: FIRST}, "real": {0: FIRST, 1: FIRST}}, [("made", "real")])
+    assert {(each.interval.low, each.interval.high) for each in same} == {(0, 0)}

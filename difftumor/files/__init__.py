@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,23 @@ from difftumor.files.processes import MARK, is_left_behind, mark
 
 # Of a folder that is written to, where it cannot lie beside the folder.
 LOCK = ".lock"
+# What makes sure, within the blocks of `guarded`, that results may take their place.
+_CHECKS: ContextVar[tuple[Callable[[], None], ...]] = ContextVar("checks", default=())
+
+
+@contextmanager
+def guarded(check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check``, which may raise, whenever the block is about to put a file or folder in its place."""
+    token = _CHECKS.set((*_CHECKS.get(), check))
+    try:
+        yield
+    finally:
+        _CHECKS.reset(token)
+
+
+def _check() -> None:
+    for check in _CHECKS.get():
+        check()
 
 
 @contextmanager
@@ -32,6 +50,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _sync(temporary)
+            _check()
             os.replace(temporary, path)
             _sync_folder(path.parent)
         finally:
@@ -69,6 +88,7 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
             for file in staging.rglob("*"):
                 if file.is_file():
                     _sync(file)
+            _check()
             # Others may have made it meanwhile.
             if filled or (keep_others and folder.is_dir()):
                 staging.rename(ready)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.files import LOCK
+from difftumor.files import LOCK, guarded
 from difftumor.files.processes import is_alive, machine, started
 
 RENEW_S = 60.0
@@ -72,17 +72,28 @@ class Holder:
             cluster=os.environ.get("SLURM_CLUSTER_NAME"),
         )
 
-    def keeps_out(self, other: Holder, *, age_s: float) -> bool:
-        """Whether this holder, who renewed the lock so long ago, may still write where another wants to."""
-        if self.machine != other.machine:
-            # Requeued on another node, or a later step of the job.
-            return self._job(other) is None and age_s < LAPSE_S and not self._has_ended(other)
-        requeued = self._job(other) is not None and self.restarts != other.restarts
-        return not requeued and self.is_alive
+    def keeps_out(self, other: Holder, *, age_s: float, by_job: bool = False) -> bool:
+        """Whether this holder, who renewed the lock so long ago, may still write where another wants to.
 
-    def _job(self, other: Holder) -> str | None:
-        """The job, if both are of the same."""
-        return self.job if (self.job, self.cluster) == (other.job, other.cluster) else None
+        Args:
+            other: Who wants the lock.
+            age_s: How long ago it was renewed, s.
+            by_job: Whether a later step of the same job may have it.
+        """
+        if self.is_requeued_as(other):
+            return False
+        if self.machine == other.machine:
+            return self.is_alive
+        if by_job and self._is_of_job(other):
+            return False
+        return age_s < LAPSE_S and not self._has_ended(other)
+
+    def is_requeued_as(self, other: Holder) -> bool:
+        """Whether another is of the same job, which SLURM has started again since."""
+        return self._is_of_job(other) and self.restarts < other.restarts
+
+    def _is_of_job(self, other: Holder) -> bool:
+        return self.job is not None and (self.job, self.cluster) == (other.job, other.cluster)
 
     @property
     def is_alive(self) -> bool:
@@ -113,11 +124,13 @@ class FolderLock:
     Args:
         folder: What is locked; the lock is a file beside it, since the folder itself may be removed and made again.
         remedy: What else the user can do, for messages.
+        by_job: Whether a later step of the holder's job, on another node, may take it over.
     """
 
-    def __init__(self, folder: Path, *, remedy: str = "give another folder") -> None:
+    def __init__(self, folder: Path, *, remedy: str = "give another folder", by_job: bool = False) -> None:
         self.folder = folder
         self.remedy = remedy
+        self.by_job = by_job
         self.file, *self._others = _lock_files(folder.resolve())
         self.holder = Holder.here()
         self._renewed = 0.0
@@ -156,7 +169,10 @@ class FolderLock:
             holder, age_s = _read(file), time.time() - file.stat().st_mtime
         except OSError:
             return None
-        return holder if holder is not None and holder.keeps_out(self.holder, age_s=age_s) else None
+        return holder if holder is not None and self._is_kept_out(holder, age_s) else None
+
+    def _is_kept_out(self, holder: Holder, age_s: float) -> bool:
+        return holder.keeps_out(self.holder, age_s=age_s, by_job=self.by_job)
 
     def _in_use(self, holder: Holder, file: Path) -> ConfigError:
         return ConfigError(
@@ -170,7 +186,7 @@ class FolderLock:
             holder, age_s = _read(self.file), now - self.file.stat().st_mtime
         except FileNotFoundError:
             return
-        if holder is not None and holder.keeps_out(self.holder, age_s=age_s):
+        if holder is not None and self._is_kept_out(holder, age_s):
             raise self._in_use(holder, self.file)
         aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
         with suppress(FileNotFoundError):
@@ -227,24 +243,29 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 @contextmanager
-def locked(folder: Path, *, remedy: str = "give another folder") -> Iterator[FolderLock]:
+def locked(folder: Path, *, remedy: str = "give another folder", by_job: bool = False) -> Iterator[FolderLock]:
     """Hold the lock of a folder, or of a file, that is written to.
+
+    Results that are put in their place meanwhile, see `written_whole`, are refused if the lock was taken over.
 
     Args:
         folder: What is locked; need not exist.
         remedy: What else the user can do, for messages.
+        by_job: Whether a later step of the holder's job, on another node, may take it over.
 
     Raises:
         ConfigError: Somebody else holds it, or the place cannot be written to.
+        TrainingError: It was taken over, since this process stood still.
     """
-    lock, released = FolderLock(folder, remedy=remedy), threading.Event()
+    lock, released = FolderLock(folder, remedy=remedy, by_job=by_job), threading.Event()
     missing = [parent for parent in lock.file.parents if not parent.exists()]
     with suppress(OSError):  # `take` says what is wrong
         lock.file.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.take()
         threading.Thread(target=lock.keep, args=(released,), daemon=True, name="folder lock").start()
-        yield lock
+        with guarded(lock.check):
+            yield lock
     finally:
         released.set()
         lock.release()

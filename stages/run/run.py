@@ -149,7 +149,8 @@ def run_stage(
         return run.say_finished()
     with ExitStack() as stack:
         # srun and torchrun start all ranks at once; only the first handles the folder.
-        lock = stack.enter_context(locked(run.folder.path, remedy=_ANOTHER)) if is_rank_zero() else None
+        writes = locked(run.folder.path, remedy=_ANOTHER, by_job=True)
+        lock = stack.enter_context(writes) if is_rank_zero() else None
         run = call.look()  # once more: who held the lock may have ended or saved meanwhile
         if run.is_finished:
             return run.say_finished()

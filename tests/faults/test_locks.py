@@ -71,9 +71,9 @@ def left(folder):
     return leave
 
 
-def refused(folder):
+def refused(folder, **options):
     try:
-        with locked(folder):
+        with locked(folder, **options):
             return False
     except ConfigError:
         return True
@@ -117,22 +117,39 @@ def test_the_lock_of_this_machine_does_not_lapse_while_its_process_lives(left, f
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "by_job", "expected"),
     [
-        ({**ELSEWHERE, "restarts": 0}, False),  # requeued on another node
-        ({**ELSEWHERE, "restarts": 1}, False),  # a later step of the job
-        ({"restarts": 0}, False),  # requeued on this node, where the old process is just being ended
-        ({"restarts": 1}, True),  # two steps at once
-        ({**ELSEWHERE, "job": "8"}, True),
-        ({**ELSEWHERE, "cluster": "other"}, True),
+        ({**ELSEWHERE, "restarts": 0}, False, False),  # requeued on another node
+        ({**ELSEWHERE, "restarts": 1}, False, True),  # two steps at once
+        ({**ELSEWHERE, "restarts": 1}, True, False),  # a later step of a training
+        ({**ELSEWHERE, "restarts": 2}, False, True),  # this is the old one
+        ({"restarts": 0}, False, False),  # requeued on this node, where the old process is just being ended
+        ({"restarts": 1}, True, True),  # two steps at once
+        ({**ELSEWHERE, "job": "8"}, True, True),
+        ({**ELSEWHERE, "cluster": "other"}, True, True),
     ],
 )
-def test_ranks_and_requeues_of_a_job_share_the_lock(left, folder, monkeypatch, changes, expected):
+def test_requeues_of_a_job_share_the_lock_and_steps_that_of_a_run(left, folder, monkeypatch, changes, by_job, expected):
     for name, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "CLUSTER_NAME": "c"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("PATH", "")  # nobody to ask
     left(**{"job": "7", "cluster": "c", **changes})
-    assert refused(folder) == expected
+    assert refused(folder, by_job=by_job) == expected
+
+
+def test_a_command_that_stood_still_does_not_write_over_the_other_one(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    now = time.time() + 3 * RENEW_S
+
+    def taken_over(lock, take=FolderLock.take):
+        take(lock)
+        lock.file.write_text(json.dumps(asdict(replace(HERE, token="theirs", **ELSEWHERE))))
+        monkeypatch.setattr("difftumor.files.lock.time.time", lambda: now)
+
+    monkeypatch.setattr(FolderLock, "take", taken_over)
+    assert command("phantom", out, "--cases", 1) == 1
+    assert "out is now in use by process" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
 
 
 @pytest.mark.parametrize(

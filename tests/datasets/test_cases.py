@@ -57,9 +57,8 @@ def test_nnunet_label_names(msd):
     content = json.loads(msd.read_text()) | {"labels": {"background": 0, "liver": 1, "tumor": 2}}
     msd.write_text(json.dumps(content))
     assert read_cases(msd).label_names == content["labels"]
-    content["regions_class_order"] = [1, 3, 2]
     regions = {"background": [0], "kidney": [1, 2, 3], "kidney_tumor": [3], "kidney_cyst": 2, "ignore": 4}
-    msd.write_text(json.dumps(content | {"labels": regions}))
+    msd.write_text(json.dumps(content | {"labels": regions, "regions_class_order": [1, 3, 2]}))
     numbers = regions | {"background": 0, "kidney": 1, "kidney_tumor": 3}
     assert read_cases(msd).label_names == read_dataset_labels(msd) == read_label_table(msd) == numbers
     msd.write_text(json.dumps(content | {"labels": {"a": [1, 2], "b": [2, 3]}, "regions_class_order": [1, 2]}))
@@ -205,11 +204,7 @@ def test_labels_of_one_file(tmp_path):
         ("dataset.json", '{"training": [{"label": "a"}]}', "training entry 1, names no image"),
         ("dataset.json", '{"training": [{"image": "a", "label": ["b"]}]}', "training entry 1, gives .* as labels"),
         ("dataset.json", '{"training": [{"image": "a", "tumor_organs": "liver"}]}', "as tumor_organs; give a list"),
-        (
-            "dataset.json",
-            '{"labels": {"liver": [1, 2]}, "training": []}',
-            "regions_class_order' with one for each of liver",
-        ),
+        ("dataset.json", '{"labels": {"liver": [1, 2]}, "training": []}', "'regions_class_order' with one for each"),
         ("dataset.json", '{"labels": {"liver": 1.5}, "training": []}', "one whole number per label"),
         ("dataset.json", '{"labels": {"1": "liver", "2": "liver"}, "training": []}', "'liver' twice"),
         ("dataset.json", '{"labels": ["liver"], "training": []}', "no mapping under 'labels'"),

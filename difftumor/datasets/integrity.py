@@ -199,7 +199,8 @@ def with_fingerprints(
     cases: Sequence[Case], *, workers: int = 1, done: Callable[[], None] | None = None
 ) -> tuple[Case, ...]:
     """Return cases with the fingerprints of their CTs, for a list; errors as ``fingerprints``."""
-    found = fingerprints([case.image for case in cases], workers=workers, done=done)
+    # Whether these CTs are in HU is for those to judge who use them.
+    found = fingerprints([case.image for case in cases], workers=workers, accept_hu=True, done=done)
     return tuple(replace(case, fingerprint=str(found[case.image])) for case in cases)
 
 
@@ -234,15 +235,20 @@ def _user_cache() -> Path:
 def _cached_fingerprint(file: Path, folder: Path, accept_hu: bool) -> Fingerprint:
     stat = file.stat()
     key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
-    kept = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.txt"
+    usual, accepted = (
+        folder / f"{hashlib.sha256(json.dumps(each).encode()).hexdigest()}.txt" for each in (key, [*key, "accept_hu"])
+    )
+    for kept in (usual, accepted) if accept_hu else (usual,):
+        try:
+            if (known := Fingerprint.from_text(kept.read_text(encoding="utf-8"))) is not None:
+                return known
+        except (OSError, ValueError):
+            continue
+    ct = read_ct(file, accept_hu=accept_hu)
+    found = fingerprint(ct)
     try:
-        if (known := Fingerprint.from_text(kept.read_text(encoding="utf-8"))) is not None:
-            return known
-    except (OSError, ValueError):
-        pass
-    found = fingerprint(read_ct(file, accept_hu=accept_hu))
-    try:
-        with written_whole(kept) as temporary:
+        # What others may not accept is kept apart.
+        with written_whole(accepted if accept_hu and ct.doubts else usual) as temporary:
             temporary.write_text(str(found), encoding="utf-8")
     except (OSError, ConfigError):
         pass  # read-only or full: the scan is read again next time

@@ -5,7 +5,6 @@ Legend of shape suffixes: C channel (one), X Y Z voxels of model space (RAS).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 
 from difftumor.datasets.cases import Case, read_case_labels
 from difftumor.errors import DiffTumorError
-from difftumor.scans.hounsfield import ScanWarning, organ_doubts, settle
+from difftumor.scans.hounsfield import organ_doubts, settle, warn
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import check_same_grid, read_ct
 from difftumor.scans.organs import Organ, OrganLabels
@@ -78,8 +77,7 @@ def load_case(
                 found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels))
                 doubts += settle(found, accept=accept_hu)
         labels_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(standard, kind="labels")))[None]
-    for doubt in doubts:
-        warnings.warn(doubt, ScanWarning, stacklevel=2)
+    warn(doubts)
     return {"ct": ct_CXYZ, "labels": labels_CXYZ, "case": case.id}
 
 

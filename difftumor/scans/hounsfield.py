@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,6 +91,12 @@ def settle(doubts: Iterable[Doubt], *, accept: bool) -> tuple[str, ...]:
         if doubt.impossible and not accept:
             raise VolumeError(doubt.sentence)
     return tuple(doubt.sentence for doubt in found)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Tell the caller's caller what speaks against a scan that is used all the same."""
+    for sentence in sentences:
+        warnings.warn(sentence, ScanWarning, stacklevel=3)
 
 
 def ct_doubts(hu_XYZ: HU, name: str, *, ends: tuple[float, float] | None = None) -> tuple[Doubt, ...]:

@@ -1,7 +1,6 @@
 """Label maps as arrays of numbers: which numbers they hold, masks of them, and how they look on another grid."""
 
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from difftumor.errors import OrganError, VolumeError
 from difftumor.scans.grid import Array, Box, Grid
-from difftumor.scans.hounsfield import ScanWarning
+from difftumor.scans.hounsfield import warn
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, normalized
 
@@ -96,8 +95,7 @@ def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Coll
     if found <= set(own.values()) and not found <= {*taken.values(), *others}:
         raise OrganError(f"{contradiction}; {remedy}.")
     held = ", ".join(map(str, sorted(found)))
-    sentence = f"{contradiction}; the labels in it ({held}) allow that. If its header is right, {remedy}."
-    warnings.warn(sentence, ScanWarning, stacklevel=2)
+    warn([f"{contradiction}; the labels in it ({held}) allow that. If its header is right, {remedy}."])
 
 
 def resampled(labels: Volume, like: Volume) -> Volume:

@@ -86,7 +86,7 @@ def seen_scans(models: Collection[Path], cts: Collection[Path], *, workers: int 
     distinct = set(cts)
     if any(config.trained_on is not None for config in configs.values()):
         present = [file for file in cts if file.is_file()]
-        found = fingerprints(present, workers=workers, failed=lambda file, error: None)
+        found = fingerprints(present, workers=workers, accept_hu=True, failed=lambda file, error: None)
         scans = {str(file): each for file, each in found.items()}
         return tuple(_seen(path, config, scans, len(distinct)) for path, config in configs.items())
     return tuple(SeenScans(config.kind, path, len(distinct), None) for path, config in configs.items())

@@ -60,6 +60,7 @@ class AutoencoderReader:
             "spacing_mm": [float(step) for step in self.spacing_mm],
             "labels": "any",
             "label_names": dict(self.label_names),
+            **({"accept_hu": True} if self.accept_hu else {}),
         }
 
     def __call__(self, case: Case) -> Item:

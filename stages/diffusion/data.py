@@ -145,6 +145,7 @@ class TumorReader(CropReader):
             "label_names": dict(names),
             "tumors": sorted(self.only[case.id]) if case.id in self.only else "all",
             "background": "organ",  # was any voxel beside these tumors in what earlier versions kept
+            **({"accept_hu": True} if self.accept_hu else {}),
         }
 
     def __call__(self, case: Case) -> Item:

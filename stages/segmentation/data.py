@@ -53,6 +53,7 @@ class SegmentationReader:
             "normalization": [self.normalization.kind, window.low_hu, window.high_hu],
             "healthy": self.origins[case].healthy,
             **({} if self.by_class else {"by_class": False}),
+            **({"accept_hu": True} if self.accept_hu else {}),
         }
 
     def __call__(self, case: Case) -> Item:

@@ -131,6 +131,7 @@ def _tumors_to_copy(options: SegmentationOptions, synthesizer: TumorSynthesizer,
         options.organ,
         spacing_mm=synthesizer.spacing_mm,
         only=chosen.patients,
+        accept_hu=options.data.accept_hu,
         workers=options.data.num_workers,
     )
     for note in sources.notes:

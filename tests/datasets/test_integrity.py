@@ -9,7 +9,7 @@ import pytest
 from difftumor.datasets import integrity
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.integrity import SharedScan, check_cases, fingerprints, shared_scans
-from difftumor.errors import CaseListError
+from difftumor.errors import CaseListError, VolumeError
 from difftumor.scans.nifti import read_ct
 from tests.nifti import LPS, ct_values, write_nifti
 
@@ -109,6 +109,16 @@ def test_a_scan_is_read_again_only_when_its_file_changes(tmp_path, monkeypatch):
     os.utime(file, ns=(1, 1))
     assert fingerprints([file], cache=tmp_path / "cache")[file].content != first[file].content
     assert len(read) == 2
+
+
+def test_what_one_run_accepts_is_refused_by_the_next_that_does_not(tmp_path):
+    file, fine = write_nifti(tmp_path / "a.nii", ct_values() * 0 + 5), write_nifti(tmp_path / "b.nii", ct_values())
+    first = fingerprints([file, fine], cache=tmp_path / "cache", accept_hu=True)
+    with pytest.raises(VolumeError, match="accept_hu=true"):
+        fingerprints([file], cache=tmp_path / "cache")
+    assert str(fingerprints([file], cache=tmp_path / "cache", accept_hu=True)[file]) == str(first[file])
+    fingerprints([fine], cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize("broken", [b"", b"\xff\xfe", b"2:a:b:c:d"])

@@ -62,7 +62,7 @@ def check(
         typer.echo(f"Left out: {error}", err=True)
 
     with progress_bar("Reading CTs", len(set(files))) as advance:
-        found = fingerprints(files, workers=workers, done=advance, failed=note)
+        found = fingerprints(files, workers=workers, accept_hu=True, done=advance, failed=note)
     ones, *others = ({str(image): found[image] for image in listed if image in found} for listed in images)
     pairs = shared_scans(ones, *others)
     if out is not None:

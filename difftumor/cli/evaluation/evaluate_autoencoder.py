@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from difftumor.cli.options import accept_hu_option
+
 
 def evaluate_autoencoder(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Autoencoder artifact.", show_default=False)],
@@ -43,6 +45,7 @@ def evaluate_autoencoder(
             show_default=False,
         ),
     ] = None,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if the verdict is no.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier card.")] = False,
     allow_incomplete: Annotated[
@@ -77,7 +80,7 @@ def evaluate_autoencoder(
     autoencoder = load_artifact(artifact, kind="autoencoder", device=on, allow_incomplete=allow_incomplete)
     run = CardRun(
         artifact=autoencoder, cases=cases, label_names=label_names, pictures=pictures, overlap=overlap,
-        windows_per_batch=windows_per_batch,
+        windows_per_batch=windows_per_batch, accept_hu=accept_hu,
     )  # fmt: skip
     failed = for_each_case("Reconstructing", cases.cases, run.add)
     card = run.write(out, thresholds, labels=labels, device=str(on), failed=failed)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from difftumor.cli.options import accept_hu_option
+
 if TYPE_CHECKING:
     from difftumor.scans.intensity import IntensityWindow
 
@@ -49,6 +51,7 @@ def evaluate_synthesis(
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the patients, for intervals.", min=20)] = 500,
     pictures: Annotated[int, typer.Option(metavar="N", help="Tumors per list to show.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Seed of splits, resamples and pictures.")] = 0,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
 ) -> None:
@@ -92,7 +95,7 @@ def evaluate_synthesis(
     made = read_tumor_list(synthetic, host, convention=synthetic_labels)
     lists["synthetic"] = with_real_patients(made, lists["real"])
     networks = load_networks(features or (), crops, pick_device(device))
-    sets = {side: TumorSet(side, cases, host, networks, settings) for side, cases in lists.items()}
+    sets = {side: TumorSet(side, cases, host, networks, settings, accept_hu) for side, cases in lists.items()}
     for side, tumors in sets.items():
         tumors.failed = for_each_case(f"Measuring {side} tumors", tumors.cases.cases, tumors.add)
         tumors.check()

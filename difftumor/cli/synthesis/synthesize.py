@@ -151,6 +151,7 @@ def synthesize(
         device=device,
         gate=requests.GateOptions(gate_attempts or 10, gate_segmenter, gate_change_hu or 0.0) if quality_gate else None,
         strict=strict,
+        accept_hu=accept_hu,
     )
     if cases is not None:
         from difftumor.cli.synthesis.cases import synthesize_cases

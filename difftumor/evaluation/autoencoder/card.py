@@ -21,6 +21,7 @@ from difftumor.evaluation.autoencoder.reconstruction import OVERLAP, ScanReconst
 from difftumor.evaluation.autoencoder.verdict import UNNAMED, CardVerdict, Thresholds, judge
 from difftumor.models.artifact import Artifact
 from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
+from difftumor.scans.hounsfield import warn
 from difftumor.scans.nifti import check_same_grid, read_ct
 from difftumor.scans.organs import BACKGROUND
 
@@ -127,6 +128,7 @@ def measure_case(
     label_names: Mapping[str, int],
     overlap: float = OVERLAP,
     windows_per_batch: int | None = None,
+    accept_hu: bool = False,
 ) -> Measured:
     """Read, reconstruct and measure one scan, in the model space of the autoencoder.
 
@@ -136,13 +138,15 @@ def measure_case(
         label_names: Name to number of the label maps.
         overlap: Overlap of neighboring windows, in [0, 1).
         windows_per_batch: Windows per batch; `windows_together` when None.
+        accept_hu: Whether a CT that cannot be in HU is measured, with a warning.
 
     Raises:
         VolumeError: A file cannot be used.
         GridMismatchError: The labels lie on another grid.
         ArtifactError: The autoencoder returns NaN or infinity.
     """
-    ct = read_ct(case.image)
+    ct = read_ct(case.image, accept_hu=accept_hu)
+    warn(ct.doubts)
     labels = None if case.labels is None else read_case_labels(case, label_names)
     if labels is not None:
         check_same_grid(ct, labels)

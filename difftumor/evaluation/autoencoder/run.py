@@ -35,6 +35,7 @@ class CardRun:
         pictures: Scans that the page shows.
         overlap: Overlap of neighboring windows, in [0, 1).
         windows_per_batch: Windows per batch; `windows_together` when None.
+        accept_hu: Whether CTs that cannot be in HU are measured, with a warning.
 
     Attributes:
         scans: What was measured so far.
@@ -46,6 +47,7 @@ class CardRun:
     pictures: int
     overlap: float = OVERLAP
     windows_per_batch: int | None = None
+    accept_hu: bool = False
     scans: list[ScanCard] = field(default_factory=list)
     _rendered: dict[str, bytes] = field(default_factory=dict)
 
@@ -64,6 +66,7 @@ class CardRun:
             label_names=self.label_names,
             overlap=self.overlap,
             windows_per_batch=self.windows_per_batch,
+            accept_hu=self.accept_hu,
         )
         self.scans.append(measured.card)
         if len(self._rendered) < self.pictures:

@@ -128,6 +128,7 @@ class TumorSet:
         organ: The organ.
         networks: Feature networks.
         settings: How tumors are measured.
+        accept_hu: Whether CTs that cannot be in HU are measured, with a warning.
 
     Attributes:
         samples: The tumors measured so far.
@@ -139,6 +140,7 @@ class TumorSet:
     organ: Organ
     networks: Sequence[FeatureNetwork]
     settings: RealismSettings
+    accept_hu: bool = False
     samples: list[Sample] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     _examples: list[tuple[int, TumorCrop]] = field(default_factory=list)
@@ -152,7 +154,7 @@ class TumorSet:
         labels = resolve_labels(self.cases.label_names, self.organ, source=self.cases.source)
         samples: list[Sample] = []
         examples = self._examples
-        for crop in tumor_crops(case, self.cases, labels, self.settings.crops):
+        for crop in tumor_crops(case, self.cases, labels, self.settings.crops, accept_hu=self.accept_hu):
             samples.append(take_features(crop, self.networks, slices=self.settings.slices))
             order = derive_seed(self.settings.quality.seed, self.side, case.id, crop.tumor.number)
             # Only as many crops as are shown stay in memory.

@@ -16,6 +16,7 @@ from difftumor.evaluation.realism.texture import Texture, measure_texture
 from difftumor.scans.appearance import Appearance, measure_appearance, reach_voxels
 from difftumor.scans.components import equivalent_radius_mm, find_components
 from difftumor.scans.grid import Box, triple
+from difftumor.scans.hounsfield import warn
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels
@@ -126,7 +127,9 @@ def with_synthesis_labels(cases: CaseList) -> CaseList:
     return replace(cases, cases=tuple(map(labelled, cases.cases)))
 
 
-def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec) -> Iterator[TumorCrop]:
+def tumor_crops(
+    case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec, *, accept_hu: bool = False
+) -> Iterator[TumorCrop]:
     """Yield the tumors of a case, cut and measured.
 
     Tumors are connected components of the tumor label. For a case written by ``difftumor synthesize`` they are the
@@ -137,6 +140,7 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
         cases: Its list, which says what its labels mean.
         labels: The organ's label numbers in the list.
         spec: How tumors are cut out.
+        accept_hu: Whether a CT that cannot be in HU is measured, with a warning.
 
     Raises:
         DiffTumorError: A file cannot be used.
@@ -145,7 +149,8 @@ def tumor_crops(case: Case, cases: CaseList, labels: OrganLabels, spec: CropSpec
     lesions = _lesions_beside(case)
     if standard is None or (lesions is None and not (standard.data == TUMOR).any()):
         return
-    ct = read_ct(case.image)
+    ct = read_ct(case.image, accept_hu=accept_hu)
+    warn(ct.doubts)
     check_same_grid(ct, standard)
     if lesions is not None:
         check_same_grid(ct, lesions)

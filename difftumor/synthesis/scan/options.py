@@ -211,6 +211,7 @@ class SynthesisOptions:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         gate: Options of the quality gate; None for none.
         strict: Whether falling short of the request is an error.
+        accept_hu: Whether scans of the source that cannot be in HU are used.
 
     Raises:
         ConfigError: A model or its sampling is given and no diffusion tumor is wanted; or there is a source and no
@@ -235,6 +236,7 @@ class SynthesisOptions:
     device: str = "auto"
     gate: GateOptions | None = None
     strict: bool = False
+    accept_hu: bool = False
 
     def __post_init__(self) -> None:
         wanted = {spec.generator for spec in self.tumors}
@@ -309,7 +311,9 @@ class SynthesisOptions:
             )
         synthesizer, sources = synthesizer_of(models, organ=organ, device=device), dict[str, ScanInputs]()
         if listed is not None:
-            synthesizer.sources, sources = read_sources(listed, organ, spacing_mm=synthesizer.spacing_mm)
+            synthesizer.sources, sources = read_sources(
+                listed, organ, spacing_mm=synthesizer.spacing_mm, accept_hu=self.accept_hu
+            )
             synthesizer.sources.check(self.tumors)
         return ScanSynthesizer(
             synthesizer=synthesizer,

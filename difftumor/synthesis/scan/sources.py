@@ -14,6 +14,7 @@ from difftumor.errors import CaseListError, OrganError, SynthesisError, counted,
 from difftumor.files import sha256_of
 from difftumor.scans.components import Component, Components, find_components, largest_component
 from difftumor.scans.grid import Box, Vector
+from difftumor.scans.hounsfield import warn
 from difftumor.scans.lesions import MINIMUM_VOXELS
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.organs import Organ, normalized
@@ -25,7 +26,13 @@ from difftumor.synthesis.scan.record import ScanRecord
 
 
 def read_sources(
-    cases: CaseList, organ: Organ, *, spacing_mm: Vector, only: Sequence[Case] | None = None, workers: int = 1
+    cases: CaseList,
+    organ: Organ,
+    *,
+    spacing_mm: Vector,
+    only: Sequence[Case] | None = None,
+    accept_hu: bool = False,
+    workers: int = 1,
 ) -> tuple[SourceTumors, dict[str, ScanInputs]]:
     """Read the tumors of a list's cases; each scan is read once, and nothing of it is kept but its tumors.
 
@@ -36,6 +43,7 @@ def read_sources(
         organ: The organ whose tumors are wanted.
         spacing_mm: Voxel size of model space.
         only: Its cases to read; by default all that are stated neither to be free of such tumors nor for validation.
+        accept_hu: As for ``Scan``.
         workers: Threads that read.
 
     Returns:
@@ -51,7 +59,7 @@ def read_sources(
     odd: dict[str, str] = {}
     for case in chosen:
         try:
-            files[case.id] = inputs_of(case, cases, organ)
+            files[case.id] = inputs_of(case, cases, organ, accept_hu=accept_hu)
         except CaseListError as error:
             odd[case.id] = str(error)
 
@@ -103,7 +111,7 @@ def read_recorded_sources(
         there = {case.id: case for case in listed.cases}
         if missing := sorted(set(files) - set(there)):
             raise SynthesisError(f"{cases} lacks case {missing[0]!r}, of which {record.path} has copies: add it.")
-        files = {name: inputs_of(there[name], listed, organ) for name in files}
+        files = {name: inputs_of(there[name], listed, organ, accept_hu=True) for name in files}  # as it was
     tumors: list[SourceTumor] = []
     for name, inputs in files.items():
         inputs.check()
@@ -126,6 +134,7 @@ def read_tumors(case: str, inputs: ScanInputs, organ: Organ, *, spacing_mm: Vect
         OrganError: The organ is absent, or all of it is tumor.
     """
     scan = inputs.read(organ=organ)
+    warn(scan.doubts)
     if scan.tumor_mask is None:
         return ()
     native_mm = scan.ct.grid.spacing_mm

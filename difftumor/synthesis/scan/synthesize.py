@@ -75,6 +75,7 @@ def synthesize(
     device: str = "auto",
     gate: GateOptions | None = None,
     strict: bool = False,
+    accept_hu: bool = False,
 ) -> SynthesisResult:
     """Make tumors in a scan, as ``difftumor synthesize`` does.
 
@@ -93,6 +94,7 @@ def synthesize(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         gate: Redraws implausible tumors; None to keep all.
         strict: Whether falling short of the request is an error.
+        accept_hu: Whether scans of the source that cannot be in HU are used.
 
     Raises:
         ArtifactError: A model is missing, damaged or of another kind.
@@ -125,6 +127,7 @@ def synthesize(
         device=device,
         gate=gate,
         strict=strict,
+        accept_hu=accept_hu,
     )
     return options.load().make(scan)
 

@@ -14,6 +14,7 @@ from difftumor.evaluation.autoencoder.reconstruction import reconstruct
 from difftumor.models.artifact import load_artifact, save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.models.segmenters import build_segmenter
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.intensity import IntensityWindow
 from tests.conftest import contents, read_rows, run
 from tests.nifti import write_nifti
@@ -204,6 +205,14 @@ def test_one_bad_scan_is_named_and_the_others_are_measured(artifact, data, tmp_p
     assert [found["case"] for found in card["scans"]] == ["b"]
     assert "labelsTr/a.nii.gz" in card["failed"]["a"]
     assert "Left out: a." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_scan_that_is_not_in_hu_is_measured_only_if_it_is_accepted(artifact, data, tmp_path, capsys):
+    write_nifti(data / "imagesTr" / "a.nii.gz", np.full(structures().shape, 7, np.int16), AFFINE)
+    assert evaluate(artifact, data, tmp_path / "out") == 1
+    assert "go on with accept_hu (--accept-hu" in capsys.readouterr().err
+    with pytest.warns(ScanWarning, match=r"a\.nii\.gz looks windowed or scaled"):
+        assert evaluate(artifact, data, tmp_path / "accepted", "--accept-hu") == 0
 
 
 def test_nothing_is_written_where_no_scan_can_be_measured(artifact, data, tmp_path, capsys):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from difftumor.datasets.cases import read_cases
-from difftumor.errors import GridMismatchError
+from difftumor.errors import GridMismatchError, VolumeError
 from difftumor.evaluation.realism import tumor_samples
 from difftumor.evaluation.realism.texture import measure_texture
 from difftumor.evaluation.realism.tumor_samples import CropSpec, slices_of, tumor_crops, with_synthesis_labels
 from difftumor.scans.appearance import measure_appearance
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import get_organ, resolve_labels
 from tests.nifti import LPS, write_nifti
@@ -40,10 +41,19 @@ def listing(folder, ct, labels, affine=AFFINE, **more):
     return folder
 
 
-def crops(folder, spec=SPEC):
+def crops(folder, spec=SPEC, **more):
     cases = with_synthesis_labels(read_cases(folder))
     labels = resolve_labels(cases.label_names, get_organ("liver"))
-    return [each for case in cases.cases for each in tumor_crops(case, cases, labels, spec)]
+    return [each for case in cases.cases for each in tumor_crops(case, cases, labels, spec, **more)]
+
+
+def test_scans_that_are_not_in_hu_are_measured_only_if_they_are_accepted(tmp_path):
+    ct, labels = scan()
+    folder = listing(tmp_path, np.clip(ct, 0, None), labels)
+    with pytest.raises(VolumeError, match="looks windowed or scaled"):
+        crops(folder)
+    with pytest.warns(ScanWarning, match="looks windowed or scaled"):
+        assert len(crops(folder, accept_hu=True)) == 2
 
 
 def test_tumors_are_measured_as_stored(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 import difftumor as dt
 from difftumor.datasets.cases import read_cases
-from difftumor.errors import CaseListError, ConfigError, SynthesisError
+from difftumor.errors import CaseListError, ConfigError, SynthesisError, VolumeError
 from difftumor.files import sha256_of
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.scan.cohort import synthesize_cohort
 from difftumor.synthesis.scan.options import ScanOptions, SynthesisOptions
@@ -80,6 +81,16 @@ def test_tumors_come_with_their_volume_and_their_parenchyma_whatever_the_grid(li
         assert tumor.parenchyma_hu == pytest.approx(100, abs=1)
         assert tumor.hu[tumor.mask].mean() == pytest.approx(40, abs=6)  # partial volume at the rim
         assert tumor.sha256 == sha256_of(listed / f"{tumor.case}.nii.gz")
+
+
+def test_scans_that_are_not_in_hu_are_copied_from_only_if_they_are_accepted(listed, tmp_path):
+    ct, _ = annotated()
+    write_nifti(listed / "a.nii.gz", np.clip(ct, -80, None), FINE)  # without air
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz looks windowed or scaled"):
+        options(listed).load()
+    with pytest.warns(ScanWarning, match=r"a\.nii\.gz looks windowed or scaled"):
+        sources = options(listed, accept_hu=True).load().synthesizer.sources
+    assert [tumor.case for tumor in sources.tumors] == ["a", "b"]
 
 
 def test_a_copy_keeps_its_contrast_and_replays_from_the_record_alone(listed, host, tmp_path):

@@ -61,9 +61,8 @@ def test_a_process_that_has_the_number_of_one_that_ended_is_left_alone(monkeypat
     process.start()
     os.kill(process.pid, signal.SIGSTOP)
     starts = itertools.chain(["1"], itertools.repeat("2"))
-    for module in ("difftumor.files.processes", "stages.run.loading"):
-        monkeypatch.setattr(f"{module}.started", lambda pid: next(starts), raising=False)
-    _kill_if_stopped(process.pid, look_s=0.01, stopped_s=0.02)
+    monkeypatch.setattr("stages.run.loading.started", lambda pid: next(starts))
+    _kill_if_stuck(process.pid, sharedctypes.RawValue("d", 0.0), look_s=0.01, stopped_s=0.02)
     assert process.is_alive()
     process.kill()
     process.join()

@@ -113,11 +113,15 @@ def _beside(folder: Path, state: str = "") -> Path:
     return folder.with_name(f".{folder.name[:150]}.{mark()}{state}")
 
 
-def recover(folder: Path) -> None:
+def recover(folder: Path, *, ended: str | None = None) -> None:
     """Finish or undo what killed processes have left of results in a folder, or of the folder itself.
 
     Files that were complete and being moved are moved; what was half-written is removed. Whatever a living process is
     writing stays, and so does what one of another machine has touched within a day.
+
+    Args:
+        folder: The folder.
+        ended: How each `mark` of a process begins that is known to have ended, perhaps on another machine.
     """
     folder = folder.resolve()
     own = f".{folder.name[:150]}."
@@ -125,7 +129,10 @@ def recover(folder: Path) -> None:
     for path in [*beside, *_entries(folder)]:
         found = _LEFT.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
         with suppress(OSError):  # another process may be doing the same
-            if found is None or not is_left_behind(found["mark"], age_s=time.time() - path.lstat().st_mtime):
+            if found is None:
+                continue
+            known = ended is not None and found["mark"].startswith(ended)
+            if not known and not is_left_behind(found["mark"], age_s=time.time() - path.lstat().st_mtime):
                 continue
             if not path.is_dir():
                 path.unlink()

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.files import LOCK, guarded
-from difftumor.files.processes import is_alive, machine, started
+from difftumor.files import LOCK, guarded, recover
+from difftumor.files.processes import is_alive, machine, marks_of, started
 
 RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
@@ -133,10 +133,11 @@ class FolderLock:
         self.by_job = by_job
         self.file, *self._others = _lock_files(folder.resolve())
         self.holder = Holder.here()
+        self.ended: str | None = None  # the marks of the process that held it before the job was requeued
         self._renewed = 0.0
 
     def take(self) -> None:
-        """Take the lock.
+        """Take the lock; what this job has left in the folder before it was requeued is finished or removed.
 
         Raises:
             ConfigError: Somebody else holds it, or the place cannot be written to.
@@ -158,6 +159,8 @@ class FolderLock:
             if (holder := self._holder(file)) is not None:
                 self.release()
                 raise self._in_use(holder, file)
+        if self.ended is not None:
+            recover(self.folder, ended=self.ended)
 
     @property
     def other_holder(self) -> Holder | None:
@@ -188,6 +191,8 @@ class FolderLock:
             return
         if holder is not None and self._is_kept_out(holder, age_s):
             raise self._in_use(holder, self.file)
+        if holder is not None and holder.is_requeued_as(self.holder) and holder.machine != self.holder.machine:
+            self.ended = marks_of(holder.machine, holder.pid, holder.started)
         aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
         with suppress(FileNotFoundError):
             os.rename(self.file, aside)

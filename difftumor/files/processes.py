@@ -52,7 +52,12 @@ def is_alive(pid: int, start: str) -> bool:
 
 def mark() -> str:
     """Return a name for what this process is about to write; see `MARK`."""
-    return f"{_short(machine())}-{os.getpid()}-{started(os.getpid())}-{secrets.token_hex(4)}"
+    return marks_of(machine(), os.getpid(), started(os.getpid())) + secrets.token_hex(4)
+
+
+def marks_of(where: str, pid: int, start: str) -> str:
+    """Return how each `mark` of a process begins, given its `machine`, number and start."""
+    return f"{_short(where)}-{pid}-{start}-"
 
 
 def is_left_behind(name: str, *, age_s: float) -> bool:

@@ -212,11 +212,11 @@ class CasePredictor:
             DiffTumorError: A file cannot be used, ``out`` holds other results of these names, another process predicts
                 the case, or the network's output is not finite; nothing is written then.
         """
-        with locked(out / case.id):
+        with locked(out / case.id) as lock:
+            recover(out, ended=lock.ended)
             return self._predict(case, out, overwrite=overwrite)
 
     def _predict(self, case: CaseFiles, out: Path, *, overwrite: bool) -> PredictedCase:
-        recover(out)
         options = _recorded(self.options, self.organ, probabilities=self.probabilities)
         request = _request(case.ct, case.organ_mask, self.artifacts, options)
         names = self.files_of(case.id)

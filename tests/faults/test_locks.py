@@ -14,7 +14,7 @@ import pytest
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.files.lock import LAPSE_S, RENEW_S, FolderLock, Holder, holder_of, locked
-from difftumor.files.processes import is_alive
+from difftumor.files.processes import is_alive, marks_of
 from stages.autoencoder.train import build
 from tests.conftest import REPOSITORY
 from tests.conftest import run as command
@@ -135,6 +135,18 @@ def test_requeues_of_a_job_share_the_lock_and_steps_that_of_a_run(left, folder, 
     monkeypatch.setenv("PATH", "")  # nobody to ask
     left(**{"job": "7", "cluster": "c", **changes})
     assert refused(folder, by_job=by_job) == expected
+
+
+@pytest.mark.parametrize(("restarts", "recovered"), [("1", True), ("0", False)])
+def test_a_requeued_job_finishes_at_once_what_it_left_on_another_node(left, folder, monkeypatch, restarts, recovered):
+    for name, value in {"JOB_ID": "7", "RESTART_COUNT": restarts}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    left(job="7", **ELSEWHERE)
+    ready = folder / f".{marks_of(ELSEWHERE['machine'], HERE.pid, HERE.started)}01234567.ready"
+    ready.mkdir(parents=True)
+    (ready / "summary.json").touch()
+    with locked(folder, by_job=True):
+        assert [path.name for path in folder.iterdir()] == ["summary.json" if recovered else ready.name]
 
 
 def test_a_command_that_stood_still_does_not_write_over_the_other_one(tmp_path, monkeypatch, capsys):

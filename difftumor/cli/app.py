@@ -60,7 +60,7 @@ def run_app(words: Sequence[str]) -> None:
     # One command is built in a tenth of the time of all; without a name, or with a wrong one, typer lists them all.
     command = typer.main.get_command(build_app([words[0]] if words and words[0] in COMMANDS else list(COMMANDS)))
     _join_lines(command)
-    _hold_out(command)
+    _lock_out(command)
     command(args=list(words), prog_name="difftumor")
 
 
@@ -91,10 +91,10 @@ def _join_lines(command: Any) -> None:
         _join_lines(inner)
 
 
-def _hold_out(command: Any) -> None:
+def _lock_out(command: Any) -> None:
     """Let commands keep others from writing to the same place, ``out``, until they end."""
     for inner in getattr(command, "commands", {}).values():
-        _hold_out(inner)
+        _lock_out(inner)
     if any(parameter.name == "out" for parameter in command.params) and command.name not in SHARING:
         work = command.callback
 

@@ -11,6 +11,7 @@ import torch
 from torchvision.models import resnet50
 
 from difftumor.files import sha256_of
+from difftumor.scans.hounsfield import ScanWarning
 from tests.conftest import read_rows, run
 from tests.evaluation.realism.tumors import write_record
 from tests.nifti import LPS, write_nifti
@@ -206,6 +207,13 @@ def test_wrong_options_are_named_at_once(real, synthetic, tmp_path, capsys, word
     assert evaluate(real, synthetic, tmp_path / "out", *words) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_scans_that_are_not_in_hu_are_measured_if_they_are_accepted(real, synthetic, tmp_path):
+    windowed = shutil.copytree(real, tmp_path / "windowed")
+    write_nifti(windowed / "0.nii.gz", np.clip(scan(0)[0], 0, None), AFFINE)
+    with pytest.warns(ScanWarning, match=r"0\.nii\.gz looks windowed"):
+        assert evaluate(windowed, synthetic, tmp_path / "accepted", "--accept-hu") == 0
 
 
 def test_an_earlier_result_stays(real, synthetic, tmp_path, capsys):

@@ -17,6 +17,7 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.models.segmenters import SEGMENTERS
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.intensity import IntensityWindow
 from difftumor.scans.organs import ORGANS
 from stages.config.compose import compose_config
@@ -153,6 +154,18 @@ def test_copies_are_of_the_training_patients_alone_and_the_artifact_names_them(t
         inside = labels == 2
         assert inside.any()
         assert ct[inside].mean() < before[inside].mean() - 20  # the tumors of the cohort are 70 HU darker
+
+
+def test_tumors_of_scans_that_are_not_in_hu_are_copied_if_that_is_accepted(tiny_segmentation, tumor_cohort, tmp_path):
+    folder = shutil.copytree(tumor_cohort, tmp_path / "copy")
+    file = folder / "imagesTr" / "early1.nii.gz"
+    write_nifti(file, np.clip(voxels(file), -90, None), nib.load(file).affine)
+    options = ("tumors=copy_paste", f"data.root={folder}")
+    with pytest.raises(CaseListError, match="accept_hu=true"):
+        built(tiny_segmentation(*options))
+    with pytest.warns(ScanWarning, match=r"early1\.nii\.gz looks windowed"):
+        stage = built(tiny_segmentation(*options, "data.accept_hu=true"))
+    assert {tumor.case for tumor in stage.module.tumors.synthesizer.sources.tumors} == {"early1", "early2"}
 
 
 def test_copies_of_sizes_that_no_training_patient_has_are_refused(tiny_segmentation):

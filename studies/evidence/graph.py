@@ -192,7 +192,6 @@ class EvidenceGraph(Graph):
         predictions: Node,
         labels: Node | Part | Path,
         organ: str | None = None,
-        lacks: str = "",
     ) -> RecordNode:
         """Add the job that scores a cell and writes its record.
 
@@ -202,7 +201,6 @@ class EvidenceGraph(Graph):
             predictions: Its predictions, with probabilities.
             labels: List of the test scans.
             organ: Where tumors are looked for, if it is not the segmenter's organ.
-            lacks: What keeps it from being run.
         """
         entry, name = self._entry.name, cell_name(cell)
         key = digest([FORMAT, entry, dict(cell), predictions.key, organ])
@@ -225,23 +223,22 @@ class EvidenceGraph(Graph):
             results=(f"{name}.json",),
             needs=(predictions,),
             gpu=False,
-            lacks=lacks or predictions.lacks,
+            lacks=predictions.lacks,
             config={},
         )
         self._add(node)
         return node
 
-    def merge(self, other: Graph, *, without: str, lacks: str = "") -> None:
+    def merge(self, other: Graph, *, without: str) -> None:
         """Add the jobs of another study's graph.
 
         Args:
             other: The graph.
             without: Kind of its jobs that is left out.
-            lacks: What keeps them from being run, in the words of this study.
         """
         for node in other.nodes.values():
             if node.kind != without:
-                self._add(replace(node, lacks=lacks or node.lacks))
+                self._add(node)
 
     @staticmethod
     def _behind(node: Node) -> list[str]:

@@ -8,11 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
+from difftumor.datasets.cases import Case, CaseList
+from difftumor.datasets.phantom.volume import LABEL_NAMES
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.transfer.cells import TransferCell
 from studies.evidence.graph import EvidenceGraph, QueueEntry, Size
 from studies.evidence.records import MINIMUM_IOU, CellRecord, CellScan
-from studies.transfer.jobs import TransferGraph
+from studies.transfer.jobs import MadeData, TransferGraph
 from studies.transfer.options import OrganName, read_words
 
 ORGANS: tuple[str, ...] = get_args(OrganName)
@@ -83,29 +85,32 @@ SIZES: Mapping[Size, TransferSize] = {
 
 
 def declare(graph: EvidenceGraph) -> None:
-    """Add the jobs of the entry: phantoms, and once they are there all that the study of transfer does with them."""
+    """Add the jobs of the entry: phantoms, and all that the study of transfer does with them."""
     size = SIZES[graph.size]
+
+    def cohort(name: str, cases: int, seed: int, organ: str, *more: str, healthy: float = 0) -> MadeData:
+        node = graph.phantoms(
+            f"transfer_{name}", cases=cases, seed=seed, organs=organ, shape=size.shape, radius_mm="4,20",
+            healthy=healthy, more=more,
+        )  # fmt: skip
+        return MadeData(node, phantom_cases(node.output, cases, seed))
+
     cohorts = {
-        f"data.{organ}": graph.phantoms(
-            f"transfer_{organ}", cases=size.annotated, seed=130 + number, organs=organ, shape=size.shape,
-            radius_mm="4,20", more=("--late-tumors", "distinct"),
-        )
+        f"data.{organ}": cohort(organ, size.annotated, 130 + number, organ, "--late-tumors", "distinct")
         for number, organ in enumerate(ORGANS)
-    }  # fmt: skip
-    hosts = graph.phantoms(
-        "transfer_healthy", cases=size.healthy, seed=139, organs="liver", shape=size.shape, radius_mm="4,20", healthy=1
-    )
+    }
+    hosts = cohort("healthy", size.healthy, 139, "liver", healthy=1)
     cohorts |= {f"healthy.{organ}": hosts for organ in ORGANS}
-    there = [f"{option}={cohort.output}" for option, cohort in cohorts.items() if cohort.is_done()]
+    data = [f"{option}={made.node.output}" for option, made in cohorts.items()]
     seeds = f"seeds=[{','.join(map(str, range(size.seeds)))}]"
     quiet = [f"{stage}.trainer.progress_bar=false" for stage in ("autoencoder", "diffusion", "segmentation")]
-    words = [*_LISTS, *_FOLDS, seeds, *size.words, *quiet, "prediction.probabilities=true", *there]
-    study = TransferGraph(*read_words(words), graph.folder / "transfer", graph.cluster)
-    waits = "" if len(there) == len(cohorts) else "its phantoms are made first"
-    graph.merge(study, without="evaluate", lacks=waits)
+    words = [*_LISTS, *_FOLDS, seeds, *size.words, *quiet, "prediction.probabilities=true", *data]
+    folder, known = graph.folder / "transfer" / graph.size, {made.node.output: made for made in cohorts.values()}
+    study = TransferGraph(*read_words(words), folder, graph.cluster, known)
+    graph.merge(study, without="evaluate")
     for cell, evaluated in study.cells.items():
-        (predictions,) = evaluated.needs
-        (model,) = predictions.needs
+        predictions, *_ = evaluated.needs
+        *_, model = predictions.needs
         _, _, test, *_ = predictions.words
         name: dict[str, str | int] = {
             "backbone": cell.backbone, "source": cell.source, "target": cell.target, "trained_on": cell.tumors,
@@ -113,9 +118,19 @@ def declare(graph: EvidenceGraph) -> None:
         }  # fmt: skip
         elsewhere = cell.tumors == "real" and cell.source != cell.target
         graph.record(
-            name, model=model, predictions=predictions, labels=Path(test), lacks=waits,
+            name, model=model, predictions=predictions, labels=Path(test),
             organ=cell.target if elsewhere else None,
         )  # fmt: skip
+
+
+def phantom_cases(folder: Path, count: int, seed: int) -> CaseList:
+    """Return the cases of a cohort of phantoms, which may not have been made; their label maps say who has tumors."""
+    cases = []
+    for number in range(count):
+        name = f"phantom_{number:03d}"
+        image, labels = (folder / part / f"{name}.nii.gz" for part in ("imagesTr", "labelsTr"))
+        cases.append(Case(name, image, labels, f"phantom_{seed}_{number:03d}"))
+    return CaseList(tuple(cases), LABEL_NAMES, folder)
 
 
 def write_paper_tables(records: Sequence[CellRecord], folder: Path) -> Path:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from difftumor.cli.many import SUMMARY_FILE
 from difftumor.datasets.cases import CaseList, read_cases, split_by_ids, split_lists, write_case_list
+from difftumor.datasets.sources import load_listing
 from difftumor.evaluation.transfer.cells import TransferCell
 from difftumor.scans.organs import ORGANS
 from stages.cluster.options import ClusterOptions
-from studies.jobs.graph import Graph, Node, Value
+from studies.jobs.graph import Graph, Node, Part, Value
 from studies.transfer.options import Size, StageOption, TransferOptions
 
 # Where the source is the target: annotated and made tumors together, or what the other kinds are compared with there.
@@ -24,6 +25,19 @@ SIZE_CLASSES: Mapping[Size, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class MadeData:
+    """Data that a job makes: they are known by what makes them, and need not be there yet.
+
+    Args:
+        node: The job.
+        cases: That it makes.
+    """
+
+    node: Node
+    cases: CaseList
+
+
 class TransferGraph(Graph):
     """The jobs of the study.
 
@@ -32,6 +46,7 @@ class TransferGraph(Graph):
         theirs: Of its stages.
         folder: Of the study.
         cluster: Where the jobs are to run; None for here.
+        made: Data that jobs make, by the folder that the options name.
     """
 
     def __init__(
@@ -40,13 +55,15 @@ class TransferGraph(Graph):
         theirs: Sequence[StageOption],
         folder: Path,
         cluster: ClusterOptions | None = None,
+        made: Mapping[Path, MadeData] | None = None,
     ) -> None:
         super().__init__(folder, cluster)
+        self._made = made or {}
         self.options = options
         self.theirs = theirs
         self.cells: dict[TransferCell, Node] = {}
         self._folds: dict[str, tuple[Path, ...]] = {}
-        self._tests: dict[tuple[str, int], tuple[Path, Sequence[str]]] = {}
+        self._tests: dict[tuple[str, int], tuple[Path | Part, Sequence[str]]] = {}
         for fold in options.folds:
             for target in options.targets:
                 for source in options.sources:
@@ -75,7 +92,7 @@ class TransferGraph(Graph):
         model = self._segmenter(cell)
         name = f"{model.name}_in_{cell.target}" if elsewhere else model.name
         # A segmenter of another organ is judged by its tumors alone, inside of the target organ.
-        within: tuple[str | Path, ...] = (
+        within: tuple[str | Path | Part, ...] = (
             ("--organ", cell.target, "--organ-mask", test) if elsewhere else ("--organ-filter", "predicted")
         )
         curves = ["--probabilities"] if self.options.prediction.probabilities else []
@@ -107,7 +124,7 @@ class TransferGraph(Graph):
         both = cell.tumors == "mixed" or (cell.tumors == "handcrafted" and _is_at_home(cell.source, cell.target))
         made = cell.tumors.removesuffix("_alone")
         values: dict[str, Value] = {
-            "tumors": "mixed" if both else made, "fold": 0, "seed": cell.seed, "data.root": str(root),
+            "tumors": "mixed" if both else made, "fold": 0, "seed": cell.seed, "data.root": _value(root),
             "autoencoder.on_overlap": "refuse",
         }  # fmt: skip
         if both:
@@ -118,7 +135,7 @@ class TransferGraph(Graph):
         if cell.tumors != "real":
             healthy = self.options.healthy.of(organ)
             lacks = lacks or ("" if healthy else f"healthy.{organ} is not given")
-            values["data.healthy_root"] = None if healthy is None else str(healthy)
+            values["data.healthy_root"] = None if healthy is None else _value(self._known(healthy, healthy, "all"))
             values |= {"synthesis.early_model": None, "synthesis.late_model": None}
             for group, classes in SIZE_CLASSES.items():
                 if group not in self.options.sizes:
@@ -141,14 +158,14 @@ class TransferGraph(Graph):
         lists = [self._list(organ, fold) for organ in organs]
         lacks = next((lacks for _, lacks in lists if lacks), "")
         values: dict[str, Value] = {
-            "fold": 0, "data.root": str(lists[0][0]), "autoencoder.on_overlap": "refuse",
+            "fold": 0, "data.root": _value(lists[0][0]), "autoencoder.on_overlap": "refuse",
             "autoencoder.artifact": self._autoencoder(),
         }  # fmt: skip
         if annotations is not None:
             values["data.max_tumors"] = annotations
         if len(organs) > 1:
             more = zip(organs[1:], lists[1:], strict=True)
-            values["more_organs"] = [{"organ": organ, "root": str(root)} for organ, (root, _) in more]
+            values["more_organs"] = [{"organ": organ, "root": str(_path(root))} for organ, (root, _) in more]
         options = [f"organ={organs[0]}", f"tumor_stage={size}", *self._given("diffusion", organs[0])]
         few = "" if annotations is None else f"_{annotations}_tumors"
         return self.stage("diffusion", f"diffusion_{source}_{size}{few}_fold{fold}", options, values, lacks=lacks)
@@ -157,12 +174,12 @@ class TransferGraph(Graph):
         """Return the autoencoder of all folds: the user's, or one that learns the healthy scans of all organs."""
         if self.options.autoencoder is not None:
             return str(self.options.autoencoder)
-        values: dict[str, Value] = {"data.root": None if self._hosts is None else str(self._hosts)}
+        values: dict[str, Value] = {"data.root": None if self._hosts is None else _value(self._hosts)}
         lacks = "" if self._hosts else "neither autoencoder nor a list of healthy scans is given"
         return self.stage("autoencoder", "autoencoder", self._given("autoencoder"), values, lacks=lacks)
 
     @cached_property
-    def _hosts(self) -> Path | None:
+    def _hosts(self) -> Path | Part | None:
         """The list of the healthy scans of all organs; without labels, whose numbers differ from list to list."""
         roots = {organ: root for organ in ORGANS if (root := self.options.healthy.of(organ)) is not None}
         if not roots:
@@ -170,34 +187,42 @@ class TransferGraph(Graph):
         cases = [
             replace(case, id=f"{organ}_{case.id}", labels=None)
             for organ, root in roots.items()
-            for case in read_cases(root).cases
+            for case in self._cases(root).cases
         ]
         once = tuple({case.image.resolve(): case for case in cases}.values())
-        return self._write("healthy.json", CaseList(once, {}, self.folder))
+        file = self._write("healthy.json", CaseList(once, {}, self.folder))
+        return self._known(next(iter(roots.values())), file, "all") if len(set(roots.values())) == 1 else file
 
-    def _list(self, organ: str, fold: int) -> tuple[Path, str]:
+    def _cases(self, root: Path) -> CaseList:
+        return self._made[root].cases if root in self._made else read_cases(root)
+
+    def _known(self, root: Path, file: Path, what: str) -> Path | Part:
+        """Return a list of data as jobs take it: of those that a job makes, it is a part of what that leaves."""
+        return Part(self._made[root].node, what, file) if root in self._made else file
+
+    def _list(self, organ: str, fold: int) -> tuple[Path | Part, str]:
         """Return an organ's list with the patients of a fold as validation cases, and what lacks."""
         root = self.options.data.of(organ)
         if root is None:
             return Path(f"data.{organ}"), f"data.{organ} is not given"
+        count, seed = self.options.fold_count, self.options.fold_seed
         if organ not in self._folds:
-            self._folds[organ] = split_lists(
-                read_cases(root),
-                count=self.options.fold_count,
-                seed=self.options.fold_seed,
-                folder=self.folder / "lists" / organ,
-            )
-        return self._folds[organ][fold], ""
+            folder = self.folder / "lists" / organ
+            self._folds[organ] = split_lists(self._cases(root), count=count, seed=seed, folder=folder)
+        return self._known(root, self._folds[organ][fold], f"fold {fold} of {count}, seed {seed}"), ""
 
-    def _test(self, organ: str, fold: int) -> tuple[Path, Sequence[str], str]:
+    def _test(self, organ: str, fold: int) -> tuple[Path | Part, Sequence[str], str]:
         """Return the list of a fold's patients alone, the files that predictions of them leave, and what lacks."""
-        file, lacks = self._list(organ, fold)
-        if lacks:
-            return file, (), lacks
+        known, lacks = self._list(organ, fold)
+        root = self.options.data.of(organ)
+        if lacks or root is None:
+            return known, (), lacks
         if (organ, fold) not in self._tests:
-            listed = read_cases(file)
-            _, held_out = split_by_ids(listed.cases, listed.validation_ids)
-            test = self._write(f"{organ}/test{fold}.json", CaseList(held_out, listed.label_names, file))
+            file, cases = _path(known), self._cases(root)
+            ids = [case.id for case in load_listing(file).cases if case.validation]
+            _, held_out = split_by_ids(cases.cases, ids)
+            written = self._write(f"{organ}/test{fold}.json", CaseList(held_out, cases.label_names, file))
+            test = Part(known.node, f"test of {known.name}", written) if isinstance(known, Part) else written
             self._tests[organ, fold] = test, (SUMMARY_FILE, *(f"{case.id}.nii.gz" for case in held_out))
         return *self._tests[organ, fold], ""
 
@@ -213,6 +238,15 @@ class TransferGraph(Graph):
             *(each.word for each in self.theirs if each.stage == stage and not each.organ),
             *(each.word for each in self.theirs if each.stage == stage and each.organ == organ and organ),
         ]
+
+
+def _path(known: Path | Part) -> Path:
+    return known.output if isinstance(known, Part) else known
+
+
+def _value(known: Path | Part) -> Value:
+    """Return a list as an option of a stage."""
+    return known if isinstance(known, Part) else str(known)
 
 
 def _is_at_home(source: str, target: str) -> bool:

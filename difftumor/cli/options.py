@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from difftumor.evaluation.metrics.detection import Matching
 
 T = TypeVar("T")
+# What numbers of label maps may mean, for help; `organs.CONVENTIONS` has them, and loads more.
+CONVENTIONS = "totalsegmentator (version 2), totalsegmentator_v1, universal_model, msd_liver, msd_pancreas, lits, kits"
 
 
 def option(text: str, panel: str | None = None, **settings: Any) -> Any:

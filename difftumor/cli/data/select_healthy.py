@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from difftumor.cli.options import accept_hu_option
+from difftumor.cli.options import CONVENTIONS, accept_hu_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +41,8 @@ def select_healthy(
         typer.Option(
             "--labels",
             metavar="TABLE",
-            help="What the numbers of the label maps mean: totalsegmentator, universal_model, msd_liver, msd_pancreas, "
-            "lits, kits, or a JSON or YAML file of name: number; by default what a dataset.json in or beside the "
+            help=f"What the numbers of the label maps mean: {CONVENTIONS}, or a JSON "
+            "or YAML file of name: number; by default what a dataset.json in or beside the "
             "folder says, else 0 background, 1 organ, 2 tumor.",
             show_default=False,
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftumor.cli.options import accept_hu_option
+from difftumor.cli.options import CONVENTIONS, accept_hu_option
 
 if TYPE_CHECKING:
     from difftumor.scans.organs import Organ
@@ -41,8 +41,7 @@ def nnunet(
     convention: Annotated[
         str | None,
         typer.Option(
-            help="What the numbers of the label maps mean: totalsegmentator, universal_model, msd_liver, msd_pancreas, "
-            "lits, kits; by default as the list says.",
+            help=f"What the numbers of the label maps mean: {CONVENTIONS}; by default as the list says.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from difftumor.cli.options import accept_hu_option, flag, option, parse_organ_labels
+from difftumor.cli.options import CONVENTIONS, accept_hu_option, flag, option, parse_organ_labels
 from difftumor.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 SCAN, TUMORS, MAKING, RESULTS = "Scan and organ", "Which tumors", "How they are made", "Results"
 BY_MODEL = "by default as the model says."
-CONVENTIONS = "totalsegmentator (version 2), totalsegmentator_v1, universal_model, msd_liver, msd_pancreas, lits, kits"
 SIZES = (
     "tiny (4 mm radius), small (8), medium (16), large (32), early (tiny or small), late (medium or large), or mix "
     "(any); by default early."

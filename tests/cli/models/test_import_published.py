@@ -266,12 +266,12 @@ def test_an_older_artifact_is_replaced_and_nothing_else(folder, tmp_path, capsys
     assert read_config(tmp_path / "out").organ == "kidney"
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     file.write_bytes(file.read_bytes()[:-100])
-    assert "damaged" in refused(capsys, *words, "liver")
+    assert "damaged" in refused(capsys, *words, "liver", "--overwrite")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     good = saved(checkpoint, tmp_path / "best.pt")
-    assert "is not an earlier artifact" in refused(
+    assert "already holds notes.txt" in refused(
         capsys, "segmenter", "unet", good, tmp_path / "mine", "--organ", "liver"
     )
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -57,6 +57,15 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def give_name(file: Path, name: Path) -> None:
+    """Give a file a second name, by which it stays when another takes its place."""
+    with written_whole(name) as second:
+        try:
+            os.link(file, second)
+        except OSError:  # a file system without links, or a link to another one
+            shutil.copyfile(file, second)
+
+
 @contextmanager
 def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder to write to, which replaces `folder` when the block ends without error.

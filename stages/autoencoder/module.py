@@ -31,7 +31,7 @@ from stages.autoencoder.options import (
 )
 from stages.autoencoder.safe_steps import SafeSteps, StepOutcome, Undo
 from stages.autoencoder.validation import MONITOR, ScanValidation
-from stages.run.checkpoint import LAST
+from stages.run.folder import LAST
 from stages.run.module import StageModule, initial_weights, preprocessing
 
 

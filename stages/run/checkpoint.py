@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,11 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from difftumor.errors import TrainingError
-from difftumor.files import written_whole
+from difftumor.files import give_name, written_whole
+from stages.run.folder import LAST, PREVIOUS
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
 
 OnDamage = Literal["refuse", "previous"]
 _TRAILER = b"\ndifftumor crc32 %08x\n"
@@ -71,15 +68,6 @@ class _Summed(io.BufferedWriter):
         """Write a part."""
         self.crc = zlib.crc32(part, self.crc)
         return super().write(part)
-
-
-def give_name(checkpoint: Path, name: Path) -> None:
-    """Give a checkpoint a second name, by which it stays when another takes its place."""
-    with written_whole(name) as second:
-        try:
-            os.link(checkpoint, second)
-        except OSError:  # a file system without links, or a link to another one
-            shutil.copyfile(checkpoint, second)
 
 
 def _not_written(place: Path, error: OSError) -> TrainingError:

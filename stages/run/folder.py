@@ -14,13 +14,14 @@ from typing import Any
 import yaml
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import ResultFolder, recover, written_whole
+from difftumor.files import ResultFolder, give_name, recover, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.config.comparing import differences
-from stages.run.checkpoint import LAST, PREVIOUS, give_name
 
 CONFIG = "config.yaml"
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
 FINISHED = "finished.json"
 START = "start.json"
 HEADER = "# Resolved config of a run of stages."

@@ -156,12 +156,14 @@ def lost_loading_process(error: BaseException) -> str | None:
     if found is None:
         return None
     numbers, name = found.groups()
+    lost = [process for process in LoadingProcess.made if str(process.pid) in numbers.split(", ")]
+    codes = [process.exitcode for process in lost if process.exitcode is not None and process.exitcode < 0]
+    name = name or (signal.strsignal(-codes[0]) if codes else None)
     often = {
         "Killed": "often because memory has run out or a file server does not answer",
         "Bus error": "often because shared memory has run out",
     }
     why = f" by signal {name}{f', {often[name]}' if name in often else ''}" if name else ""
-    lost = [process for process in LoadingProcess.made if str(process.pid) in numbers.split(", ")]
     return f"the loading process {numbers} was ended{why}" + _last_read(lost)
 
 

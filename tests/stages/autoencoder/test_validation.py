@@ -184,7 +184,7 @@ def test_the_best_artifact_is_that_of_the_best_validation_on_whole_scans(tiny_co
         ct = np.full((20, 18, 22), 37.5, np.float32)
         ct[0, 0, 0] = -1000
         nib.save(nib.Nifti1Image(ct, np.diag([3.0, 3.0, 3.0, 1.0])), folder / f"ct{number}.nii.gz")
-    values = [math.nan, 0.1, -0.2, 0.5]
+    values = [0.9, 0.1, -0.2, 0.5]
 
     def build_moving(settings):
         stage = build(settings)

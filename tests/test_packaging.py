@@ -21,7 +21,7 @@ MODULES = {
 # Imported by others: einops by MONAI's Swin UNETR, which is one of our segmenters.
 INDIRECT = {"einops"}
 # Installed with a package of another name: OmegaConf with Hydra.
-WITH = {"omegaconf": "hydra"}
+WITH = {"omegaconf": "hydra", "lightning_utilities": "pytorch_lightning"}
 # Known to type checkers alone.
 STUBS = {"_typeshed"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from difftumor.errors import TrainingError
@@ -20,7 +20,7 @@ from difftumor.files import give_name, written_whole
 from stages.run.folder import LAST, PREVIOUS
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from _typeshed import ReadableBuffer
 
 OnDamage = Literal["refuse", "previous"]
 _TRAILER = b"\ndifftumor crc32 %08x\n"
@@ -64,7 +64,7 @@ class _Summed(io.BufferedWriter):
 
     crc = 0
 
-    def write(self, part: Buffer) -> int:
+    def write(self, part: ReadableBuffer) -> int:
         """Write a part."""
         self.crc = zlib.crc32(part, self.crc)
         return super().write(part)

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.files import ResultFolder, check_folder, check_results, folder_written_whole, is_json_with, written_whole
+from difftumor.files import (
+    ResultFolder,
+    check_folder,
+    check_results,
+    folder_written_whole,
+    guarded,
+    is_json_with,
+    written_whole,
+)
 
 RESULT = ResultFolder(what="result", holds=("a.json", "maps/*.nii"), mark="a.json", is_own=is_json_with("mine"))
 
@@ -175,3 +183,20 @@ def test_an_input_is_never_replaced(tmp_path):
     check_results(out, ["a.json"], inputs=[out / "maps" / "one.nii"], overwrite=True)
     with pytest.raises(ConfigError, match=r"already holds maps: .*--overwrite"):
         check_results(out, ["new", "maps"], inputs=[], overwrite=False)
+
+
+def test_what_a_result_does_not_have_is_removed_only_when_it_takes_its_place(tmp_path):
+    def refuse():
+        raise ConfigError("Somebody else writes here.")
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "cases.csv").touch()
+    (tmp_path / "picture.png").touch()
+    stale = [tmp_path / "old", tmp_path / "picture.png", tmp_path / "absent.png"]
+    with pytest.raises(ConfigError), guarded(refuse), folder_written_whole(tmp_path, keep_others=True, without=stale):
+        pass
+    assert (tmp_path / "old" / "cases.csv").is_file()
+    assert (tmp_path / "picture.png").is_file()
+    with folder_written_whole(tmp_path, keep_others=True, without=stale) as staging:
+        (staging / "new.csv").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]

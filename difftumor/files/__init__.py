@@ -67,7 +67,9 @@ def give_name(file: Path, name: Path) -> None:
 
 
 @contextmanager
-def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str | None = None) -> Iterator[Path]:
+def folder_written_whole(
+    folder: Path, *, keep_others: bool = False, last: str | None = None, without: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Yield a temporary folder to write to, which replaces `folder` when the block ends without error.
 
     Where it cannot be moved in one step, a process that is killed while it moves leaves the rest to `recover`.
@@ -77,6 +79,7 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
             current folder, or a mounted one.
         keep_others: Replace only the files that are written, and keep all others in the folder.
         last: File that tells readers that all are there: an old one is removed first, and the new one comes last.
+        without: Earlier results, files or folders, that this one does not have: removed just before it takes its place.
 
     Raises:
         ConfigError: The place cannot be written to.
@@ -98,6 +101,8 @@ def folder_written_whole(folder: Path, *, keep_others: bool = False, last: str |
                 if file.is_file():
                     _sync(file)
             _check()
+            for left in without:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             # Others may have made it meanwhile.
             if filled or (keep_others and folder.is_dir()):
                 staging.rename(ready)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -101,7 +100,8 @@ def write_results(
     """
     first, *others = findings.summaries
     text = summary_markdown(findings)
-    with folder_written_whole(folder, keep_others=True, last=SUMMARY_FILE) as staging:
+    without = _earlier_alone(folder, others, findings.figures)
+    with folder_written_whole(folder, keep_others=True, last=SUMMARY_FILE, without=without) as staging:
         for name in findings.summaries:
             place = staging if name == first else staging / COMPARED / name
             write_csv(place / "cases.csv", findings.cases[name])
@@ -114,10 +114,6 @@ def write_results(
         results_page(findings, command=command).write(staging / "report.html")
         asked = {} if request is None else {"request": dict(request)}
         write_json(staging / SUMMARY_FILE, {**_summary(findings), **asked})
-        _remove_others(folder / COMPARED, others)
-        for name in RESULT_FILES:
-            if name.endswith(".png") and name.removesuffix(".png") not in findings.figures:
-                (folder / name).unlink(missing_ok=True)
     return text
 
 
@@ -228,11 +224,12 @@ def _troubles(findings: Findings) -> list[tuple[str, str, str]]:
     return found
 
 
-def _remove_others(folder: Path, names: Collection[str]) -> None:
-    """Remove what an earlier evaluation left of methods that this one does not have; other files stay."""
+def _earlier_alone(folder: Path, methods: Collection[str], figures: Collection[str]) -> list[Path]:
+    """Return what an earlier evaluation has and this one does not: methods and pictures; other files stay."""
     earlier = ResultFolder(what="result", holds=("cases.csv", "lesions.csv"))
-    for place in folder.iterdir() if folder.is_dir() else ():
-        if place.name not in names and earlier.is_earlier(place):
-            shutil.rmtree(place)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    compared = sorted((folder / COMPARED).iterdir()) if (folder / COMPARED).is_dir() else []
+    gone = [place for place in compared if place.name not in methods and earlier.is_earlier(place)]
+    pictures = [folder / name for name in RESULT_FILES if name.endswith(".png") and Path(name).stem not in figures]
+    if gone and gone == compared and not methods:
+        gone = [folder / COMPARED]
+    return [*gone, *pictures]

@@ -302,7 +302,7 @@ def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBes
             f"{run.folder.path} cannot be trained like this ({reason}): correct that or set fresh=true."
         ) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
-        if (lost := _lost(error, f"{run.folder.path}", built.module.steps_done)) is not None:
+        if (lost := _lost(error, run.folder.path, built.module.steps_done)) is not None:
             raise lost from error
         if checkpoint is not None and not keep.has_begun:
             raise TrainingError(
@@ -312,7 +312,7 @@ def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBes
         raise
 
 
-def _lost(error: Exception, folder: str, steps: int) -> TrainingError | None:
+def _lost(error: Exception, folder: Path, steps: int) -> TrainingError | None:
     """Return what is to be said if another process of the run, which loads or trains, is gone; else None."""
     if (lost := lost_loading_process(error)) is not None:
         return TrainingError(

@@ -25,9 +25,8 @@ from studies.evidence.entries import ENTRIES
 from studies.evidence.graph import EvidenceGraph, QueueEntry
 from studies.evidence.queue import Queue, QueuePausedError
 from studies.evidence.tables import write_tables
-from studies.jobs.graph import Node
 from studies.jobs.running import log_of, run_here
-from studies.jobs.states import STATUSES, Standing, job_table, plan_table, remarks, standings
+from studies.jobs.states import STATUSES, Standing
 from studies.jobs.study import ACTIONS, PAGE, Study
 
 RECORDS = Path("docs/evidence")
@@ -106,68 +105,39 @@ class EvidenceStudy(Study[EvidenceGraph]):
         super().act(arguments, console)
 
     def run(self, arguments: argparse.Namespace, graph: EvidenceGraph) -> None:
-        """Run all that can run, then what that has made possible, until nothing is left or the queue is paused.
+        """Run all that can run, until nothing is left or the queue is paused; tables are also written after a failure.
 
         Raises:
             TrainingError: Jobs have failed, or are blocked.
         """
         if note := Checkout.now().note:
             sys.stderr.write(f"{note}\n")
-        queue, failed = graph.queue, set[str]()
-
-        def once(node: Node, log: Path) -> int:
-            """Run a job, but not again if it has failed."""
-            if node.id in failed:
-                return 1
-            status = queue.run(node, log)
-            if status or not node.is_done():
-                failed.add(node.id)
-            return status
-
-        with queue.held():
-            known: set[str] = set()
-            failure: TrainingError | None = None
-            while new := {name for name, node in graph.nodes.items() if not node.lacks} - known:
-                known |= new
-                failure = None
-                try:
-                    run_here(graph, run=once)
-                except TrainingError as error:
-                    failure = error
-                # Data that were made now may be what other jobs were waiting for.
-                graph = self.declare(arguments)
-        if failure is not None:
+        with graph.queue.held():
             try:
-                self.table(arguments, graph)
-            except DiffTumorError as error:  # which must not hide what has failed
-                sys.stderr.write(f"The tables are not written: {error}\n")
-            raise failure
+                run_here(graph, run=graph.queue.run)
+            except TrainingError:
+                try:
+                    self.table(arguments, graph)
+                except DiffTumorError as error:  # which must not hide what has failed
+                    sys.stderr.write(f"The tables are not written: {error}\n")
+                raise
 
-    def show_plan(self, graph: EvidenceGraph, console: Console, *, every: bool) -> None:
-        """Show how many jobs each entry has, and where they are."""
-        found = _found(graph)
-        if every:
-            console.print(job_table(found.values()))
+    def found(self, graph: EvidenceGraph) -> dict[str, Standing]:
+        """Return where the jobs are, with what the queue knows of them."""
+        logs = {name: log_of(graph, node) for name, node in graph.nodes.items()}
+        return graph.queue.overlaid(super().found(graph), logs)
+
+    def show_counts(self, graph: EvidenceGraph, found: Mapping[str, Standing], console: Console) -> None:
+        """Show how many jobs each entry has, and where they are; then by kind."""
         console.print(_entry_table(graph, found))
-        console.print(plan_table(found))
-        for remark in remarks(found):
-            console.print(remark, highlight=False)
+        super().show_counts(graph, found, console)
 
     def show_status(self, graph: EvidenceGraph, console: Console, *, every: bool) -> bool:
         """Show where each entry is, and return whether anything runs."""
-        found = _found(graph)
-        shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
-        console.print(_entry_table(graph, found))
-        if shown:
-            console.print(job_table(shown))
+        going_on = super().show_status(graph, console, every=every)
         if (holder := graph.queue.holder) is not None:
             console.print(f"The queue is run by {holder}.", highlight=False)
-        return holder is not None or any(each.status in ("running", "queued") for each in shown)
-
-
-def _found(graph: EvidenceGraph) -> dict[str, Standing]:
-    logs = {name: log_of(graph, node) for name, node in graph.nodes.items()}
-    return graph.queue.overlaid(standings(graph), logs)
+        return going_on or holder is not None
 
 
 def _entry_table(graph: EvidenceGraph, found: Mapping[str, Standing]) -> Screen:

@@ -20,7 +20,7 @@ from stages.cluster.options import ClusterOptions, read_cluster
 from studies.jobs.graph import Graph
 from studies.jobs.measurement import first_line
 from studies.jobs.running import run_here, submit_missing
-from studies.jobs.states import TABLE, job_table, plan_table, queued_tables, remarks, standings
+from studies.jobs.states import TABLE, Standing, job_table, plan_table, queued_tables, remarks, standings
 
 ACTIONS = {
     "plan": "show what is done and what is missing",
@@ -144,20 +144,28 @@ class Study(Generic[GraphT]):
             self.check(graph)
         run_here(graph, at_once=arguments.jobs)
 
+    def found(self, graph: GraphT) -> dict[str, Standing]:
+        """Return where the jobs are, by id."""
+        return standings(graph)
+
+    def show_counts(self, graph: GraphT, found: Mapping[str, Standing], console: Console) -> None:
+        """Show how many jobs there are of each kind, and where."""
+        console.print(plan_table(found))
+
     def show_plan(self, graph: GraphT, console: Console, *, every: bool) -> None:
         """Show what is done and what is missing; with ``every``, job by job."""
-        found = standings(graph)
+        found = self.found(graph)
         if every:
             console.print(job_table(found.values()))
-        console.print(plan_table(found))
+        self.show_counts(graph, found, console)
         for remark in remarks(found):
             console.print(remark, highlight=False)
 
     def show_status(self, graph: GraphT, console: Console, *, every: bool) -> bool:
         """Show where submitted jobs are, or with ``every`` all jobs, and return whether any is queued."""
-        found = standings(graph)
+        found = self.found(graph)
         shown = [each for each in found.values() if every or each.status in ("running", "queued", "failed")]
-        console.print(plan_table(found))
+        self.show_counts(graph, found, console)
         if shown:
             console.print(job_table(shown))
         for table in queued_tables(graph.folder).values():

@@ -9,7 +9,7 @@ import pytest
 from studies.evidence.entries import ENTRIES
 from studies.evidence.graph import RecordNode
 from studies.evidence.records import read_record
-from studies.evidence.study import STUDY, _found, main
+from studies.evidence.study import STUDY, main
 from studies.evidence.who_teaches import KINDS, WHO_TEACHES
 from studies.jobs.graph import Graph
 from studies.jobs.running import run_here
@@ -69,7 +69,7 @@ def test_what_only_finished_records_need_is_spared(tmp_path):
     write_record(cells[1])
     graph = graph_of(tmp_path, entry("first", recorded))
     run_here(graph, run=lambda node, log: pytest.fail(f"{node.id} runs again"))
-    assert {each.status for each in _found(graph).values()} == {"done"}
+    assert {each.status for each in STUDY.found(graph).values()} == {"done"}
 
 
 def test_a_record_of_other_options_is_made_again(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from difftumor.errors import CaseListError, ConfigError, TrainingError
 from difftumor.files.lock import locked
 from studies.evidence.queue import LOCK, PAUSE, STATE, Queue, QueuePausedError, seconds_of
-from studies.evidence.study import EvidenceStudy, _found
+from studies.evidence.study import STUDY, EvidenceStudy
 from studies.jobs.running import log_of, run_here
 from tests.studies.evidence.build import entry, graph_of, job
 
@@ -21,7 +21,7 @@ def run(graph):
 
 
 def statuses(graph):
-    return {each.node.name: each.status for each in _found(graph).values()}
+    return {each.node.name: each.status for each in STUDY.found(graph).values()}
 
 
 def two_entries(folder, first="a"):
@@ -122,25 +122,6 @@ def test_a_short_job_ends_before_the_pause(tmp_path):
         with pytest.raises(QueuePausedError):
             queue.run(second, log_of(graph, second))
         assert not second.is_done()
-
-
-def test_what_waits_for_data_runs_once_they_are_there_and_a_failure_only_once(tmp_path, capfd):
-    def declare(graph):
-        data = job(graph, "data")
-        later = job(graph, "later")
-        object.__setattr__(later, "lacks", "" if data.is_done() else "its data are made first")
-        job(graph, "fail")
-
-    def declared(arguments):
-        return graph_of(arguments.out, entry("one", declare))
-
-    study = EvidenceStudy("evidence", "Doc.", declared, lambda arguments, graph: tmp_path / "report.html")
-    assert study.main(["run", "--out", str(tmp_path)]) == 1
-    said = capfd.readouterr()
-    ran = [line.split()[1] for line in said.out.splitlines() if "logs" in line]
-    assert ran == ["data-data0000", "fail-fail0000", "later-later000"]
-    assert "fail-fail0000 is not done: see " in said.err
-    assert (tmp_path / "later" / "result").is_file()
 
 
 def test_only_one_runs_at_a_time(tmp_path):

@@ -18,7 +18,7 @@ from difftumor.files.lock import locked
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle
-from difftumor.scans.nifti import Volume, read_ct, volume_of
+from difftumor.scans.nifti import Volume, check_nifti, read_ct, volume_of
 from difftumor.scans.organs import ORGANS, get_organ
 from difftumor.segmentation.inference import check_together, predict_volume
 from difftumor.segmentation.options import (
@@ -217,6 +217,7 @@ class CasePredictor:
             return self._predict(case, out, overwrite=overwrite)
 
     def _predict(self, case: CaseFiles, out: Path, *, overwrite: bool) -> PredictedCase:
+        check_nifti(case.ct)  # its bytes are summed up before it is read, and those of a pipe never end
         options = _recorded(self.options, self.organ, probabilities=self.probabilities)
         request = _request(case.ct, case.organ_mask, self.artifacts, options)
         names = self.files_of(case.id)

@@ -1,16 +1,17 @@
 """Predictions from files and from arrays, what they say, and what they write."""
 
 import json
+import os
 from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, VolumeError
 from difftumor.models.artifact import load_artifact
 from difftumor.scans.nifti import read_ct, volume_of
-from difftumor.segmentation.cases import predict
+from difftumor.segmentation.cases import CaseFiles, CasePredictor, predict
 from difftumor.segmentation.options import PredictionOptions, choose_organ_filter
 from difftumor.segmentation.prediction import Prediction
 from tests.conftest import contents, run
@@ -88,6 +89,13 @@ def test_one_model_need_not_be_in_a_list(tmp_path, models):
     found = [predict(ct, model, overlap=0).labels for model in (models[0], str(models[0]), load_artifact(models[0]))]
     assert (found[0] == found[1]).all()
     assert (found[0] == found[2]).all()
+
+
+def test_a_pipe_is_refused_before_its_bytes_are_waited_for(tmp_path, models):
+    os.mkfifo(tmp_path / "ct.nii.gz")
+    predictor = CasePredictor([load_artifact(models[0])], PredictionOptions())
+    with pytest.raises(VolumeError, match=r"ct\.nii\.gz is no regular file"):
+        predictor.predict(CaseFiles("ct", tmp_path / "ct.nii.gz"), tmp_path / "out")
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path, models):

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.files import folder_written_whole, written_whole
+from difftumor.files.writing import folder_written_whole, written_whole
 from difftumor.reporting.pictures import mask_center
 from difftumor.reporting.plots import curves, save_png
 from difftumor.scans.grid import Box

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from difftumor.datasets.cases import Case, folds
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.scans.components import largest_component
 from difftumor.scans.nifti import check_same_grid, read_ct, read_labels
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList, read_cases, split_by_ids, write_case_list
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import TUMOR
 from studies.jobs.segmenters import SegmenterGraph, segmenter_options

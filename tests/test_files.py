@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from difftumor.errors import ConfigError
-from difftumor.files import (
-    ResultFolder,
-    check_folder,
-    check_results,
-    folder_written_whole,
-    guarded,
-    is_json_with,
-    written_whole,
-)
+from difftumor.files.results import ResultFolder, check_folder, check_results, is_json_with
+from difftumor.files.writing import folder_written_whole, guarded, written_whole
 
 RESULT = ResultFolder(what="result", holds=("a.json", "maps/*.nii"), mark="a.json", is_own=is_json_with("mine"))
 

@@ -28,7 +28,7 @@ def check_outputs(names: Mapping[str, Sequence[str]], inputs: Iterable[Path], ou
         ConfigError: The folder cannot be written to, or a result has the place of an input.
     """
     from difftumor.errors import CaseListError
-    from difftumor.files import check_results, names_file
+    from difftumor.files.results import check_results, names_file
 
     for case_id in names:
         if not names_file(case_id):

@@ -25,7 +25,7 @@ from torch import Tensor
 from difftumor.datasets.cases import Case
 from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import is_nifti, read_grid
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError, counted
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.scans.label_maps import check_stated_names
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
 from difftumor.seeding import numpy_generator

@@ -21,7 +21,8 @@ from difftumor.datasets.label_folders import (
 from difftumor.datasets.sources import structure_folders, structures_of
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import check_results, folder_written_whole
+from difftumor.files.results import check_results
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Table, write_csv
 from difftumor.scans.nifti import is_nifti, write_labels
 from difftumor.scans.organs import BACKGROUND, CONVENTIONS, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels

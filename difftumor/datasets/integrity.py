@@ -15,7 +15,7 @@ import numpy as np
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, ConfigError, DiffTumorError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.scans.fingerprint import Fingerprint, Likeness, fingerprint
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.hounsfield import HIGHEST_MINIMUM_HU

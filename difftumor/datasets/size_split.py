@@ -9,7 +9,8 @@ from difftumor.datasets.label_folders import holds_label_maps, label_maps, label
 from difftumor.datasets.sources import case_id
 from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.errors import CaseListError, ConfigError, DiffTumorError, OrganError
-from difftumor.files import ResultFolder, folder_written_whole
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Row, Table, write_csv
 from difftumor.scans.lesions import SIZE_GROUPS, SizeGroup, SizeRule, find_lesions
 from difftumor.scans.nifti import Volume, is_nifti, write_labels

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from difftumor import __version__
-from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
+from difftumor.files.results import MADE_BY, ResultFolder, is_json_with
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import Artifact
 from difftumor.models.segmenters import Definition, define_segmenter
 from difftumor.reporting.tables import write_json

@@ -17,7 +17,8 @@ from difftumor import __version__
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
 from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.files import MADE_BY, ResultFolder, folder_written_whole, is_json_with
+from difftumor.files.results import MADE_BY, ResultFolder, is_json_with
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import write_json
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, write_ct, write_labels

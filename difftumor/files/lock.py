@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.files import LOCK, guarded, recover
 from difftumor.files.processes import is_alive, machine, marks_of, started
+from difftumor.files.recovery import recover
+from difftumor.files.writing import LOCK, guarded
 
 RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind

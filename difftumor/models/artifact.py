@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difftumor.errors import ArtifactError, ConfigError, DeviceError
-from difftumor.files import ResultFolder, folder_written_whole, sha256_of
+from difftumor.files.checksums import sha256_of
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
 
 if TYPE_CHECKING:

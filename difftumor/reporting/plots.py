@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

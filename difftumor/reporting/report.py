@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.tables import Cell, Table, format_cell
 

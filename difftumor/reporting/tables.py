@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 
 Cell = str | int | float | np.number[Any] | None
 Row = Mapping[str, Cell]

@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import VolumeError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.scans.grid import Array, Box, Grid, compare_grids, stored_grid, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, sentence_of
-from difftumor.files import folder_written_whole, provenance, recover
+from difftumor.files.checksums import provenance
 from difftumor.files.lock import locked
+from difftumor.files.recovery import recover
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle

@@ -14,7 +14,7 @@ from difftumor.datasets.cases import Case, CaseList, read_cases, structure_files
 from difftumor.datasets.label_folders import label_maps, label_names_of
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError
-from difftumor.files import provenance, sha256_of
+from difftumor.files.checksums import provenance, sha256_of
 from difftumor.scans.label_maps import label_values
 from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
 from difftumor.scans.organs import ORGAN, TUMOR, OrganLabels, get_organ, resolve_labels

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from difftumor import __version__
 from difftumor.datasets.sources import case_id
 from difftumor.errors import ConfigError, counted
-from difftumor.files import check_results, folder_written_whole, names_file
+from difftumor.files.results import check_results, names_file
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import mask_center, three_planes
 from difftumor.reporting.plots import save_png

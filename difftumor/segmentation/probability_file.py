@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.scans.grid import Box, Grid, stored_grid
 from difftumor.scans.nifti import Volume, nifti_stream
 from difftumor.scans.organs import TUMOR

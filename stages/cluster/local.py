@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from stages.cluster.checkout import REPOSITORY, Checkout
 from stages.cluster.jobs import Job, Submitted, needed_ids
 from stages.cluster.options import ClusterOptions

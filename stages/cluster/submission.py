@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from difftumor.errors import ConfigError
-from difftumor.files import check_folder, written_whole
+from difftumor.files.results import check_folder
+from difftumor.files.writing import written_whole
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job, Submitted, check_order
 from stages.cluster.local import cancel_local, send_local

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from difftumor.files import ResultFolder, written_whole
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import written_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from difftumor.errors import ConfigError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 
 # Part of every key: raised when the same key would come to mean other numbers.
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from difftumor.cli.many import progress_bar
 from difftumor.datasets.transforms import Item
 from difftumor.errors import ConfigError
-from difftumor.files import check_folder
+from difftumor.files.results import check_folder
 from stages.diffusion.latent_cache import LatentCache
 from stages.ranks import say
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from difftumor.errors import ConfigError, OrganError
-from difftumor.files import check_folder
+from difftumor.files.results import check_folder
 from difftumor.models.diffusion_config import Masked, SamplerConfig
 from difftumor.scans.lesions import SizeGroup, SizeRule
 from difftumor.scans.organs import Organ, get_organ

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from difftumor.errors import TrainingError
-from difftumor.files import give_name, written_whole
+from difftumor.files.writing import give_name, written_whole
 from stages.run.folder import LAST, PREVIOUS
 
 if TYPE_CHECKING:

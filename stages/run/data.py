@@ -17,7 +17,7 @@ from difftumor.datasets.cases import Case
 from difftumor.datasets.sampling import EvenSampler, RatioSampler, SeededSampler
 from difftumor.datasets.transforms import Item, SeededDataset
 from difftumor.errors import ConfigError
-from difftumor.files import check_folder
+from difftumor.files.results import check_folder
 from difftumor.models.artifact_config import read_config
 from difftumor.seeding import derive_seed, torch_generator
 from stages.config.options import DataOptions

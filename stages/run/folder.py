@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from difftumor.errors import ArtifactError, ConfigError
-from difftumor.files import ResultFolder, give_name, recover, written_whole
+from difftumor.files.recovery import recover
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import give_name, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.config.comparing import differences

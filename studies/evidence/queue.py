@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Any, Literal
 
 from difftumor.errors import ConfigError
-from difftumor.files import written_whole
 from difftumor.files.lock import Holder, holder_of, locked
+from difftumor.files.writing import written_whole
 from stages.cluster.status import JobState, last_error
 from studies.jobs.graph import Node
 from studies.jobs.states import Standing

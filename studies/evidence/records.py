@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftumor.errors import CaseListError
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 
 # Also part of the key of the jobs that write records: another format makes all of them again.
 FORMAT = 1

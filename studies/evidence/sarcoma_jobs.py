@@ -14,7 +14,7 @@ from pathlib import Path
 from difftumor.cli.many import SUMMARY_FILE, summarized
 from difftumor.datasets.cases import CaseList, folds, read_cases, write_case_list
 from difftumor.errors import DiffTumorError
-from difftumor.files import folder_written_whole, written_whole
+from difftumor.files.writing import folder_written_whole, written_whole
 from difftumor.models.artifact import pick_device
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.organs import Organ

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from difftumor.errors import CaseListError, counted
 from difftumor.evaluation.cohort.statistics import LEVEL
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.tables import Cell, Table, write_csv
 from studies.evidence.graph import QueueEntry
 from studies.evidence.measures import BESIDE, PRIMARY, compared, measured

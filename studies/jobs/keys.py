@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difftumor.datasets.cases import read_cases
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
 from stages.config.comparing import EARLIER, NEUTRAL, flatten
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Cell, Row, Table, write_csv

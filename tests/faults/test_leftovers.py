@@ -8,14 +8,16 @@ import time
 
 import pytest
 
-from difftumor.files import ResultFolder, recover, written_whole
 from difftumor.files.processes import mark
+from difftumor.files.recovery import recover
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import written_whole
 from tests.conftest import REPOSITORY
 
 WRITE = """
 import os, signal, sys, time
 from pathlib import Path
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.files.processes import ended_cleanly
 folder, keep, at = Path(sys.argv[1]), sys.argv[2] == "keep", int(sys.argv[3])
 moves = 0
@@ -58,16 +60,17 @@ OLD = {"a": "old", "deep/b": "old", "record.json": "old", "mine": "old"}
 NEW = {"a": "new", "deep/b": "new", "record.json": "new"}
 
 
+@pytest.mark.parametrize("name", ["out", "o" * 200])
 @pytest.mark.parametrize(
     ("how", "at", "expected"),
     [*(("keep", at, {**OLD, **NEW}) for at in range(1, 5)), ("whole", 1, OLD), ("whole", 2, NEW)],
 )
-def test_a_kill_between_moves_leaves_no_mixture_once_the_next_command_begins(tmp_path, how, at, expected):
-    out = old_result(tmp_path / "out")
+def test_a_kill_between_moves_leaves_no_mixture_once_the_next_command_begins(tmp_path, name, how, at, expected):
+    out = old_result(tmp_path / name)
     assert writing(out, how, at).wait() == -signal.SIGKILL
     assert any(path.name.startswith(".") for path in tmp_path.rglob("*"))
     ResultFolder(what="result").check(out)  # as commands begin with
-    assert files(tmp_path) == {f"out/{name}": text for name, text in expected.items()}
+    assert files(tmp_path) == {f"{name}/{file}": text for file, text in expected.items()}
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.files import ResultFolder, folder_written_whole
 from difftumor.files.lock import LAPSE_S, RENEW_S, FolderLock, Holder, holder_of, locked
 from difftumor.files.processes import is_alive, marks_of
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from stages.autoencoder.train import build
 from tests.conftest import REPOSITORY
 from tests.conftest import run as command

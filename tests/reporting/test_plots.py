@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.plots import curves, save_png, to_png
 
 

@@ -46,7 +46,7 @@ def check(
     from difftumor.datasets.cases import read_case_list
     from difftumor.datasets.integrity import fingerprints, shared_scans
     from difftumor.errors import CaseListError, ConfigError, DiffTumorError, counted, first_few
-    from difftumor.files import check_results
+    from difftumor.files.results import check_results
 
     lists = [read_case_list(path) for path in (one, other) if path is not None]
     images = [[case.image for case in cases.cases] for cases in lists]

@@ -93,7 +93,8 @@ def evaluate(
     from difftumor.cli.many import progress_bar
     from difftumor.evaluation.cohort.evaluate import evaluate as evaluate_files
     from difftumor.evaluation.cohort.results import RESULT_FILES, is_same_request
-    from difftumor.files import check_results, recover
+    from difftumor.files.recovery import recover
+    from difftumor.files.results import check_results
     from difftumor.scans.organs import get_organ
 
     first = name or _folder_name(predictions)

@@ -60,7 +60,7 @@ def evaluate_autoencoder(
     from difftumor.cli.many import for_each_case
     from difftumor.datasets.cases import read_case_list
     from difftumor.errors import CaseListError
-    from difftumor.files import check_results
+    from difftumor.files.results import check_results
     from difftumor.models.artifact import load_artifact, pick_device
     from difftumor.models.artifact_config import read_config
     from difftumor.scans.organs import get_convention

@@ -66,7 +66,7 @@ def evaluate_synthesis(
     from difftumor.datasets.cases import read_cases
     from difftumor.errors import CaseListError
     from difftumor.evaluation.realism.tumor_samples import CropSpec, with_real_patients
-    from difftumor.files import check_results
+    from difftumor.files.results import check_results
     from difftumor.models.artifact import pick_device
     from difftumor.scans.organs import get_organ
 

@@ -163,7 +163,7 @@ def robustness(
     from difftumor.datasets.label_folders import listed_cases
     from difftumor.errors import CaseListError
     from difftumor.evaluation.robustness.dimensions import DEFAULTS, read_dimensions
-    from difftumor.files import check_folder
+    from difftumor.files.results import check_folder
     from difftumor.models.artifact import pick_device
     from difftumor.models.artifact_config import read_config
     from difftumor.scans.organs import get_organ

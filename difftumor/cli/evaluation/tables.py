@@ -26,7 +26,7 @@ def tables(
     """
     from difftumor.cli.options import named_folder
     from difftumor.evaluation.cohort.combined import TABLE_FILES, read_summaries, write_tables
-    from difftumor.files import check_results
+    from difftumor.files.results import check_results
 
     check_results(out, TABLE_FILES, inputs=[], overwrite=True)
     typer.echo(write_tables(out, read_summaries(map(named_folder, results))))

@@ -75,7 +75,9 @@ def segmenter(
 def _check(file: Path, out: Path, *, overwrite: bool) -> None:
     """Refuse a file that is not there, and an OUT that holds anything but an earlier import of the file."""
     from difftumor.errors import ArtifactError, ConfigError
-    from difftumor.files import is_empty, recover, sha256_of
+    from difftumor.files.checksums import sha256_of
+    from difftumor.files.recovery import recover
+    from difftumor.files.writing import is_empty
     from difftumor.models.artifact import WEIGHTS_FILE
     from difftumor.models.artifact_config import CONFIG_FILE, read_config
 

@@ -98,7 +98,7 @@ def predict(
     """
     from difftumor.cli.many import check_outputs
     from difftumor.datasets.cases import read_case_list
-    from difftumor.files import check_folder
+    from difftumor.files.results import check_folder
     from difftumor.models.artifact import load_artifact, pick_device
     from difftumor.models.artifact_config import read_config
     from difftumor.scans.organs import get_organ

@@ -32,7 +32,7 @@ def synthesize_cases(
     """
     from difftumor.cli.many import check_outputs, progress_bar, summarized
     from difftumor.datasets.label_folders import listed_cases
-    from difftumor.files import check_folder
+    from difftumor.files.results import check_folder
     from difftumor.scans.organs import get_organ
     from difftumor.synthesis.scan.record import FILES
 

@@ -13,7 +13,8 @@ from difftumor import __version__
 from difftumor.datasets.phantom.case import PhantomCase, PhantomConfig, check_organs, make_case
 from difftumor.datasets.phantom.volume import LABEL_NAMES
 from difftumor.errors import ConfigError
-from difftumor.files import ResultFolder, folder_written_whole, is_json_with
+from difftumor.files.results import ResultFolder, is_json_with
+from difftumor.files.writing import folder_written_whole
 
 DATASET_FILE = "dataset.json"
 COHORT_FOLDER = ResultFolder(what="phantom cohort", mark=DATASET_FILE, is_own=is_json_with("phantom"))

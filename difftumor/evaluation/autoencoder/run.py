@@ -18,7 +18,7 @@ from difftumor.evaluation.autoencoder.card import (
 from difftumor.evaluation.autoencoder.reconstruction import OVERLAP, windows_together
 from difftumor.evaluation.autoencoder.report import REPORT_FILE, card_report, render_case
 from difftumor.evaluation.autoencoder.verdict import Thresholds
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import Artifact
 
 RESULT_FILES = (CARD_FILE, CASES_FILE, REPORT_FILE)

@@ -16,7 +16,7 @@ from difftumor.evaluation.cohort.tables import (
     percent,
     sensitivity_table,
 )
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.tables import Table
 
 TABLE_FILES = ("tables.md", "tables.tex")

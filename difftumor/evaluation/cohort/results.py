@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from difftumor.errors import counted
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.tables import detection_table, scores_table
-from difftumor.files import ResultFolder, folder_written_whole
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json

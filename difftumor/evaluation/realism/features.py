@@ -97,7 +97,7 @@ def _published(name: str, path: Path, window: IntensityWindow) -> tuple[nn.Modul
 
 def _autoencoder(path: Path, spacing_mm: Sequence[float], crop: int) -> tuple[nn.Module, dict[str, str]]:
     from difftumor.evaluation.realism.networks import AutoencoderFeatures
-    from difftumor.files import provenance
+    from difftumor.files.checksums import provenance
     from difftumor.models.artifact import WEIGHTS_FILE, load_artifact
 
     artifact = load_artifact(path, kind="autoencoder")

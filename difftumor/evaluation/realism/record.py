@@ -12,7 +12,7 @@ from difftumor import __version__
 from difftumor.errors import counted
 from difftumor.evaluation.realism.distances import Sample
 from difftumor.evaluation.realism.quality import DistanceScale, Measurement, Quality, Spread
-from difftumor.files import written_whole
+from difftumor.files.writing import written_whole
 from difftumor.reporting.tables import Cell, Row, Table, write_csv, write_json
 
 RECORD_FILE, TABLE_FILE, SUMMARY_FILE, TUMORS_FILE = "quality.json", "quality.csv", "quality.md", "tumors.csv"

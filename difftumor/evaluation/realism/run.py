@@ -31,7 +31,7 @@ from difftumor.evaluation.realism.report import (
     render_pictures,
 )
 from difftumor.evaluation.realism.tumor_samples import CropSpec, TumorCrop, tumor_crops, with_synthesis_labels
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.scans.organs import Organ, get_convention, resolve_labels
 from difftumor.seeding import derive_seed
 

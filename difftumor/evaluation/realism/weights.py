@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from difftumor.errors import PublishedFileError
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 
 # Checkpoints of a training hold the weights under this name.
 _TABLE = "state_dict"

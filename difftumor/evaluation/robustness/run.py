@@ -23,7 +23,8 @@ from difftumor.evaluation.robustness.results import CELL_COLUMNS, Results, cell_
 from difftumor.evaluation.robustness.scan_run import Benchmark, HealthyScan
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst, write_worst
-from difftumor.files import ResultFolder, folder_written_whole
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import load_artifact
 from difftumor.reporting.tables import Table, write_csv, write_json
 from difftumor.scans.organs import Organ

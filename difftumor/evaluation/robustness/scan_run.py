@@ -17,7 +17,8 @@ from difftumor.evaluation.metrics.surfaces import check_tolerance
 from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions
 from difftumor.evaluation.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorScore, score_tumor
-from difftumor.files import ResultFolder, folder_written_whole
+from difftumor.files.results import ResultFolder
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import write_json
 from difftumor.scans.grid import Box, triple
 from difftumor.scans.lesions import find_lesions

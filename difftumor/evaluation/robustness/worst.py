@@ -12,7 +12,7 @@ from difftumor.evaluation.robustness.dimensions import level_name
 from difftumor.evaluation.robustness.plan import is_mean
 from difftumor.evaluation.robustness.scan_run import Benchmark
 from difftumor.evaluation.robustness.scoring import TumorRow
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.picture_rows import Panel
 from difftumor.reporting.pictures import mask_center, three_planes
 from difftumor.reporting.plots import to_png

@@ -24,7 +24,8 @@ from difftumor.evaluation.transfer.tables import (
     tested_table,
     transfer_table,
 )
-from difftumor.files import check_results, written_whole
+from difftumor.files.results import check_results
+from difftumor.files.writing import written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from difftumor.errors import DiffTumorError, PublishedFileError
 from difftumor.exchange.published import check_published_file
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The pickle holds names and shapes; that of the largest published file takes less than a hundredth of this.

@@ -15,7 +15,7 @@ import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, sentence_of
-from difftumor.files import recover
+from difftumor.files.recovery import recover
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import SynthesisError
-from difftumor.files import folder_written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import as_stored, same_outside, write_ct, write_labels
 from difftumor.seeding import derive_seed

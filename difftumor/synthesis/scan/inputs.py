@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
-from difftumor.files import provenance
+from difftumor.files.checksums import provenance
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.label_maps import check_stated_names, label_values, mask_of
 from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of

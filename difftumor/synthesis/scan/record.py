@@ -10,7 +10,7 @@ from typing import Any
 
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.files import check_results
+from difftumor.files.results import check_results
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import ScanInputs
 
@@ -181,6 +181,6 @@ def read_record(path: Path) -> ScanRecord:
 
 
 def check_output(out: Path, *, inputs: ScanInputs | None, overwrite: bool) -> None:
-    """Refuse a folder that must not be written to; errors as `difftumor.files.check_results`."""
+    """Refuse a folder that must not be written to; errors as `difftumor.files.results.check_results`."""
     given = [] if inputs is None else [path for paths in inputs.files.values() for path in paths]
     check_results(out, FILES, inputs=given, overwrite=overwrite)

@@ -11,7 +11,7 @@ import numpy as np
 from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.integrity import in_threads
 from difftumor.errors import CaseListError, OrganError, SynthesisError, counted, first_few
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.scans.components import Component, Components, find_components, largest_component
 from difftumor.scans.grid import Box, Vector
 from difftumor.scans.hounsfield import warn

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.scans.hounsfield import ScanWarning
 from tests.conftest import read_rows, run
 from tests.evaluation.realism.tumors import write_record

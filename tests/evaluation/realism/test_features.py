@@ -11,7 +11,7 @@ from torchvision.models import inception_v3, resnet50
 from difftumor.errors import ArtifactError, ConfigError, PublishedFileError
 from difftumor.evaluation.realism.features import load_features
 from difftumor.evaluation.realism.weights import load_weights, read_weights
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.models.artifact import save_artifact
 from difftumor.models.autoencoder import Autoencoder
 from difftumor.scans.intensity import IntensityWindow

@@ -81,7 +81,7 @@ def test_a_full_cache_may_be_read_only(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("difftumor.files.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("difftumor.files.results.tempfile.mkdtemp", refuse)
     fill(cache, wanted([]), encode=encode, bytes_each=10**18)
     cache.file(key(1, 2)).unlink()
     with pytest.raises(ConfigError, match=r"^latents\.cache .*/cache cannot be written \(permission denied\): give a"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.models.artifact_config import read_config
 from tests.conftest import REPOSITORY
 from tests.stages.tumor_cohort import DIFFUSION

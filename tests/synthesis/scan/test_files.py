@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from difftumor.errors import ArtifactError, ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.models.diffusion_config import SamplerConfig
 from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace

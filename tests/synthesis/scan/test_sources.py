@@ -9,7 +9,7 @@ import pytest
 import difftumor as dt
 from difftumor.datasets.cases import read_cases
 from difftumor.errors import CaseListError, ConfigError, SynthesisError, VolumeError
-from difftumor.files import sha256_of
+from difftumor.files.checksums import sha256_of
 from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.scan.cohort import synthesize_cohort

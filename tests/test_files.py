@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from difftumor.errors import ConfigError
+from difftumor.files.memory import free_memory_bytes
 from difftumor.files.results import ResultFolder, check_folder, check_results, is_json_with
 from difftumor.files.writing import folder_written_whole, guarded, written_whole
 
@@ -193,3 +194,44 @@ def test_what_a_result_does_not_have_is_removed_only_when_it_takes_its_place(tmp
     with folder_written_whole(tmp_path, keep_others=True, without=stale) as staging:
         (staging / "new.csv").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+def test_free_memory_is_what_the_control_group_leaves(tmp_path):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemTotal: 900 kB\nMemAvailable:     500 kB\n")
+    assert free_memory_bytes(tmp_path) == 500 * 1024
+    write("sys/fs/cgroup/memory.max", "max\n")
+    write("sys/fs/cgroup/memory.current", "1000\n")
+    assert free_memory_bytes(tmp_path) == 500 * 1024
+    write("sys/fs/cgroup/memory.max", "5000\n")
+    assert free_memory_bytes(tmp_path) == 4000
+    assert free_memory_bytes() > 2**20
+    assert Path("/proc/meminfo").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "top", "limit", "used"),
+    [
+        ("0::/slurm/job_1/step_0", "sys/fs/cgroup", "memory.max", "memory.current"),
+        ("4:cpu,memory:/slurm/job_1/step_0", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_job_counts_wherever_it_is_above_the_process(tmp_path, line, top, limit, used):
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    write("proc/meminfo", "MemAvailable:     500 kB\n")
+    write("proc/self/cgroup", f"7:pids:/slurm\n{line}\n")
+    write(f"{top}/slurm/job_1/{limit}", "9000\n")
+    write(f"{top}/slurm/job_1/{used}", "8000\n")
+    assert free_memory_bytes(tmp_path) == 1000
+    # Files that were read fill a job's memory sooner or later, and give way.
+    write(f"{top}/slurm/job_1/memory.stat", "anon 2000\ninactive_file 5000\n")
+    assert free_memory_bytes(tmp_path) == 6000
+    write(f"{top}/slurm/job_2/{limit}", "1\n")
+    write(f"{top}/slurm/job_2/{used}", "1\n")
+    assert free_memory_bytes(tmp_path) == 6000

@@ -17,7 +17,8 @@ from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError, counted
 from difftumor.files.writing import written_whole
 from difftumor.scans.label_maps import check_stated_names
-from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
+from difftumor.scans.nifti import Volume, check_same_grid, read_labels
+from difftumor.scans.stored.header import is_nifti
 from difftumor.seeding import numpy_generator
 
 
@@ -99,13 +100,25 @@ def read_case_list(source: Path) -> CaseList:
     return read_cases(source)
 
 
-def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collection[int] | None = None) -> Volume:
+def case_label_files(
+    case: Case, label_names: Mapping[str, int], *, only: Collection[int] | None = None
+) -> tuple[Path, ...]:
+    """Return the files that `read_case_labels` would read."""
+    if case.labels is None or not case.labels.is_dir():
+        return () if case.labels is None else (case.labels,)
+    return structure_files(case, label_names, set(label_names.values()) - {0} if only is None else only)
+
+
+def read_case_labels(
+    case: Case, label_names: Mapping[str, int], *, only: Collection[int] | None = None, beside: Iterable[Path] = ()
+) -> Volume:
     """Read a case's labels, joining one file per structure if its labels are a folder.
 
     Args:
         case: A case with labels.
         label_names: The list's label names; they number the files of a folder.
         only: Numbers wanted from a folder, all by default; files of others are not read.
+        beside: Files that must lie on the labels' grid, of which headers are compared before voxels are read.
 
     Returns:
         Labels on the case's grid; if structures overlap, the higher number wins.
@@ -119,7 +132,7 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
     if case.labels is None:
         raise CaseListError(f"Case {case.id!r} ({case.image}) has no labels; give a list that names them.")
     if not case.labels.is_dir():
-        labels = read_labels(case.labels)
+        labels = read_labels(case.labels, beside=beside)
         check_stated_names(labels, label_names)
         return labels
     joined: Volume | None = None
@@ -128,8 +141,9 @@ def read_case_labels(case: Case, label_names: Mapping[str, int], *, only: Collec
         file = _structure_file(case.labels, name)
         if number == 0 or file is None or (only is not None and number not in only):
             continue
-        part = read_labels(file)
+        part = read_labels(file, beside=beside)
         if joined is None:
+            beside = (file,)
             joined = Volume(np.zeros(part.grid.shape, dtype, order="F"), part.grid, case.labels, part.header)
         check_same_grid(joined, part)
         joined.data[part.data > 0] = number

@@ -277,7 +277,8 @@ def _in_hu(healthy: Verdict, cases: CaseList, organ: Organ, labels: OrganLabels,
         VolumeError: It cannot be in HU, and that is not accepted.
     """
     case = healthy.case
-    ct, standard = read_ct(case.image, accept_hu=accept_hu), read_organ(case, cases, labels)
+    standard = read_organ(case, cases, labels, beside=[case.image])
+    ct = read_ct(case.image, accept_hu=accept_hu)
     assert standard is not None
     found = organ_doubts(ct.data, standard.data, organ, ct=str(case.image), mask=str(case.labels))
     return replace(healthy, reasons=(*healthy.reasons, *ct.doubts, *settle(found, accept=accept_hu)))

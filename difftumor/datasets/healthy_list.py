@@ -24,8 +24,9 @@ from difftumor.errors import CaseListError, ConfigError
 from difftumor.files.results import check_results
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Table, write_csv
-from difftumor.scans.nifti import is_nifti, write_labels
+from difftumor.scans.nifti import write_labels
 from difftumor.scans.organs import BACKGROUND, CONVENTIONS, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
+from difftumor.scans.stored.header import is_nifti
 
 COLUMNS = ("case", "status", "volume_ml", "pieces", "main_share", "reaches", "tumor_mm3", "reason")
 

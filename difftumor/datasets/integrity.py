@@ -19,7 +19,8 @@ from difftumor.files.writing import written_whole
 from difftumor.scans.fingerprint import Fingerprint, Likeness, fingerprint
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.hounsfield import HIGHEST_MINIMUM_HU
-from difftumor.scans.nifti import is_nifti, read_ct, read_grid
+from difftumor.scans.nifti import read_ct, read_grid
+from difftumor.scans.stored.header import is_nifti
 
 
 @dataclass(frozen=True)

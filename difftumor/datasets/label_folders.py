@@ -13,8 +13,8 @@ from typing import Any
 from difftumor.datasets.cases import CaseList, read_case_list
 from difftumor.datasets.sources import case_id, lists_cases, read_dataset_labels, read_label_table
 from difftumor.errors import CaseListError, ConfigError
-from difftumor.scans.nifti import is_nifti
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention, normalized
+from difftumor.scans.stored.header import is_nifti
 
 
 def label_maps(folder: Path) -> dict[str, Path]:

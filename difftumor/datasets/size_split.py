@@ -13,8 +13,9 @@ from difftumor.files.results import ResultFolder
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Row, Table, write_csv
 from difftumor.scans.lesions import SIZE_GROUPS, SizeGroup, SizeRule, find_lesions
-from difftumor.scans.nifti import Volume, is_nifti, write_labels
+from difftumor.scans.nifti import Volume, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, ORGANS, TUMOR, Organ, resolve_labels
+from difftumor.scans.stored.header import is_nifti
 
 DATASET_FILE = "dataset.json"
 LESIONS_FILE = "lesions.csv"

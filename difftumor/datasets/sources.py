@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from difftumor.errors import CaseListError
-from difftumor.scans.nifti import is_nifti
+from difftumor.scans.stored.header import is_nifti
 
 _CHANNEL = re.compile(r"_0000$")
 _HEALTHY = frozenset({"none", "healthy"})

@@ -15,7 +15,7 @@ from monai.data import CacheDataset
 from monai.transforms import RandCropByPosNegLabeld, Randomizable, RandRotate90d, RandSpatialCropd, Transform
 from torch.utils.data import Dataset
 
-from difftumor.datasets.cases import Case, read_case_labels
+from difftumor.datasets.cases import Case, case_label_files, read_case_labels
 from difftumor.errors import DiffTumorError
 from difftumor.scans.hounsfield import organ_doubts, settle, warn
 from difftumor.scans.model_space import ModelSpace
@@ -58,13 +58,13 @@ def load_case(
         VolumeError: A file cannot be used, image and labels lie on different grids, or the CT cannot be in HU.
         OrganError: The labels hold no organ, and ``require_organ`` is set.
     """
-    ct = read_ct(case.image, accept_hu=accept_hu)
+    only = None if labels is None else (*labels.organ, *labels.tumor, *labels.ignore)
+    ct = read_ct(case.image, beside=case_label_files(case, label_names or {}, only=only), accept_hu=accept_hu)
     doubts = ct.doubts
     space = ModelSpace(ct.grid, spacing_mm)
     ct_CXYZ = torch.from_numpy(np.ascontiguousarray(space.to_model(ct.data, kind="image")))[None]
     labels_CXYZ = torch.zeros(ct_CXYZ.shape, dtype=torch.uint8)
     if case.labels is not None:
-        only = None if labels is None else (*labels.organ, *labels.tumor, *labels.ignore)
         stored = read_case_labels(case, label_names or {}, only=only)
         check_same_grid(ct, stored)
         if labels is None:

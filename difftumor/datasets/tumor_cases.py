@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels
@@ -148,19 +149,20 @@ def sort_cases(
     )
 
 
-def read_organ(case: Case, cases: CaseList, labels: OrganLabels) -> Volume | None:
+def read_organ(case: Case, cases: CaseList, labels: OrganLabels, *, beside: Iterable[Path] = ()) -> Volume | None:
     """Read the labels of a case as 0 background, 1 organ, 2 tumor; None if they hold neither organ nor tumor.
 
     Args:
         case: With labels.
         cases: The list it comes from, which says what its labels mean.
         labels: The organ's numbers in it.
+        beside: Files that must lie on the labels' grid, of which headers are compared before voxels are read.
 
     Raises:
         DiffTumorError: The labels cannot be used.
     """
     try:
-        stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor))
+        stored = read_case_labels(case, cases.label_names, only=(*labels.organ, *labels.tumor), beside=beside)
     except CaseListError:  # a folder with one file per structure, but none of these
         return None
     standard = labels.to_standard(stored.data, source=case.labels, require_organ=False)

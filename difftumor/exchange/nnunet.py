@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difftumor import __version__
-from difftumor.datasets.cases import Case, CaseList, folds, read_case_labels, split_by_ids
+from difftumor.datasets.cases import Case, CaseList, case_label_files, folds, read_case_labels, split_by_ids
 from difftumor.datasets.tumor_cases import SortedCases, sort_cases
 from difftumor.errors import CaseListError, ConfigError
 from difftumor.files.results import MADE_BY, ResultFolder, is_json_with
@@ -200,11 +200,12 @@ def plan_entries(
 def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path, *, accept_hu: bool) -> tuple[str, ...]:
     """Write a case of the list: the bytes of its CT, and its labels on the CT's grid; return what speaks against it."""
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
-    ct = read_ct(case.image, accept_hu=accept_hu)
+    only = (*numbers.organ, *numbers.tumor, *numbers.ignore)
+    ct = read_ct(case.image, beside=case_label_files(case, cases.label_names, only=only), accept_hu=accept_hu)
     assert ct.stored is not None
     if ct.stored.values.ndim != 3:
         raise CaseListError(f"{case.image} has {ct.stored.values.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
-    labels = read_case_labels(case, cases.label_names, only=(*numbers.organ, *numbers.tumor, *numbers.ignore))
+    labels = read_case_labels(case, cases.label_names, only=only)
     check_same_grid(ct, labels)
     standard = numbers.to_standard(labels.data, source=case.labels)
     found = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(labels.path)) if standard.any() else ()

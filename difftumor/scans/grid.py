@@ -1,6 +1,5 @@
 """Boxes of voxels, and grids of voxels in space."""
 
-import gzip
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +10,13 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.errors import GridMismatchError, VolumeError
+from difftumor.errors import GridMismatchError
 
 Array = NDArray[Any]
 Voxel = tuple[int, int, int]
 # Three numbers along x, y and z: a point or a spacing, in mm.
 Vector = tuple[float, float, float]
 
-# Millimeters of the units of space that a header can name (xyzt_units); without one, millimeters are usual.
-_UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-# Voxels of CT: from those of a micro-CT to the thickest slices.
-_SPACING_MM = (0.01, 50.0)
-# With more than this, distances along the axes are wrong by more than 1 %.
-_MOST_SKEW = 0.02
 # Two grids are the same if no voxel center moves by more than this.
 _SAME_GRID_MM = 1e-2
 
@@ -238,50 +231,6 @@ class Grid:
         return f"Grid({' x '.join(map(str, self.shape))} voxels of {spacing} mm, {self.axcodes})"
 
 
-def stored_grid(image: Any, path: Path) -> Grid:
-    """Return the grid of the first three axes of a NIfTI image that nibabel has opened, in millimeters.
-
-    Args:
-        image: Its header may state meters or micrometers; no unit stands for millimeters.
-        path: Its file.
-
-    Raises:
-        VolumeError: The header states no spacing or one that no scan of a patient has, no unit of length, a singular
-            affine, or axes that are not square to each other, along which distances would be wrong.
-    """
-    code = int(image.header["xyzt_units"]) % 8
-    if code not in _UNITS_MM:
-        raise VolumeError(f"{path} states its spacing in no unit of length (xyzt_units {code}); convert it again.")
-    if int(image.header["sform_code"]) == 0:
-        _check_stated_spacing(image.header, path)
-    try:
-        grid = Grid(triple(image.shape[:3]), np.diag([_UNITS_MM[code]] * 3 + [1.0]) @ image.affine)
-    except ValueError as error:
-        raise VolumeError(f"{path} has a singular affine; convert it again, with its voxel spacing set.") from error
-    smallest, largest = _SPACING_MM
-    if min(grid.spacing_mm) < smallest or max(grid.spacing_mm) > largest:
-        raise VolumeError(
-            f"{path} has a voxel spacing of {_millimeters(grid.spacing_mm)} mm, beyond {smallest:g} to {largest:g} mm; "
-            "convert it again, with its spacing and the unit of its spacing (xyzt_units)."
-        )
-    if grid.skew > _MOST_SKEW:
-        raise VolumeError(
-            f"{path} has axes that are {np.degrees(np.arcsin(grid.skew)):.1f}° from square to each other, as with a "
-            "tilted gantry, so that distances would be wrong; resample it to square axes (dcm2niix does, in the file "
-            "that it calls _Tilt)."
-        )
-    return grid
-
-
-def _check_stated_spacing(header: Any, path: Path) -> None:
-    """Refuse a spacing that is not there: nibabel takes 1 for 0."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        stated = type(header)(stream.read(header.template_dtype.itemsize), check=False)["pixdim"][1:4]
-    if not np.isfinite(stated).all() or not stated.all():
-        listed = " x ".join(f"{value:g}" for value in stated)
-        raise VolumeError(f"{path} states a voxel spacing of {listed} (pixdim); convert it again, with its spacing.")
-
-
 def compare_grids(a: Grid, b: Grid, path_a: Path, path_b: Path) -> None:
     """Check that two files share a grid: one shape, and no voxel center more than 0.01 mm apart.
 
@@ -295,11 +244,12 @@ def compare_grids(a: Grid, b: Grid, path_a: Path, path_b: Path) -> None:
     elif a.axcodes != b.axcodes:
         difference = f"orientation {a.axcodes} against {b.axcodes}"
     elif not np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-4):
-        difference = f"spacing {_millimeters(a.spacing_mm)} against {_millimeters(b.spacing_mm)} mm"
+        difference = f"spacing {millimeters(a.spacing_mm)} against {millimeters(b.spacing_mm)} mm"
     else:
         difference = f"affine, which puts voxels up to {a.displacement_mm(b):.3g} mm apart"
     raise GridMismatchError(f"{path_a} and {path_b} differ in {difference}; resample one onto the grid of the other.")
 
 
-def _millimeters(spacing: tuple[float, float, float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in spacing)
+def millimeters(lengths: Vector) -> str:
+    """Return three lengths in mm as sentences show them."""
+    return " x ".join(f"{value:.4g}" for value in lengths)

@@ -6,10 +6,7 @@ every stored value outside the change.
 """
 
 import gzip
-import math
-import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,36 +14,14 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files.writing import written_whole
-from difftumor.scans.grid import Array, Box, Grid, compare_grids, stored_grid, triple
+from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
-
-_SUFFIXES = (".nii", ".nii.gz")
-_DAMAGED = (EOFError, OSError, OverflowError, ValueError, zlib.error, ImageFileError, HeaderDataError)
-# Bytes that a compressed byte can stand for, at most.
-_MOST_DEFLATED = 1100
-
-
-@dataclass(frozen=True, eq=False)
-class StoredImage:
-    """A file as it is on disk, decompressed.
-
-    Attributes:
-        preamble: All bytes before the voxels: header and extensions.
-        values: Stored values before scaling, in the file's shape, type and byte order; read-only.
-        slope: Factor from stored values to the file's unit.
-        inter: Offset from stored values to the file's unit.
-    """
-
-    preamble: bytes
-    values: Array
-    slope: float
-    inter: float
+from difftumor.scans.stored.header import compare_headers, is_nifti, read_header
+from difftumor.scans.stored.voxels import StoredImage, read_stored, scaled, stored_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,48 +52,51 @@ class Volume:
         return replace(self, data=data, grid=Grid(box.shape, affine), stored=None)
 
 
-def is_nifti(path: Path) -> bool:
-    """Whether the name ends in ``.nii`` or ``.nii.gz``."""
-    return path.name.lower().endswith(_SUFFIXES)
-
-
 def read_grid(path: Path) -> Grid:
     """Read shape and affine from a file's header, without its voxels.
 
     Raises:
-        VolumeError: The file is missing, not NIfTI, damaged, too short, not 3-D or empty, or its header states a
-            geometry that cannot be used: see ``stored_grid``.
+        VolumeError: The file cannot be used: see `read_header`.
     """
-    return _open(Path(path))[1]
+    return read_header(Path(path))[1]
 
 
-def read_ct(path: Path, *, accept_hu: bool = False) -> Volume:
+def read_ct(path: Path, *, beside: Iterable[Path] = (), accept_hu: bool = False) -> Volume:
     """Read a CT as float32 HU.
 
     Args:
         path: The file.
+        beside: Files that must lie on its grid: compared with it by their headers before its voxels are read.
         accept_hu: Whether values that cannot be HU are only noted in ``doubts``.
 
     Raises:
         VolumeError: As ``read_grid``, or the voxels are incomplete, not finite, or cannot be in HU: see ``ct_doubts``.
+        GridMismatchError: A file beside it lies on another grid.
     """
     path = Path(path)
-    image, grid = _open(path)
-    stored = _load(path, image)
-    data = _scaled(stored).reshape(grid.shape, order="F")
+    image, grid = read_header(path)
+    compare_headers(path, grid, beside)
+    stored = read_stored(path, image, also_bytes=4)
+    data = scaled(stored).reshape(grid.shape, order="F")
     return Volume(data, grid, path, image.header, stored, _judged(data, path, accept_hu))
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, *, beside: Iterable[Path] = ()) -> Volume:
     """Read a label map as uint8, or as uint16 or uint32 if its numbers need it.
+
+    Args:
+        path: The file.
+        beside: Files that must lie on its grid: compared with it by their headers before its voxels are read.
 
     Raises:
         VolumeError: As ``read_grid``, or the voxels are incomplete, fractional (beyond what a slope does to whole
             numbers), negative or over 2**32 - 1.
+        GridMismatchError: A file beside it lies on another grid.
     """
     path = Path(path)
-    image, grid = _open(path)
-    stored = _load(path, image)
+    image, grid = read_header(path)
+    compare_headers(path, grid, beside)
+    stored = read_stored(path, image, also_bytes=1)
     values = stored.values
     if stored.slope != 1 or stored.inter != 0:
         values = values.astype(np.float64) * stored.slope + stored.inter
@@ -201,7 +179,7 @@ def write_ct(
     _check_output(path, original.path)
     stored = original.stored
     assert stored is not None
-    new = _stored_values(hu[changed], stored)
+    new = stored_values(hu[changed], stored)
     if not np.isfinite(new).all():
         raise VolumeError(f"{path} was not written: the changed voxels hold NaN or infinite values.")
     values = stored.values.copy(order="F")
@@ -216,7 +194,7 @@ def as_stored(original: Volume, hu: NDArray[Any]) -> NDArray[np.float32]:
     """Return finite HU of any shape as ``read_ct`` gives them back of a file that ``write_ct`` has written."""
     stored = original.stored
     assert stored is not None
-    values = _stored_values(hu, stored).astype(stored.values.dtype)
+    values = stored_values(hu, stored).astype(stored.values.dtype)
     read: NDArray[np.float32] = (values.astype(np.float64) * stored.slope + stored.inter).astype(np.float32)
     return read
 
@@ -234,7 +212,7 @@ def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, bo
         VolumeError: The file cannot be read.
     """
     box = _checked_box(original, changed, changed, box)
-    before, after = original.stored, _load(path, _open(path)[0])
+    before, after = original.stored, read_stored(path, read_header(path)[0])
     assert before is not None
     if before.preamble != after.preamble or before.values.dtype != after.values.dtype:
         return False
@@ -285,87 +263,6 @@ def _judged(data: NDArray[np.float32], name: Path | str, accept_hu: bool) -> tup
     return settle(ct_doubts(data, str(name), ends=(low, high)), accept=accept_hu)
 
 
-def check_nifti(path: Path) -> None:
-    """Refuse a path at which there is no NIfTI file, without reading it.
-
-    Raises:
-        VolumeError: It does not exist, is a folder, or has another name than NIfTI files have.
-    """
-    if not path.is_file():
-        exists = os.path.lexists(path) and not path.is_symlink()  # a link may lead nowhere
-        what = "is a folder" if path.is_dir() else "is no regular file" if exists else "does not exist"
-        raise VolumeError(f"{path} {what}; give a NIfTI file (.nii or .nii.gz).")
-    if not is_nifti(path):
-        raise VolumeError(f"{path} is not a NIfTI file; convert it to .nii or .nii.gz.")
-
-
-def _open(path: Path) -> tuple[Any, Grid]:
-    """Read the header and refuse what cannot be used; the voxels stay on disk."""
-    check_nifti(path)
-    try:
-        image = nib.load(path)
-    except _DAMAGED as error:
-        raise VolumeError(f"{path} is damaged or not NIfTI ({_reason(error)}); copy or convert it again.") from error
-    shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
-    if len(shape) != 3:
-        raise VolumeError(f"{path} is not 3-D (shape {image.shape}); give one 3-D volume per file.")
-    if min(shape) < 1:
-        raise VolumeError(f"{path} holds no voxels (shape {image.shape}); copy or convert it again.")
-    if image.get_data_dtype().kind not in "iuf":
-        raise VolumeError(f"{path} stores {image.get_data_dtype()} values; convert it to integers or floats.")
-    # Before any memory is taken for what a header claims.
-    begin, claimed = int(image.dataobj.offset), math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
-    if begin + claimed > path.stat().st_size * (_MOST_DEFLATED if path.name.lower().endswith(".gz") else 1):
-        raise VolumeError(f"{path} is truncated (its header claims {begin + claimed} bytes); copy it again.")
-    if begin < image.header.single_vox_offset:
-        raise VolumeError(f"{path} is damaged: its voxels begin at byte {begin}, in its header; convert it again.")
-    return image, stored_grid(image, path)
-
-
-def _load(path: Path, image: Any) -> StoredImage:
-    """Read the whole file, so that the checksum of a compressed one is verified."""
-    proxy = image.dataobj
-    buffer = np.empty(math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
-    view, filled = buffer.data, 0
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-            preamble = stream.read(proxy.offset)
-            while filled < buffer.size and (count := stream.readinto(view[filled:])):
-                filled += count
-            while stream.read(1 << 20):
-                pass
-    except _DAMAGED as error:
-        raise VolumeError(f"{path} is damaged ({_reason(error)}); copy it again from its source.") from error
-    if filled < buffer.size:
-        raise VolumeError(f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it again.")
-    stated = type(image.header)(preamble[: image.header.template_dtype.itemsize], check=False)
-    if np.isinf(stated["scl_slope"]) or np.isinf(stated["scl_inter"]):  # which nibabel takes for no scaling
-        raise VolumeError(f"{path} scales its values by infinity (scl_slope, scl_inter); convert it again.")
-    values = buffer.view(proxy.dtype).reshape(proxy.shape, order="F")
-    values.flags.writeable = False
-    return StoredImage(preamble, values, float(proxy.slope), float(proxy.inter))
-
-
-def _scaled(stored: StoredImage) -> NDArray[np.float32]:
-    """Apply slope and intercept, in float64 for precision but slab by slab for memory."""
-    data = np.empty(stored.values.shape, np.float32, order="F")
-    for slab in range(stored.values.shape[2]):
-        values = stored.values[:, :, slab]
-        if stored.slope != 1 or stored.inter != 0:
-            values = values.astype(np.float64) * stored.slope + stored.inter
-        data[:, :, slab] = values
-    return data
-
-
-def _stored_values(hu: NDArray[Any], stored: StoredImage) -> NDArray[np.float64]:
-    """Return what stands for HU in a file, rounded and clipped where its type has whole numbers."""
-    values: NDArray[np.float64] = (hu.astype(np.float64) - stored.inter) / stored.slope
-    if np.issubdtype(stored.values.dtype, np.integer):
-        limits = np.iinfo(stored.values.dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    return values
-
-
 def _checked_box(original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], box: Box | None) -> Box:
     if original.stored is None:
         raise ValueError(f"{original.path} was read as labels; a CT as read_ct returned it is needed")
@@ -394,7 +291,3 @@ def nifti_stream(path: Path) -> Iterator[BinaryIO]:
                 yield stream  # type: ignore[misc]
         else:
             yield file
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

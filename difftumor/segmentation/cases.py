@@ -20,8 +20,9 @@ from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle
-from difftumor.scans.nifti import Volume, check_nifti, read_ct, volume_of
+from difftumor.scans.nifti import Volume, read_ct, volume_of
 from difftumor.scans.organs import ORGANS, get_organ
+from difftumor.scans.stored.header import check_nifti
 from difftumor.segmentation.inference import check_together, predict_volume
 from difftumor.segmentation.options import (
     CLOSING_MM,
@@ -232,7 +233,9 @@ class CasePredictor:
                 f"out (--out) {out} already holds {present[0]} from other models, options or files: give another "
                 "folder, or replace it with overwrite (--overwrite)."
             )
-        ct = replace(read_ct(case.ct, accept_hu=self.accept_hu), stored=None)  # half the bytes again, not needed
+        beside = () if case.organ_mask is None else case.organ_mask.files
+        ct = read_ct(case.ct, beside=beside, accept_hu=self.accept_hu)
+        ct = replace(ct, stored=None)  # half the bytes again, not needed
         mask = None if case.organ_mask is None else case.organ_mask.read(ct)
         organ = self.organ or self.artifacts[0].config.organ
         warnings = _doubts(ct, mask, organ, self.accept_hu, case.organ_mask)

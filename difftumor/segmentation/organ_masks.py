@@ -10,14 +10,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from difftumor.datasets.cases import Case, CaseList, read_cases, structure_files
+from difftumor.datasets.cases import Case, CaseList, case_label_files, read_cases, structure_files
 from difftumor.datasets.label_folders import label_maps, label_names_of
 from difftumor.datasets.tumor_cases import read_organ
 from difftumor.errors import ConfigError
 from difftumor.files.checksums import provenance, sha256_of
 from difftumor.scans.label_maps import label_values
-from difftumor.scans.nifti import Volume, check_same_grid, is_nifti, read_labels
+from difftumor.scans.nifti import Volume, check_same_grid, read_labels
 from difftumor.scans.organs import ORGAN, TUMOR, OrganLabels, get_organ, resolve_labels
+from difftumor.scans.stored.header import is_nifti
 from difftumor.segmentation.inference import check_organ_mask
 
 
@@ -34,6 +35,13 @@ class OrganMask:
     path: Path
     labels: OrganLabels | None = None
     label_names: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        if self.labels is None:
+            return (self.path,)
+        return case_label_files(self._case, self.label_names, only=(*self.labels.organ, *self.labels.tumor))
 
     def read(self, ct: Volume) -> NDArray[Any]:
         """Return the mask (X, Y, Z), nonzero in the organ and its tumors.

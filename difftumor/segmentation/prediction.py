@@ -24,8 +24,9 @@ from difftumor.scans.components import largest_component
 from difftumor.scans.grid import Box
 from difftumor.scans.lesions import Lesion, find_lesions
 from difftumor.scans.model_space import ModelSpace
-from difftumor.scans.nifti import Volume, is_nifti, write_labels
+from difftumor.scans.nifti import Volume, write_labels
 from difftumor.scans.organs import BACKGROUND, TUMOR
+from difftumor.scans.stored.header import is_nifti
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from difftumor.errors import VolumeError
 from difftumor.files.writing import written_whole
-from difftumor.scans.grid import Box, Grid, stored_grid
+from difftumor.scans.grid import Box, Grid
 from difftumor.scans.nifti import Volume, nifti_stream
 from difftumor.scans.organs import TUMOR
+from difftumor.scans.stored.header import read_header
+from difftumor.scans.stored.voxels import read_stored
 
 # In a folder of their own beside the label maps, under the same names: a folder of label maps is to hold nothing else
 # that looks like one.
@@ -85,14 +86,14 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
             f"There is no {places[0]}: predict with probabilities (--probabilities), or omit froc (--froc)."
         )
     try:
-        image: Any = nib.load(path)
-        stored = image.dataobj[..., TUMOR] if image.ndim == 4 else image.dataobj[...]
-        grid = stored_grid(image, path)
-        probability = np.asarray(stored, np.float32)
-    except (OSError, EOFError, ValueError, IndexError, nib.filebasedimages.ImageFileError) as error:
+        image, grid = read_header(path, channels=True)
+        stored = read_stored(path, image)
+        values = stored.values[..., TUMOR] if stored.values.ndim == 4 else stored.values
+    except (VolumeError, IndexError) as error:
         raise VolumeError(
             f"{path} cannot be read ({error}): predict the case again with probabilities (--probabilities)."
         ) from error
+    probability = (values * np.float64(stored.slope) + stored.inter).astype(np.float32)
     # Stored as whole numbers with a slope, 1 may come back as a little more.
     if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
         raise VolumeError(

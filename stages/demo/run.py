@@ -100,7 +100,7 @@ def own_scan(ct: Path | None, organs: Path | None, organ: str, label: int | None
     if ct is None or organs is None:
         raise ConfigError("CT and ORGANS (--ct and --organs) belong together: give both.")
     get_organ(organ)
-    masks = read_labels(organs)
+    masks = read_labels(organs, beside=[ct])
     check_same_grid(read_ct(ct), masks)
     present = sorted({int(value) for value in set(masks.data[masks.data > 0].tolist())})
     if label is None and len(present) > 1:

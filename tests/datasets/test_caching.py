@@ -1,14 +1,13 @@
 """Cases kept on disk and in memory: the same as those that are read, whole, and found by all that decides them."""
 
 import os
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from difftumor.datasets.caching import CachedOnDisk, cache_rate, free_memory_bytes
+from difftumor.datasets.caching import CachedOnDisk, cache_rate
 from difftumor.datasets.cases import Case
 from difftumor.datasets.crops import with_class_centers
 from difftumor.datasets.transforms import load_case
@@ -128,44 +127,3 @@ def test_as_many_cases_as_half_of_the_memory_holds(tmp_path, case):
     # Four voxels of 2 mm hold the centers of six of 1 mm.
     assert cache_rate([case] * 4, spacing_mm=(2, 1, 1), free_bytes=4 * each) == pytest.approx(0.75)
     assert cache_rate([], spacing_mm=(1, 1, 1), free_bytes=0) == 1
-
-
-def test_free_memory_is_what_the_control_group_leaves(tmp_path):
-    def write(name, text):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-
-    write("proc/meminfo", "MemTotal: 900 kB\nMemAvailable:     500 kB\n")
-    assert free_memory_bytes(tmp_path) == 500 * 1024
-    write("sys/fs/cgroup/memory.max", "max\n")
-    write("sys/fs/cgroup/memory.current", "1000\n")
-    assert free_memory_bytes(tmp_path) == 500 * 1024
-    write("sys/fs/cgroup/memory.max", "5000\n")
-    assert free_memory_bytes(tmp_path) == 4000
-    assert free_memory_bytes() > 2**20
-    assert Path("/proc/meminfo").is_file()
-
-
-@pytest.mark.parametrize(
-    ("line", "top", "limit", "used"),
-    [
-        ("0::/slurm/job_1/step_0", "sys/fs/cgroup", "memory.max", "memory.current"),
-        ("4:cpu,memory:/slurm/job_1/step_0", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ],
-)
-def test_the_limit_of_a_job_counts_wherever_it_is_above_the_process(tmp_path, line, top, limit, used):
-    def write(name, text):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-
-    write("proc/meminfo", "MemAvailable:     500 kB\n")
-    write("proc/self/cgroup", f"7:pids:/slurm\n{line}\n")
-    write(f"{top}/slurm/job_1/{limit}", "9000\n")
-    write(f"{top}/slurm/job_1/{used}", "8000\n")
-    assert free_memory_bytes(tmp_path) == 1000
-    # Files that were read fill a job's memory sooner or later, and give way.
-    write(f"{top}/slurm/job_1/memory.stat", "anon 2000\ninactive_file 5000\n")
-    assert free_memory_bytes(tmp_path) == 6000
-    write(f"{top}/slurm/job_2/{limit}", "1\n")
-    write(f"{top}/slurm/job_2/{used}", "1\n")
-    assert free_memory_bytes(tmp_path) == 6000

@@ -32,7 +32,7 @@ def patched(path, *edits, cls=nib.Nifti1Image, affine=SPACING, codes=(2, 1)):
 
 REFUSED = {
     "voxels in the header": ([(108, "<f", 0.0)], {}, "voxels begin at byte 0"),
-    "voxels in the header's end": ([(108, "<f", 351.0)], {}, "vox offset 351"),
+    "voxels in the header's end": ([(108, "<f", 351.0)], {}, "voxels begin at byte 351"),
     "voxels beyond the file": ([(108, "<f", 1e12)], {}, "truncated|damaged"),
     "voxels nowhere": ([(108, "<f", float("inf"))], {}, "damaged"),
     "no spacing": ([(80, "<f", 0.0)], {"codes": (0, 1)}, r"0 x 0\.8 x 5 \(pixdim\)"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difftumor import __version__
-from difftumor.datasets.cases import Case, CaseList, read_case_labels
+from difftumor.datasets.cases import Case, CaseList, case_label_files, read_case_labels
 from difftumor.evaluation.autoencoder.fidelity import Fidelity, StructureError, measure_fidelity
 from difftumor.evaluation.autoencoder.reconstruction import OVERLAP, ScanReconstruction, reconstruct_scan
 from difftumor.evaluation.autoencoder.verdict import UNNAMED, CardVerdict, Thresholds, judge
@@ -145,7 +145,7 @@ def measure_case(
         GridMismatchError: The labels lie on another grid.
         ArtifactError: The autoencoder returns NaN or infinity.
     """
-    ct = read_ct(case.image, accept_hu=accept_hu)
+    ct = read_ct(case.image, beside=case_label_files(case, label_names), accept_hu=accept_hu)
     warn(ct.doubts)
     labels = None if case.labels is None else read_case_labels(case, label_names)
     if labels is not None:

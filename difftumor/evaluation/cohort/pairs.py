@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.datasets.cases import Case, read_case_labels, read_cases
+from difftumor.datasets.cases import Case, case_label_files, read_case_labels, read_cases
 from difftumor.datasets.label_folders import (
     check_predicted_organ,
     holds_label_maps,
@@ -21,9 +21,9 @@ from difftumor.datasets.label_folders import (
 )
 from difftumor.datasets.sources import read_dataset_labels
 from difftumor.errors import DiffTumorError, VolumeError, sentence_of
-from difftumor.scans.grid import compare_grids
-from difftumor.scans.nifti import Volume, is_nifti, read_grid, read_labels
+from difftumor.scans.nifti import Volume, read_grid, read_labels
 from difftumor.scans.organs import TUMOR, Organ, OrganLabels, get_convention, resolve_labels
+from difftumor.scans.stored.header import compare_headers, is_nifti
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def find_pairs(
         problems[case] = f"{truth.source} holds no labels of {name}: add them, or remove the prediction."
     missing = tuple(sorted(truth.cases.keys() - predicted.keys() - problems.keys()))
     if not resample:
-        pairs = list(_on_one_grid(pairs, problems))
+        pairs = list(_on_one_grid(pairs, truth, problems))
     if healthy is not None:
         taken, numbers = truth.cases.keys() | predicted.keys(), _numbers_of(healthy, truth.organ)
         for case, file in _predicted(healthy, None if tumor_only else truth.organ, problems).items():
@@ -219,22 +219,17 @@ def _predicted(folder: Path, organ: Organ | None, problems: dict[str, str]) -> d
     return kept
 
 
-def _on_one_grid(pairs: list[Pair], problems: dict[str, str]) -> Iterator[Pair]:
+def _on_one_grid(pairs: list[Pair], truth: Truth, problems: dict[str, str]) -> Iterator[Pair]:
     """Yield the pairs whose headers agree; the others become problems."""
     for pair in pairs:
         try:
-            _check_headers(pair)
+            if pair.truth is not None:
+                files = case_label_files(pair.truth, truth.label_names)
+                compare_headers(pair.prediction, read_grid(pair.prediction), files)
         except DiffTumorError as error:
             problems[pair.case] = sentence_of(error)
         else:
             yield pair
-
-
-def _check_headers(pair: Pair) -> None:
-    truth = None if pair.truth is None else pair.truth.labels
-    if truth is None or truth.is_dir():  # A folder of structures is checked when it is read.
-        return
-    compare_grids(read_grid(pair.prediction), read_grid(truth), pair.prediction, truth)
 
 
 def _check_standard(labels: Volume) -> None:

@@ -145,7 +145,7 @@ def tumor_crops(
     Raises:
         DiffTumorError: A file cannot be used.
     """
-    standard = read_organ(case, cases, labels)
+    standard = read_organ(case, cases, labels, beside=[case.image])
     lesions = _lesions_beside(case)
     if standard is None or (lesions is None and not (standard.data == TUMOR).any()):
         return

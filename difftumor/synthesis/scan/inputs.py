@@ -15,8 +15,9 @@ from difftumor.errors import ConfigError, GridMismatchError, OrganError, Synthes
 from difftumor.files.checksums import provenance
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.label_maps import check_stated_names, label_values, mask_of
-from difftumor.scans.nifti import Volume, check_nifti, check_same_grid, read_ct, read_labels, volume_of
+from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
 from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, get_organ
+from difftumor.scans.stored.header import check_nifti
 
 
 class Scan:
@@ -217,7 +218,8 @@ class ScanInputs:
             ConfigError: A file is a label map of several structures and no number is given.
         """
         name = organ if isinstance(organ, str) else organ.name
-        ct = read_ct(self.ct, accept_hu=self.accept_hu)
+        beside = (*self.organ_masks, *self.tumor_masks, *([] if self.segments is None else [self.segments]))
+        ct = read_ct(self.ct, beside=beside, accept_hu=self.accept_hu)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
             raise OrganError(f"There is no mask of the {name} for {self.ct}: give one.")

@@ -1,0 +1,1 @@
+"""NIfTI files as they are on disk."""

@@ -21,9 +21,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 install: $(INSTALLED) ## Make .venv and install difftumor in place, with all that training, tests and checks need
 
-demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= ORGANS= ORGAN= LABEL= FRESH=1]
+demo: $(INSTALLED) ## All stages on a phantom, then runs/demo/report.html [CT= ORGANS= ORGAN= LABEL= ACCEPT_HU=1 FRESH=1]
 	$(BIN)/python -m stages.demo $(if $(CT),--ct '$(CT)') $(if $(ORGANS),--organs '$(ORGANS)') \
-	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)') $(if $(FRESH),--fresh)
+	  $(if $(ORGAN),--organ '$(ORGAN)') $(if $(LABEL),--organ-label '$(LABEL)') $(if $(ACCEPT_HU),--accept-hu) $(if $(FRESH),--fresh)
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
@@ -40,7 +40,7 @@ test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [r
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge || \
 	    echo "apt could not install SLURM: its tests are skipped."; \
 	fi
-	$(BIN)/python -m pytest -m 'slurm and not nightly'
+	$(PYTEST) -m 'slurm and not nightly'
 
 nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 on two processes and on one; on SLURM, limits, a disturbed transfer
 	$(PYTEST) -m nightly

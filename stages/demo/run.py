@@ -24,6 +24,7 @@ from difftumor.errors import ArtifactError, ConfigError, DiffTumorError, Trainin
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.nifti import check_same_grid, read_ct, read_labels
 from difftumor.scans.organs import get_convention, get_organ, resolve_labels
+from difftumor.synthesis.scan.inputs import Scan
 from stages.demo.folder import DemoFolder, StepCost
 from stages.demo.report import write_report
 
@@ -43,12 +44,14 @@ class OwnScan:
         organs: Organ mask or label map on the same grid.
         organ: Name of the organ.
         label: Its number in the label map; None for any voxel that is not 0.
+        accept_hu: Take a CT that cannot be in HU, and a mask that cannot be of the organ.
     """
 
     ct: Path
     organs: Path
     organ: str
     label: int | None
+    accept_hu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--organs", type=Path, help="organ mask or label map of --ct")
     parser.add_argument("--organ", default=ORGAN, help="organ of --ct that gets the tumors (liver)")
     parser.add_argument("--organ-label", type=int, help="its number in --organs, if not TotalSegmentator's")
+    parser.add_argument("--accept-hu", action="store_true", help="take a CT whose values cannot be HU")
     parser.add_argument("--override", action="append", default=[], help="Hydra override for every stage")
     options = parser.parse_args(arguments)
     try:
-        scan = own_scan(options.ct, options.organs, options.organ, options.organ_label)
+        scan = own_scan(options.ct, options.organs, options.organ, options.organ_label, accept_hu=options.accept_hu)
         report = run_demo(DemoFolder(options.out), scan=scan, fresh=options.fresh, overrides=options.override)
     except DiffTumorError as error:
         sys.stderr.write(f"Error: {error}\n")
@@ -87,13 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def own_scan(ct: Path | None, organs: Path | None, organ: str, label: int | None) -> OwnScan | None:
+def own_scan(
+    ct: Path | None, organs: Path | None, organ: str, label: int | None, *, accept_hu: bool = False
+) -> OwnScan | None:
     """Check the user's scan before anything is trained.
 
     A label map with several labels is taken for TotalSegmentator's where ``label`` is not given.
 
     Raises:
-        DiffTumorError: A file is missing or unusable, the grids differ, or the organ is not in the label map.
+        DiffTumorError: A file is missing or unusable, the grids differ, the organ is not in the label map, or the CT
+            cannot be in HU.
     """
     if ct is None and organs is None:
         return None
@@ -101,7 +108,8 @@ def own_scan(ct: Path | None, organs: Path | None, organ: str, label: int | None
         raise ConfigError("CT and ORGANS (--ct and --organs) belong together: give both.")
     get_organ(organ)
     masks = read_labels(organs, beside=[ct])
-    check_same_grid(read_ct(ct), masks)
+    scan = read_ct(ct, accept_hu=accept_hu)
+    check_same_grid(scan, masks)
     present = sorted({int(value) for value in set(masks.data[masks.data > 0].tolist())})
     if label is None and len(present) > 1:
         known = resolve_labels(get_convention("totalsegmentator"), get_organ(organ)).organ
@@ -110,7 +118,10 @@ def own_scan(ct: Path | None, organs: Path | None, organ: str, label: int | None
             raise ConfigError(f"{organs} has the labels {present}: say which one is the {organ} with LABEL=N.")
     if not present or (label is not None and label not in present):
         raise ConfigError(f"{organs} has no voxel of the {organ} (labels: {present}): give another file or LABEL=N.")
-    return OwnScan(ct=ct, organs=organs, organ=organ, label=label)
+    mask = masks.data > 0 if label is None else masks.data == label
+    # The same checks as the command's, which comes after the training.
+    Scan(scan, None, mask, organ=organ, accept_hu=accept_hu)
+    return OwnScan(ct=ct, organs=organs, organ=organ, label=label, accept_hu=accept_hu)
 
 
 def run_demo(folder: DemoFolder, *, scan: OwnScan | None, fresh: bool, overrides: Sequence[str]) -> Path:
@@ -206,6 +217,7 @@ def _using_steps(folder: DemoFolder, scan: OwnScan | None) -> list[Step]:
         words = ["--ct", str(scan.ct), "--organ", scan.organ]
         words += ["--organ-mask", str(scan.organs)] if scan.label is None else ["--labels", str(scan.organs)]
         words += [] if scan.label is None else ["--organ-label", str(scan.label)]
+        words += ["--accept-hu"] if scan.accept_hu else []
         steps.append(synthesize(OWN_SCAN, folder.own_scan, *words))
     return steps
 

@@ -93,7 +93,7 @@ def test_second_call_trains_nothing(finished, capfd):
 
 def _scan(tmp_path, labels):
     rng = np.random.default_rng(0)
-    ct = rng.normal(-200, 300, labels.shape).clip(-1000, 1000).astype(np.int16)
+    ct = np.where(labels > 0, rng.normal(60, 15, labels.shape), -1000).astype(np.int16)
     for name, data in (("ct", ct), ("organs", labels)):
         nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / f"{name}.nii.gz")
     return tmp_path / "ct.nii.gz", tmp_path / "organs.nii.gz"
@@ -120,6 +120,15 @@ def test_own_scan_refuses_before_anything_is_trained(tmp_path):
         own_scan(ct, None, "liver", None)
     assert main(["--out", str(tmp_path / "out"), "--ct", str(ct)]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_own_scan_in_air_is_refused_before_anything_is_trained(tmp_path):
+    ct, organs = _scan(tmp_path, np.pad(np.ones((10, 10, 10), np.uint8), 1))
+    nib.save(nib.Nifti1Image(np.full((12, 12, 12), -1000, np.int16), np.eye(4)), ct)
+    words = ["--out", str(tmp_path / "out"), "--ct", str(ct), "--organs", str(organs)]
+    assert main(words) == 1
+    assert not (tmp_path / "out").exists()
+    assert own_scan(ct, organs, "liver", None, accept_hu=True).accept_hu
 
 
 def test_fresh_never_removes_a_folder_of_somebody_else(tmp_path):

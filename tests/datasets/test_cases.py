@@ -61,6 +61,10 @@ def test_nnunet_label_names(msd):
     msd.write_text(json.dumps(content | {"labels": regions, "regions_class_order": [1, 3, 2]}))
     numbers = regions | {"background": 0, "kidney": 1, "kidney_tumor": 3}
     assert read_cases(msd).label_names == read_dataset_labels(msd) == read_label_table(msd) == numbers
+    kits = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}
+    msd.write_text(json.dumps(content | {"labels": kits, "regions_class_order": [1, 3, 2]}))
+    found = resolve_labels(read_cases(msd).label_names, ORGANS["kidney"])
+    assert (found.organ, found.tumor) == ((1, 3), (2,))
     msd.write_text(json.dumps(content | {"labels": {"a": [1, 2], "b": [2, 3]}, "regions_class_order": [1, 2]}))
     assert read_dataset_labels(msd) == {"a": 1, "b": 2}
     with pytest.raises(CaseListError, match=r"dataset\.json names no label of number 3 alone"):

@@ -72,6 +72,11 @@ def sentence_of(error: Exception) -> str:
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
+def printable(text: str) -> str:
+    """Return a text with control characters escaped, as a terminal may obey those in a file's name; lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: "1 case", "2 cases", "3 copies"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"

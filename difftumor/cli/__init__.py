@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from difftumor.errors import DiffTumorError, sentence_of
+from difftumor.errors import DiffTumorError, printable, sentence_of
 from difftumor.files.processes import ended_cleanly
 
 FAILED = 1
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DiffTumorError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {sentence_of(error) or type(error).__name__}", file=sys.stderr)
+        print(f"Error: {printable(sentence_of(error) or type(error).__name__)}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

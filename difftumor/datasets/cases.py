@@ -64,13 +64,14 @@ class CaseList:
     validation_ids: tuple[str, ...] = field(default=())
 
 
-def read_cases(source: Path, *, root: Path | None = None) -> CaseList:
+def read_cases(source: Path, *, root: Path | None = None, check_files: bool = True) -> CaseList:
     """Read a list of cases and check that its files are there.
 
     Args:
         source: A ``dataset.json`` or a folder that holds one; a JSON, CSV or text list; a folder of NIfTI files; a
             folder of case folders (``CASE/ct.nii.gz`` and ``CASE/segmentations/*.nii.gz``).
         root: What relative paths in the list are relative to; the list's folder by default.
+        check_files: Whether a file that is missing refuses the list; without, reading that file does.
 
     Raises:
         CaseListError: The source is missing, malformed or empty, an id occurs twice, or a file is missing.
@@ -83,12 +84,17 @@ def read_cases(source: Path, *, root: Path | None = None) -> CaseList:
     repeated = [id_ for id_, count in Counter(case.id for case in cases).items() if count > 1]
     if repeated:
         raise CaseListError(f"{source} lists case id {repeated[0]!r} more than once; give each case an id of its own.")
-    _check_files(cases, source)
+    if check_files:
+        _check_files(cases, source)
     return CaseList(cases, _label_names(listing), source, tuple(raw.id for raw in listing.cases if raw.validation))
 
 
-def read_case_list(source: Path) -> CaseList:
+def read_case_list(source: Path, *, check_files: bool = True) -> CaseList:
     """Read a list of cases as ``read_cases`` does, or make one of a single CT.
+
+    Args:
+        source: The list or the CT.
+        check_files: As for ``read_cases``.
 
     Raises:
         CaseListError: The CT does not exist, or the list cannot be used.
@@ -97,7 +103,7 @@ def read_case_list(source: Path) -> CaseList:
         if not source.exists():
             raise CaseListError(f"{source} does not exist: give a CT, a folder of CTs or a list.")
         return CaseList((Case(case_id(source), source),), {}, source)
-    return read_cases(source)
+    return read_cases(source, check_files=check_files)
 
 
 def case_label_files(

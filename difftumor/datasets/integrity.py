@@ -16,10 +16,10 @@ import numpy as np
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.errors import CaseListError, ConfigError, DiffTumorError
 from difftumor.files.writing import written_whole
-from difftumor.scans.fingerprint import Fingerprint, Likeness, fingerprint
+from difftumor.scans.fingerprint import Fingerprint, LandmarkIndex, Likeness, fingerprint
 from difftumor.scans.grid import compare_grids
 from difftumor.scans.hounsfield import HIGHEST_MINIMUM_HU
-from difftumor.scans.nifti import read_ct, read_grid
+from difftumor.scans.nifti import Volume, read_ct, read_grid
 from difftumor.scans.stored.header import is_nifti
 
 
@@ -77,7 +77,7 @@ def _header_problems(case: Case, accept_hu: bool) -> Iterator[str]:
         yield str(error)
     else:
         yield from _scale_problems(case, accept_hu)
-    for file in _label_files(case):
+    for file in label_files_of(case):
         try:
             labels_grid = read_grid(file)
             if grid is not None:
@@ -101,7 +101,8 @@ def _scale_problems(case: Case, accept_hu: bool) -> Iterator[str]:
         yield str(error)
 
 
-def _label_files(case: Case) -> list[Path]:
+def label_files_of(case: Case) -> list[Path]:
+    """Return the label maps of a case: one, or those of all structures, or none."""
     if case.labels is None:
         return []
     if case.labels.is_dir():
@@ -180,11 +181,10 @@ def fingerprints(
     Raises:
         VolumeError: A CT cannot be read.
     """
-    folder = _user_cache() if cache is None else cache
 
     def look(file: Path) -> Fingerprint | None:
         try:
-            return _cached_fingerprint(file, folder, accept_hu)
+            return cached_fingerprint(file, cache=cache, accept_hu=accept_hu)
         except DiffTumorError as error:
             if failed is None:
                 raise
@@ -217,14 +217,19 @@ def shared_scans(
     Returns:
         Pairs in the order of the sets. A scan that is certainly in the other set is suspected of nothing else.
     """
+    theirs = list((ones if others is None else others).items())
+    index = LandmarkIndex([each for _, each in theirs])
+    same: dict[str, list[int]] = {}
+    for number, (_, each) in enumerate(theirs):
+        same.setdefault(each.content, []).append(number)
     found: list[SharedScan] = []
-    names = list(ones)
     for place, (name, own) in enumerate(ones.items()):
-        partners = others if others is not None else {other: ones[other] for other in names[place + 1 :]}
-        pairs = [(other, own.likeness(theirs)) for other, theirs in partners.items()]
-        alike = [SharedScan(name, other, likeness) for other, likeness in pairs if likeness is not None]
-        certain = [pair for pair in alike if pair.certain]
-        found += certain or alike
+        first = place + 1 if others is None else 0
+        certain = [number for number in same.get(own.content, ()) if number >= first]
+        for number in certain or index.candidates(own, first=first):
+            other, their = theirs[number]
+            if (likeness := own.likeness(their)) is not None:
+                found.append(SharedScan(name, other, likeness))
     return tuple(found)
 
 
@@ -233,7 +238,21 @@ def _user_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "difftumor" / "fingerprints"
 
 
-def _cached_fingerprint(file: Path, folder: Path, accept_hu: bool) -> Fingerprint:
+def cached_fingerprint(
+    file: Path, *, cache: Path | None = None, accept_hu: bool = False, ct: Volume | None = None
+) -> Fingerprint:
+    """Return the fingerprint of a CT as ``fingerprints`` does, and keep it.
+
+    Args:
+        file: The CT.
+        cache: As for ``fingerprints``.
+        accept_hu: Whether values that cannot be HU are accepted.
+        ct: What was read of the file, with the same ``accept_hu``, if it has been read already.
+
+    Raises:
+        VolumeError: The CT cannot be read.
+    """
+    folder = _user_cache() if cache is None else cache
     stat = file.stat()
     key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
     usual, accepted = (
@@ -245,7 +264,7 @@ def _cached_fingerprint(file: Path, folder: Path, accept_hu: bool) -> Fingerprin
                 return known
         except (OSError, ValueError):
             continue
-    ct = read_ct(file, accept_hu=accept_hu)
+    ct = read_ct(file, accept_hu=accept_hu) if ct is None else ct
     found = fingerprint(ct)
     try:
         # What others may not accept is kept apart.

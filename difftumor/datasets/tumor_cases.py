@@ -181,23 +181,45 @@ def _kind(
     """Return ``"tumor"``, ``"healthy"``, or why the case is left out, and its labels in standard numbers."""
     if case.labels is None:
         return "has no label map", None
-    stated = None if case.tumor_organs is None else organ.name in map(normalized, case.tumor_organs)
-    if stated and not labels.tumor:
-        raise CaseListError(
-            f"{cases.source} states {organ.name} tumors for {case.id!r}, but none of its label names is one: "
-            f"name the label, for instance '{organ.name}_tumor'."
-        )
+    _states_tumor(case, organ, labels, cases.source)
     standard = read_organ(case, cases, labels)
     if standard is None:
         return f"holds no {organ.name}", None
     marked = bool((standard.data == TUMOR).any())
+    if has_tumor(case, organ, labels, marked=marked, source=cases.source):
+        return "tumor", standard
+    if case.tumor_organs is not None or labels.tumor or assume_healthy:
+        return "healthy", None
+    return f"may have {organ.name} tumors, which neither the list states nor its label map marks", None
+
+
+def has_tumor(case: Case, organ: Organ, labels: OrganLabels, *, marked: bool, source: Path) -> bool:
+    """Whether a case has tumors in an organ: what its list states decides, or else its label map.
+
+    Args:
+        case: With labels.
+        organ: The organ.
+        labels: The organ's numbers in the list.
+        marked: Whether its label map marks a tumor there.
+        source: The list, for messages.
+
+    Raises:
+        CaseListError: The list states otherwise than the label map, or tumors for which it names no label.
+    """
+    stated = _states_tumor(case, organ, labels, source)
     if marked and stated is False:
         raise CaseListError(
             f"Case {case.id!r} is stated to be free of {organ.name} tumors, but {case.labels} marks one: "
             "correct its tumor_organs, or its labels."
         )
-    if stated or marked:
-        return "tumor", standard
-    if stated is False or labels.tumor or assume_healthy:
-        return "healthy", None
-    return f"may have {organ.name} tumors, which neither the list states nor its label map marks", None
+    return bool(stated or marked)
+
+
+def _states_tumor(case: Case, organ: Organ, labels: OrganLabels, source: Path) -> bool | None:
+    stated = None if case.tumor_organs is None else organ.name in map(normalized, case.tumor_organs)
+    if stated and not labels.tumor:
+        raise CaseListError(
+            f"{source} states {organ.name} tumors for {case.id!r}, but none of its label names is one: "
+            f"name the label, for instance '{organ.name}_tumor'."
+        )
+    return stated

@@ -1,6 +1,7 @@
 """Deciding where results may be written, and which earlier ones they may replace."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,6 +70,36 @@ def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path],
     if present and not overwrite:
         raise ConfigError(
             f"out (--out) {folder} already holds {present[0]}: give another folder, or overwrite (--overwrite) it."
+        )
+
+
+def check_file(
+    file: Path, *, option: str, is_own: Callable[[Path], bool], inputs: Iterable[Path], overwrite: bool
+) -> None:
+    """Refuse a place for a single file that holds anything but an earlier result of the same kind.
+
+    Args:
+        file: What will be written; need not exist.
+        option: By which it was given, for messages.
+        is_own: Whether a file is an earlier result.
+        inputs: Files that must stay.
+        overwrite: Whether any other file may be replaced.
+
+    Raises:
+        ConfigError: It is a folder, an input or another file, or it cannot be written.
+    """
+    check_folder(file.parent, option=f"The folder of {option}")
+    recover(file.parent)
+    if not os.path.lexists(file):
+        return
+    if not file.is_file():
+        raise ConfigError(f"{option} {file} is no regular file: give another name.")
+    if any(file.resolve() == each.resolve() for each in inputs):
+        raise ConfigError(f"{option} {file} would replace an input: give another file.")
+    if not overwrite and not is_own(file):
+        raise ConfigError(
+            f"{option} {file} is there and no earlier result of this kind: give another file, or overwrite "
+            "(--overwrite) it."
         )
 
 

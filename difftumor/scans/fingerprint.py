@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any, Literal
@@ -39,6 +41,8 @@ _PATTERN_POINTS, _PATTERN_MM = 4, 12.0
 # Landmarks are alike up to so many different bits; scans are suspected with so many of them displaced alike, to so many
 # mm. benchmarks/fingerprints.py measures what these numbers miss and what they suspect wrongly.
 _BITS, _ALIKE, _TOLERANCE_MM = 12, 7, 4.0
+# Scans whose landmarks are compared at once: as many as a cache holds.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,34 @@ class Fingerprint:
         together = np.all(np.abs(moved_mm[:, None] - moved_mm[None]) <= _TOLERANCE_MM, axis=-1)
         together = together[together.sum(axis=1) >= _ALIKE]  # for speed: the others cannot reach it
         return max((len(set(theirs[group])) for group in list(together)), default=0)
+
+
+class LandmarkIndex:
+    """The landmarks of many scans side by side, to find those that a scan may look like without asking each.
+
+    Args:
+        fingerprints: Those of the scans.
+    """
+
+    def __init__(self, fingerprints: Sequence[Fingerprint]) -> None:
+        self._scans = [number for number, each in enumerate(fingerprints) if len(each.patterns) >= _ALIKE]
+        kept = [fingerprints[number].patterns for number in self._scans]
+        self._starts = np.cumsum([0, *map(len, kept)])
+        self._patterns = np.concatenate([np.empty(0, np.uint64), *kept])
+
+    def candidates(self, own: Fingerprint, *, first: int = 0) -> list[int]:
+        """Return, by their numbers from ``first`` on, all scans that may be suspected to be the same, and few others.
+
+        A suspicion needs landmarks with alike bits, wherever they lie: this compares nothing else.
+        """
+        found: list[int] = []
+        for begin in range(bisect_left(self._scans, first), len(self._scans), _BLOCK):
+            starts = self._starts[begin : begin + _BLOCK + 1]
+            bits = self._patterns[starts[0] : starts[-1]]
+            alike = np.bitwise_count(own.patterns[:, None] ^ bits) <= _BITS
+            counts = np.logical_or.reduceat(alike, starts[:-1] - starts[0], axis=1).sum(axis=0)
+            found += [self._scans[begin + number] for number in np.flatnonzero(counts >= _ALIKE)]
+        return found
 
 
 def fingerprint(ct: Volume) -> Fingerprint:

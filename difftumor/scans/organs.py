@@ -173,6 +173,8 @@ CONVENTIONS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "kits": {"background": 0, "kidney": 1, "tumor": 2, "cyst": 3},
     }
 )
+# Those that name only what matters here of what their label maps hold.
+PARTIAL_CONVENTIONS = frozenset({"totalsegmentator", "totalsegmentator_v1", "universal_model"})
 
 
 def get_organ(name: str) -> Organ:
@@ -257,7 +259,8 @@ class OrganLabels:
             raise OrganError(
                 f"{source or 'The label map'} holds labels {_listed(labels)} and no label names come with it, so "
                 "only 0 background, 1 organ and 2 tumor can be understood; give a dataset.json with 'labels', or name "
-                f"the convention (data.labels={'|'.join(CONVENTIONS)}; --labels in commands)."
+                f"the convention ({', '.join(CONVENTIONS)}) with data.labels= in training, --convention or --labels in "
+                "commands."
             )
         known = (*self.organ, *self.tumor)
         if require_organ and not np.isin(labels, known).any():

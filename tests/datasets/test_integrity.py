@@ -10,6 +10,7 @@ from difftumor.datasets import integrity
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.integrity import SharedScan, check_cases, fingerprints, shared_scans
 from difftumor.errors import CaseListError, VolumeError
+from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.nifti import read_ct
 from tests.nifti import LPS, ct_values, write_nifti
 
@@ -96,6 +97,40 @@ def test_two_lists_are_searched_for_scans_in_both(tmp_path):
     assert shared_scans(ones, others) == (SharedScan("a", "mirrored", "flipped"), SharedScan("b", "again", "identical"))
     assert shared_scans(ones) == ()
     assert [(pair.one, pair.other) for pair in shared_scans({**ones, **others})] == [("a", "mirrored"), ("b", "again")]
+
+
+def _likely(random, content, near=None):
+    """A fingerprint of random landmarks, or of some of another's moved alike and a bit changed."""
+    points, patterns = random.integers(0, 400, (12, 3)), random.integers(0, 2**64, 12, dtype=np.uint64)
+    if near is not None and len(near.patterns) == 12:
+        kept = random.permutation(12)[: random.integers(5, 12)]
+        points[: len(kept)] = near.points_mm[kept] + random.integers(0, 3, (len(kept), 3)) + 9
+        patterns[: len(kept)] = near.patterns[kept] ^ np.uint64(2 ** random.integers(0, 14) - 1)
+    count = random.choice([0, 3, 12], p=[0.1, 0.1, 0.8])
+    return Fingerprint(content, "+x+y+z", "here", points[:count].astype(np.uint16), patterns[:count])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shared_scans_are_those_of_comparing_each_with_each(seed, monkeypatch):
+    monkeypatch.setattr("difftumor.scans.fingerprint._BLOCK", 7)
+    random = np.random.default_rng(seed)
+    ones = {f"a{n}": _likely(random, str(random.integers(30))) for n in range(25)}
+    near = list(ones.values())
+    others = {f"b{n}": _likely(random, str(random.integers(20, 60)), near[n % 25]) for n in range(40)}
+
+    def each_with_each(ones, others):
+        for name, own in ones.items():
+            pairs = [(other, own.likeness(their)) for other, their in others(name).items()]
+            alike = [SharedScan(name, other, likeness) for other, likeness in pairs if likeness is not None]
+            yield from [pair for pair in alike if pair.certain] or alike
+
+    found = shared_scans(ones, others)
+    assert found == tuple(each_with_each(ones, lambda name: others))
+    assert {pair.certain for pair in found} == {True, False}
+    both = {**ones, **others}
+    names = list(both)
+    later = {name: {other: both[other] for other in names[place + 1 :]} for place, name in enumerate(names)}
+    assert shared_scans(both) == tuple(each_with_each(both, later.get))
 
 
 def test_a_scan_is_read_again_only_when_its_file_changes(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""``difftumor check``: which scans two data sets share."""
+"""``difftumor check``: whether all cases of a data set can be used, and which scans two data sets share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from difftumor.cli.options import option
+from difftumor.cli.options import CONVENTIONS, accept_hu_option, flag, option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from difftumor.datasets.integrity import SharedScan
-
-_COLUMNS = ("likeness", "one", "other")
+    from difftumor.datasets.validation.lists import CheckedList, Validation
 
 
 def check(
@@ -23,82 +19,108 @@ def check(
         typer.Argument(metavar="A", help="A CT, a folder of CTs, or a list such as dataset.json.", show_default=False),
     ],
     other: Annotated[
-        Path | None,
-        typer.Argument(metavar="[B]", help="Another; by default A is searched for scans that it holds twice."),
+        Path | None, typer.Argument(metavar="[B]", help="Another, of which A must hold no scan.", show_default=False)
     ] = None,
-    out: Annotated[
-        Path | None, option("Also write the pairs to this file (.csv or .json); replaced if it is there.")
+    labels: Annotated[
+        list[Path] | None,
+        option("Folder of label maps named like the CTs of A; given twice, also of B. By default the lists name them."),
     ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="Scans that are read at once.", min=1)] = 4,
+    convention: Annotated[
+        str | None, option(f"What the numbers of the label maps mean: {CONVENTIONS}; by default as the lists say.")
+    ] = None,
+    organ: Annotated[
+        str | None, option("Organ that every case must have, such as liver; by default all that the labels name.")
+    ] = None,
+    accept_hu: Annotated[bool, accept_hu_option()] = False,
+    out: Annotated[Path | None, option("Write all findings to this file (.csv or .json).")] = None,
+    fix_list: Annotated[
+        Path | None, option("Write the cases of A that can be used to this list (.json), with reasons for the others.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Number of processes.", min=1)] = 1,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, hidden=True)] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace other files than earlier results.")] = False,
 ) -> None:
-    """Find the scans that two data sets share, whatever their names and headers say.
+    """Check every case of a data set before it is used, and find the scans that two data sets share.
 
-    [bold]identical[/bold]: all HU are the same, at the same place; name, compression and type may differ.
-    [bold]other header[/bold]: all HU are the same, but spacing, orientation or position are not.
-    [bold]flipped[/bold]: all HU are the same, mirrored or turned in the patient.
-    [bold]suspected[/bold]: landmarks lie alike, as in a crop, another resampling or another window; look at both.
+    Files are read to their end, headers first, and judged as everywhere: geometry, type, size, checksum, finite values
+    in Hounsfield units, whole labels that the list names, one grid for CT and labels, an organ that lies in tissue,
+    what the list states of tumors. An [bold]error[/bold] means that a case cannot be used, a [bold]warning[/bold] that
+    it may be wrong.
 
-    Exit status: 1 if a scan is in both (or a CT cannot be read), 0 if not. A suspicion alone gives 0.
+    Scans are compared whatever their names and headers say: [bold]identical[/bold] (all HU at the same place),
+    [bold]other header[/bold], [bold]flipped[/bold] (mirrored or turned), or [bold]suspected[/bold] (landmarks lie
+    alike, as in a crop or another resampling). A scan or patient on both sides of a split, or in A and B, is an error;
+    a suspicion is a warning.
 
-    Example: difftumor check /data/Task03_Liver /data/AbdomenAtlas --out shared.csv
+    Exit status: 1 if a case has an error, 0 if not.
+
+    Example: difftumor check /data/Task03_Liver --organ liver --fix-list good.json
     """
     from difftumor.cli.many import progress_bar
-    from difftumor.datasets.cases import read_case_list
-    from difftumor.datasets.integrity import fingerprints, shared_scans
-    from difftumor.errors import CaseListError, ConfigError, DiffTumorError, counted, first_few
-    from difftumor.files.results import check_results
+    from difftumor.datasets.validation.lists import check_lists, list_to_check
+    from difftumor.datasets.validation.report import check_places, write_findings, write_fix_list
+    from difftumor.errors import ConfigError
+    from difftumor.scans.organs import get_organ
 
-    lists = [read_case_list(path) for path in (one, other) if path is not None]
-    images = [[case.image for case in cases.cases] for cases in lists]
-    files = [image for listed in images for image in listed]
+    sources, maps = [source for source in (one, other) if source is not None], list(labels or ())
+    if len(maps) > len(sources):
+        raise ConfigError(f"--labels is given {len(maps)} times: give one for A, and one for B if there is a B.")
+    wanted = None if organ is None else get_organ(organ)
+    lists = [
+        list_to_check(source, labels=folder, convention=convention, organ=wanted, accept_hu=accept_hu)
+        for source, folder in zip(sources, [*maps, *[None] * len(sources)], strict=False)
+    ]
+    files = [file for each in lists for case in each.cases.cases for file in (case.image, case.labels) if file]
+    check_places(out, fix_list, inputs=[*(each.cases.source for each in lists), *files], overwrite=overwrite)
+    with progress_bar("Checking", sum(len(each.cases.cases) for each in lists)) as advance:
+        found = check_lists(lists, jobs=workers or jobs, done=advance)
+    for each in found.lists:
+        _print(each)
+    for line in _totals(found):
+        typer.echo(line)
     if out is not None:
-        if out.suffix.lower() not in (".csv", ".json"):
-            raise ConfigError(f"--out is {out}: give a file that ends in .csv or .json.")
-        check_results(out.parent, [out.name], inputs=[*files, *(cases.source for cases in lists)], overwrite=True)
-    failed: list[Path] = []
-
-    def note(file: Path, error: DiffTumorError) -> None:
-        failed.append(file)
-        typer.echo(f"Left out: {error}", err=True)
-
-    with progress_bar("Reading CTs", len(set(files))) as advance:
-        found = fingerprints(files, workers=workers, accept_hu=True, done=advance, failed=note)
-    ones, *others = ({str(image): found[image] for image in listed if image in found} for listed in images)
-    pairs = shared_scans(ones, *others)
-    if out is not None:
-        _write(out, pairs)
-    _print(pairs)
-    certain = sum(pair.certain for pair in pairs)
-    where = f"within {lists[0].source}" if other is None else f"shared by {lists[0].source} and {lists[1].source}"
-    typer.echo(f"{counted(certain, 'pair')} of the same scan {where}; {len(pairs) - certain} suspected.")
-    if failed:
-        raise CaseListError(
-            f"{len(failed)} of {len(set(files))} CTs cannot be read ({first_few([str(file) for file in failed])}): "
-            "fix or remove them."
-        )
-    if certain:
+        write_findings(out, found)
+    if fix_list is not None:
+        write_fix_list(fix_list, found.lists[0])
+        typer.echo(f"The {len(found.lists[0].good)} cases of A that can be used are in {fix_list}.")
+    if not found.sound:
         raise typer.Exit(1)
 
 
-def _write(out: Path, pairs: Sequence[SharedScan]) -> None:
-    from difftumor.reporting.tables import Table, write_csv, write_json
-
-    records = [{name: str(getattr(pair, name)) for name in _COLUMNS} for pair in pairs]
-    if out.suffix.lower() == ".csv":
-        write_csv(out, Table.of_records(_COLUMNS, records))
-    else:
-        write_json(out, records)
-
-
-def _print(pairs: Sequence[SharedScan]) -> None:
+def _print(listed: CheckedList) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    if not pairs:
+    from difftumor.datasets.validation.report import findings_table
+    from difftumor.errors import printable
+
+    for note in listed.notes:
+        typer.echo(printable(note), err=True)
+    rows = findings_table(listed)
+    if not rows:
         return
-    table = Table(*_COLUMNS, box=SIMPLE_HEAD, pad_edge=False)
-    for pair in pairs:
-        table.add_row(pair.likeness, escape(pair.one), escape(pair.other))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
+    table.add_column("case", overflow="fold", max_width=24)
+    table.add_column("", no_wrap=True)
+    table.add_column("what was found", overflow="fold", ratio=1)
+    colors = {"error": "red", "warning": "yellow"}
+    for name, status, said in rows:
+        table.add_row(escape(printable(name)), f"[{colors[status]}]{status}[/]", escape(printable(said)))
     Console().print(table)
+
+
+def _totals(found: Validation) -> list[str]:
+    from difftumor.errors import counted, printable
+
+    lines = []
+    for each in found.lists:
+        counts, total = each.counts, counted(len(each.checked), "case")
+        troubles = f"{counts['error']} with errors, {counts['warning']} with warnings"
+        lines.append(f"{counts['good']} of {total} of {each.cases.source} good; {troubles}.")
+    for comparison in found.comparisons:
+        suspected = len(comparison.pairs) - comparison.certain
+        same = counted(comparison.certain, "pair")
+        lines.append(f"{same} of the same scan {comparison.where}; {suspected} suspected.")
+    return [printable(line) for line in lines]

@@ -1,4 +1,4 @@
-"""``difftumor check``: scans that two data sets share."""
+"""``difftumor check``: cases that cannot be used, and scans that two data sets share."""
 
 import json
 
@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from difftumor.datasets.cases import read_cases
 from tests.conftest import contents, read_rows, run
 from tests.nifti import LPS, ct_values, write_nifti
 
@@ -27,29 +28,28 @@ def folders(tmp_path):
 
 def test_shared_scans_are_named_and_the_exit_status_is_1(folders, tmp_path, capsys):
     before = contents(tmp_path)
-    assert run("check", *folders, "--out", tmp_path / "pairs.csv") == 1
+    assert run("check", *folders, "--out", tmp_path / "found.json") == 1
     said = capsys.readouterr().out
     assert f"4 pairs of the same scan shared by {folders[0]} and {folders[1]}; 0 suspected." in said
-    found = [(row["likeness"], row["one"][-12:-7], row["other"].split("/")[-1]) for row in
-             read_rows(tmp_path / "pairs.csv")]  # fmt: skip
-    assert found == [
+    assert f"1 of 5 cases of {folders[0]} good; 4 with errors, 0 with warnings." in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(pair["likeness"], pair["one"][-12:-7], pair["other"].split("/")[-1]) for pair in found["pairs"]] == [
         ("identical", "scan0", "copy.nii.gz"),
         ("identical", "scan1", "float.nii"),
         ("other header", "scan2", "header.nii.gz"),
         ("flipped", "scan3", "mirrored.nii.gz"),
     ]
-    assert {name: value for name, value in contents(tmp_path).items() if name != "pairs.csv"} == before
+    assert {name: value for name, value in contents(tmp_path).items() if name != "found.json"} == before
 
 
 def test_one_data_set_is_searched_for_scans_it_holds_twice(folders, tmp_path, capsys):
     assert run("check", folders[0]) == 0
     assert "0 pairs of the same scan within" in capsys.readouterr().out
-    (folders[0] / "again.nii.gz").write_bytes((folders[0] / "scan4.nii.gz").read_bytes())
-    assert run("check", folders[0], "--out", tmp_path / "pairs.json") == 1
-    (pair,) = json.loads((tmp_path / "pairs.json").read_text())
-    assert pair == {
-        "likeness": "identical", "one": str(folders[0] / "again.nii.gz"), "other": str(folders[0] / "scan4.nii.gz"),
-    }  # fmt: skip
+    (folders[0] / "xagain.nii.gz").write_bytes((folders[0] / "scan4.nii.gz").read_bytes())
+    assert run("check", folders[0], "--out", tmp_path / "found.csv", "--fix-list", tmp_path / "good.json") == 1
+    assert [row["case"] for row in read_rows(tmp_path / "found.csv") if row["status"] == "error"] == ["xagain"]
+    assert len(read_cases(tmp_path / "good.json").cases) == 5
+    assert run("check", tmp_path / "good.json") == 0
 
 
 @pytest.mark.data
@@ -62,18 +62,48 @@ def test_suspicions_alone_are_no_failure(tmp_path, capsys, real_data):
     assert said.strip().endswith("1 suspected.")
 
 
-def test_unreadable_scans_are_named_and_the_others_compared(folders, tmp_path, capsys):
-    (folders[1] / "damaged.nii.gz").write_bytes(b"no scan")
-    assert run("check", *folders) == 1
-    said = capsys.readouterr()
-    assert "4 pairs of the same scan" in said.out
-    assert "1 of 11 CTs cannot be read" in said.err
-    assert "damaged.nii.gz" in said.err
+@pytest.mark.data
+def test_real_scans_are_good(tmp_path, capsys, real_data):
+    entries = [
+        {"id": folder.name, "image": str(folder / "ct.nii.gz"), "label": str(folder / "tumor.nii.gz")}
+        for folder in sorted((real_data / "sarcoma").iterdir())[:4]
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"labels": {"tumor": 1}, "training": entries}))
+    assert run("check", tmp_path / "list.json") == 0
+    ct, maps = real_data / "abdomen/ct.nii.gz", tmp_path / "maps"
+    maps.mkdir()
+    (maps / "ct.nii.gz").write_bytes((real_data / "abdomen/organs.nii.gz").read_bytes())
+    words = ("check", ct, "--labels", maps, "--organ", "liver", "--convention")
+    assert run(*words, "totalsegmentator") == 0
+    assert run("check", ct, "--labels", maps, "--organ", "pancreas", "--convention", "totalsegmentator_v1") == 1
+    assert "give the convention 'totalsegmentator' of version 2" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_result_never_replaces_a_scan(folders, capsys):
+def test_unreadable_scans_are_named_and_the_others_compared(folders, capsys, monkeypatch):
+    (folders[1] / "\x1b[31m[bold]damaged.nii.gz").write_bytes(b"no scan")
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run("check", *folders, "--workers", 1) == 1
+    said = capsys.readouterr().out
+    assert "4 pairs of the same scan" in said
+    assert "\\x1b[31m[bold]damaged.nii.gz is damaged or not NIfTI" in said
+    assert "\x1b" not in said
+
+
+def test_a_result_never_replaces_a_scan_or_another_file(folders, tmp_path, capsys):
     listing = folders[0] / "list.json"
     listing.write_text(json.dumps([{"image": "scan0.nii.gz"}, {"image": "scan1.nii.gz"}]))
-    assert run("check", listing, "--out", listing) == 1
+    assert run("check", listing, "--out", listing, "--overwrite") == 1
     assert "list.json" in capsys.readouterr().err
     assert len(json.loads(listing.read_text())) == 2
+    (tmp_path / "notes.csv").write_text("mine")
+    assert run("check", listing, "--out", tmp_path / "notes.csv") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "notes.csv").read_text() == "mine"
+    for _ in range(2):
+        assert run("check", listing, "--out", tmp_path / "found.csv", "--fix-list", tmp_path / "good.json") == 0
+    assert run("check", listing, "--out", tmp_path / "notes.csv", "--overwrite") == 0
+
+
+def test_more_folders_of_labels_than_lists_are_refused(folders, capsys):
+    assert run("check", folders[0], "--labels", folders[0], "--labels", folders[1]) == 1
+    assert "--labels is given 2 times" in capsys.readouterr().err

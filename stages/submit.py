@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from difftumor.errors import ConfigError, DiffTumorError, counted
+from difftumor.errors import ConfigError, counted
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import read_cluster
@@ -32,6 +33,7 @@ from stages.cluster.submission import latest, read_submissions, submit
 from stages.config.compose import CONFIGS, compose_config
 from stages.config.kinds import STAGES
 from stages.config.reading import read_options, to_plain
+from stages.exit_status import reported
 
 USAGE = """Usage: python -m stages.submit STAGE [OPTION=VALUE ...] [cluster=NAME] [cluster.OPTION=VALUE ...]
        python -m stages.submit status [runs_dir=runs] [--watch]
@@ -47,14 +49,9 @@ def main() -> None:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0 if words else 1)
-    try:
-        if words[0] == "status":
-            show_status(words[1:])
-        else:
-            submit_stage(words[0], words[1:])
-    except DiffTumorError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        sys.exit(1)
+    work = partial(show_status, words[1:]) if words[0] == "status" else partial(submit_stage, words[0], words[1:])
+    if status := reported(work):
+        sys.exit(status)
 
 
 def submit_stage(stage: str, words: Sequence[str]) -> tuple[Submitted, ...]:

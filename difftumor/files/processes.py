@@ -68,9 +68,16 @@ def is_left_behind(name: str, *, age_s: float) -> bool:
     return not is_alive(int(pid), start)
 
 
+class Terminated(SystemExit):
+    """SIGTERM ends the process, with the exit status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
 @contextmanager
 def ended_cleanly() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that nothing half-written stays; the exit status is 143.
+    """Let SIGTERM end the block as Ctrl-C does, by `Terminated`, so that nothing half-written stays.
 
     A second one ends the process at once. Where the signal is handled already, as by a scheduler's library, nothing is
     changed.
@@ -82,7 +89,7 @@ def ended_cleanly() -> Iterator[None]:
 
     def end(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise SystemExit(128 + signum)
+        raise Terminated
 
     signal.signal(signal.SIGTERM, end)
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from difftumor.files.processes import MARK, is_left_behind
 from difftumor.files.writing import OLD, READY, move_files, own_prefix
 
-_LEFT = re.compile(rf"(?:\.(?P<name>.+))?\.(?P<mark>{MARK})(?P<state>{READY}|{OLD})?")
+# A name has more than dots: "..", which others may have made, would lead out of the folder.
+_LEFT = re.compile(rf"(?:\.(?P<name>.*[^.].*))?\.(?P<mark>{MARK})(?P<state>{READY}|{OLD})?")
 _PARTIAL = re.compile(rf"\.(?P<mark>{MARK})\..+")
 
 
@@ -35,7 +36,7 @@ def recover(folder: Path, *, ended: str | None = None) -> None:
             known = ended is not None and found["mark"].startswith(ended)
             if not known and not is_left_behind(found["mark"], age_s=time.time() - path.lstat().st_mtime):
                 continue
-            if not path.is_dir():
+            if path.is_symlink() or not path.is_dir():  # what a link leads to is somebody else's
                 path.unlink()
                 continue
             parts = found.groupdict()

@@ -20,13 +20,15 @@ from pathlib import Path
 from rich.console import Console
 
 from difftumor.datasets.cases import read_cases
-from difftumor.errors import ArtifactError, ConfigError, DiffTumorError, TrainingError
+from difftumor.errors import ArtifactError, ConfigError, TrainingError
+from difftumor.files.processes import Terminated
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.nifti import check_same_grid, read_ct, read_labels
 from difftumor.scans.organs import get_convention, get_organ, resolve_labels
 from difftumor.synthesis.scan.inputs import Scan
 from stages.demo.folder import DemoFolder, StepCost
 from stages.demo.report import write_report
+from stages.exit_status import reported
 
 ORGAN = "liver"
 OWN_SCAN = "tumors in your scan"
@@ -81,14 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accept-hu", action="store_true", help="take a CT whose values cannot be HU")
     parser.add_argument("--override", action="append", default=[], help="Hydra override for every stage")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         scan = own_scan(options.ct, options.organs, options.organ, options.organ_label, accept_hu=options.accept_hu)
         report = run_demo(DemoFolder(options.out), scan=scan, fresh=options.fresh, overrides=options.override)
-    except DiffTumorError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-    sys.stdout.write(f"The report is at {report.resolve()}\n")
-    return 0
+        sys.stdout.write(f"The report is at {report.resolve()}\n")
+
+    return reported(work)
 
 
 def own_scan(
@@ -242,7 +243,9 @@ def _run(step: Step, earlier: StepCost | None, console: Console) -> StepCost:
     process = subprocess.Popen([*_PYTHON, *words])
     try:
         _, status, usage = os.wait4(process.pid, 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
+        if isinstance(stop, Terminated):  # which, unlike Ctrl-C, only this process may have got
+            process.terminate()
         process.wait()
         raise
     code = os.waitstatus_to_exitcode(status)

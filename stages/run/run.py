@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from difftumor.errors import ConfigError, DiffTumorError, TrainingError
 from difftumor.files.lock import FolderLock, locked
+from difftumor.files.processes import Terminated
 from difftumor.models.artifact import load_artifact
 from difftumor.models.artifact_config import read_config
 from stages.config.compose import OptionsT
@@ -291,7 +292,8 @@ def _fit(run: _Run[Any], built: Stage, trainer: pl.Trainer, keep: KeepLastAndBes
         kept = f"rerun the same command to resume from {last}" if last.is_file() else "no checkpoint was written yet"
         say(f"Interrupted at step {built.module.steps_done}: {kept}.")
         signum = stop.signum if isinstance(stop, StoppedBySignal) else signal.SIGTERM
-        raise SystemExit(128 + (signum if isinstance(stop, SIGTERMException) else signal.SIGINT)) from stop
+        by_signal = isinstance(stop, SIGTERMException | Terminated)
+        raise SystemExit(128 + (signum if by_signal else signal.SIGINT)) from stop
     except DiffTumorError as error:
         if (original := _of_loading_process(error)) is None:
             raise

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difftumor.errors import DiffTumorError
+from stages.exit_status import reported
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,7 @@ class MeasuringStudy:
         words = sys.argv[1:] if words is None else list(words)
         arguments = self.parser().parse_args(words)
         arguments.command = shlex.join([*self.program.split(), *words])
-        try:
-            page = self.measure(arguments)
-        except DiffTumorError as error:
-            sys.stderr.write(f"Error: {error}\n")
-            return 1
-        sys.stdout.write(f"The report is at {page.resolve()}\n")
-        return 0
+        return reported(lambda: sys.stdout.write(f"The report is at {self.measure(arguments).resolve()}\n"))
 
 
 def first_line(documentation: str | None) -> str:

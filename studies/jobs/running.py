@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from difftumor.errors import TrainingError, counted
+from difftumor.files.processes import Terminated
 from stages.cluster.jobs import Job, Submitted
 from stages.cluster.options import ClusterOptions
 from stages.cluster.submission import read_submissions, submit
@@ -40,9 +42,9 @@ def run_here(graph: Graph, *, at_once: int = 1, run: Callable[[Node, Path], int]
 
     def start(node: Node) -> int:
         log = log_of(graph, node)
-        return _run(node, log if logged else None) if run is None else run(node, log)
+        return _run(node, log if logged else None, processes) if run is None else run(node, log)
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, _stopped_with_this_one() as processes:
         while waiting or running:
             lost = [node for node in waiting if any(need in failed for need in node.needs)]
             failed += lost
@@ -66,6 +68,18 @@ def run_here(graph: Graph, *, at_once: int = 1, run: Callable[[Node, Path], int]
             reason = why[first.id]
         more = f" ({counted(len(failed), 'job')} in all)" if len(failed) > 1 else ""
         raise TrainingError(f"{first.id} is not done{more}: {reason}; then rerun this command.")
+
+
+@contextmanager
+def _stopped_with_this_one() -> Iterator[set[subprocess.Popen[bytes]]]:
+    """Yield a set of processes that get a SIGTERM of this one too: unlike Ctrl-C, only this one may have got it."""
+    processes: set[subprocess.Popen[bytes]] = set()
+    try:
+        yield processes
+    except Terminated:
+        for process in processes:
+            process.terminate()
+        raise
 
 
 def submit_missing(
@@ -111,14 +125,18 @@ def log_of(graph: Graph, node: Node) -> Path:
     return graph.folder / LOGS / f"{node.id}.log"
 
 
-def _run(node: Node, log: Path | None) -> int:
+def _run(node: Node, log: Path | None, processes: set[subprocess.Popen[bytes]]) -> int:
     words = node.command
     typed: Sequence[str] = (*(() if node.module == "difftumor" else ("python", "-m")), node.module, *words)
     sys.stdout.write(f"$ {shlex.join(typed)}\n")
     sys.stdout.flush()
     command = [sys.executable, "-m", node.module, *words]
-    if log is None:
-        return subprocess.run(command, check=False).returncode
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stream:
-        return subprocess.run(command, check=False, stdout=stream, stderr=subprocess.STDOUT).returncode
+    with ExitStack() as stack:
+        stream = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(log.open("w", encoding="utf-8"))
+        errors = None if stream is None else subprocess.STDOUT
+        process = stack.enter_context(subprocess.Popen(command, stdout=stream, stderr=errors))
+        processes.add(process)
+        return process.wait()

@@ -13,10 +13,11 @@ from typing import Generic, TypeVar
 
 from rich.console import Console
 
-from difftumor.errors import ConfigError, DiffTumorError, counted
+from difftumor.errors import ConfigError, counted
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job
 from stages.cluster.options import ClusterOptions, read_cluster
+from stages.exit_status import reported
 from studies.jobs.graph import Graph
 from studies.jobs.measurement import first_line
 from studies.jobs.running import run_here, submit_missing
@@ -99,15 +100,7 @@ class Study(Generic[GraphT]):
         place = words.index(arguments.action)
         arguments.words = [*words[:place], *words[place + 1 :]]
         arguments.command = shlex.join([*self.program.split(), *words])
-        try:
-            self._act(arguments)
-        except DiffTumorError as error:
-            sys.stderr.write(f"Error: {error}\n")
-            return 1
-        except KeyboardInterrupt:
-            sys.stderr.write("Interrupted: rerun the same command to go on.\n")
-            return 130
-        return 0
+        return reported(lambda: self._act(arguments))
 
     def _act(self, arguments: argparse.Namespace) -> None:
         cluster, options = read_cluster(arguments.options)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from difftumor.errors import CaseListError, first_few, sentence_of
 from difftumor.evaluation.cohort.cases import CaseResult, Rules, ScoredCase, score_pair
 from difftumor.evaluation.cohort.pairs import Cohort, Pair
+from difftumor.files.workers import KILLED, in_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +109,8 @@ def _outcomes(cohort: Cohort, rules: Rules, jobs: int) -> Iterator[tuple[Pair, S
         for pair in cohort.pairs:
             yield pair, _outcome(pair, cohort, rules)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_outcome, pair, cohort, rules): pair for pair in cohort.pairs}
-        for done in as_completed(running):
-            try:
-                yield running[done], done.result()
-            except BrokenProcessPool:
-                yield running[done], "Its process was killed, perhaps for lack of memory: try fewer jobs (--jobs)."
+    for (pair, *_), outcome in in_processes(_outcome, [(pair, cohort, rules) for pair in cohort.pairs], jobs=jobs):
+        yield pair, KILLED if outcome is None else outcome
 
 
 def _outcome(pair: Pair, cohort: Cohort, rules: Rules) -> ScoredCase | str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +13,7 @@ import torch
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, sentence_of
 from difftumor.files.recovery import recover
+from difftumor.files.workers import KILLED, in_processes
 from difftumor.scans.organs import Organ, resolve_labels
 from difftumor.synthesis.scan.files import ScanReport, ScanSynthesizer
 from difftumor.synthesis.scan.inputs import ScanInputs
@@ -160,43 +158,15 @@ def synthesize_cohort(
         for case_id, inputs in cases:
             yield _outcome(loaded, case_id, inputs, out, overwrite)
         return
-    waiting = list(cases)
-    # Cases left over when a process was killed run again one at a time, so that only the one to blame fails.
-    for workers in (jobs, 1):
-        killed: list[tuple[str, ScanInputs]] = []
-        for batch in [waiting] if workers > 1 else [[case] for case in waiting]:
-            yield from _in_processes(load, batch, killed, out=out, jobs=workers, overwrite=overwrite)
-        waiting = killed
-        for case_id, _ in waiting:
+    pieces = [(load, case_id, inputs, out, overwrite) for case_id, inputs in cases]
+    for (_, case_id, *_), outcome in in_processes(_in_process, pieces, jobs=jobs, set_up=_share_threads):
+        if outcome is None:
             recover(out / case_id)
-    for case_id, _ in waiting:
-        yield Outcome(case_id, "failed", error="Its process was killed, perhaps for lack of memory: try fewer --jobs.")
+        yield outcome or Outcome(case_id, "failed", error=KILLED)
 
 
-def _in_processes(
-    load: Callable[[], ScanSynthesizer],
-    cases: Sequence[tuple[str, ScanInputs]],
-    killed: list[tuple[str, ScanInputs]],
-    *,
-    out: Path,
-    jobs: int,
-    overwrite: bool,
-) -> Iterator[Outcome]:
-    """Yield what processes make, and add to ``killed`` the cases that were left when one of them was killed."""
-    # Forking a process that has used threads, as PyTorch has, may hang.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,))
-    try:
-        waiting = {pool.submit(_in_process, load, *case, out, overwrite): case for case in cases}
-        for done in as_completed(waiting):
-            try:
-                yield done.result()
-            except BrokenProcessPool:
-                killed.append(waiting[done])
-    finally:
-        # Whatever happens, even an interruption, no further case is started.
-        pool.shutdown(cancel_futures=True)
+def _share_threads(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
 # In a worker process: loaded for its first case and kept for the others.

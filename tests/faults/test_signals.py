@@ -1,0 +1,188 @@
+"""SIGTERM and Ctrl-C end stages, commands and studies with a sentence, whatever they do, and leave nothing behind."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+import stages.run.run
+from difftumor.models.artifact_config import read_config
+from stages.autoencoder.data import AutoencoderData
+from stages.autoencoder.train import build
+from stages.demo.run import Step, _run
+from stages.exit_status import reported
+from stages.run.entry import command_line
+from stages.run.folder import RunFolder
+from studies.jobs.graph import Graph, Node
+from studies.jobs.running import run_here
+from tests.conftest import contents, run
+from tests.nifti import write_nifti
+from tests.segmentation.makers import AFFINE, make_segmenter, mask, organ, scan
+from tests.stages.builds import KINDS
+from tests.stages.conftest import TINY
+
+SIGNALS = {"SIGTERM": (signal.SIGTERM, 143), "SIGINT": (signal.SIGINT, 130)}
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    """Make sure that signals are handled as in a process of its own, and leave no handler behind."""
+    before = {signum: signal.getsignal(signum) for signum, _ in SIGNALS.values()}
+    assert before == {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    yield
+    left = {signum: signal.signal(signum, handler) for signum, handler in before.items()}
+    assert left[signal.SIGTERM] == before[signal.SIGTERM]  # Lightning ignores Ctrl-C from the first one on
+
+
+def signaled(monkeypatch, owner, name, signum, *, number=1):
+    """Let a call of a function, the first of this number, get a signal before it does anything."""
+    real, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def call(*arguments, **options):
+        if next(calls) == number:
+            os.kill(os.getpid(), signum)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def hidden(folder):
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.fixture
+def stage(cohort, tmp_path):
+    """Return what runs stage 1 as a command line does, and returns its exit status."""
+    places = (f"data.root={cohort}", f"runs_dir={tmp_path}/runs", f"checkpoints_dir={tmp_path}/checkpoints")
+
+    def train(build=build):
+        try:
+            command_line("autoencoder", KINDS["autoencoder"], build, words=[*TINY, *places])
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return train
+
+
+def told_while_building(signum):
+    def building(options):
+        os.kill(os.getpid(), signum)
+        return build(options)
+
+    return building
+
+
+def told_while_checking(signum):
+    def building(options):
+        return replace(build(options), check=lambda: os.kill(os.getpid(), signum))
+
+    return building
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("place", ["reading data", "comparing data", "opening the folder", "setup", "train_dataloader"])
+def test_a_stage_told_to_stop_before_it_trains_ends_cleanly(stage, tmp_path, capsys, monkeypatch, place, signum):
+    number, code = SIGNALS[signum]
+    started = {"reading data": told_while_building, "comparing data": told_while_checking}.get(place)
+    if place == "opening the folder":
+        signaled(monkeypatch, RunFolder, "write_start", number)
+    elif started is None:
+        signaled(monkeypatch, AutoencoderData, place, number)
+    assert stage(started(number) if started else build) == code
+    said = capsys.readouterr()
+    assert ("Interrupted" in said.err) != ("Interrupted at step 0: no checkpoint was written yet." in said.out)
+    assert "Traceback" not in said.err
+    assert hidden(tmp_path) == []
+    assert {path.name for path in tmp_path.rglob("*") if path.suffix in (".ckpt", ".safetensors")} == set()
+    monkeypatch.undo()
+    if (place, signum) == ("opening the folder", "SIGTERM"):
+        assert stage() == 0
+        assert read_config(tmp_path / "checkpoints/autoencoder").complete
+
+
+def test_a_stage_told_to_stop_after_training_finishes_when_run_again(stage, tmp_path, capsys, monkeypatch):
+    signaled(monkeypatch, stages.run.run, "_export", signal.SIGTERM)
+    assert stage() == 143
+    assert "Interrupted: rerun the same command to go on.\n" in capsys.readouterr().err
+    assert hidden(tmp_path) == []
+    monkeypatch.undo()
+    assert stage() == 0
+    assert read_config(tmp_path / "checkpoints/autoencoder").training["steps"] == 8
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Write two scans with a liver and a tumor each, their predictions, and a segmenter."""
+    folder = tmp_path_factory.mktemp("files")
+    labels = organ()
+    labels[8:11, 8:11, 6:9] = 2
+    for seed, case in enumerate("ab"):
+        scan(folder / "cts" / f"{case}.nii.gz", seed)
+        mask(folder / "masks" / f"{case}.nii.gz")
+        for name in ("labels", "predictions"):
+            write_nifti(folder / name / f"{case}.nii.gz", labels, AFFINE)
+    make_segmenter(folder / "segmenter")
+    rows = [f"cts/{case}.nii.gz,labels/{case}.nii.gz" for case in "ab"]
+    (folder / "cases.csv").write_text("\n".join(["image,label", *rows]))
+    return folder
+
+
+CRAFTED = "--organ liver --generator handcrafted --size tiny"
+COMMANDS = {
+    "phantom": "phantom OUT --cases 1 --spacing 8 --organs liver",
+    "synthesize": f"synthesize --ct cts/a.nii.gz --organ-mask masks/a.nii.gz {CRAFTED} --out OUT",
+    "synthesize --cases": f"synthesize --cases cts --organ-mask masks {CRAFTED} --out OUT",
+    "predict": "predict --ct cts --model segmenter --overlap 0.25 --device cpu --out OUT",
+    "evaluate": "evaluate --predictions predictions --labels labels --organ liver --worst 0 --out OUT",
+    "export nnunet": "export nnunet OUT/Dataset501_Liver --cases cases.csv",
+    "export bundle": "export bundle segmenter OUT",
+    "split-tumors": "split-tumors labels OUT --organ liver",
+    "check": "check cts --out OUT.csv",
+}
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_told_to_stop_leaves_nothing(files, tmp_path, monkeypatch, capsys, command, signum):
+    number, code = SIGNALS[signum]
+    monkeypatch.chdir(files)
+    before = contents(files)
+    signaled(monkeypatch, os, "fsync", number)  # the first file is written, and takes its place next
+    assert run(*COMMANDS[command].replace("OUT", f"{tmp_path}/deep/out").split()) == code
+    assert "Traceback" not in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
+    assert contents(files) == before
+
+
+@pytest.mark.parametrize("runner", ["demo", "study"])
+def test_what_a_demo_or_study_has_started_is_told_to_stop_too(tmp_path, capfd, runner):
+    file = tmp_path / "job"
+
+    def work():
+        if runner == "demo":
+            from rich.console import Console
+
+            _run(Step(name="a", command=["tests.faults.sleeping", str(file)], is_done=lambda: False), None, Console())
+        else:
+            node = Node(
+                name="a", kind="sleep", module="tests.faults.sleeping", words=(str(file),), key="a" * 64,
+                output=tmp_path, results=("result",), needs=(), config={}, lacks="",
+            )  # fmt: skip
+            graph = Graph(tmp_path / "study")
+            graph.nodes[node.id] = node
+            run_here(graph)
+
+    def tell():
+        while not file.exists() or not file.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    assert reported(work) == 143
+    assert file.read_text() == "was told to stop"
+    assert capfd.readouterr().err == "Interrupted: rerun the same command to go on.\n"

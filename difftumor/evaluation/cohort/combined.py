@@ -16,10 +16,12 @@ from difftumor.evaluation.cohort.tables import (
     percent,
     sensitivity_table,
 )
-from difftumor.files.writing import written_whole
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Table
 
 TABLE_FILES = ("tables.md", "tables.tex")
+# Both files begin with this table, by which a later run knows them.
+_FIRST_TITLE = "Tumor segmentation by organ"
 # By method and organ; pairs may be missing.
 Summaries = Mapping[tuple[str, str], Summary]
 
@@ -50,6 +52,18 @@ def read_summaries(folders: Iterable[tuple[str | None, Path]]) -> Summaries:
     return found
 
 
+def are_tables(folder: Path) -> bool:
+    """Whether all of `TABLE_FILES` that a folder holds are such tables."""
+    return all(_is_table(folder / name) for name in TABLE_FILES if (folder / name).exists())
+
+
+def _is_table(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return _FIRST_TITLE in stream.read(200)
+
+
 def write_tables(out: Path, summaries: Summaries) -> str:
     """Write `TABLE_FILES`: tables of all organs, and for each organ the methods, their detection and folds.
 
@@ -65,9 +79,9 @@ def write_tables(out: Path, summaries: Summaries) -> str:
         sections.append((organ, [table for table in found if table is not None]))
     text = "\n\n".join(part for title, some in sections for part in (f"# {title}", *(each.section() for each in some)))
     latex = "\n".join(table.latex() for _, some in sections for table in some)
-    for name, content in zip(TABLE_FILES, (text + "\n", latex), strict=True):
-        with written_whole(out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    with folder_written_whole(out, keep_others=True) as staging:
+        for name, content in zip(TABLE_FILES, (text + "\n", latex), strict=True):
+            (staging / name).write_text(content, encoding="utf-8")
     return text
 
 
@@ -95,7 +109,7 @@ def organ_tables(summaries: Summaries) -> tuple[Table, Table]:
     segmentation = Table(
         ("Method", *(f"{organ} {score[-3:].upper()} (%)" for organ, score in scores)),
         [(method, *(mean_sd(e["mean"], e["sd"]) for e in row)) for method, row in entries.items()],
-        title="Tumor segmentation by organ: mean ± SD",
+        title=f"{_FIRST_TITLE}: mean ± SD",
         bold=best(*([[e[name] for e in row] for row in entries.values()] for name in ("mean", "count"))),
         note=nsd_note({f"{method} {organ}": summary for (method, organ), summary in summaries.items()}),
     )

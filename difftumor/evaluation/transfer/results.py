@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difftumor.errors import counted
+from difftumor.errors import ConfigError, counted
 from difftumor.evaluation.cohort.statistics import LEVEL, check_level
 from difftumor.evaluation.transfer.cells import TransferCell, TransferGrid, read_grid
 from difftumor.evaluation.transfer.figures import annotations_figure, detection_figure, transfer_heatmap
@@ -24,8 +24,8 @@ from difftumor.evaluation.transfer.tables import (
     tested_table,
     transfer_table,
 )
-from difftumor.files.results import check_results
-from difftumor.files.writing import written_whole
+from difftumor.files.results import check_results, is_json_with
+from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
 from difftumor.reporting.tables import Table, write_csv, write_json
@@ -37,6 +37,8 @@ TRANSFER_FILES = (
     "tables.md", "tables.tex", "numbers.csv", "tests.csv", "missing.csv", "transfer.json", "early.png", "all.png",
     "detection.png", "annotations.png", "report.html",
 )  # fmt: skip
+# By this a later run knows an earlier state.
+_MARK = "transfer.json"
 _CAPTIONS = {
     "early": "Early-stage tumor-wise sensitivity by source and target: value, interval over patients, and "
     "tumors / patients / seeds.",
@@ -51,7 +53,7 @@ _MOST_MISSING = 200
 def write_transfer_results(
     cells: Mapping[TransferCell, Path | None], out: Path, *, level: float = LEVEL, seed: int = 0, command: str = ""
 ) -> Path:
-    """Write what a study of transfer has so far; an earlier state of it is replaced.
+    """Write what a study of transfer has so far; an earlier state of it is replaced, as a whole.
 
     Args:
         cells: The folder that ``difftumor evaluate`` wrote for each training; None, or a folder without results, for
@@ -65,13 +67,17 @@ def write_transfer_results(
         The page, ``report.html``.
 
     Raises:
-        ConfigError: The level is out of range, or the folder cannot be written to.
+        ConfigError: The level is out of range, the folder cannot be written to, or it holds other files of these names.
         CaseListError: There is no evaluation, one cannot be used, or they do not go together.
     """
     check_level(level)
-    check_results(
-        out, TRANSFER_FILES, inputs=[folder for folder in cells.values() if folder is not None], overwrite=True
-    )
+    inputs = [folder for folder in cells.values() if folder is not None]
+    check_results(out, TRANSFER_FILES, inputs=inputs, overwrite=True)
+    others = [name for name in TRANSFER_FILES if (out / name).exists()]
+    if others and not is_json_with("settings")(out / _MARK):
+        raise ConfigError(
+            f"{out} holds {others[0]}, but no {_MARK} of an earlier state: move the file, or give another folder."
+        )
     return write_grid(read_grid(cells), out, level=level, seed=seed, command=command)
 
 
@@ -98,21 +104,19 @@ def write_grid(grid: TransferGrid, out: Path, *, level: float = LEVEL, seed: int
     pictures = {name: to_png(figure) for name, figure in figures.items() if figure is not None}
     tables = [table for some in sections.values() for table in some]
     parts = [f"# {_TITLE}", *_sentences(grid), *(table.section() for table in tables)]
-    for name, text in (("tables.md", "\n\n".join(parts) + "\n"), ("tables.tex", "\n".join(t.latex() for t in tables))):
-        with written_whole(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    write_csv(out / "numbers.csv", numbers_table(grid, level=level, seed=seed))
-    write_csv(out / "tests.csv", _flat(tests))
-    write_csv(out / "missing.csv", _missing(grid))
     settings = {**grid.settings, "level": level, "seed": seed, "missing": len(grid.missing)}
-    write_json(out / "transfer.json", {"settings": settings, "tests": tests})
-    for name in ("early", "all", "detection", "annotations"):
-        if name not in pictures:
-            (out / f"{name}.png").unlink(missing_ok=True)
-            continue
-        with written_whole(out / f"{name}.png") as temporary:
-            temporary.write_bytes(pictures[name])
-    return _page(grid, sections, pictures, settings, command).write(out / "report.html")
+    gone = [out / f"{name}.png" for name in figures if name not in pictures]
+    with folder_written_whole(out, keep_others=True, last=_MARK, without=gone) as staging:
+        (staging / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        (staging / "tables.tex").write_text("\n".join(table.latex() for table in tables), encoding="utf-8")
+        write_csv(staging / "numbers.csv", numbers_table(grid, level=level, seed=seed))
+        write_csv(staging / "tests.csv", _flat(tests))
+        write_csv(staging / "missing.csv", _missing(grid))
+        write_json(staging / _MARK, {"settings": settings, "tests": tests})
+        for name, picture in pictures.items():
+            (staging / f"{name}.png").write_bytes(picture)
+        page = _page(grid, sections, pictures, settings, command).write(staging / "report.html")
+    return out / page.name
 
 
 _TITLE = "Transfer between organs"

@@ -153,6 +153,13 @@ def test_evaluate_compares_methods_with_healthy_scans_folds_and_curves(cohort, c
     assert run("tables", cohort / "out", "--out", cohort / "tables") == 0
     assert "| new | **100.0** |" in (cohort / "tables" / "tables.md").read_text()
     assert r"\begin{table}" in (cohort / "tables" / "tables.tex").read_text()
+    assert run("tables", cohort / "out", "--out", cohort / "tables") == 0  # an earlier result is replaced, others not
+    (cohort / "tables" / "tables.md").write_text("mine")
+    assert run("tables", cohort / "out", "--out", cohort / "tables") == 1
+    assert run("tables", cohort / "out", "--out", cohort / "out") == 1  # with tables of evaluate
+    assert (cohort / "tables" / "tables.md").read_text() == "mine"
+    assert run("tables", cohort / "out", "--out", cohort / "tables", "--overwrite") == 0
+    capsys.readouterr()
     strict = cohort / "strict" / "summary.json"
     strict.parent.mkdir()
     summary["settings"]["tolerance_mm"] = 1.0

@@ -164,6 +164,12 @@ def test_results_are_written_and_say_what_is_missing(study, tmp_path):
     before = contents(out)
     write_transfer_results(study, out)
     assert contents(out) == before
+    # Not what somebody else has written.
+    (out / "transfer.json").unlink()
+    with pytest.raises(ConfigError, match="move the file"):
+        write_transfer_results(study, out)
+    del before["transfer.json"]
+    assert contents(out) == before
 
 
 def test_hu_et_al_compare_real_synthetic_and_both(tmp_path):

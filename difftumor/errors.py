@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+# Characters of a sentence; names of files can have thousands.
+_LONGEST = 2000
+
 
 class DiffTumorError(Exception):
     """Base of all errors that the command line prints as one sentence, without a traceback.
@@ -65,11 +68,17 @@ class ShapeError(DiffTumorError):
 
 
 def sentence_of(error: Exception) -> str:
-    """Say what went wrong, for a user; unforeseen errors are named by their class."""
+    """Say what went wrong, for a user; unforeseen errors are named by their class.
+
+    What quotes a whole file of somebody loses its middle.
+    """
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'A file'}: {error.strerror.lower()}."
-    expected = isinstance(error, DiffTumorError | OSError)
-    return str(error) if expected else f"{type(error).__name__}: {error}"
+        text = f"{error.filename or 'A file'}: {error.strerror.lower()}."
+    elif isinstance(error, DiffTumorError | OSError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:

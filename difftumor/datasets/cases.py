@@ -15,6 +15,7 @@ import numpy as np
 
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
 from difftumor.errors import CaseListError, ConfigError, counted
+from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 from difftumor.scans.label_maps import check_stated_names
 from difftumor.scans.nifti import Volume, check_same_grid, read_labels
@@ -84,8 +85,11 @@ def read_cases(source: Path, *, root: Path | None = None, check_files: bool = Tr
     repeated = [id_ for id_, count in Counter(case.id for case in cases).items() if count > 1]
     if repeated:
         raise CaseListError(f"{source} lists case id {repeated[0]!r} more than once; give each case an id of its own.")
-    if check_files:
-        _check_files(cases, source)
+    try:
+        if check_files:
+            _check_files(cases, source)
+    except OSError as error:  # such as a name that is too long
+        raise CaseListError(f"{source} lists a file that cannot be looked up ({error}); correct the path.") from error
     return CaseList(cases, _label_names(listing), source, tuple(raw.id for raw in listing.cases if raw.validation))
 
 
@@ -218,8 +222,9 @@ def split_by_ids(cases: Sequence[Case], validation_ids: Collection[str]) -> tupl
     unknown = sorted(set(validation_ids) - {case.id for case in cases})
     if unknown:
         raise CaseListError(f"Validation case {unknown[0]!r} is not in the list; correct the id or add the case.")
-    training = tuple(case for case in cases if case.id not in set(validation_ids))
-    validation = tuple(case for case in cases if case.id in set(validation_ids))
+    held_out = set(validation_ids)
+    training = tuple(case for case in cases if case.id not in held_out)
+    validation = tuple(case for case in cases if case.id in held_out)
     if not training or not validation:
         empty = "training" if not training else "validation"
         raise CaseListError(f"The validation list leaves no case for {empty}; change the list.")
@@ -366,7 +371,7 @@ def _stored_split(file: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     """
     again = f"give another folder, or remove {file.parent} to split anew, which changes what every model may learn"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         stored, held_out = content["split"], tuple(str(entry["id"]) for entry in content["validation"])
         before = dict(stored["patients"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 Nothing heavy is imported here, so that a command can refuse a wrong folder at once.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 from difftumor.datasets.cases import CaseList, read_case_list
 from difftumor.datasets.sources import case_id, lists_cases, read_dataset_labels, read_label_table
 from difftumor.errors import CaseListError, ConfigError
+from difftumor.files.texts import read_json
 from difftumor.scans.organs import CONVENTIONS, Organ, get_convention, normalized
 from difftumor.scans.stored.header import is_nifti
 
@@ -68,7 +68,7 @@ def too_many(files: Sequence[Path]) -> str:
 def prediction_record(label_map: Path) -> Mapping[str, Any]:
     """Return what ``difftumor predict`` wrote about a label map beside it; empty if another program made the map."""
     try:
-        content = json.loads((label_map.parent / f"{case_id(label_map)}.json").read_text(encoding="utf-8"))
+        content = read_json(label_map.parent / f"{case_id(label_map)}.json")
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) and "difftumor_version" in content else {}

@@ -1,20 +1,22 @@
 """The formats that lists of cases come in, read into one plain form."""
 
-import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from difftumor.errors import CaseListError
+from difftumor.files.texts import parse_json, parse_yaml, read_table, read_text
 from difftumor.scans.stored.header import is_nifti
 
 _CHANNEL = re.compile(r"_0000$")
 _HEALTHY = frozenset({"none", "healthy"})
+# Entries of one list, far more than any data set of CT has; a million would take minutes.
+_MOST_CASES = 200_000
+# Label maps hold numbers of 32 bits.
+_HIGHEST_LABEL = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,9 @@ def read_label_table(file: Path) -> Mapping[str, int]:
         CaseListError: It cannot be read, or holds no such table.
     """
     try:
-        content = yaml.safe_load(_read_text(file).replace("\t", " "))  # JSON may be indented by tabs, YAML may not
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise CaseListError(f"{file} is neither JSON nor YAML ({reason}); correct it.") from error
+        content = _json_or_yaml(_read_text(file))
+    except ValueError as error:
+        raise CaseListError(f"{file} is neither JSON nor YAML ({error}); correct it.") from error
     if isinstance(content, dict):
         content = content if isinstance(content.get("labels"), dict) else {"labels": content}
         content = {**content, "labels": {str(key): value for key, value in content["labels"].items()}}
@@ -111,11 +112,17 @@ def read_label_table(file: Path) -> Mapping[str, int]:
     return names
 
 
+def _json_or_yaml(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return parse_yaml(text)
+
+
 def _read_text(source: Path) -> str:
     try:
-        # Spreadsheet programs put a byte order mark before UTF-8.
-        return source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(source)
+    except (OSError, ValueError) as error:
         raise CaseListError(f"{source} cannot be read ({error}); save it as UTF-8 text.") from error
 
 
@@ -131,11 +138,13 @@ def read_dataset_labels(file: Path) -> Mapping[str, int]:
 
 def _parsed_json(source: Path) -> Any:
     try:
-        return json.loads(_read_text(source))
+        return parse_json(_read_text(source))
     except json.JSONDecodeError as error:
         raise CaseListError(
             f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); correct it."
         ) from error
+    except ValueError as error:
+        raise CaseListError(f"{source} is not usable JSON ({error}); correct it.") from error
 
 
 def _json(source: Path, base: Path) -> Listing:
@@ -175,6 +184,8 @@ def _label_names(content: Mapping[str, Any], source: Path, *, predicted: bool = 
             name, number = key, int(value)
         else:
             raise CaseListError(f"{source} gives label {key!r} the value {value!r}; give one whole number per label.")
+        if not 0 <= number <= _HIGHEST_LABEL:
+            raise CaseListError(f"{source} gives label {name!r} the number {number}; give one from 0 to 2**32 - 1.")
         if name in names:
             raise CaseListError(f"{source} names the label {name!r} twice; give each number a name of its own.")
         names[name] = number
@@ -206,12 +217,18 @@ def _number_regions(labels: Mapping[str, Any], order: Any, source: Path, *, pred
 
 
 def _entries(
-    entries: Iterable[Any], source: Path, base: Path, what: str, *, validation: bool = False
+    entries: Sequence[Any], source: Path, base: Path, what: str, *, validation: bool = False
 ) -> tuple[RawCase, ...]:
+    _check_count(entries, source)
     return tuple(
         _entry({"image": entry} if isinstance(entry, str) else entry, source, base, f"{what} {number}", validation)
         for number, entry in enumerate(entries, start=1)
     )
+
+
+def _check_count(entries: Sequence[Any], source: Path) -> None:
+    if len(entries) > _MOST_CASES:
+        raise CaseListError(f"{source} lists {len(entries)} cases, more than {_MOST_CASES}; give several lists.")
 
 
 def _entry(entry: Any, source: Path, base: Path, where: str, validation: bool = False) -> RawCase:
@@ -247,29 +264,32 @@ def _csv(source: Path, base: Path) -> Listing:
 
     Several organs are separated by semicolons or spaces; "none" is a healthy scan, an empty cell says nothing.
     """
-    rows = csv.DictReader(_read_text(source).splitlines())
-    columns = [name.strip().lower() for name in rows.fieldnames or []]
-    if "image" not in columns:
+    try:
+        names, rows = read_table(source)
+    except (OSError, ValueError) as error:
+        raise CaseListError(
+            f"{source} cannot be read ({error}); save it as UTF-8, and quote commas in paths."
+        ) from error
+    if "image" not in [name.strip().lower() for name in names]:
         raise CaseListError(f"{source} has no column 'image'; its first line must name the columns, as image,labels.")
-    rows.fieldnames = columns
+    _check_count(rows, source)
     cases = []
-    for row in rows:
-        if None in row:
-            raise CaseListError(f"{source}, line {rows.line_num}, has more values than columns; quote commas in paths.")
-        entry: dict[str, Any] = {name: value.strip() for name, value in row.items() if value and value.strip()}
+    for line, row in rows:
+        entry: dict[str, Any] = {name.strip().lower(): value.strip() for name, value in row.items() if value.strip()}
         if not entry:
             continue
         if "tumor_organs" in entry:
             words = re.split(r"[;\s]+", entry["tumor_organs"])
             entry["tumor_organs"] = [word for word in words if word and word.lower() not in _HEALTHY]
-        cases.append(_entry(entry, source, base, f"line {rows.line_num}"))
+        cases.append(_entry(entry, source, base, f"line {line}"))
     return Listing(tuple(cases))
 
 
 def _text(source: Path, base: Path) -> Listing:
     """Read lines of an image and optionally a label map, separated by a tab or spaces; "#" starts a comment."""
-    cases = []
-    for number, line in enumerate(_read_text(source).splitlines(), start=1):
+    cases, lines = [], _read_text(source).splitlines()
+    _check_count(lines, source)
+    for number, line in enumerate(lines, start=1):
         text = line.split("#")[0].strip()
         words = text.split("\t") if "\t" in text else text.split()
         if len(words) > 2:

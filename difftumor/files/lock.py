@@ -17,6 +17,7 @@ from pathlib import Path
 from difftumor.errors import ConfigError, TrainingError
 from difftumor.files.processes import is_alive, machine, marks_of, started
 from difftumor.files.recovery import recover
+from difftumor.files.texts import read_json
 from difftumor.files.writing import LOCK, guarded
 
 RENEW_S = 60.0
@@ -311,6 +312,6 @@ def _linked(source: Path, target: Path) -> bool:
 def _read(file: Path) -> Holder | None:
     """Return who holds a lock; None if the file is damaged."""
     try:
-        return Holder(**json.loads(file.read_text(encoding="utf-8")))
+        return Holder(**read_json(file))
     except (ValueError, TypeError):
         return None

@@ -1,6 +1,5 @@
 """Deciding where results may be written, and which earlier ones they may replace."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from difftumor.errors import ConfigError
 from difftumor.files.recovery import recover
+from difftumor.files.texts import read_json
 from difftumor.files.writing import LOCK, cannot_write, is_empty
 
 # In a JSON file that describes an export, the key by which a later export knows that difftumor has made it.
@@ -184,7 +184,7 @@ def is_json_with(key: str) -> Callable[[Path], bool]:
 
     def has_key(file: Path) -> bool:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         except (OSError, ValueError):
             return False
         return isinstance(content, dict) and key in content

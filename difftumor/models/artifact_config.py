@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor import __version__
 from difftumor.errors import ArtifactError
+from difftumor.files.texts import parse_json
 
 if TYPE_CHECKING:
     from difftumor.scans.appearance import AppearanceRanges
@@ -117,7 +118,7 @@ class ArtifactConfig:
     def from_json(cls, text: str, path: Path) -> ArtifactConfig:
         """Parse ``config.json``; ``path`` is named in errors."""
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if not isinstance(content, dict):
                 raise TypeError("it is not a mapping")
             content.pop("identity", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from difftumor.errors import ConfigError, sentence_of
 from difftumor.files.checksums import provenance
 from difftumor.files.lock import locked
 from difftumor.files.recovery import recover
+from difftumor.files.texts import read_json
 from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
@@ -280,7 +280,7 @@ def _request(
 def _read_record(path: Path) -> dict[str, Any] | None:
     """Return the record of a case, or None if the file is not one."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         _compared(record), describe_lesions(record), record["organ_mm3"], record["tumor_mm3"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from difftumor.datasets.integrity import fingerprints, shared_scans
 from difftumor.datasets.sources import case_id
 from difftumor.errors import ArtifactError, counted
+from difftumor.files.texts import read_json
 from difftumor.models.artifact_config import ArtifactConfig, read_config
 from difftumor.scans.fingerprint import Fingerprint
 
@@ -65,7 +65,7 @@ def seen_by_predictors(predictions: Iterable[Path]) -> tuple[SeenScans, ...]:
     cts: dict[Path, None] = {}
     for file in predictions:
         try:
-            record = json.loads((file.parent / f"{case_id(file)}.json").read_text(encoding="utf-8"))
+            record = read_json(file.parent / f"{case_id(file)}.json")
             named = [Path(model["path"]) for model in record["models"]]
             cts[Path(record["ct"]["path"])] = None
         except (OSError, ValueError, TypeError, KeyError):

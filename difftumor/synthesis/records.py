@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
+from difftumor.files.texts import parse_json
 from difftumor.scans.grid import Vector, Voxel
 from difftumor.scans.lesions import SizeGroup, size_group
 
@@ -230,7 +231,7 @@ class TumorRecord:
             SynthesisError: The text is not a record of this format version.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise SynthesisError(f"The tumor record is not JSON ({error}): correct it.") from error
         if not isinstance(values, dict):

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import yaml
-
 from difftumor.errors import ConfigError
+from difftumor.files.texts import read_yaml
 from difftumor.scans.grid import Vector
 from difftumor.scans.lesions import SizeGroup, size_group
 from difftumor.synthesis.distributions import Distribution, fixed, uniform
@@ -400,10 +399,9 @@ def read_plan(path: Path) -> TumorPlan:
         ConfigError: The file is missing, is not YAML, or has an unknown or wrong field; the message names both.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--tumors {path} cannot be read ({reason}): give a YAML file.") from error
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tumors {path} cannot be read ({error}): give a YAML file.") from error
     entries = content.get("tumors") if isinstance(content, Mapping) else content
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         raise ConfigError(f"--tumors {path} has no list of tumors: write 'tumors:' and entries that begin with '-'.")

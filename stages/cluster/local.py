@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 from stages.cluster.checkout import REPOSITORY, Checkout
 from stages.cluster.jobs import Job, Submitted, needed_ids
@@ -111,10 +112,10 @@ def _write_state(file: Path, state: Mapping[str, Any]) -> None:
 def _read_state(file: Path) -> dict[str, Any]:
     """Return what is known of a job; one whose program has gone will not end any more."""
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(file)
         if state["state"] not in ENDED and not _has_runner(file.parent, since=file):
             # It may have ended in between.
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = read_json(file)
             if state["state"] not in ENDED:
                 reason = "the program that runs the jobs has gone: submit again"
                 return {**state, "state": "cancelled", "reason": reason}
@@ -169,7 +170,7 @@ class LocalRunner:
     running: dict[str, tuple[subprocess.Popen[bytes], int, dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.plan = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
+        self.plan = read_json(self.folder / PLAN)
         self.waiting = list(self.plan["steps"])
         self.stopped = False
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from difftumor.errors import ConfigError
 from difftumor.files.results import check_folder
+from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 from stages.cluster.checkout import Checkout
 from stages.cluster.jobs import Job, Submitted, check_order
@@ -125,7 +126,7 @@ def _job_record(job: Job, sent: Submitted) -> dict[str, Any]:
 
 def _read(file: Path) -> Submission:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         jobs = tuple(
             Submitted(name=job["name"], id=job["id"], log=Path(job["log"]), errors=Path(job["errors"]))
             for job in record["jobs"]

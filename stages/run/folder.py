@@ -16,6 +16,7 @@ import yaml
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files.recovery import recover
 from difftumor.files.results import ResultFolder
+from difftumor.files.texts import read_json, read_yaml
 from difftumor.files.writing import give_name, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
@@ -118,8 +119,8 @@ class RunFolder:
             ConfigError: The file is damaged.
         """
         try:
-            stored = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            stored = read_yaml(self.path / CONFIG)
+        except ValueError as error:
             raise _damaged(self.path / CONFIG) from error
         if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
             raise _damaged(self.path / CONFIG)
@@ -280,10 +281,10 @@ def _read_json(file: Path) -> dict[str, Any] | None:
         ConfigError: It is damaged.
     """
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(file) from error
     if not isinstance(stored, dict):
         raise _damaged(file)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from difftumor.errors import ConfigError
 from difftumor.files.lock import Holder, holder_of, locked
+from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 from stages.cluster.status import JobState, last_error
 from studies.jobs.graph import Node
@@ -76,7 +77,7 @@ class Queue:
         """
         file = self.folder / STATE
         try:
-            return {name: QueuedJob(**job) for name, job in json.loads(file.read_text(encoding="utf-8")).items()}
+            return {name: QueuedJob(**job) for name, job in read_json(file).items()}
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difftumor.errors import CaseListError
+from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 
 # Also part of the key of the jobs that write records: another format makes all of them again.
@@ -117,7 +118,7 @@ def read_record(file: Path) -> CellRecord:
         CaseListError: It is damaged, or of another format.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         if values.pop("format") != FORMAT:
             raise ValueError("it has another format")
         scans = tuple(_scan(scan) for scan in values.pop("scans"))

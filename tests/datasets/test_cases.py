@@ -217,7 +217,7 @@ def test_labels_of_one_file(tmp_path):
         ("list.csv", "scan,labels\na,b\n", "no column 'image'"),
         ("list.csv", "", "no column 'image'"),
         ("list.csv", "image\n", "lists no cases"),
-        ("list.csv", "image\na.nii,b.nii\n", "line 2, has more values than columns"),
+        ("list.csv", "image\na.nii,b.nii\n", "line 2 has more values than columns"),
         ("list.csv", "image,labels\n,b.nii\n", "line 2, names no image"),
         ("list.txt", "a b c\n", "line 1, has 3 values"),
         ("list.xlsx", "", "is not a list of cases"),

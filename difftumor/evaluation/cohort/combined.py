@@ -1,6 +1,5 @@
 """Evaluations of several organs and methods, combined into the tables of the papers."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from difftumor.evaluation.cohort.tables import (
     percent,
     sensitivity_table,
 )
+from difftumor.files.texts import read_json
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Table
 
@@ -128,7 +128,7 @@ def _summaries(folder: Path, name: str | None) -> dict[str, Summary]:
     if not file.is_file():
         raise CaseListError(f"{file} does not exist: give a folder that difftumor evaluate has written.")
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file)
         found = {name or str(summary["method"]): summary, **summary.get("compared", {})}
         for each in found.values():
             each["settings"]["organ"]

@@ -1,7 +1,5 @@
 """Folds of a cross-validation: which case is in which, and the means of each."""
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -9,6 +7,7 @@ from typing import Any
 
 from difftumor.errors import CaseListError
 from difftumor.evaluation.cohort.cases import SCORES, CaseResult
+from difftumor.files.texts import read_json, read_table
 
 _FORMATS = "a splits_final.json of nnU-Net, or a CSV file with the columns case and fold"
 
@@ -24,8 +23,7 @@ def read_folds(path: Path) -> dict[str, str]:
         CaseListError: The file is missing or malformed, or a case is in several folds.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
-        pairs = _json(json.loads(text)) if path.suffix.lower() == ".json" else _csv(text)
+        pairs = _json(read_json(path)) if path.suffix.lower() == ".json" else _csv(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CaseListError(f"folds (--folds) {path} cannot be read ({error}): give {_FORMATS}.") from error
     found: dict[str, str] = {}
@@ -89,13 +87,13 @@ def _json(splits: Any) -> list[tuple[str, str]]:
     return [(str(case), str(number)) for number, split in enumerate(splits) for case in split["val"]]
 
 
-def _csv(text: str) -> list[tuple[str, str]]:
-    reader = csv.DictReader(text.splitlines())
-    if not {"case", "fold"} <= set(reader.fieldnames or ()):
+def _csv(path: Path) -> list[tuple[str, str]]:
+    names, rows = read_table(path)
+    if not {"case", "fold"} <= set(names):
         raise ValueError("it has no columns case and fold")
     pairs = []
-    for row in reader:
-        if not row["case"] or not row["fold"]:
-            raise ValueError(f"line {reader.line_num} has no case or no fold")
+    for line, row in rows:
+        if not row.get("case") or not row.get("fold"):
+            raise ValueError(f"line {line} has no case or no fold")
         pairs.append((row["case"].strip(), row["fold"].strip()))
     return pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -14,6 +13,7 @@ from difftumor.errors import counted
 from difftumor.evaluation.cohort.cases import FRACTIONS
 from difftumor.evaluation.cohort.tables import detection_table, scores_table
 from difftumor.files.results import ResultFolder
+from difftumor.files.texts import read_json
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.plots import to_png
 from difftumor.reporting.report import Report
@@ -131,7 +131,7 @@ def _summary(findings: Findings) -> dict[str, Any]:
 def is_same_request(folder: Path, request: Mapping[str, Any]) -> bool:
     """Whether all that a folder holds of an evaluation was written for this request."""
     try:
-        return bool(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"] == request)
+        return bool(read_json(folder / SUMMARY_FILE)["request"] == request)
     except (OSError, ValueError, TypeError, KeyError):
         return False
 

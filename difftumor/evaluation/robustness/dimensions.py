@@ -13,9 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from difftumor.errors import ConfigError
+from difftumor.files.texts import read_yaml
 
 # Standard deviations from the mean.
 LEVELS = (-3, -2, -1, 0, 1, 2, 3)
@@ -113,10 +112,9 @@ def plain_dimensions(dimensions: Mapping[str, Dimension]) -> dict[str, dict[str,
 
 def _content(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--dimensions {path} cannot be read ({reason}): give a YAML file.") from error
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--dimensions {path} cannot be read ({error}): give a YAML file.") from error
     if not isinstance(content, Mapping) or not content:
         raise ConfigError(
             f"--dimensions {path} names no dimension: write for instance 'size: {{mean: 15, factor: 1.3}}'."

@@ -24,6 +24,7 @@ from difftumor.evaluation.robustness.scan_run import Benchmark, HealthyScan
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow
 from difftumor.evaluation.robustness.worst import WorstCase, choose_worst, write_worst
 from difftumor.files.results import ResultFolder
+from difftumor.files.texts import read_json
 from difftumor.files.writing import folder_written_whole
 from difftumor.models.artifact import load_artifact
 from difftumor.reporting.tables import Table, write_csv, write_json
@@ -265,7 +266,7 @@ def _earlier_worst(out: Path) -> set[str]:
 def _earlier(out: Path) -> Mapping[str, Any]:
     """Return the results of an earlier command; nothing if there are none or the file is damaged."""
     try:
-        content = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))
+        content = read_json(out / JSON_FILE)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

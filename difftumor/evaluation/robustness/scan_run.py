@@ -18,6 +18,7 @@ from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensio
 from difftumor.evaluation.robustness.plan import Variant, distinct, file_name, plan_scan, tumor_spec
 from difftumor.evaluation.robustness.scoring import ScanResult, TumorRow, TumorScore, score_tumor
 from difftumor.files.results import ResultFolder
+from difftumor.files.texts import read_json
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import write_json
 from difftumor.scans.grid import Box, triple
@@ -230,7 +231,7 @@ def _done_before(folder: Path, case: str, request: Mapping[str, Any]) -> ScanRes
         ConfigError: It had another, or its file is damaged.
     """
     try:
-        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / RESULT_FILE)
         names = {field.name for field in fields(TumorRow)}
         rows = tuple(TumorRow(**{name: row[name] for name in names}) for row in content["rows"])
         found = ScanResult(case, "done before", rows, tuple(content["notes"]), content["healthy_lesions"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +11,7 @@ from typing import Any, Literal
 
 from difftumor.errors import CaseListError
 from difftumor.evaluation.cohort.statistics import LEVEL, Interval, bootstrap_mean, bootstrap_ratio
+from difftumor.files.texts import read_json, read_table
 from difftumor.scans.lesions import size_group
 
 Measure = Literal["early", "all", "dsc", "nsd"]
@@ -297,7 +296,7 @@ def _mean(scans: Sequence[TestedScan]) -> TestedScan:
 def _settings(folder: Path, cell: TransferCell) -> dict[str, Any]:
     file = folder / "summary.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file)
         settings, models = summary["settings"], summary.get("trained_on_test", ())
         organ, found = settings["organ"], {name: settings[name] for name in _ALIKE}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -345,5 +344,4 @@ def _scan(row: Mapping[str, str], lesions: Sequence[Mapping[str, str]], fold: in
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return [row for _, row in read_table(file)[1]]

@@ -11,6 +11,7 @@ from typing import Any
 from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.files.results import check_results
+from difftumor.files.texts import read_json
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import ScanInputs
 
@@ -152,7 +153,7 @@ def read_record(path: Path) -> ScanRecord:
     if not path.is_file():
         raise SynthesisError(f"There is no file at {path}: give the {RECORD_FILE} of an earlier difftumor synthesize.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content["format_version"]
         if content.get("inputs", ()) is None:
             raise ValueError("its scan came from arrays, not from files")

@@ -56,11 +56,18 @@ def check_results(folder: Path, names: Iterable[str], *, inputs: Iterable[Path],
         overwrite: Whether an earlier result may be replaced.
 
     Raises:
-        ConfigError: The folder is a file or lies in one, or it holds an earlier result, or an input in the place of a
-            result.
+        ConfigError: The folder is a file or lies in one, or it holds an earlier result, an input in the place of a
+            result, or a link in the place of a folder of results.
     """
     check_folder(folder, option="out (--out)")
     recover(folder)
+    names = list(names)
+    inner = {parent for name in names for parent in Path(name).parents} - {Path()}
+    if linked := [str(name) for name in inner if (folder / name).is_symlink()]:
+        raise ConfigError(
+            f"out (--out) {folder} holds the link {min(linked)}, and results are not written elsewhere: remove it, or "
+            "give another folder."
+        )
     present = [name for name in names if (folder / name).exists()]
     results = {(folder / name).resolve() for name in present}
     for file in inputs:

@@ -124,48 +124,54 @@ def check_checkpoint(file: Path) -> int:
     if not file.is_file():
         raise TrainingError(f"{file} {'is not a file' if file.exists() else 'is missing'}")
     try:
-        _check_sum(file)
+        _check_parts(file, sums=not _has_sum(file))
     except OSError as error:
         raise TrainingError(f"{file} cannot be read ({(error.strerror or str(error)).lower()})") from error
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        bad = _not_finite(content) if isinstance(content, dict) else None
     except Exception as error:  # whatever a file made by others can make torch raise
         raise TrainingError(f"{file} is damaged, or no checkpoint ({type(error).__name__})") from error
     step = content.get("steps_done") if isinstance(content, dict) else None
     if not isinstance(step, int) or not isinstance(content.get("state_dict"), Mapping):
         raise TrainingError(f"{file} is no checkpoint of a training")
-    if (bad := _not_finite(content)) is not None:
+    if bad is not None:
         raise TrainingError(f"{file} is damaged ({bad} is not finite)")
     return step
 
 
-def _check_sum(file: Path) -> None:
+def _has_sum(file: Path) -> bool:
     """Compare the checksum behind an archive with its content; archives of earlier versions have none."""
     length = len(_TRAILER % 0)
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - length))
         trailer = stream.read()
-        stream.seek(0)
         if not trailer.startswith(_TRAILER[:-6]):
-            _check_parts(file)
-            return
+            return False
+        stream.seek(0)
         crc, left = 0, size - length
         while part := stream.read(min(_READ_BYTES, left)):
             crc, left = zlib.crc32(part, crc), left - len(part)
     if trailer != _TRAILER % crc:
         raise TrainingError(f"{file} is damaged (its checksum is wrong)")
+    return True
 
 
-def _check_parts(file: Path) -> None:
-    """Compare the checksum that torch writes for each part of an archive, and that it itself never looks at."""
+def _check_parts(file: Path, *, sums: bool) -> None:
+    """Refuse an archive that torch has not written, which could unpack to any size, or whose parts are not whole.
+
+    Args:
+        file: The archive.
+        sums: Whether to compare the checksum that torch writes for each part, and that it itself never looks at.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             # Torch reads nothing where a part is called a folder, and leaves the tensor as memory was.
             plain = all(
                 part.compress_type == zipfile.ZIP_STORED and part.external_attr == 0 for part in archive.infolist()
             )
-            wrong = archive.testzip() if plain else None
+            wrong = archive.testzip() if plain and sums else None
     except OSError:
         raise
     except Exception as error:  # damage can show anywhere in the archive's tables
@@ -178,20 +184,26 @@ def _check_parts(file: Path) -> None:
 def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
     """Return the name of a tensor to go on from that holds NaN or infinity."""
     for part in _STATE:
-        for name, tensor in _tensors(checkpoint.get(part), part):
+        for name, tensor in _tensors(checkpoint.get(part), part, set()):
+            values = _stored(tensor)
             # The sum is one pass over memory, and finite unless a value is not or it overflows.
-            if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            if values.is_floating_point() and not values.sum().isfinite() and not values.isfinite().all():
                 return name
     return None
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Walk through nested mappings and lists."""
+def _stored(tensor: Tensor) -> Tensor:
+    """Return the values that a tensor stores, of which it can repeat one as often as it likes."""
+    if tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
+        return tensor
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _tensors(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Walk through nested mappings and lists, each once: a file can hold one in itself."""
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}.{place}")
+    elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(inner, f"{name}.{key}", seen)

@@ -16,7 +16,7 @@ import yaml
 from difftumor.errors import ArtifactError, ConfigError
 from difftumor.files.recovery import recover
 from difftumor.files.results import ResultFolder
-from difftumor.files.texts import read_json, read_yaml
+from difftumor.files.texts import parse_yaml, read_json, read_text
 from difftumor.files.writing import give_name, written_whole
 from difftumor.models.artifact import Parent
 from difftumor.models.artifact_config import CONFIG_FILE, read_config
@@ -119,10 +119,12 @@ class RunFolder:
             ConfigError: The file is damaged.
         """
         try:
-            stored = read_yaml(self.path / CONFIG)
+            text = read_text(self.path / CONFIG)
+            stored = parse_yaml(text)
         except ValueError as error:
             raise _damaged(self.path / CONFIG) from error
-        if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
+        # All values were resolved when it was written: a reference, to the environment perhaps, is not its own.
+        if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored) or "${" in text:
             raise _damaged(self.path / CONFIG)
         return stored
 

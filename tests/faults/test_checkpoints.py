@@ -13,40 +13,11 @@ from difftumor.errors import ConfigError, TrainingError
 from difftumor.files.processes import mark
 from stages.autoencoder.train import build
 from stages.run.checkpoint import DurableCheckpoints, check_checkpoint
-from tests.stages.builds import Crash, composed, crashing_at, run
-from tests.stages.conftest import TINY
+from tests.faults.conftest import config_of
+from tests.faults.harm import Payload
+from tests.stages.builds import Crash, crashing_at, run
 
 GOOD = {"state_dict": {"w": torch.arange(40.0)}, "optimizer_states": [{"m": torch.ones(3)}], "steps_done": 4}
-
-
-class _Attack:
-    def __init__(self, sentinel):
-        self.sentinel = sentinel
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.sentinel),)
-
-
-@pytest.fixture(scope="module")
-def died(cohort, tmp_path_factory):
-    """A folder with a run that died at step 5 of 8, after checkpoints of steps 2 and 4."""
-    folder = tmp_path_factory.mktemp("died")
-    with pytest.raises(Crash):
-        run(_config(cohort, folder), crashing_at(build, 5))
-    return folder
-
-
-def _config(cohort, folder, *overrides):
-    places = (f"data.root={cohort}", f"runs_dir={folder}/runs", f"checkpoints_dir={folder}/checkpoints")
-    return composed("autoencoder", [*TINY, *places, *overrides])
-
-
-@pytest.fixture
-def copied(died, cohort, tmp_path):
-    """Return the folder of a copy of the run, and what resumes it."""
-    shutil.copytree(died, tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "runs/autoencoder/default"
-    return folder, lambda *overrides, build=build, job=None: run(_config(cohort, tmp_path, *overrides), build, job=job)
 
 
 def _files(folder):
@@ -106,7 +77,7 @@ DAMAGES = {
     "empty": (lambda last: last.write_bytes(b""), "is empty"),
     "html": (lambda last: last.write_bytes(b"<html>"), "damaged or cut short, or no checkpoint"),
     "list": (lambda last: last.write_bytes(_saved([1])), "is no checkpoint of a training"),
-    "attack": (lambda last: last.write_bytes(_saved(_Attack(last.with_name("hit")))), "is damaged, or no checkpoint"),
+    "attack": (lambda last: last.write_bytes(_saved(Payload(last.with_name("hit")))), "is damaged, or no checkpoint"),
     "nan": (lambda last: last.write_bytes(_with(last, state_dict={"w": torch.tensor([1, torch.nan])})),
             r"state_dict\.w is not finite"),
 }  # fmt: skip
@@ -135,7 +106,7 @@ def test_weights_of_another_shape_are_one_sentence(copied):
 
 def test_the_checkpoint_before_the_last_ends_in_the_same_weights(copied, cohort, tmp_path, capsys):
     folder, resume = copied
-    whole = run(_config(cohort, tmp_path / "whole"), build)
+    whole = run(config_of(cohort, tmp_path / "whole"), build)
     (folder / "last.ckpt").write_bytes(b"")
     parted = resume("trainer.on_damage=previous")
     assert f"going on from {folder}/previous.ckpt (step 2)" in capsys.readouterr().out

@@ -23,6 +23,7 @@ from difftumor.reporting.tables import write_json
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, write_ct, write_labels
 from difftumor.scans.organs import BACKGROUND, ORGAN, TUMOR, Organ, OrganLabels, resolve_labels
+from difftumor.scans.stored.readers import choose_reader
 from difftumor.seeding import numpy_generator
 from difftumor.synthesis.scan.cohort import Outcome, inputs_of, synthesize_cohort
 from difftumor.synthesis.scan.files import ScanSynthesizer
@@ -120,7 +121,7 @@ def export_dataset(
         progress: Called with a description and a number of steps; yields a function that is called after each step.
 
     Raises:
-        CaseListError: A case cannot be used, or as `plan_entries`.
+        CaseListError: A case cannot be used, no reader of nnU-Net sees all CTs as they are, or as `plan_entries`.
         ConfigError: The name is not one that nnU-Net finds, ``out`` must not be replaced, or copies lack ``synthesis``.
     """
     check_dataset_name(out)
@@ -128,6 +129,7 @@ def export_dataset(
         raise ConfigError("Copies need synthesis: say which tumors they get.")
     given = [file for case in cases.cases for file in (case.image, case.labels) if file is not None]
     DATASET_FOLDER.check(out, option="OUT", inputs=(cases.source, *given), overwrite=overwrite)
+    reader = choose_reader(case.image for case in cases.cases)  # labels and copies get the headers of their CTs
     with progress("Reading labels", len(cases.cases)) as advance:
         found = sort_cases(cases, organ, assume_healthy=assume_healthy, done=advance)
     if found.left_out:
@@ -155,7 +157,7 @@ def export_dataset(
         made = [copy for copy in planned if copy.case.id not in failed]
         entries = [*real, *made]
         ignore = bool(resolve_labels(cases.label_names, organ, source=cases.source).ignore)
-        write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ, ignore=ignore))
+        write_json(staging / DATASET_FILE, _describe_dataset(out.name, entries, organ, reader, ignore=ignore))
         splits = split_entries(entries, validation_ids=cases.validation_ids, seed=seed)
         write_json(staging / SPLITS_FILE, splits)
     return ExportedDataset(len(real), len(made), failed, tuple(warnings))
@@ -202,9 +204,6 @@ def _write_case(case: Case, cases: CaseList, organ: Organ, folder: Path, *, acce
     numbers = resolve_labels(cases.label_names, organ, source=cases.source)
     only = (*numbers.organ, *numbers.tumor, *numbers.ignore)
     ct = read_ct(case.image, beside=case_label_files(case, cases.label_names, only=only), accept_hu=accept_hu)
-    assert ct.stored is not None
-    if ct.stored.values.ndim != 3:
-        raise CaseListError(f"{case.image} has {ct.stored.values.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
     labels = read_case_labels(case, cases.label_names, only=only)
     check_same_grid(ct, labels)
     standard = numbers.to_standard(labels.data, source=case.labels)
@@ -298,7 +297,9 @@ def split_entries(
     return splits
 
 
-def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ, *, ignore: bool) -> dict[str, Any]:
+def _describe_dataset(
+    name: str, entries: Sequence[Entry], organ: Organ, reader: str, *, ignore: bool
+) -> dict[str, Any]:
     """Return the content of ``dataset.json``.
 
     Beside what nnU-Net reads, it lists patients and tumors, so that difftumor reads the data set as one of its own. The
@@ -325,6 +326,7 @@ def _describe_dataset(name: str, entries: Sequence[Entry], organ: Organ, *, igno
         },
         "numTraining": len(entries),
         "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": reader,
         "training": training,
         "synthetic_copies": copies,
         MADE_BY: {"version": __version__, "organ": organ.name},

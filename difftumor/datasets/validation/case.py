@@ -17,12 +17,13 @@ from difftumor.datasets.integrity import cached_fingerprint, label_files_of
 from difftumor.datasets.tumor_cases import has_tumor
 from difftumor.errors import CaseListError, OrganError, sentence_of
 from difftumor.scans.fingerprint import Fingerprint
-from difftumor.scans.grid import Box, Grid
+from difftumor.scans.grid import Box, Grid, millimeters
 from difftumor.scans.hounsfield import ScanWarning, ct_doubts, organ_doubts, settle, warn
 from difftumor.scans.label_maps import label_values
 from difftumor.scans.nifti import Volume, read_ct, read_grid
 from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, normalized, resolve_labels
 from difftumor.scans.stored.header import compare_headers
+from difftumor.scans.stored.readers import same_spacing, stated_spacing_mm
 
 Level = Literal["error", "warning"]
 # A tumor so far outside the box around its organ is perhaps none of this organ.
@@ -176,6 +177,14 @@ def _check_ct(case: Case, ct: Volume, identity: Fingerprint, *, accept_hu: bool)
         raise CaseListError(
             f"{case.image} is not the scan whose fingerprint the list states: correct the path, or remove the "
             "fingerprint."
+        )
+    stated_mm = stated_spacing_mm(ct.header)
+    if not same_spacing(stated_mm, ct.grid.spacing_mm):
+        warn(
+            [
+                f"{case.image} states voxels of {millimeters(stated_mm)} mm (pixdim), and of "
+                f"{millimeters(ct.grid.spacing_mm)} mm by its sform, which counts: other programs may take the first."
+            ]
         )
     if ct.doubts:
         warn(settle(ct_doubts(ct.data, str(ct.path)), accept=accept_hu))

@@ -31,7 +31,7 @@ _MOST_PREAMBLE = 16 * 2**20
 # Nowhere near are voxels farther from the origin of the scanner, and float32 is too coarse for them.
 _FARTHEST_MM = 1e5
 # Millimeters of the units of space that a header can name (xyzt_units); without one, millimeters are usual.
-_UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 # Voxels of CT: from those of a micro-CT to the thickest slices.
 _SPACING_MM = (0.01, 50.0)
 # With more than this, distances along the axes are wrong by more than 1 %.
@@ -122,10 +122,10 @@ def stored_grid(image: Any, path: Path) -> Grid:
             singular affine, or axes that are not square to each other, along which distances would be wrong.
     """
     code = int(image.header["xyzt_units"]) % 8
-    if code not in _UNITS_MM:
+    if code not in UNITS_MM:
         raise VolumeError(f"{path} states its spacing in no unit of length (xyzt_units {code}); convert it again.")
     try:
-        grid = Grid(triple(image.shape[:3]), np.diag([_UNITS_MM[code]] * 3 + [1.0]) @ image.affine)
+        grid = Grid(triple(image.shape[:3]), np.diag([UNITS_MM[code]] * 3 + [1.0]) @ image.affine)
     except ValueError as error:
         form = "sform" if image.header["sform_code"] else "qform, pixdim"
         raise VolumeError(

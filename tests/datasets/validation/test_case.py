@@ -166,6 +166,17 @@ def test_a_stated_fingerprint_must_be_that_of_the_file(tmp_path):
     assert "is not the scan whose fingerprint" in wrong.messages("error")[0]
 
 
+def test_a_header_that_states_two_spacings_is_warned_of(tmp_path):
+    entry = write_case(tmp_path, "a")
+    image = nib.load(tmp_path / "a.nii.gz")
+    stored = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    stored.header["pixdim"][1:4] = (1, 1, 5)
+    stored.to_filename(tmp_path / "a.nii.gz")
+    assert (
+        "states voxels of 1 x 1 x 5 mm (pixdim), and of 1 x 1 x 1 mm" in checked(tmp_path, entry).messages("warning")[0]
+    )
+
+
 def test_every_file_of_a_folder_of_structures_is_looked_at(tmp_path):
     write_nifti(tmp_path / "c1/ct.nii.gz", body(), LPS)
     write_nifti(tmp_path / "c1/segmentations/liver.nii.gz", (organs() == 5).astype(np.uint8), LPS)

@@ -1,0 +1,112 @@
+"""Which reader of nnU-Net sees NIfTI files as they are: it takes one for a data set, which dataset.json may name.
+
+``SimpleITKIO``, its default, reads by ITK, which knows no shear: it takes whichever of sform and qform its rules say,
+refuses one whose axes are not square to each other, and takes the spacing from pixdim. ``NibabelIO`` keeps the affine,
+but takes the spacing from pixdim without its unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from difftumor.errors import CaseListError
+from difftumor.scans.grid import Grid, Vector, millimeters, triple
+from difftumor.scans.stored.header import UNITS_MM, read_header
+
+# In the order in which they are chosen: the default first.
+READERS = ("SimpleITKIO", "NibabelIO")
+# ITK accepts axes that are square up to this and a little more.
+_SQUARE = 1e-4
+# By as large a share spacings may differ: 0.5 mm along half a meter.
+_SAME_SPACING = 1e-3
+
+
+def choose_reader(files: Iterable[Path]) -> str:
+    """Return the reader of nnU-Net that sees all files as they are, its default if that one does.
+
+    Args:
+        files: Of which only headers are read.
+
+    Raises:
+        CaseListError: A file has more than three axes, or each of the readers would see one otherwise, or refuse it.
+        VolumeError: A file cannot be used.
+    """
+    against: dict[str, str] = {}
+    for file in files:
+        image, grid = read_header(file)
+        if image.ndim != 3:
+            raise CaseListError(f"{file} has {image.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
+        for reader, objection in (("SimpleITKIO", _itk(image, grid)), ("NibabelIO", _nibabel(image, grid))):
+            if objection:
+                against.setdefault(reader, f"{reader} {objection} in {file}")
+    for reader in READERS:
+        if reader not in against:
+            return reader
+    raise CaseListError(
+        f"No reader of nnU-Net sees all scans as they are ({'; '.join(against.values())}): save these scans again, "
+        "with square axes, and their spacing in millimeters also in pixdim."
+    )
+
+
+def stated_spacing_mm(header: Any) -> Vector:
+    """Return the spacing in pixdim, which most programs take, whatever the affine says."""
+    x, y, z = (float(zoom) * UNITS_MM[int(header["xyzt_units"]) % 8] for zoom in header.get_zooms()[:3])
+    return x, y, z
+
+
+def same_spacing(one: Vector, other: Vector) -> bool:
+    """Whether spacings are the same but for rounding."""
+    return bool(np.allclose(one, other, rtol=_SAME_SPACING))
+
+
+def itk_grid(image: Any) -> Grid | None:
+    """Return the grid that ITK (5.4, in SimpleITK 2.5) reads of a NIfTI file's header; None if it refuses the file.
+
+    The sform counts where its code says "scanner" or there is no qform, and its axes are square; else the qform.
+    """
+    header = image.header
+    if isinstance(header, nib.Nifti2Header):
+        return None
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    sform = header.get_sform()
+    if sform_code > 0 and (sform_code == 1 or qform_code == 0) and _skew(sform) <= _SQUARE:
+        affine = sform
+    elif qform_code > 0:
+        affine = header.get_qform()
+    else:
+        return None
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    place_mm = affine[:3, 3] * UNITS_MM[int(header["xyzt_units"]) % 8]
+    seen = np.eye(4)
+    seen[:3] = np.column_stack([directions * stated_spacing_mm(header), place_mm])
+    return Grid(triple(image.shape[:3]), seen)
+
+
+def _itk(image: Any, grid: Grid) -> str:
+    """Say what speaks against reading a file by ITK; nothing if it sees the grid as it is."""
+    seen = itk_grid(image)
+    if seen is None:
+        return "refuses NIfTI-2, or axes that are not square to each other,"
+    if not same_spacing(seen.spacing_mm, grid.spacing_mm):
+        return _other_spacing(seen.spacing_mm, grid)
+    return "" if seen.matches(grid) else f"sees voxels up to {seen.displacement_mm(grid):.3g} mm apart (qform)"
+
+
+def _nibabel(image: Any, grid: Grid) -> str:
+    x, y, z = (float(zoom) for zoom in image.header.get_zooms()[:3])  # whatever their unit
+    return "" if same_spacing((x, y, z), grid.spacing_mm) else _other_spacing((x, y, z), grid)
+
+
+def _other_spacing(seen_mm: Vector, grid: Grid) -> str:
+    return f"sees voxels of {millimeters(seen_mm)} mm, not {millimeters(grid.spacing_mm)},"
+
+
+def _skew(affine: NDArray[np.float64]) -> float:
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return float("inf") if not lengths.all() else Grid((1, 1, 1), affine).skew

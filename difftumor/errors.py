@@ -81,9 +81,15 @@ def sentence_of(error: Exception) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
-def printable(text: str) -> str:
-    """Return a text with control characters escaped, as a terminal may obey those in a file's name; lines stay."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+def printable(text: str, *, lines: bool = True) -> str:
+    """Return a text with control characters escaped, as a terminal may obey those in a file's name.
+
+    Args:
+        text: Perhaps with such a name.
+        lines: Whether ends of lines stay.
+    """
+    kept = "\n" if lines else ""
+    return "".join(letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1] for letter in text)
 
 
 def counted(number: int, noun: str) -> str:

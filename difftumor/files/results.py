@@ -101,7 +101,7 @@ def check_file(
         return
     if not file.is_file():
         raise ConfigError(f"{option} {file} is no regular file: give another name.")
-    if any(file.resolve() == each.resolve() for each in inputs):
+    if os.path.realpath(file) in map(os.path.realpath, inputs):  # which, unlike resolve, takes loops of links
         raise ConfigError(f"{option} {file} would replace an input: give another file.")
     if not overwrite and not is_own(file):
         raise ConfigError(

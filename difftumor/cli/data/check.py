@@ -107,7 +107,7 @@ def _print(listed: CheckedList) -> None:
     table.add_column("what was found", overflow="fold", ratio=1)
     colors = {"error": "red", "warning": "yellow"}
     for name, status, said in rows:
-        table.add_row(escape(printable(name)), f"[{colors[status]}]{status}[/]", escape(printable(said)))
+        table.add_row(escape(name), f"[{colors[status]}]{status}[/]", escape(said))
     Console().print(table)
 
 

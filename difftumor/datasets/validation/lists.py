@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -198,7 +199,8 @@ def check_lists(lists: Sequence[ListToCheck], *, jobs: int = 1, done: Callable[[
     if len(checked_lists) == 2:
         one, other = checked_lists
         checked_lists[0], pairs = _compared_with(one, other)
-        comparisons.append(SharedScans(f"shared by {one.cases.source} and {other.cases.source}", pairs))
+        how = "held out" if _are_folds(one, other) else "shared"
+        comparisons.append(SharedScans(f"{how} by {one.cases.source} and {other.cases.source}", pairs))
     return Validation(tuple(checked_lists), tuple(comparisons))
 
 
@@ -241,8 +243,8 @@ def _each(
 def _compared(listed: CheckedList) -> tuple[CheckedList, tuple[SharedScan, ...]]:
     """Find scans that a list holds twice, and patients on both of its sides."""
     held_out = set(listed.cases.validation_ids)
-    by_id = {each.case.id: each for each in listed.checked}
-    found = shared_scans(_fingerprints(listed))
+    by_id = _by_id(listed)
+    found = shared_scans(_fingerprints(by_id))
     more: dict[str, list[Finding]] = defaultdict(list)
     for pair in found:
         kept, lost = by_id[pair.one], by_id[pair.other]
@@ -260,15 +262,16 @@ def _compared(listed: CheckedList) -> tuple[CheckedList, tuple[SharedScan, ...]]
 
 
 def _compared_with(one: CheckedList, other: CheckedList) -> tuple[CheckedList, tuple[SharedScan, ...]]:
-    """Find the scans and patients of a list that another one has too."""
-    ones, others = ({each.case.id: each for each in listed.checked} for listed in (one, other))
-    found = shared_scans(_fingerprints(one), _fingerprints(other))
+    """Find the scans and patients of a list that another one has too; of folds, those that both hold out."""
+    folds = _are_folds(one, other)
+    ones, others = _by_id(one, held_out=folds), _by_id(other, held_out=folds)
+    found = shared_scans(_fingerprints(ones), _fingerprints(others))
     more: dict[str, list[Finding]] = defaultdict(list)
+    where = f"{other.cases.source} {'holds out' if folds else 'has'}"
     for pair in found:
-        _add_pair(more, ones[pair.one].case, pair, f"{others[pair.other].case.image} of {other.cases.source}")
-    theirs = _patients(other.checked)
-    for each in one.checked:
-        case = each.case
+        _add_pair(more, ones[pair.one].case, pair, f"{others[pair.other].case.image}, which {where}")
+    theirs = _patients(others.values())
+    for case in (each.case for each in ones.values()):
         # Without a stated patient, a name that both lists use says nothing.
         stated = case.patient != case.id and any(their.patient != their.id for their in theirs.get(case.patient, ()))
         if stated and case.id not in more:
@@ -276,6 +279,17 @@ def _compared_with(one: CheckedList, other: CheckedList) -> tuple[CheckedList, t
             said = f"Its patient {case.patient!r} is in {other.cases.source} too ({names})"
             more[case.id].append(Finding("warning", f"{said}: is it the same person?"))
     return _with_findings(one, more), _by_file(found, ones, others)
+
+
+def _are_folds(one: CheckedList, other: CheckedList) -> bool:
+    """Whether two lists are of the same files, of which each holds some out, as folds of one split do."""
+    files, theirs = ({os.path.realpath(each.case.image) for each in listed.checked} for listed in (one, other))
+    return bool(one.cases.validation_ids and other.cases.validation_ids and files == theirs)
+
+
+def _by_id(listed: CheckedList, *, held_out: bool = False) -> dict[str, CheckedCase]:
+    kept = set(listed.cases.validation_ids)
+    return {each.case.id: each for each in listed.checked if not held_out or each.case.id in kept}
 
 
 def _add_pair(more: dict[str, list[Finding]], case: Case, pair: SharedScan, partner: str) -> None:
@@ -288,11 +302,11 @@ def _add_pair(more: dict[str, list[Finding]], case: Case, pair: SharedScan, part
         own.append(Finding("error", said))
 
 
-def _fingerprints(listed: CheckedList) -> dict[str, Fingerprint]:
-    return {each.case.id: each.fingerprint for each in listed.checked if each.fingerprint is not None}
+def _fingerprints(by_id: Mapping[str, CheckedCase]) -> dict[str, Fingerprint]:
+    return {id_: each.fingerprint for id_, each in by_id.items() if each.fingerprint is not None}
 
 
-def _patients(checked: Sequence[CheckedCase]) -> Mapping[str, list[Case]]:
+def _patients(checked: Iterable[CheckedCase]) -> Mapping[str, list[Case]]:
     found: dict[str, list[Case]] = defaultdict(list)
     for each in checked:
         found[each.case.patient].append(each.case)

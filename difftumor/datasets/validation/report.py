@@ -11,7 +11,7 @@ from typing import Any
 from difftumor import __version__
 from difftumor.datasets.cases import write_case_list
 from difftumor.datasets.validation.lists import CheckedList, Validation
-from difftumor.errors import CaseListError, ConfigError
+from difftumor.errors import CaseListError, ConfigError, printable
 from difftumor.files.results import MADE_BY, check_file
 from difftumor.reporting.tables import Table, write_csv, write_json
 
@@ -126,7 +126,7 @@ def _made_by(result: str) -> dict[str, str]:
 
 
 def findings_table(listed: CheckedList) -> Sequence[tuple[str, str, str]]:
-    """Return case, status and what is said against it, for each case that is not good, worst first.
+    """Return case, status and what is said against it, as a terminal may show it; worst first, without good cases.
 
     Files below the list's folder are named from there, so that the sentences stay short.
     """
@@ -136,6 +136,7 @@ def findings_table(listed: CheckedList) -> Sequence[tuple[str, str, str]]:
     for status in ("error", "warning"):
         for each in listed.checked:
             if each.status == status:
-                said = "\n".join((*each.messages("error"), *each.messages("warning")))
-                rows.append((each.case.id, status, said.replace(folder, "")))
+                said = (*each.messages("error"), *each.messages("warning"))
+                lines = [printable(message.replace(folder, ""), lines=False) for message in said]
+                rows.append((printable(each.case.id, lines=False), status, "\n".join(lines)))
     return rows

@@ -80,12 +80,12 @@ def test_real_scans_are_good(tmp_path, capsys, real_data):
 
 
 def test_unreadable_scans_are_named_and_the_others_compared(folders, capsys, monkeypatch):
-    (folders[1] / "\x1b[31m[bold]damaged.nii.gz").write_bytes(b"no scan")
+    (folders[1] / "\x1b[31m[bold]\ndamaged.nii.gz").write_bytes(b"no scan")
     monkeypatch.setenv("COLUMNS", "300")
     assert run("check", *folders, "--workers", 1) == 1
     said = capsys.readouterr().out
     assert "4 pairs of the same scan" in said
-    assert "\\x1b[31m[bold]damaged.nii.gz is damaged or not NIfTI" in said
+    assert "\\x1b[31m[bold]\\ndamaged.nii.gz is damaged or not NIfTI" in said
     assert "\x1b" not in said
 
 

@@ -49,6 +49,11 @@ def _pipe(file):
     os.mkfifo(file)
 
 
+def _loop(file):
+    file.unlink()
+    file.symlink_to(file)
+
+
 def _tilted(file):
     image = nib.load(file)
     affine = image.affine.copy()
@@ -63,6 +68,7 @@ def _tilted(file):
         (_flip_a_bit, "CRC"),
         (_cut, "damaged"),
         (_pipe, "is no regular file"),
+        (_loop, "does not exist"),
         (_tilted, "from square to each other"),
         (lambda file: file.unlink(), "does not exist"),
         (lambda file: file.write_bytes(b"<html>"), "damaged or not NIfTI"),

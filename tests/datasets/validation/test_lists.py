@@ -75,6 +75,17 @@ def test_scans_and_stated_patients_of_another_list_are_told_of_the_first(cohort,
     assert [len(comparison.pairs) for comparison in found.comparisons] == [0, 0, 1]
 
 
+def test_folds_of_one_split_are_compared_by_what_they_hold_out(tmp_path):
+    entries = [write_case(tmp_path, name) for name in "abc"]
+    one, other = (write_list(tmp_path, entries, validation=held, name=f"{held}.json") for held in ("a", "b"))
+    found = check(one, other)
+    assert found.sound
+    assert found.comparisons[-1].where.startswith("held out by")
+    both = check(one, write_list(tmp_path, entries, validation="ac", name="ac.json")).lists[0]
+    assert statuses(both) == {"a": "error", "b": "good", "c": "good"}
+    assert "ac.json holds out (identical)" in findings(both)["a"][0]
+
+
 def test_ids_that_two_lists_happen_to_share_say_nothing(tmp_path):
     one = write_list(tmp_path, [write_case(tmp_path, "a")], name="one.json")
     (tmp_path / "o").mkdir()

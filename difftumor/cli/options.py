@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # What numbers of label maps may mean, for help; `organs.CONVENTIONS` has them, and loads more.
-CONVENTIONS = "totalsegmentator (version 2), totalsegmentator_v1, universal_model, msd_liver, msd_pancreas, lits, kits"
+CONVENTIONS = (
+    "totalsegmentator (version 2), totalsegmentator_v1, abdomenatlas, amos, btcv, flare, universal_model, msd_liver, "
+    "msd_pancreas, lits, kits"
+)
 
 
 def option(text: str, panel: str | None = None, **settings: Any) -> Any:

@@ -16,6 +16,8 @@ from difftumor.scans.hounsfield import warn
 from difftumor.scans.nifti import Volume
 from difftumor.scans.organs import CONVENTIONS, normalized
 
+# A mask and its tumors have no more numbers.
+_SEVERAL = 2
 _STATED_LABEL = re.compile(r'<Label\b[^>]{0,500}?\bKey="(\d{1,9})"[^>]{0,500}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
 
 
@@ -68,7 +70,8 @@ def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Coll
     """Refuse a label map whose header says that its numbers mean something else; warn if only the header does.
 
     Programs that select or renumber structures often copy the header as it is. So a header is believed only where the
-    map holds numbers that are not among those expected, and all that it holds are in the header.
+    map holds numbers that are not among those expected, and all that it holds are in the header. A convention expects
+    most numbers; there, several that the header names are enough.
 
     Args:
         labels: The label map.
@@ -92,7 +95,8 @@ def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Coll
     remedy = f"give the convention {fitting[0]!r}{version}" if fitting else "give the numbers that the file names"
     contradiction = f"{labels.path} names its label {own[name]} {name}, which is taken to be {taken[name]}"
     found = set(label_values(labels.data))
-    if found <= set(own.values()) and not found <= {*taken.values(), *others}:
+    unexpected = not found <= {*taken.values(), *others} or (names in CONVENTIONS.values() and len(found) > _SEVERAL)
+    if found <= set(own.values()) and unexpected:
         raise OrganError(f"{contradiction}; {remedy}.")
     held = ", ".join(map(str, sorted(found)))
     warn([f"{contradiction}; the labels in it ({held}) allow that. If its header is right, {remedy}."])

@@ -202,7 +202,7 @@ def _ellipsoid(host: Host, spec: TumorSpec, seed: int, keys: tuple[Key, ...]) ->
         size = _by_generator(nearest_size(radius_mm), spec)
     shares = generator.uniform(*size.half_axes, size=3)
     # Drawn whether needed or not, so that one decision never shifts the numbers of the next.
-    leaves = bool(generator.random() < LEAVING_CHANCE)
+    leaves = bool(generator.random() < _leaving_chance(host))
     sigma_mm = size.draw_deformation(generator) * radius_mm / size.radius_mm
     if spec.diameter_mm is not None:
         # Half-axes as irregular as the class's, and the volume that was asked for.
@@ -217,6 +217,11 @@ def _ellipsoid(host: Host, spec: TumorSpec, seed: int, keys: tuple[Key, ...]) ->
     }
 
 
+def _leaving_chance(host: Host) -> float:
+    """Tumors of a wall are thicker than it."""
+    return 1.0 if host.organ.wall_mm > 0 else LEAVING_CHANCE
+
+
 def _copied_body(
     host: Host, spec: TumorSpec, seed: int, keys: tuple[Key, ...], sources: SourceTumors
 ) -> dict[str, Any]:
@@ -227,7 +232,7 @@ def _copied_body(
     if not tumors:
         raise SynthesisError(f"There is no real tumor of size {size} to copy: give a source that has one.")
     tumor = tumors[int(generator.integers(len(tumors)))]
-    leaves = bool(generator.random() < LEAVING_CHANCE)
+    leaves = bool(generator.random() < _leaving_chance(host))
     turned, x, y, z = (generator.random(4) < _TURNING_CHANCE).tolist()
     turned = turned and tumor.can_turn
     first, second, third = tumor.half_axes_mm
@@ -308,8 +313,10 @@ def _by_generator(size: SizeClass, spec: TumorSpec) -> SizeClass:
 
 
 def _texture(host: Host, spec: TumorSpec, contrast_hu: float | None, seed: int, keys: tuple[Key, ...]) -> TextureRecord:
-    parenchyma = host.parenchyma
-    if contrast_hu is None:
+    parenchyma, rules = host.parenchyma, host.organ
+    if contrast_hu is None and rules.tumor_hu is not None:
+        mean_hu = uniform(*rules.tumor_hu).draw(seed, *keys, "mean")
+    elif contrast_hu is None:
         # Table 1: μt is U(30, μp - 10).
         high = parenchyma.mean_hu - _DARKER_HU
         low = _LOWEST_HU if high > _LOWEST_HU else parenchyma.mean_hu - _DARKEST_HU
@@ -318,6 +325,8 @@ def _texture(host: Host, spec: TumorSpec, contrast_hu: float | None, seed: int, 
         mean_hu = parenchyma.mean_hu + contrast_hu
     noise_mm = 0.0 if spec.host_noise_mm is None else spec.host_noise_mm.draw(seed, *keys, "host noise")
     sd_hu = host.tissue_sd_hu if spec.scale_texture else parenchyma.sd_hu
+    if rules.tumor_sd_hu is not None:
+        sd_hu = rules.tumor_sd_hu
     if noise_mm > 0:
         # Texture and noise are independent: their variances add up to that of the tissue.
         sd_hu = math.sqrt(max(0.0, sd_hu**2 - host.noise_sd_hu(noise_mm) ** 2))

@@ -39,6 +39,9 @@ from difftumor.synthesis.placement import Placement
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.spec import TumorSpec
 
+# From gas to dense bone.
+_ALL_HU = IntensityWindow(-1000.0, 2000.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Synthesis:
@@ -113,8 +116,12 @@ class TumorSynthesizer:
 
     @property
     def window(self) -> IntensityWindow:
-        """HU window of the networks, inside which the values of diffusion tumors are."""
-        return next((texture.window for texture in self.diffusion.values()), IntensityWindow())
+        """HU window of the networks, inside which diffusion tumors are; without any, one that shows the organ."""
+        usual = IntensityWindow()
+        middle_hu = sum(self.organ.mean_hu or (0.0, 0.0)) / 2
+        if not usual.low_hu < middle_hu < usual.high_hu:  # lung and bone
+            usual = _ALL_HU
+        return next((texture.window for texture in self.diffusion.values()), usual)
 
     def draw(
         self,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from difftumor.errors import ConfigError
 from difftumor.scans.intensity import IntensityWindow
+from difftumor.scans.organs import Organ
 from stages.config.reading import Count, Hint, Positive, Share, ShareBelowOne, WholeNumber
 
 
@@ -224,3 +225,16 @@ class FoldOptions:
 
     count: int
     seed: int
+
+
+def check_whole(organ: Organ) -> None:
+    """Refuse an organ in whose wall alone tumors grow: the stages take organs as label maps mark them.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if organ.wall_mm > 0:
+        raise ConfigError(
+            f"organ.wall_mm is {organ.wall_mm:g}, which is for difftumor synthesize: give label maps of the wall "
+            "itself and organ.wall_mm=0."
+        )

@@ -20,6 +20,7 @@ from stages.config.options import (
     RotationOptions,
     RunOptions,
     StepOptions,
+    check_whole,
 )
 from stages.config.reading import Count, Hint, Positive, ReadBy, ShareBelowOne, WholeNumber, read_options
 
@@ -237,6 +238,8 @@ class DiffusionOptions(RunOptions):
     def __post_init__(self) -> None:
         self.data.check_rotation(self.augmentation.rotation_probability)
         self.diffusion.sampler.time_steps(self.diffusion.timesteps)  # refuses steps that do not fit
+        for organ in (self.organ, *(each.organ for each in self.more_organs)):
+            check_whole(organ)
         names = self.organs.split("+")
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"more_organs names {repeated[0]}, which is there already: give each organ once.")

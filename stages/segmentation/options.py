@@ -11,7 +11,7 @@ from difftumor.scans.intensity import Normalization, NormalizationKind
 from difftumor.scans.organs import Organ
 from difftumor.synthesis.distributions import Distribution
 from difftumor.synthesis.spec import PlacementRule
-from stages.config.options import DataOptions, FoldOptions, OnOverlap, RunOptions
+from stages.config.options import DataOptions, FoldOptions, OnOverlap, RunOptions, check_whole
 from stages.config.reading import (
     Count,
     Hint,
@@ -282,6 +282,9 @@ class SegmentationOptions(RunOptions):
         organ: What is segmented, with its tumors.
         tumors: Which tumors are trained on.
         fold: Held out for validation, from 0; None trains on all but the validation cases that the list states.
+
+    Raises:
+        ConfigError: Tumors are to grow in a wall.
     """
 
     stage: Annotated[Literal["segmentation"], Hint("leave it at 'segmentation', or call python -m stages.<stage>")]
@@ -298,3 +301,6 @@ class SegmentationOptions(RunOptions):
     optimizer: AdamWOptions
     training: EpochOptions
     validation: WindowOptions
+
+    def __post_init__(self) -> None:
+        check_whole(self.organ)

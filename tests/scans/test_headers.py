@@ -144,6 +144,10 @@ def test_names_in_the_header_that_contradict_the_list_name_the_right_convention(
     with pytest.raises(OrganError, match="give the numbers that the file names"):
         check_stated_names(read_labels(named(tmp_path / "own.nii.gz", {"Liver": 9}, (9,))), {"liver": 1})
     read_case_labels(case, get_convention("totalsegmentator_v1"))
+    # A convention expects nearly all numbers; a list expects its own.
+    few = Case("b", case.image, named(tmp_path / "few.nii.gz", FIRST, (1, 5, 10)))
+    with pytest.raises(OrganError, match="'totalsegmentator_v1'"):
+        read_case_labels(few, get_convention("totalsegmentator"))
     named(case.labels, SECOND, SECOND.values())
     with pytest.raises(OrganError, match="give the convention 'totalsegmentator' of version 2"):
         read_case_labels(case, get_convention("totalsegmentator_v1"))

@@ -1,6 +1,8 @@
 """The registry of organs and the reading of label names."""
 
+import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from difftumor.scans.organs import (
     OrganLabels,
     get_convention,
     get_organ,
+    is_unknown,
+    organ_of,
     resolve_labels,
+    rules_of,
 )
 
 PHANTOM = {
@@ -170,11 +175,107 @@ def test_labels_must_be_separate_and_positive(organ, tumor):
         OrganLabels(organ, tumor, "liver")
 
 
-def test_unknown_organ_and_convention():
-    with pytest.raises(
-        OrganError, match=r"'spline' is not known \(liver, pancreas, kidney are\).*ORGANS in difftumor/scans/organs\.py"
+def test_the_classes_of_programs_and_data_sets():
+    """Numbers as their documentation has them, of the first, the last and some between."""
+    known = {
+        "totalsegmentator": {
+            "spleen": 1,
+            "pancreas": 7,
+            "kidney_cyst_right": 24,
+            "vertebrae_S1": 26,
+            "vertebrae_L5": 27,
+            "vertebrae_C1": 50,
+            "aorta": 52,
+            "humerus_left": 69,
+            "hip_right": 78,
+            "spinal_cord": 79,
+            "gluteus_maximus_left": 80,
+            "iliopsoas_right": 89,
+            "skull": 91,
+            "rib_left_1": 92,
+            "rib_right_12": 115,
+            "costal_cartilages": 117,
+        },
+        "totalsegmentator_v1": {
+            "spleen": 1,
+            "aorta": 7,
+            "pancreas": 10,
+            "lung_lower_lobe_right": 17,
+            "vertebrae_L5": 18,
+            "vertebrae_C1": 41,
+            "esophagus": 42,
+            "brain": 50,
+            "colon": 57,
+            "rib_left_1": 58,
+            "rib_right_12": 81,
+            "sacrum": 92,
+            "face": 93,
+            "urinary_bladder": 104,
+        },
+        "abdomenatlas": {"aorta": 1, "liver": 5, "stomach": 9, "adrenal_gland_left": 10, "intestine": 20, "rectum": 25},
+        "amos": {"spleen": 1, "kidney_right": 2, "liver": 6, "pancreas": 10, "duodenum": 13, "prostate/uterus": 15},
+        "btcv": {"spleen": 1, "liver": 6, "portal_vein_and_splenic_vein": 10, "pancreas": 11, "adrenal_gland_left": 13},
+        "flare": {"liver": 1, "kidney_right": 2, "pancreas": 4, "gallbladder": 9, "duodenum": 12, "kidney_left": 13},
+    }
+    for name, numbers in known.items():
+        table = get_convention(name)
+        assert numbers.items() <= table.items()
+        assert sorted(table.values()) == list(range(1, max(numbers.values()) + 1))
+
+
+@pytest.mark.parametrize(
+    ("convention", "organ", "numbers"),
+    [
+        ("totalsegmentator", "lung", (10, 11, 12, 13, 14)),
+        ("totalsegmentator", "muscle", tuple(range(80, 90))),
+        ("totalsegmentator", "stomach", (6,)),
+        ("totalsegmentator", "adrenal_gland_left", (9,)),
+        ("totalsegmentator_v1", "bladder_wall", (104,)),
+        ("abdomenatlas", "bone", (17, 18)),
+        ("amos", "uterus", (15,)),
+        ("flare", "adrenal_gland", (7, 8)),
+    ],
+)
+def test_more_organs_are_found_in_conventions(convention, organ, numbers):
+    assert resolve_labels(get_convention(convention), get_organ(organ)).organ == numbers
+
+
+def test_any_organ_has_rules():
+    assert get_organ("thymus") == Organ(name="thymus")
+    assert is_unknown(get_organ("Thymus Gland"))
+    left = get_organ("kidney_left")
+    assert left.label_names == {"kidney_left"}
+    assert left.may_leave_organ == ORGANS["kidney"].may_leave_organ
+    assert get_organ("vertebrae_L1").tumor_hu == ORGANS["bone"].tumor_hu
+    assert get_organ("small bowel").wall_mm == ORGANS["stomach_wall"].wall_mm
+    assert get_organ(left) is left
+    for name in ("livr", "pancrea", "kidny"):
+        with pytest.raises(OrganError, match=r"did you mean (liver|pancreas|kidney)\?"):
+            get_organ(name)
+
+
+@pytest.mark.parametrize("organ", [*ORGANS.values(), Organ(name="thymus")], ids=lambda organ: organ.name)
+def test_rules_come_back(organ):
+    assert organ_of(json.loads(json.dumps(rules_of(organ))), source="file") == organ
+
+
+def test_rules_of_a_file_replace_those_that_are_known():
+    organ = organ_of({"mean_hu": [0, 90], "centered": ["tiny"]}, name="liver", source="rules.yaml")
+    assert organ == replace(ORGANS["liver"], mean_hu=(0, 90), centered=frozenset({"tiny"}))
+    for values, message in (
+        ({"radius": 3}, r"rules\.yaml has 'radius', which no organ has: use blend, "),
+        ({"name": "spleen"}, r"rules\.yaml names the organ 'spleen', not 'liver'"),
+        ({"mean_hu": "dark"}, r"rules\.yaml holds a rule that cannot be read"),
+        ({"minimum_radius_mm": "ten"}, r"rules\.yaml holds a rule that cannot be read"),
+        ({"tumor_hu": [60, 20]}, "tumor_hu 60 to 20; give the lower number first"),
+        ({"tumor_sd_hu": -1}, "tumor_sd_hu -1; give a number from 0"),
+        ({"wall_mm": -1}, "wall_mm >= 0"),
     ):
-        get_organ("spline")
+        with pytest.raises(OrganError, match=message):
+            organ_of(values, name="liver", source="rules.yaml")
+
+
+def test_an_unknown_convention_is_named_with_those_that_are_known():
     with pytest.raises(OrganError, match="choose one of standard, totalsegmentator"):
         get_convention("ts")
 

@@ -153,6 +153,20 @@ def test_hand_crafted_tumors_are_darker_than_the_organ_by_ten_hu_or_more_but_no_
     assert 1.48 < max(grains) <= 1.5
 
 
+def test_in_lung_and_bone_tumors_are_as_their_rules_say():
+    lung = host(mean_hu=-800, organ="lung")
+    textures = [record.texture for record in unplaced(lung, seeds=100, generator="handcrafted")]
+    means = [texture.mean_hu for texture in textures]
+    assert -20 <= min(means) < -15
+    assert 55 < max(means) <= 60
+    assert {texture.sd_hu for texture in textures} == {20}
+
+
+def test_tumors_of_a_wall_leave_it():
+    wall = host(mean_hu=40, organ="stomach_wall")
+    assert all(record.may_leave_organ for record in unplaced(wall, seeds=50))
+
+
 def test_texture_and_noise_together_vary_as_the_parenchyma():
     liver = host()
     noise_hu = liver.noise_sd_hu(2.0)

@@ -36,6 +36,11 @@ SOURCE = (
     "With copy_paste: the cases whose tumors are copied, as a folder, a dataset.json, or a CSV or JSON list, with "
     "labels. With --replay: where they are now."
 )
+ORGAN = (
+    "Name of the organ, or of a part of one, such as kidney_left. There are rules for liver, pancreas, kidney, spleen, "
+    "adrenal_gland, stomach_wall, bladder_wall, prostate, uterus, muscle, lung, bone and body."
+)
+RULES = "YAML or JSON file with other rules for the organ: fields of Organ, as in configs/organ/."
 PRESETS = (
     "training: texture and shape only; reader: away from vessels, with mass effect and capsule. By default training."
 )
@@ -50,7 +55,8 @@ def synthesize(
     ] = None,
     organ_label: Annotated[str | None, option("The organ's numbers in the label map.", SCAN, metavar="N[,N]")] = None,
     convention: Annotated[str | None, option(f"What the numbers of the label map mean: {CONVENTIONS}.", SCAN)] = None,
-    organ: Annotated[str | None, option("liver, pancreas or kidney.", SCAN)] = None,
+    organ: Annotated[str | None, option(ORGAN, SCAN)] = None,
+    organ_rules: Annotated[Path | None, option(RULES, SCAN)] = None,
     segments: Annotated[
         Path | None, option("Label map of the organ's segments, for tumors with location: {segment: N}.", SCAN)
     ] = None,
@@ -129,18 +135,20 @@ def synthesize(
         accept_hu=accept_hu,
     )
     if replay is not None:
-        asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, **sampling}
+        asked = {**short, "tumors": tumors, "seed": seed, "cases": cases, "organ": organ, "organ_rules": organ_rules}
+        asked |= sampling
         judged = {"quality_gate": quality_gate or None, "strict": strict or None, **gate}
         requests.refuse({**asked, **judged, "precision": None if precision == "fp32" else precision}, beside="--replay")
         _say(replay_files(replay, files, model=model, source=source, device=device, out=out, overwrite=overwrite))
         return
     if organ is None:
-        raise ConfigError("--organ is missing: give liver, pancreas or kidney.")
+        raise ConfigError("--organ is missing: give the organ's name, such as liver.")
+    host = requests.host_organ(organ, organ_rules)
     if not quality_gate:
         requests.refuse(gate, beside="tumors without --quality-gate")
     plan = requests.plan_tumors(tumors, **short)
     options = requests.SynthesisOptions(
-        organ=organ,
+        organ=host,
         tumors=plan.tumors,
         seed=next((value for value in (seed, plan.seed) if value is not None), 0),
         model=model,
@@ -158,7 +166,7 @@ def synthesize(
         synthesize_cases(options, cases, files, out=out, jobs=jobs, overwrite=overwrite)
         return
     requests.refuse({"jobs": jobs if jobs > 1 else None}, beside="a single scan")
-    report = synthesize_files(options, files.inputs(organ), out=out, overwrite=overwrite)
+    report = synthesize_files(options, files.inputs(host), out=out, overwrite=overwrite)
     _say(report)
     if quality_gate:
         passed = counted(len(report.tumors), "tumor")

@@ -318,7 +318,7 @@ def evaluate(
     scans = {first: healthy} if isinstance(healthy, str | Path) else dict(healthy or {})
     if unknown := scans.keys() - folders.keys():
         raise ConfigError(f"healthy names {unknown.pop()}, which is not one of {', '.join(folders)}: correct the name.")
-    truth = read_truth(Path(labels), organ if isinstance(organ, Organ) else get_organ(organ))
+    truth = read_truth(Path(labels), get_organ(organ))
     cohorts = {
         method: find_pairs(
             folder,

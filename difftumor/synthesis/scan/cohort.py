@@ -197,9 +197,9 @@ def _was_made(folder: Path, own: ScanSynthesizer, inputs: ScanInputs) -> bool:
     if not all((folder / name).is_file() for name in FILES):
         return False
     try:
-        content = read_record(folder / RECORD_FILE).content
-        request = with_later_fields(content["request"])
+        record = read_record(folder / RECORD_FILE)
+        content, request = record.content, with_later_fields(record.content["request"])
     except (SynthesisError, KeyError, TypeError):
         return False
-    models = {group: model.to_dict() for group, model in own.models.items()}
-    return (request, content["inputs"], content["models"]) == (own.request, inputs.to_record(), models)
+    models = {group: replace(model, path=model.path.resolve()) for group, model in own.models.items()}
+    return (request, content["inputs"], record.models) == (own.request, inputs.to_record(), models)

@@ -15,6 +15,7 @@ from difftumor.errors import SynthesisError
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import as_stored, same_outside, write_ct, write_labels
+from difftumor.scans.organs import ORGANS, is_unknown, rules_of
 from difftumor.seeding import derive_seed
 from difftumor.synthesis.draw import draw_tumors
 from difftumor.synthesis.records import TumorRecord
@@ -168,8 +169,10 @@ class ScanSynthesizer:
     def request(self) -> dict[str, Any]:
         """What is asked, as plain values for ``record.json``."""
         copied = any(spec.generator == "copy_paste" for spec in self.tumors)
+        organ = self.synthesizer.organ
         return {
-            "organ": self.synthesizer.organ.name,
+            "organ": organ.name,
+            **({} if ORGANS.get(organ.name) == organ else {"organ_rules": rules_of(organ)}),
             "seed": self.seed,
             "tumors": [spec.to_plain() for spec in self.tumors],
             "quality_gate": None if self.gate is None else self.gate.to_dict(),
@@ -179,16 +182,34 @@ class ScanSynthesizer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which tumors are not copied, and what the gate cannot test: models may not say what real tumors look like."""
-        silent = dict.fromkeys(
-            str(model.path)
-            for group, model in self.models.items()
-            if self.gate is not None and group not in self.gate.real
-        )
-        return self.synthesizer.sources.notes + tuple(
+        """What a user should know of the organ, the models and the real tumors that are copied, in sentences."""
+        return (*self._notes_on_organ, *self.synthesizer.sources.notes, *self._notes_on_gate)
+
+    @property
+    def _notes_on_organ(self) -> list[str]:
+        organ = self.synthesizer.organ
+        trained = {str(model.path): model.organ for model in self.models.values()}
+        others = {path: name for path, name in trained.items() if name not in (None, organ.name)}
+        notes = [f"{path} has learned tumors of the {name}, not of the {organ.name}." for path, name in others.items()]
+        change = "Organ rules (--organ-rules FILE) change that."
+        if is_unknown(organ):
+            notes.append(
+                f"There are no rules for the {organ.name}: tumors may be anywhere in it, and hand-crafted ones are "
+                f"darker than it. {change}"
+            )
+        if organ.wall_mm > 0:
+            notes.append(f"Tumors grow in the wall, the outer {organ.wall_mm:g} mm of the {organ.name}. {change}")
+        return notes
+
+    @property
+    def _notes_on_gate(self) -> list[str]:
+        """What the gate cannot test: models may not say what real tumors look like."""
+        gate = self.gate
+        silent = [str(model.path) for group, model in self.models.items() if gate and group not in gate.real]
+        return [
             f"{path} does not say what real tumors look like: contrast, texture and edge are not tested."
-            for path in silent
-        )
+            for path in dict.fromkeys(silent)
+        ]
 
     def for_case(self, case_id: str) -> ScanSynthesizer:
         """Return the same with the seed of one case of many, which its id decides."""

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files.checksums import provenance
+from difftumor.scans.distances import distance_mm
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.label_maps import check_stated_names, label_values, mask_of
 from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
-from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, get_organ
+from difftumor.scans.organs import ORGAN, TUMOR, Organ, get_organ
 from difftumor.scans.stored.header import check_nifti
 
 
@@ -27,7 +28,7 @@ class Scan:
         ct_hu: (X, Y, Z) CT in HU; or a volume as ``read_ct`` returns it, of which results keep type and header.
         affine: (4, 4) from voxels to RAS millimeters; None for a volume, which has its own.
         organ_mask: (X, Y, Z), nonzero in the organ.
-        organ: Its name (liver, pancreas or kidney), or an organ of your own.
+        organ: Its name, such as liver, or an organ with rules of your own.
         tumor_mask: (X, Y, Z), nonzero in tumors that are there already; they keep their label and host no others.
         segments: (X, Y, Z) label map of the organ's segments.
         inputs: Files that it was read from; None for arrays.
@@ -37,7 +38,8 @@ class Scan:
     Attributes:
         ct: The CT as a volume.
         organ: Name of the organ.
-        organ_mask: Boolean, without ``tumor_mask``; not empty.
+        rules: The organ.
+        organ_mask: Boolean, without ``tumor_mask``; not empty. Of an organ with a wall (``Organ.wall_mm``) that alone.
         tumor_mask: Boolean and not empty, or None.
         segments: Unsigned integers, or None.
         inputs: As given.
@@ -74,7 +76,8 @@ class Scan:
             self.ct = ct_hu
         else:
             self.ct = volume_of(ct_hu, np.eye(3) if affine is None else affine, accept_hu=accept_hu)
-        rules = get_organ(organ) if isinstance(organ, str) else organ
+        rules = get_organ(organ)
+        self.rules = rules
         self.organ = rules.name
         self.inputs = inputs
         self.organ_mask = self._mask(organ_mask, "organ_mask")
@@ -82,6 +85,10 @@ class Scan:
             raise OrganError(f"{self.organ_source} holds no voxel of the {self.organ}: give a mask of it.")
         found = organ_doubts(self.ct.data, self.organ_mask, rules, ct=str(self.ct.path), mask=self.organ_source)
         self.doubts = self.ct.doubts + settle(found, accept=accept_hu)
+        if rules.wall_mm > 0:
+            # Of a mask of the wall itself all stays.
+            depth_mm = distance_mm(self.organ_mask, self.ct.grid.spacing_mm)
+            self.organ_mask = self.organ_mask & (depth_mm <= rules.wall_mm)
         tumors = None if tumor_mask is None else self._mask(tumor_mask, "tumor_mask")
         self.tumor_mask = tumors if tumors is not None and tumors.any() else None
         if self.tumor_mask is not None:
@@ -217,16 +224,16 @@ class ScanInputs:
             OrganError: The organ is absent, or all of it is tumor.
             ConfigError: A file is a label map of several structures and no number is given.
         """
-        name = organ if isinstance(organ, str) else organ.name
+        rules = get_organ(organ)
+        name = rules.name
         beside = (*self.organ_masks, *self.tumor_masks, *([] if self.segments is None else [self.segments]))
         ct = read_ct(self.ct, beside=beside, accept_hu=self.accept_hu)
         maps = [_read_like(path, ct) for path in self.organ_masks]
         if not maps:
             raise OrganError(f"There is no mask of the {name} for {self.ct}: give one.")
-        rules = ORGANS.get(name) if isinstance(organ, str) else organ
         for labels in maps:
             self._check_numbers(labels, name)
-            if rules is not None and len(self.organ_labels) == 1:
+            if len(self.organ_labels) == 1:
                 check_stated_names(labels, {rules.name: self.organ_labels[0]}, others=self.tumor_labels)
         # A structure that the patient lacks may have an empty file.
         mask = mask_of(maps, self.organ_labels, organ=name)

@@ -49,7 +49,7 @@ class LoadedTexture:
     @property
     def record(self) -> ModelRecord:
         """What ``record.json`` says of it."""
-        return ModelRecord(self.path, identities_of(self.config), self.texture.sampling)
+        return ModelRecord(self.path, identities_of(self.config), self.texture.sampling, self.config.organ)
 
 
 def load_texture(
@@ -120,7 +120,7 @@ def load_synthesizer(
         ConfigError: The sampler does not fit the model, or the precision is unknown.
         OrganError: The organ is unknown.
     """
-    host = get_organ(organ) if isinstance(organ, str) else organ
+    host = get_organ(organ)
     if models is None:
         return synthesizer_of({}, organ=host, device=device)
     options: dict[str, Any] = {
@@ -187,7 +187,7 @@ def load_recorded(
                 f"{path} is no longer the model that made {record.path}: give that one as model (--model)."
             )
         textures[group] = load_texture(path, device=device, **recorded.options).texture
-    organ = get_organ(record.organ)
+    organ = record.rules
     sources = read_recorded_sources(record, organ, cases=source, spacing_mm=spacing_mm)
     return TumorSynthesizer(organ=organ, diffusion=textures, spacing_mm=spacing_mm, sources=sources).to(device)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difftumor.errors import ArtifactError, ConfigError
+from difftumor.errors import ArtifactError, ConfigError, OrganError
+from difftumor.files.texts import read_yaml
 
 if TYPE_CHECKING:
     from difftumor.datasets.cases import CaseList
@@ -58,7 +59,7 @@ class ScanOptions:
         given = self.labels if self.organ_mask is None else self.organ_mask
         return None if given is None else Path(given)
 
-    def inputs(self, organ: str) -> ScanInputs:
+    def inputs(self, organ: str | Organ) -> ScanInputs:
         """Return the files of the scan.
 
         Raises:
@@ -74,14 +75,14 @@ class ScanOptions:
             raise ConfigError(
                 "The organ is missing: give organ_mask (--organ-mask), or labels (--labels) and its number in them."
             )
-        numbers, tumors = self.organ_labels, tuple[int, ...]()
+        rules, numbers, tumors = get_organ(organ), self.organ_labels, tuple[int, ...]()
         if self.convention is not None:
-            named = resolve_labels(get_convention(self.convention), get_organ(organ))
+            named = resolve_labels(get_convention(self.convention), rules)
             numbers, tumors = named.organ, named.tumor
         if self.labels is not None and not numbers:
             raise ConfigError(
-                f"Nothing says which number of {self.labels} is the {organ}: give organ_labels (--organ-label) or a "
-                "convention (--convention)."
+                f"Nothing says which number of {self.labels} is the {rules.name}: give organ_labels (--organ-label) or "
+                "a convention (--convention)."
             )
         segments = None if self.segments is None else Path(self.segments)
         return ScanInputs(
@@ -201,7 +202,7 @@ class SynthesisOptions:
     """Which tumors, and how they are made; plain values, so that they can be sent to another process.
 
     Args:
-        organ: Name of the organ.
+        organ: The organ or its name.
         tumors: Which tumors.
         seed: The same seed and scan give the same tumors.
         model: Diffusion artifact for all tumors; None for the default places.
@@ -226,7 +227,7 @@ class SynthesisOptions:
         1
     """
 
-    organ: str
+    organ: str | Organ
     tumors: tuple[TumorSpec, ...]
     seed: int = 0
     model: Path | str | None = None
@@ -326,6 +327,25 @@ class SynthesisOptions:
         )
 
 
+def host_organ(name: str, rules: Path | None) -> Organ:
+    """Return an organ by its name, with the rules of a file in place of those that are known of it.
+
+    Raises:
+        OrganError: The name or the rules cannot be used.
+    """
+    from difftumor.scans.organs import get_organ, organ_of
+
+    if rules is None:
+        return get_organ(name)
+    try:
+        content = read_yaml(rules)
+    except (OSError, ValueError) as error:
+        raise OrganError(f"--organ-rules {rules} cannot be read ({error}): give a YAML or JSON file.") from error
+    if not isinstance(content, Mapping):
+        raise OrganError(f"--organ-rules {rules} is no mapping: write lines such as 'minimum_radius_mm: 10'.")
+    return organ_of(content, name=name, source=f"--organ-rules {rules}")
+
+
 def find_models(
     model: Path | str | None, groups: Collection[SizeGroup], *, organ: Organ | str, folder: Path | str = "checkpoints"
 ) -> dict[SizeGroup, Path]:
@@ -344,7 +364,7 @@ def find_models(
     """
     from difftumor.scans.organs import get_organ
 
-    name = (get_organ(organ) if isinstance(organ, str) else organ).name
+    name = (get_organ(organ)).name
     found = {}
     for group in sorted(groups):
         found[group] = Path(folder) / f"diffusion_{name}_{group}" if model is None else Path(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from difftumor import __version__
 from difftumor.errors import ConfigError, SynthesisError
 from difftumor.files.results import check_results
 from difftumor.files.texts import read_json
+from difftumor.scans.organs import Organ, get_organ, organ_of
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import ScanInputs
 
@@ -30,15 +31,28 @@ class ModelRecord:
         path: Folder of its artifact.
         identities: SHA-256 identities of it (``diffusion``) and of what it was trained with, by role.
         sampling: How it was sampled: the fields of ``SamplerConfig``, and ``precision``.
+        organ: Of which its tumors were; None where an older record does not say.
     """
 
     path: Path
     identities: Mapping[str, str]
     sampling: Mapping[str, Any]
+    organ: str | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"path": str(self.path.resolve()), "identities": dict(self.identities), "sampling": dict(self.sampling)}
+        return {
+            "path": str(self.path.resolve()),
+            "identities": dict(self.identities),
+            "sampling": dict(self.sampling),
+            "organ": self.organ,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelRecord:
+        """Return what `to_dict` wrote."""
+        identities, sampling = dict(content["identities"]), dict(content["sampling"])
+        return cls(Path(content["path"]), identities, sampling, content.get("organ"))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,6 +89,12 @@ class ScanRecord:
     def organ(self) -> str:
         """Organ that hosts the tumors."""
         return str(self.content["request"]["organ"])
+
+    @property
+    def rules(self) -> Organ:
+        """The organ, with the rules that tumors were made by."""
+        stated = self.content["request"].get("organ_rules")
+        return get_organ(self.organ) if stated is None else organ_of(stated, source=self.path)
 
     @property
     def host(self) -> Path:
@@ -158,10 +178,7 @@ def read_record(path: Path) -> ScanRecord:
         if content.get("inputs", ()) is None:
             raise ValueError("its scan came from arrays, not from files")
         if version == FORMAT_VERSION:
-            models = {
-                group: ModelRecord(Path(model["path"]), dict(model["identities"]), dict(model["sampling"]))
-                for group, model in content["models"].items()
-            }
+            models = {group: ModelRecord.from_dict(model) for group, model in content["models"].items()}
             for model in models.values():
                 _ = model.options  # refuses options that no sampler takes
             inputs = ScanInputs.from_record(content["inputs"])

@@ -126,9 +126,14 @@ def find_warnings(reports: Sequence[TumorReport]) -> tuple[str, ...]:
 
 
 def tissue_warnings(made: ScanSynthesis) -> tuple[str, ...]:
-    """Return sentences that name the tumors in the place of bone or air, which an organ's mask should not hold."""
-    before = made.scan.ct.data[made.box.slices]
-    hard = (before > _BONE_HU) | (before < _AIR_HU)
+    """Return sentences that name the tumors in the place of bone or air, which most organs' masks should not hold."""
+    before, organ = made.scan.ct.data[made.box.slices], made.scan.rules
+    low_hu, high_hu = organ.mean_hu or (0.0, 0.0)
+    hard = np.zeros(before.shape, np.bool_)
+    if high_hu <= _BONE_HU:
+        hard |= before > _BONE_HU
+    if low_hu >= _AIR_HU and organ.wall_mm == 0:  # tumors of a wall grow into what is inside of it
+        hard |= before < _AIR_HU
     sizes = np.bincount(made.lesions.ravel(), minlength=len(made.records) + 1)
     replaced = np.bincount(made.lesions[hard], minlength=len(sizes))
     return tuple(
@@ -157,7 +162,7 @@ def plot_preview(result: ScanSynthesis, *, organ: str) -> Figure:
         panels,
         spacing_mm=part.spacing_mm,
         center=mask_center(part.lesions == largest),
-        label_names={1: organ, 2: "tumor"},
+        label_names={1: organ.replace("_", " "), 2: "tumor"},
     )
 
 

@@ -10,6 +10,7 @@ from difftumor.errors import ConfigError
 from difftumor.synthesis.scan.options import GateOptions, ScanOptions, SynthesisOptions
 
 if TYPE_CHECKING:
+    from difftumor.scans.organs import Organ
     from difftumor.synthesis.generators.diffusion import Precision
     from difftumor.synthesis.scan.files import ScanReport, SynthesisResult
     from difftumor.synthesis.scan.inputs import Scan, ScanInputs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def read_scan(
     ct: Path | str,
     *,
-    organ: str,
+    organ: str | Organ,
     organ_mask: Path | str | None = None,
     labels: Path | str | None = None,
     organ_labels: Sequence[int] = (),
@@ -31,7 +32,7 @@ def read_scan(
 
     Args:
         ct: CT in HU (.nii.gz or .nii).
-        organ: Name of the organ: liver, pancreas or kidney.
+        organ: Name of the organ, such as liver, or an organ with rules of your own.
         organ_mask: Mask of the organ on the CT's grid.
         labels: Instead of a mask: a label map, with ``organ_labels`` or a ``convention``.
         organ_labels: The organ's numbers in the mask or label map.
@@ -117,7 +118,7 @@ def synthesize(
     if not all(isinstance(spec, TumorSpec) for spec in specs):
         raise ConfigError(f"tumors is of type {type(tumors).__name__}: give a TumorSpec or several.")
     options = SynthesisOptions(
-        organ=scan.organ,
+        organ=scan.rules,
         tumors=specs,
         seed=seed,
         model=model,

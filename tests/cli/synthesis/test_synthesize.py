@@ -151,6 +151,27 @@ def test_replay_gives_the_same_files_from_the_record_alone(case, tmp_path, monke
     assert not (tmp_path / "d").exists()
 
 
+def test_any_organ_hosts_tumors_of_any_model(case, tmp_path, capsys):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("tumor_hu: [120, 121]\ntumor_sd_hu: 0\n")
+    assert run(*words(case, tmp_path / "model", organ="thymus")) == 0
+    said = capsys.readouterr().err
+    assert "has learned tumors of the liver, not of the thymus." in said
+    assert "There are no rules for the thymus" in said
+    record = record_of(tmp_path / "model")
+    assert (record["request"]["organ"], record["models"]["early"]["organ"]) == ("thymus", "liver")
+    made = words(case, tmp_path / "rules", organ="thymus", organ_rules=rules, generator="handcrafted", model=None)
+    assert run(*made) == 0
+    assert "no rules" not in capsys.readouterr().err
+    tumor = record_of(tmp_path / "rules")["tumors"][0]["record"]
+    assert 120 <= tumor["texture"]["mean_hu"] <= 121
+    assert tumor["texture"]["sd_hu"] == 0
+    # The record holds the rules; their file is not needed again.
+    rules.unlink()
+    assert run("synthesize", "--replay", tmp_path / "rules" / "record.json", "--out", tmp_path / "again") == 0
+    assert contents(tmp_path / "rules") == contents(tmp_path / "again")
+
+
 def test_a_file_says_which_tumors(case, tmp_path, capsys):
     plan = tmp_path / "tumors.yaml"
     plan.write_text(
@@ -314,7 +335,9 @@ def test_processes_make_what_one_makes(case, tmp_path):
     [
         ({"ct": "missing.nii.gz"}, ("missing.nii.gz",)),
         ({"ct": None}, ("--ct", "--cases")),
-        ({"organ": "spleen"}, ("spleen", "liver")),
+        ({"organ": "livr"}, ("livr", "did you mean liver?")),
+        ({"organ_rules": "liver.nii.gz"}, ("--organ-rules liver.nii.gz", "YAML or JSON")),
+        ({"organ_rules": "missing.yaml"}, ("--organ-rules missing.yaml", "No such file")),
         ({"organ": None}, ("--organ is missing", "liver")),
         ({"organ_mask": None}, ("--organ-mask", "--labels")),
         ({"labels": "both.nii.gz"}, ("--organ-mask", "--labels")),

@@ -87,7 +87,7 @@ def test_every_key_is_a_field_and_every_field_a_key(stage):
     for choice in choices:
         config = compose_config(stage, choice)
         options = options_of(config)
-        optional = {"synthesis.sizes.late", *(("organ",) if stage == "autoencoder" else ())}
+        optional = {"synthesis.sizes.late", "organ.wall_mm", *(("organ",) if stage == "autoencoder" else ())}
         assert _names(options) - optional == set(flatten(to_plain(config)))
 
 

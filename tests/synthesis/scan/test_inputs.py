@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
-from difftumor.synthesis.scan.inputs import ScanInputs
+from difftumor.scans.organs import get_organ
+from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.options import ScanOptions
 from tests.nifti import ct_values, write_nifti
 
@@ -57,6 +58,20 @@ def test_a_structure_that_a_patient_does_not_have_is_no_reason_to_refuse_the_oth
         np.testing.assert_array_equal(inputs(folder, *masks).read(organ="kidney").organ_mask, LEFT > 0)
     with pytest.raises(OrganError, match=r"mask_0\.nii\.gz holds no nonzero voxel for the kidney .*labels found: none"):
         inputs(folder, nothing, nothing).read(organ="kidney")
+
+
+def test_of_a_hollow_organ_the_wall_is_taken():
+    mask = np.zeros((14, 14, 14), np.uint8)
+    mask[2:12, 2:12, 2:12] = 1
+    ct = np.where(mask > 0, 40, -100).astype(np.int16)
+    rules = replace(get_organ("stomach"), wall_mm=4)
+    found = Scan(ct, np.diag([2, 2, 2, 1]), mask, organ=rules, accept_hu=True).organ_mask
+    # Two layers of 2 mm of a cube of 10 voxels.
+    inner = np.zeros_like(mask)
+    inner[4:10, 4:10, 4:10] = 1
+    np.testing.assert_array_equal(found, (mask - inner).astype(bool))
+    again = Scan(ct, np.diag([2, 2, 2, 1]), found, organ=rules, accept_hu=True).organ_mask
+    np.testing.assert_array_equal(again, found)
 
 
 def test_numbers_choose_from_a_label_map(folder):

@@ -203,7 +203,8 @@ def test_whatever_goes_wrong_is_a_finding(tmp_path, monkeypatch):
 
 def test_organs_are_those_that_the_names_hold(tmp_path):
     source = tmp_path / "list"
-    assert [organ.name for organ in organs_of({**NAMES, "left kidney": 9}, source=source)] == ["liver", "kidney", "spleen"]
+    found = organs_of({**NAMES, "left kidney": 9}, source=source)
+    assert [organ.name for organ in found] == ["liver", "kidney", "spleen"]
     assert [organ.name for organ in organs_of({}, source=source)] == ["organ"]
     assert organs_of({"tumor": 1}, source=source) == ()
     with pytest.raises(OrganError, match="do not say of which organ"):

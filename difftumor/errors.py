@@ -1,9 +1,14 @@
 """Errors that a user can act on: one sentence that names the file, field or option and the remedy."""
 
+import errno
 from collections.abc import Sequence
 
 # Characters of a sentence; names of files can have thousands.
 _LONGEST = 2000
+
+
+# Of the system: a full disk, a full quota, a limit to the size of files.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiffTumorError(Exception):
@@ -73,7 +78,8 @@ def sentence_of(error: Exception) -> str:
     What quotes a whole file of somebody loses its middle.
     """
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or 'A file'}: {error.strerror.lower()}."
+        remedy = ": make room there, or give another place" if error.errno in NO_ROOM else ""
+        text = f"{error.filename or 'A file'}: {error.strerror.lower()}{remedy}."
     elif isinstance(error, DiffTumorError | OSError):
         text = str(error)
     else:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difftumor.errors import ConfigError, TrainingError
-from difftumor.files.processes import is_alive, machine, marks_of, started
+from difftumor.files.processes import is_alive, machine, mark, marks_of, started
 from difftumor.files.recovery import recover
 from difftumor.files.texts import read_json
-from difftumor.files.writing import LOCK, guarded
+from difftumor.files.writing import LOCK, guarded, own_prefix
 
 RENEW_S = 60.0
 LAPSE_S = 600.0  # without renewal, a lock of another machine counts as left behind
@@ -144,18 +144,14 @@ class FolderLock:
         Raises:
             ConfigError: Somebody else holds it, or the place cannot be written to.
         """
-        new = self.file.with_name(f"{self.file.name}.{self.holder.token}")
+        new = self._temporary()
         try:
-            new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
-            new.chmod(0o644)  # for others to read
-        except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
-            raise LockPlaceError(f"{self.folder} cannot be written ({reason}): {self.remedy}.") from error
-        try:
+            self._write(new)
             while not _linked(new, self.file):
                 self._remove_left_behind(now=new.stat().st_mtime)
         finally:
-            new.unlink()
+            with suppress(OSError):
+                new.unlink()
         self._renewed = time.time()
         for file in self._others:  # where another user may have to hold it
             if (holder := self._holder(file)) is not None:
@@ -163,6 +159,19 @@ class FolderLock:
                 raise self._in_use(holder, file)
         if self.ended is not None:
             recover(self.folder, ended=self.ended)
+
+    def _temporary(self) -> Path:
+        """Return a name that `recover` knows, should this process be killed."""
+        inside = self.file.name == LOCK
+        return self.file.with_name(f".{mark()}" if inside else f"{own_prefix(self.folder.resolve())}{mark()}")
+
+    def _write(self, file: Path) -> None:
+        try:
+            file.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
+            file.chmod(0o644)  # for others to read
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise LockPlaceError(f"{self.folder} cannot be written ({reason}): {self.remedy}.") from error
 
     @property
     def other_holder(self) -> Holder | None:
@@ -195,7 +204,7 @@ class FolderLock:
             raise self._in_use(holder, self.file)
         if holder is not None and holder.is_requeued_as(self.holder) and holder.machine != self.holder.machine:
             self.ended = marks_of(holder.machine, holder.pid, holder.started)
-        aside = self.file.with_name(f"{self.file.name}.{self.holder.token}.old")
+        aside = self._temporary()
         with suppress(FileNotFoundError):
             os.rename(self.file, aside)
             if _read(aside) != holder:  # somebody else was faster

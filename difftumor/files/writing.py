@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
-from difftumor.errors import ConfigError
+from difftumor.errors import NO_ROOM, ConfigError
 from difftumor.files.processes import mark
 
 # Of a folder that is written to, where it cannot lie beside the folder.
@@ -41,7 +41,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     file's full suffix, since some writers choose their format by it. Makes the folder if needed.
     """
     temporary = path.with_name(f".{mark()}.{path.name}")
-    with _parents_made(path):
+    with _parents_made(path), _named_if_full(path):
         try:
             yield temporary
             _sync(temporary)
@@ -81,7 +81,7 @@ def folder_written_whole(
     """
     folder = folder.resolve()
     filled = folder.is_dir() and (keep_others or is_empty(folder))
-    with _parents_made(folder):
+    with _parents_made(folder), _named_if_full(folder):
         # Beside the final place, or inside, so that moving never crosses file systems.
         staging = folder / f".{mark()}" if filled else _beside(folder)
         ready = staging.with_name(staging.name + READY)
@@ -195,6 +195,17 @@ def _parents_made(path: Path) -> Iterator[None]:
             for parent in missing:
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def _named_if_full(place: Path) -> Iterator[None]:
+    """Name the place in which there is no room: the system names none, or the file that is copied there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(place)) from error
 
 
 def cannot_write(place: Path | str, error: OSError) -> ConfigError:

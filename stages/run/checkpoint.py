@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import zipfile
@@ -15,7 +14,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from difftumor.errors import TrainingError
+from difftumor.errors import NO_ROOM, TrainingError
 from difftumor.files.writing import give_name, written_whole
 from stages.run.folder import LAST, PREVIOUS
 
@@ -74,7 +73,7 @@ def _not_written(place: Path, error: OSError) -> TrainingError:
     reason = (error.strerror or type(error).__name__).lower()
     size = place.stat().st_size / 1e6 if place.is_file() else None
     room = f"free {size:.1f} MB or more there" if size else "make room there"
-    remedy = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it can be written"
+    remedy = room if error.errno in NO_ROOM else "see that it can be written"
     kept = "the checkpoint before it is kept" if size else "no checkpoint was written before"
     return TrainingError(f"{place} cannot be written ({reason}; {kept}): {remedy} and rerun the same command.")
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from stages.autoencoder.train import build
+from tests.faults.commands import write_inputs
 from tests.stages import conftest as stages
 from tests.stages.builds import Crash, composed, crashing_at, run
 
@@ -35,6 +36,12 @@ def copied(died, cohort, tmp_path):
     return folder, lambda *overrides, build=build, job=None: run(
         config_of(cohort, tmp_path, *overrides), build, job=job
     )
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Write what the commands read, for all tests: nothing may change it."""
+    return write_inputs(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture

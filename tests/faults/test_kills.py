@@ -13,8 +13,9 @@ import torch
 
 from stages.run.checkpoint import DurableCheckpoints, check_checkpoint
 from stages.run.folder import RunFolder
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, contents
 from tests.faults import trainings
+from tests.faults.commands import COMMANDS, call
 from tests.faults.harm import forked, killed_at_byte, killed_at_call
 
 # Before and after each call of a save that has one before it, and at bytes of its file.
@@ -81,3 +82,37 @@ def test_a_run_that_is_killed_in_a_save_resumes_to_the_same_weights(cohort, tmp_
     kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(kills) == trainings.KILLS >= 20
     assert [kill for kill in kills if not (kill["killed"] and kill["same"])] == []
+
+
+KILLS = 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.harms(KILLS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_killed_while_it_writes_makes_all_when_run_again(files, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(files)
+    before, count = contents(files), tmp_path / "count"
+
+    def undisturbed():
+        with killed_at_call(-1) as calls:
+            assert call(command, tmp_path / "whole/out") == 0
+        count.write_text(str(2 * len(calls)))
+
+    assert forked(undisturbed) == 0
+    whole, places = contents(tmp_path / "whole"), int(count.read_text())
+    for place in range(places // KILLS // 2, places, -(-places // KILLS)):
+        out = tmp_path / str(place) / "out"
+
+        def killed(place=place, out=out):
+            with killed_at_call(place):
+                call(command, out)
+
+        assert forked(killed) == -signal.SIGKILL
+        forked(lambda out=out: call(command, out))  # refuses to replace results, if they are all there
+        made = contents(out.parent)
+        assert made.keys() == whole.keys(), place
+        compared = [name for name in whole if name.endswith((".nii.gz", "cases.csv", ".safetensors", ".pt"))]
+        assert {name: made[name] for name in compared} == {name: whole[name] for name in compared}, place
+    assert contents(files) == before

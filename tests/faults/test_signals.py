@@ -18,9 +18,8 @@ from stages.run.entry import command_line
 from stages.run.folder import RunFolder
 from studies.jobs.graph import Graph, Node
 from studies.jobs.running import run_here
-from tests.conftest import contents, run
-from tests.nifti import write_nifti
-from tests.segmentation.makers import AFFINE, make_segmenter, mask, organ, scan
+from tests.conftest import contents
+from tests.faults.commands import COMMANDS, call
 from tests.stages.builds import KINDS
 from tests.stages.conftest import TINY
 
@@ -114,37 +113,6 @@ def test_a_stage_told_to_stop_after_training_finishes_when_run_again(stage, tmp_
     assert read_config(tmp_path / "checkpoints/autoencoder").training["steps"] == 8
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Write two scans with a liver and a tumor each, their predictions, and a segmenter."""
-    folder = tmp_path_factory.mktemp("files")
-    labels = organ()
-    labels[8:11, 8:11, 6:9] = 2
-    for seed, case in enumerate("ab"):
-        scan(folder / "cts" / f"{case}.nii.gz", seed)
-        mask(folder / "masks" / f"{case}.nii.gz")
-        for name in ("labels", "predictions"):
-            write_nifti(folder / name / f"{case}.nii.gz", labels, AFFINE)
-    make_segmenter(folder / "segmenter")
-    rows = [f"cts/{case}.nii.gz,labels/{case}.nii.gz" for case in "ab"]
-    (folder / "cases.csv").write_text("\n".join(["image,label", *rows]))
-    return folder
-
-
-CRAFTED = "--organ liver --generator handcrafted --size tiny"
-COMMANDS = {
-    "phantom": "phantom OUT --cases 1 --spacing 8 --organs liver",
-    "synthesize": f"synthesize --ct cts/a.nii.gz --organ-mask masks/a.nii.gz {CRAFTED} --out OUT",
-    "synthesize --cases": f"synthesize --cases cts --organ-mask masks {CRAFTED} --out OUT",
-    "predict": "predict --ct cts --model segmenter --overlap 0.25 --device cpu --out OUT",
-    "evaluate": "evaluate --predictions predictions --labels labels --organ liver --worst 0 --out OUT",
-    "export nnunet": "export nnunet OUT/Dataset501_Liver --cases cases.csv",
-    "export bundle": "export bundle segmenter OUT",
-    "split-tumors": "split-tumors labels OUT --organ liver",
-    "check": "check cts --out OUT.csv",
-}
-
-
 @pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("command", COMMANDS)
@@ -153,7 +121,7 @@ def test_a_command_that_is_told_to_stop_leaves_nothing(files, tmp_path, monkeypa
     monkeypatch.chdir(files)
     before = contents(files)
     signaled(monkeypatch, os, "fsync", number)  # the first file is written, and takes its place next
-    assert run(*COMMANDS[command].replace("OUT", f"{tmp_path}/deep/out").split()) == code
+    assert call(command, tmp_path / "deep/out") == code
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.rglob("*")) == []
     assert contents(files) == before

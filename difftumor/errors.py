@@ -1,8 +1,17 @@
 """Errors that a user can act on: one sentence that names the file, field or option and the remedy."""
 
 import errno
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from difftumor.files.memory import free_memory_bytes
+
+P = ParamSpec("P")
+T = TypeVar("T")
 # Characters of a sentence; names of files can have thousands.
 _LONGEST = 2000
 
@@ -72,19 +81,64 @@ class ShapeError(DiffTumorError):
     """A tensor's shape does not fit the network it is given to."""
 
 
+@contextmanager
+def concerning(what: Path | str) -> Iterator[None]:
+    """Note what is being read or made, for the sentence on an error of the block that nobody foresaw."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, DiffTumorError) and not getattr(error, "__notes__", ()):
+            error.add_note(str(what))
+        raise
+
+
+def naming(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function whose unforeseen errors note its first argument, as `concerning` does."""
+
+    @wraps(function)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> T:
+        with concerning(str(args[0]) if args else function.__name__):
+            return function(*args, **kwargs)
+
+    return noted
+
+
 def sentence_of(error: Exception) -> str:
-    """Say what went wrong, for a user; unforeseen errors are named by their class.
+    """Say what went wrong, for a user; unforeseen errors are named by their class, and by what they concern.
 
     What quotes a whole file of somebody loses its middle.
     """
-    if isinstance(error, OSError) and error.strerror:
-        remedy = ": make room there, or give another place" if error.errno in NO_ROOM else ""
-        text = f"{error.filename or 'A file'}: {error.strerror.lower()}{remedy}."
-    elif isinstance(error, DiffTumorError | OSError):
+    if isinstance(error, DiffTumorError):
         text = str(error)
     else:
-        text = f"{type(error).__name__}: {error}"
+        about = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        text = about + (_about_memory(error) or _about_disk(error) or f"{type(error).__name__}: {error}")
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
+
+def _about_memory(error: Exception) -> str:
+    """Say that memory was lacking, and how much if the error says it; nothing for other errors."""
+    said = str(error)
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    if not (isinstance(error, MemoryError) or on_gpu or "can't allocate memory" in said):
+        return ""
+    wanted = re.search(r"allocate ([\d.]+) ?(\w+)", said)
+    more = ""
+    if wanted:
+        more = f"{float(wanted[1]) / 2**30:.2f} GiB" if wanted[2] == "bytes" else f"{wanted[1]} {wanted[2]}"
+    left = re.search(r"of which ([\d.]+ \w+) is free", said)
+    free = left[1] if left else f"{free_memory_bytes() / 2**30:.2f} GiB" if not on_gpu else ""
+    lacking = f" ({', '.join(part for part in (more and f'{more} more asked', free and f'{free} free') if part)})"
+    lower = "windows_per_batch (--windows-per-batch)" if on_gpu else "jobs (--jobs) or workers (data.num_workers)"
+    return f"there is not enough memory{lacking}: lower {lower}, in training data.batch_size, or give the job more."
+
+
+def _about_disk(error: Exception) -> str:
+    """Return the system's sentence on a file or disk; nothing for other errors."""
+    if not isinstance(error, OSError):
+        return ""
+    remedy = ": make room there, or give another place" if error.errno in NO_ROOM else ""
+    return f"{error.filename or 'A file'}: {error.strerror.lower()}{remedy}." if error.strerror else str(error)
 
 
 def printable(text: str, *, lines: bool = True) -> str:

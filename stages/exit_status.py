@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from difftumor.errors import DiffTumorError, sentence_of
@@ -15,7 +17,8 @@ def reported(work: Callable[[], object]) -> int:
     """Do what a command line asks for, and return its exit status.
 
     Args:
-        work: Raises a ``DiffTumorError`` or ``OSError`` if something is wrong.
+        work: Raises an error if something is wrong; the traceback of one that nobody foresaw is shown if
+            ``HYDRA_FULL_ERROR`` is set, as Hydra's own are.
 
     Returns:
         0; 1 after an error; 130 or 143 where Ctrl-C or SIGTERM has ended it.
@@ -23,8 +26,13 @@ def reported(work: Callable[[], object]) -> int:
     try:
         with ended_cleanly():
             work()
-    except (DiffTumorError, OSError) as error:
-        sys.stderr.write(f"Error: {sentence_of(error)}\n")
+    except Exception as error:
+        said = sentence_of(error)
+        if not isinstance(error, DiffTumorError | OSError | MemoryError):
+            said = f"{said.rstrip('.')}. Nobody foresaw this; HYDRA_FULL_ERROR=1 shows where it happened."
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            traceback.print_exc()
+        sys.stderr.write(f"Error: {said}\n")
         return 1
     except (KeyboardInterrupt, Terminated) as stop:
         if is_rank_zero():

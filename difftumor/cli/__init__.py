@@ -8,6 +8,7 @@ the classes of ``difftumor.errors``: ``main`` prints them.
 
 import atexit
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Words after the program's name; those of the process when None.
 
     Raises:
-        SystemExit: Always; 0 on success, 1 on an error of the library or the file system, 2 on wrong usage, 130 when
-            interrupted, 143 when ended by SIGTERM.
+        SystemExit: Always; 0 on success, 1 on any error, 2 on wrong usage, 130 when interrupted, 143 when ended by
+            SIGTERM.
     """
     if arguments is None:
         _spare_collections()
@@ -38,13 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         with ended_cleanly():
             run_app(words)
-    except (DiffTumorError, OSError) as error:
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {printable(sentence_of(error) or type(error).__name__)}", file=sys.stderr)
+        print(f"Error: {printable(_told(error, words))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _told(error: Exception, words: Sequence[str]) -> str:
+    """Return the sentence on an error; one that nobody foresaw names the files of the command if it names nothing."""
+    said = sentence_of(error) or type(error).__name__
+    if isinstance(error, DiffTumorError | OSError | MemoryError):
+        return said
+    if not getattr(error, "__notes__", ()):
+        files = [word for word in words if os.path.isfile(word)]
+        said = f"{', '.join(files[:3])}: {said}" if files else said
+    return f"{said.rstrip('.')}. Nobody foresaw this; --debug shows where it happened."
 
 
 def _spare_collections() -> None:
@@ -53,7 +65,8 @@ def _spare_collections() -> None:
     For a process of our own only. Arrays and tensors are freed by counting references, whatever the collector does.
     """
     gc.set_threshold(50_000, 20, 20)
-    atexit.register(gc.freeze)
+    # Triton prints a page about what was not collected.
+    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
 
 
 def _take_debug(words: list[str]) -> tuple[list[str], bool]:

@@ -117,7 +117,7 @@ def for_each_case(description: str, cases: Sequence[Case], measure: Callable[[Ca
     Raises:
         ConfigError: A setting is wrong, which affects all cases.
     """
-    from difftumor.errors import ConfigError, DiffTumorError
+    from difftumor.errors import ConfigError, sentence_of
 
     failed: dict[str, str] = {}
     with progress_bar(description, len(cases)) as advance:
@@ -126,8 +126,8 @@ def for_each_case(description: str, cases: Sequence[Case], measure: Callable[[Ca
                 typer.echo(measure(case))
             except ConfigError:
                 raise
-            except (DiffTumorError, OSError) as error:
-                failed[case.id] = str(error)
-                typer.echo(f"Left out {case.id}: {error}", err=True)
+            except Exception as error:  # whatever is wrong with one scan
+                failed[case.id] = sentence_of(error)
+                typer.echo(f"Left out {case.id}: {failed[case.id]}", err=True)
             advance()
     return failed

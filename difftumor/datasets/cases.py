@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from difftumor.datasets.sources import Listing, RawCase, case_id, load_listing
-from difftumor.errors import CaseListError, ConfigError, counted
+from difftumor.errors import CaseListError, ConfigError, counted, naming
 from difftumor.files.texts import read_json
 from difftumor.files.writing import written_whole
 from difftumor.scans.label_maps import check_stated_names
@@ -65,6 +65,7 @@ class CaseList:
     validation_ids: tuple[str, ...] = field(default=())
 
 
+@naming
 def read_cases(source: Path, *, root: Path | None = None, check_files: bool = True) -> CaseList:
     """Read a list of cases and check that its files are there.
 

@@ -16,7 +16,7 @@ import numpy as np
 from difftumor.datasets.cases import Case, CaseList, structure_files
 from difftumor.datasets.integrity import check_cases, in_threads
 from difftumor.datasets.tumor_cases import read_organ
-from difftumor.errors import ConfigError, DiffTumorError, OrganError
+from difftumor.errors import ConfigError, OrganError, sentence_of
 from difftumor.scans.components import find_components
 from difftumor.scans.grid import Box, Grid
 from difftumor.scans.hounsfield import organ_doubts, settle
@@ -228,8 +228,8 @@ def select_healthy(
         try:
             found = _verdict(case, cases, organ, labels, rule, assume_healthy, accept_hu)
             return _in_hu(found, cases, organ, labels, accept_hu) if found.status == "healthy" else found
-        except DiffTumorError as error:
-            return Verdict(case=case, status="failed", reasons=(f"cannot be used: {error}",))
+        except Exception as error:  # whatever is wrong with one scan
+            return Verdict(case=case, status="failed", reasons=(f"cannot be used: {sentence_of(error)}",))
 
     return tuple(in_threads(verdict, cases.cases, workers=workers, done=done))
 

@@ -8,7 +8,7 @@ from difftumor.datasets.cases import Case, CaseList, read_cases, write_case_list
 from difftumor.datasets.label_folders import holds_label_maps, label_maps, label_names_of
 from difftumor.datasets.sources import case_id
 from difftumor.datasets.tumor_cases import sort_cases
-from difftumor.errors import CaseListError, ConfigError, DiffTumorError, OrganError
+from difftumor.errors import CaseListError, ConfigError, OrganError, sentence_of
 from difftumor.files.results import ResultFolder
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Row, Table, write_csv
@@ -126,8 +126,8 @@ def split_by_size(
                 found = split_case(case, cases, organ, staging, rule)
             except ConfigError:  # wrong for all cases
                 raise
-            except DiffTumorError as error:
-                found = SplitCase(case=case, error=str(error))
+            except Exception as error:  # whatever is wrong with one label map
+                found = SplitCase(case=case, error=sentence_of(error))
             split.append(found)
             done(found)
         written = [each for each in split if each.written]

@@ -9,23 +9,32 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difftumor.errors import ArtifactError, ConfigError, DeviceError
+from difftumor.errors import ArtifactError, ConfigError, DeviceError, naming
 from difftumor.files.checksums import sha256_of
 from difftumor.files.results import ResultFolder
 from difftumor.files.writing import folder_written_whole
-from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, Kind, ParentReference, read_config
+from difftumor.models.artifact_config import (
+    CONFIG_FILE,
+    PREPROCESSING,
+    ArtifactConfig,
+    Kind,
+    ParentReference,
+    read_config,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
+# Levels, heads and the like; what is larger is the side of some tensor.
+_SMALL_NUMBER = 64
 # The stage that makes each kind, named in error messages.
 STAGE_OF_KIND = {
     "autoencoder": "stages.autoencoder",
@@ -132,12 +141,13 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
         raise ArtifactError(f"Architecture {name!r} is unknown: use one of {', '.join(sorted(builders))}.")
     try:
         return builders[name](**arguments)
-    except (TypeError, ConfigError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, ConfigError) as error:
         raise ArtifactError(
             f"Architecture {name!r} does not take these arguments ({error}): check its description."
         ) from error
 
 
+@naming
 def load_artifact(
     path: Path | str,
     *,
@@ -180,8 +190,11 @@ def load_artifact(
     weights = folder / WEIGHTS_FILE
     if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
         raise ArtifactError(f"{weights} is missing or damaged (its SHA-256 differs): copy or train the artifact again.")
+    if missing := [name for name in PREPROCESSING if name not in config.preprocessing]:
+        raise ArtifactError(f"{folder / CONFIG_FILE} states no {missing[0]}: make the artifact again.")
     import torch
 
+    _check_sizes(config.architecture, weights)
     # The random first weights are replaced at once; drawing them must not change the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = build_network(config.architecture)
@@ -272,6 +285,46 @@ def _named(network: nn.Module) -> dict[str, tuple[str, Tensor]]:
     # With `keep_vars`, two names of a tensor give the same object.
     state = network.state_dict(keep_vars=True)
     return {name: (first.setdefault(id(tensor), name), tensor) for name, tensor in state.items()}
+
+
+def _check_sizes(architecture: Mapping[str, Any], file: Path) -> None:
+    """Refuse an architecture of other sizes than the weights have, before memory is taken for it."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as weights:
+            names = weights.keys()
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{file} is damaged ({error}): copy or train the artifact again.") from error
+    most = max((size for shape in shapes.values() for size in shape), default=0)
+    if (stated := max(_whole_numbers(architecture), default=0)) > max(most, _SMALL_NUMBER):
+        raise ArtifactError(
+            f"{file} does not fit the architecture in {CONFIG_FILE} (which states {stated}, and no side of its "
+            f"tensors is longer than {most}): make it again."
+        )
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in own_weights(build_network(architecture)).items()}
+    except ArtifactError as error:
+        if "meta tensors" in str(error):  # Swin UNETR, of three fixed sizes, looks at values while it is built
+            return
+        raise
+    if wrong := [name for name, shape in wanted.items() if shapes.get(name) != shape]:
+        found = shapes.get(wrong[0], "nothing")
+        raise ArtifactError(
+            f"{file} does not fit the architecture in {CONFIG_FILE} ({wrong[0]} is {found}, not {wanted[wrong[0]]}): "
+            "make it again."
+        )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _whole_numbers(inner)
+    elif isinstance(value, int):
+        yield value
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

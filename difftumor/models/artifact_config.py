@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor import __version__
 from difftumor.errors import ArtifactError
-from difftumor.files.texts import parse_json
+from difftumor.files.texts import parse_json, read_text
 
 if TYPE_CHECKING:
     from difftumor.scans.appearance import AppearanceRanges
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 Kind = Literal["autoencoder", "diffusion", "segmenter"]
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
+# What every network is used with.
+PREPROCESSING = ("spacing_mm", "window_hu", "crop")
+_FINEST_MM, _COARSEST_MM = 0.01, 50.0
+_MOST_VOXELS = 512**3
+# Entries of an architecture and of its lists, one for each level of a network.
+_MOST_LEVELS = 32
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "autoencoder": ("vqgan3d",),
     "diffusion": ("factorized_unet",),
@@ -136,6 +143,10 @@ class ArtifactConfig:
                 if not isinstance(getattr(config, name), dict):
                     raise TypeError(f"{name} is not a mapping")
             _check_fingerprints(config.training.get("fingerprints", {}))
+            _check_preprocessing(config.preprocessing)
+            _check_architecture(config.architecture)
+            if not isinstance(config.weights_sha256, str) or not isinstance(config.organ, str | None):
+                raise TypeError("weights_sha256 or organ is no text")
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} is not a readable artifact description ({error}): make the artifact again."
@@ -157,6 +168,37 @@ def _check_fingerprints(stored: Any) -> None:
             raise TypeError(f"training.fingerprints holds {pair!r}, not a name and a fingerprint")
 
 
+def _check_preprocessing(stated: Mapping[str, Any]) -> None:
+    """Raise a ValueError if what is stated of scans and windows cannot be."""
+    steps, limits, crop = (stated.get(name) for name in PREPROCESSING)
+    if steps is not None and not (_are_numbers(steps, 3) and all(_FINEST_MM <= step <= _COARSEST_MM for step in steps)):
+        raise ValueError(f"spacing_mm is {steps!r}, not three of {_FINEST_MM:g} to {_COARSEST_MM:g} mm")
+    if limits is not None and not (_are_numbers(limits, 2) and limits[0] < limits[1]):
+        raise ValueError(f"window_hu is {limits!r}, not two numbers, the lower first")
+    if crop is not None:
+        whole = _are_numbers(crop, 3) and all(isinstance(size, int) and size > 0 for size in crop)
+        if not whole or math.prod(crop) > _MOST_VOXELS:
+            raise ValueError(f"crop is {crop!r}, not three positive whole numbers of at most 512³ voxels together")
+    if stated.get("normalization", "unit") not in ("unit", "zscore"):
+        raise ValueError(f"normalization is {stated['normalization']!r}, not unit or zscore")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    numbers = isinstance(values, list | tuple) and len(values) == count
+    return numbers and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _check_architecture(value: Any) -> None:
+    """Raise a ValueError if a number of it is not finite, or a list of it longer than any network is deep."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"its architecture holds {value}")
+    if isinstance(value, dict | list):
+        if len(value) > _MOST_LEVELS:
+            raise ValueError(f"its architecture lists {len(value)} numbers")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_architecture(inner)
+
+
 def read_config(path: Path | str) -> ArtifactConfig:
     """Read an artifact's description without touching its weights.
 
@@ -173,5 +215,10 @@ def read_config(path: Path | str) -> ArtifactConfig:
         raise ArtifactError(
             f"{folder} holds no {CONFIG_FILE}: it is not an artifact, give a folder that a stage has made."
         )
-    # Bytes that are not text become replacement characters, which are not JSON.
-    return ArtifactConfig.from_json(file.read_text(encoding="utf-8", errors="replace"), file)
+    try:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{file} is not a readable artifact description ({error}): make the artifact again."
+        ) from error
+    return ArtifactConfig.from_json(text, file)

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from difftumor.errors import VolumeError
+from difftumor.errors import VolumeError, naming
 from difftumor.files.writing import written_whole
 from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
@@ -61,6 +61,7 @@ def read_grid(path: Path) -> Grid:
     return read_header(Path(path))[1]
 
 
+@naming
 def read_ct(path: Path, *, beside: Iterable[Path] = (), accept_hu: bool = False) -> Volume:
     """Read a CT as float32 HU.
 
@@ -81,6 +82,7 @@ def read_ct(path: Path, *, beside: Iterable[Path] = (), accept_hu: bool = False)
     return Volume(data, grid, path, image.header, stored, _judged(data, path, accept_hu))
 
 
+@naming
 def read_labels(path: Path, *, beside: Iterable[Path] = ()) -> Volume:
     """Read a label map as uint8, or as uint16 or uint32 if its numbers need it.
 

@@ -1,15 +1,16 @@
 """The command line as a user meets it: help, errors, exit codes."""
 
+import errno
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from difftumor import __version__
 from difftumor.cli import app as cli_app
-from difftumor.cli import main
 from difftumor.cli.options import parse_names, parse_numbers
-from difftumor.errors import ConfigError
+from difftumor.errors import ConfigError, concerning, sentence_of
 from difftumor.scans.organs import CONVENTIONS
 from tests.conftest import run
 
@@ -124,10 +125,49 @@ def test_interrupt_exits_130(monkeypatch):
     assert run("broken") == 130
 
 
-def test_a_bug_is_not_disguised(monkeypatch):
-    with_command(monkeypatch, ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        main(["broken"])
+def test_an_error_that_nobody_foresaw_is_one_sentence_that_names_the_files_in_use(monkeypatch, capsys, tmp_path):
+    with_command(monkeypatch, ZeroDivisionError("division by zero"))
+    assert run("broken") == 1
+    assert capsys.readouterr().err == (
+        "Error: ZeroDivisionError: division by zero. Nobody foresaw this; --debug shows where it happened.\n"
+    )
+    assert run("broken", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError) as caught, concerning("/there/ct.nii"):
+        _ = 1 / 0
+    with_command(monkeypatch, caught.value)
+    assert run("broken") == 1
+    assert capsys.readouterr().err.startswith("Error: /there/ct.nii: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), ("not enough memory (", " GiB free): lower jobs (--jobs)", "data.batch_size")),
+        (np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("u1")), ("1.00 TiB more asked, ",)),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 107374182400 bytes."
+            ),
+            ("100.00 GiB more asked, ",),
+        ),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB of which 1.50 GiB is free."
+            ),
+            ("(2.00 GiB more asked, 1.50 GiB free): lower windows_per_batch",),
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/out/ct.nii.gz"),
+            ("/out/ct.nii.gz has no space left: free",),
+        ),
+    ],
+    ids=["plain", "array", "torch", "cuda", "disk"],
+)
+def test_lack_of_memory_or_room_says_what_to_lower(error, words):
+    text = sentence_of(error)
+    assert [word for word in words if word not in text] == []
+    assert "\n" not in text
 
 
 def test_the_app_imports_nothing_heavy():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from difftumor.errors import ArtifactError, ConfigError, DeviceError
+from difftumor.files.checksums import sha256_of
 from difftumor.models.artifact import Parent, build_network, load_artifact, pick_device, save_artifact
 from difftumor.models.artifact_config import read_config
 from difftumor.scans.appearance import Appearance, AppearanceRanges
@@ -182,6 +183,18 @@ def test_one_flipped_byte_is_noticed(tmp_path):
         ({"surprise": 1}, r"unknown fields \['surprise'\]"),
         ({"architecture": {**AUTOENCODER, "surprise": 1}}, "does not take these arguments"),
         ({"architecture": {**AUTOENCODER, "codes": 9}}, "does not fit"),
+        ({"architecture": {**AUTOENCODER, "base_channels": 10**9}}, "states 1000000000, and no side of its tensors is"),
+        ({"architecture": {**AUTOENCODER, "levels": 40}}, "does not fit|does not take"),
+        ({"architecture": {**AUTOENCODER, "codes": float("nan")}}, "its architecture holds nan"),
+        ({"architecture": {**AUTOENCODER, "multipliers": [1] * 99}}, "lists 99 numbers"),
+        ({"preprocessing": {**PREPROCESSING, "spacing_mm": [0, 1, 1]}}, r"spacing_mm is \[0, 1, 1\]"),
+        ({"preprocessing": {**PREPROCESSING, "spacing_mm": "111"}}, "spacing_mm is '111'"),
+        ({"preprocessing": {**PREPROCESSING, "window_hu": [250, -175]}}, "window_hu is .*the lower first"),
+        ({"preprocessing": {**PREPROCESSING, "crop": [2000] * 3}}, "crop is .*at most 512³"),
+        ({"preprocessing": {**PREPROCESSING, "crop": [-8] * 3}}, "crop is .*positive whole numbers"),
+        ({"preprocessing": {**PREPROCESSING, "normalization": "evil"}}, "normalization is 'evil'"),
+        ({"preprocessing": {"spacing_mm": [1, 1, 1], "crop": [8, 8, 8]}}, "states no window_hu"),
+        ({"organ": 5}, "organ is no text"),
     ],
 )
 def test_edited_description_is_refused(tmp_path, change, message):
@@ -189,6 +202,16 @@ def test_edited_description_is_refused(tmp_path, change, message):
     file = path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ArtifactError, match=message):
+        load_artifact(path)
+
+
+def test_a_header_of_endless_bytes_with_the_right_checksum_is_refused(tmp_path):
+    path = _save_autoencoder(tmp_path / "ae")
+    (path / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    content = json.loads((path / "config.json").read_text())
+    content["weights_sha256"] = sha256_of(path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged"):
         load_artifact(path)
 
 

@@ -45,7 +45,7 @@ class InceptionFeatures(nn.Module):
     def __init__(self, weights: WeightsFile, window: IntensityWindow) -> None:
         super().__init__()
         classes = weights.tensors.get("fc.weight")
-        if classes is not None and len(classes) == _TENSORFLOW_CLASSES:
+        if classes is not None and classes.shape[:1] == (_TENSORFLOW_CLASSES,):
             raise PublishedFileError(
                 f"{weights.path} is a copy of TensorFlow's Inception, which pools differently from torchvision's: give "
                 "torchvision's own weights."

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from difftumor.errors import PublishedFileError
+from difftumor.errors import PublishedFileError, naming
 from difftumor.files.checksums import sha256_of
 
 # Checkpoints of a training hold the weights under this name.
@@ -36,6 +35,7 @@ class WeightsFile:
     tensors: Mapping[str, Tensor]
 
 
+@naming
 def read_weights(path: Path) -> WeightsFile:
     """Read a state dict: a file of ``torch.save``, old format or new, or a safetensors file.
 
@@ -48,8 +48,11 @@ def read_weights(path: Path) -> WeightsFile:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except (PublishedFileError, MemoryError):
+        raise
+    except Exception as error:  # the bytes of a damaged file can raise anything
         # Not PyTorch's own message, which advises to load the file unsafely.
         raise PublishedFileError(
             f"{path} holds no weights that can be read safely ({type(error).__name__}): get the file as published "
@@ -62,6 +65,17 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, sha256_of(path), tensors)
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse an archive with wrong checksums, which PyTorch does not look at, or whose entries are compressed."""
+    if not zipfile.is_zipfile(path):  # the old format has none
+        return
+    with zipfile.ZipFile(path) as archive:
+        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        if not plain or (damaged := archive.testzip()) is not None:
+            what = f"the checksum of {damaged} differs" if plain else "it is compressed, which PyTorch never does"
+            raise PublishedFileError(f"{path} is damaged ({what}): get the file as published again.")
+
+
 def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[str] = ()) -> None:
     """Load weights into a network; they must match exactly.
 
@@ -71,7 +85,8 @@ def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[
         ignored: Prefixes of names that may be missing or present: heads, which features do not use.
 
     Raises:
-        PublishedFileError: Weights are missing, unexpected, or of another shape; the message names the first ones.
+        PublishedFileError: Weights are missing, unexpected, of another shape or not finite; the message names the
+            first ones.
     """
     wanted = network.state_dict()
     given = {name: value for name, value in weights.tensors.items() if not name.startswith(tuple(ignored))}
@@ -91,6 +106,10 @@ def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[
         raise PublishedFileError(
             f"{weights.path} does not fit the feature network {type(network).__name__} (it {wrong}): give its "
             "weights, or name the network they belong to."
+        )
+    if broken := [name for name, value in given.items() if not torch.isfinite(value).all()]:
+        raise PublishedFileError(
+            f"{weights.path} holds weights that are not finite ({_listed(broken)}): get the file as published again."
         )
     network.load_state_dict({**wanted, **given})
 

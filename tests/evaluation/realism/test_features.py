@@ -76,6 +76,26 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path, content):
             read_weights(tmp_path / name)
 
 
+def test_flipped_bits_and_endless_tensors_are_refused(tmp_path):
+    path = tmp_path / "layer.pth"
+    torch.save({"weight": torch.ones(64, 64), "bias": torch.zeros(64)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.ones(4).numpy().tobytes())
+    content[at + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PublishedFileError, match=r"the checksum of .*/data/\d differs"):
+        read_weights(path)
+    torch.save({"weight": torch.ones(1).expand(10**6, 10**6), "bias": torch.zeros(64)}, path)
+    with pytest.raises(PublishedFileError, match=r"another shape weight \(1000000, 1000000\)"):
+        load_weights(nn.Linear(64, 64), read_weights(path))
+    torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, path)
+    with pytest.raises(PublishedFileError, match=r"not finite \(weight\)"):
+        load_weights(nn.Linear(2, 2), read_weights(path))
+    (tmp_path / "long.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    with pytest.raises(PublishedFileError, match="holds no weights"):
+        read_weights(tmp_path / "long.safetensors")
+
+
 def test_a_missing_file_and_one_without_weights(tmp_path):
     with pytest.raises(PublishedFileError, match="There is no file"):
         read_weights(tmp_path / "none.pth")

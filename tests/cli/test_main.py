@@ -159,7 +159,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_that_names_the_files_in_us
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/out/ct.nii.gz"),
-            ("/out/ct.nii.gz has no space left: free",),
+            ("/out/ct.nii.gz: no space left on device: make room",),
         ),
     ],
     ids=["plain", "array", "torch", "cuda", "disk"],

@@ -155,6 +155,20 @@ def test_what_no_reader_reads_is_refused_before_labels_are_read(tmp_path, capsys
     assert not (tmp_path / NAME).exists()
 
 
+def test_a_bundle_reads_skewed_axes_but_neither_units_nor_a_second_spacing(tmp_path):
+    transforms = pytest.importorskip("monai.transforms")
+
+    def seen(**options):
+        matrix = options.pop("matrix")
+        return transforms.LoadImage(reader="NibabelReader")(save(tmp_path / "a.nii", matrix, **options)).affine.numpy()
+
+    skewed, meters = affine(0.015), affine(spacing=(7e-4, 8e-4, 2e-3))
+    np.testing.assert_allclose(seen(matrix=skewed, qform=0), skewed, atol=1e-5)
+    np.testing.assert_allclose(seen(matrix=meters, units="meter"), meters, atol=1e-5)  # taken for millimeters
+    spaced = np.linalg.norm(seen(matrix=affine(), pixdim=(3, 3, 3))[:3, :3], axis=0)
+    np.testing.assert_allclose(spaced, 3, rtol=1e-5)
+
+
 def test_itk_reads_what_synthesize_writes_on_the_same_grid(tmp_path, no_picture):
     skewed_cohort(tmp_path, 0.0)
     ct, mask = tmp_path / "a.nii.gz", tmp_path / "maps/a.nii.gz"

@@ -7,14 +7,17 @@ import signal
 import numpy as np
 import pytest
 
-from difftumor.datasets.cases import read_cases
+from difftumor.datasets.cases import read_case_labels, read_cases
+from difftumor.datasets.integrity import check_cases
+from difftumor.datasets.tumor_cases import sort_cases
 from difftumor.datasets.validation import lists as module
 from difftumor.datasets.validation.lists import check_lists, list_to_check
 from difftumor.datasets.validation.report import check_places, write_findings, write_fix_list
 from difftumor.errors import CaseListError, ConfigError
+from difftumor.scans.nifti import read_ct
 from difftumor.scans.organs import get_organ
 from tests.conftest import read_rows
-from tests.datasets.validation.makers import body, write_case, write_list
+from tests.datasets.validation.makers import SHAPE, body, organs, write_case, write_list
 from tests.nifti import LPS, write_nifti
 
 
@@ -141,6 +144,29 @@ def test_the_list_of_good_cases_is_one_that_every_command_reads(cohort, tmp_path
     content = json.loads((tmp_path / "good.json").read_text())
     assert {entry["id"] for entry in content["left_out"]} == {"a", "b", "d"}
     assert all(entry["reasons"] for entry in content["left_out"])
+
+
+def test_what_a_check_lets_through_is_read_everywhere(tmp_path):
+    fractions, shifted = organs().astype(np.float32), np.zeros(SHAPE, np.uint8)
+    fractions[0, 0, 0], shifted[:3] = 0.5, 5
+    cases = {
+        "good": {}, "healthy": {"labels": organs(tumor=False)}, "windowed": {"values": body().clip(0, 255)},
+        "fractions": {"labels": fractions}, "turned": {"labels_affine": np.eye(4)}, "truncated": {},
+        "nan": {"values": np.where(organs() == 6, np.nan, body()).astype(np.float32)}, "air": {"labels": shifted},
+        "empty": {"labels": np.zeros(SHAPE, np.uint8)},
+    }  # fmt: skip
+    entries = [write_case(tmp_path, name, **options) for name, options in cases.items()]
+    (tmp_path / "truncated.nii.gz").write_bytes((tmp_path / "truncated.nii.gz").read_bytes()[:-9])
+    (listed,) = check(write_list(tmp_path, entries), organ=get_organ("liver")).lists
+    write_fix_list(tmp_path / "good.json", listed)
+    good = read_cases(tmp_path / "good.json")
+    assert [case.id for case in good.cases] == ["good", "healthy"]
+    check_cases(good).raise_if_any()
+    found = sort_cases(good, get_organ("liver"))
+    assert {case.id for case in found.healthy} == {"healthy"}
+    assert not found.left_out
+    for case in good.cases:
+        assert read_ct(case.image).data.shape == read_case_labels(case, good.label_names).data.shape
 
 
 def test_a_list_without_a_good_case_is_not_written(tmp_path):

@@ -194,9 +194,11 @@ def _check_fields(fields: Any, path: Path) -> None:
     if not 1 <= fields["dim"][0] <= 7:
         raise _damaged(path, f"it has {fields['dim'][0]} axes (dim[0])")
     try:
-        fields.get_data_dtype()
-    except (HeaderDataError, KeyError) as error:
-        raise _damaged(path, f"its type of values is unknown (datatype {fields['datatype']})") from error
+        known = fields.get_data_dtype().itemsize > 0
+    except (HeaderDataError, KeyError):
+        known = False
+    if not known:
+        raise _damaged(path, f"its type of values is unknown (datatype {fields['datatype']})")
     begin = float(fields["vox_offset"])
     if not begin.is_integer():
         raise _damaged(path, f"its voxels begin at byte {begin:g} (vox_offset)")

@@ -6,7 +6,7 @@ every stored value outside the change.
 """
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from difftumor.files.writing import written_whole
 from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
 from difftumor.scans.stored.header import compare_headers, is_nifti, read_header
+from difftumor.scans.stored.mark import mark_header, mark_preamble
 from difftumor.scans.stored.voxels import StoredImage, read_stored, scaled, stored_values
 
 
@@ -160,7 +161,13 @@ def check_same_grid(a: Volume, b: Volume) -> None:
 
 
 def write_ct(
-    path: Path, original: Volume, hu: NDArray[Any], changed: NDArray[np.bool_], *, box: Box | None = None
+    path: Path,
+    original: Volume,
+    hu: NDArray[Any],
+    changed: NDArray[np.bool_],
+    *,
+    box: Box | None = None,
+    mark: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a changed CT as a file like the original.
 
@@ -171,6 +178,7 @@ def write_ct(
         changed: (X, Y, Z) boolean mask. Stored values outside it stay bit-identical, as do the header and extensions.
             Inside, values are rounded to the stored type and clipped to its range.
         box: Part of the grid that ``hu`` and ``changed`` cover; the whole by default.
+        mark: Which tumors were made, for the header: see `difftumor.scans.stored.mark`; None for none.
 
     Raises:
         VolumeError: The path is the original's or no NIfTI name, or a changed value is not finite.
@@ -187,7 +195,7 @@ def write_ct(
     values = stored.values.copy(order="F")
     values.reshape(original.grid.shape, order="F")[box.slices][changed] = new
     with written_whole(path) as temporary, nifti_stream(temporary) as stream:
-        stream.write(stored.preamble)
+        stream.write(_preamble(original, mark))
         # Transposed, Fortran order is C order: the bytes go out without another copy.
         stream.write(values.T.view(np.uint8).data)
 
@@ -201,7 +209,14 @@ def as_stored(original: Volume, hu: NDArray[Any]) -> NDArray[np.float32]:
     return read
 
 
-def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, box: Box | None = None) -> bool:
+def same_outside(
+    original: Volume,
+    path: Path,
+    changed: NDArray[np.bool_],
+    *,
+    box: Box | None = None,
+    mark: Mapping[str, Any] | None = None,
+) -> bool:
     """Whether a file that ``write_ct`` wrote equals the original bit by bit outside the change, header included.
 
     Args:
@@ -209,6 +224,7 @@ def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, bo
         path: The file.
         changed: (X, Y, Z) boolean mask.
         box: Part of the grid that ``changed`` covers; the whole by default.
+        mark: What the header says more than that of the original.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -216,7 +232,7 @@ def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, bo
     box = _checked_box(original, changed, changed, box)
     before, after = original.stored, read_stored(path, read_header(path)[0])
     assert before is not None
-    if before.preamble != after.preamble or before.values.dtype != after.values.dtype:
+    if _preamble(original, mark) != after.preamble or before.values.dtype != after.values.dtype:
         return False
     bits = np.dtype(f"u{before.values.dtype.itemsize}")
     old, new = (stored.values.reshape(original.grid.shape, order="F").view(bits) for stored in (before, after))
@@ -229,13 +245,14 @@ def same_outside(original: Volume, path: Path, changed: NDArray[np.bool_], *, bo
     return True
 
 
-def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
+def write_labels(path: Path, labels: NDArray[Any], like: Volume, *, mark: Mapping[str, Any] | None = None) -> None:
     """Write a label map on the grid of ``like``, with its orientation codes and byte order.
 
     Args:
         path: Where to write, ``.nii`` or ``.nii.gz``; never the file of ``like``. Replaced as a whole.
         labels: (X, Y, Z) booleans or non-negative integers; 64-bit ones are stored in the least type that holds them.
         like: The volume the labels belong to.
+        mark: As for ``write_ct``.
 
     Raises:
         VolumeError: The path is that of ``like`` or no NIfTI name.
@@ -252,9 +269,18 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
     header["cal_min"] = header["cal_max"] = 0  # the display range of a CT, meaningless for labels
     # A table of label names is that of the numbers of `like`.
     header.extensions[:] = [each for each in header.extensions if "<Label" not in str(each.get_content())]
+    if mark is not None:
+        mark_header(header, mark)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with written_whole(path) as temporary:
         image_class(labels, None, header).to_filename(temporary)
+
+
+def _preamble(original: Volume, mark: Mapping[str, Any] | None) -> bytes:
+    """Return all bytes before the voxels of a file like the original."""
+    assert original.stored is not None
+    preamble = original.stored.preamble
+    return preamble if mark is None else mark_preamble(preamble, original.header, mark)
 
 
 def _judged(data: NDArray[np.float32], name: Path | str, accept_hu: bool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""``difftumor info``: what an artifact is."""
+"""``difftumor info``: what an artifact is, or an image."""
 
 from __future__ import annotations
 
@@ -15,21 +15,65 @@ if TYPE_CHECKING:
 
 def info(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", show_default=False, help="Artifact folder, such as checkpoints/diffusion.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            show_default=False,
+            help="Artifact folder, such as checkpoints/diffusion, or a CT or label map (.nii.gz or .nii).",
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Describe an artifact: what it is, where it comes from, how it was trained.
 
-    Reads its [bold]config.json[/bold] only; the weights are neither loaded nor checked.
+    Reads its [bold]config.json[/bold] only; the weights are neither loaded nor checked. Of a CT or label map it tells
+    shape, voxel size and orientation, and whether tumors in it were made, and which; it reads the header only.
+
+    Example: difftumor info out/ct.nii.gz
     """
     from difftumor.models.artifact_config import read_config
+    from difftumor.scans.stored.header import is_nifti
 
+    if is_nifti(path):
+        _describe_image(path, as_json=json)
+        return
     config = read_config(path)
     if json:
         typer.echo(config.to_json(), nl=False)
     else:
         _print_table(path, _rows(path, config))
+
+
+def _describe_image(path: Path, *, as_json: bool) -> None:
+    import json
+
+    from nibabel.orientations import aff2axcodes
+
+    from difftumor.errors import counted
+    from difftumor.scans.stored.header import read_header
+    from difftumor.scans.stored.mark import read_marks
+
+    image, grid = read_header(path)
+    made = read_marks(image.header)
+    facts = {
+        "shape": list(grid.shape),
+        "spacing_mm": [round(step, 4) for step in grid.spacing_mm],
+        "axes": "".join(aff2axcodes(grid.affine)),
+        "type": str(image.get_data_dtype()),
+        "synthetic_tumors": made,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    rows = [(name.replace("_", " "), str(value)) for name, value in facts.items() if name != "synthetic_tumors"]
+    tumors = [
+        f"{tumor.get('generator')} in the {mark.get('organ')}, {tumor.get('diameter_mm')} mm, {tumor.get('center_mm')}"
+        for mark in made
+        for tumor in mark.get("tumors", ())
+        if isinstance(tumor, dict)
+    ]
+    rows.append(("synthetic", "\n".join([counted(len(tumors), "tumor"), *tumors]) if made else "nothing says so"))
+    _print_table(path, iter(rows))
 
 
 def _print_table(path: Path, rows: Iterator[tuple[str, str]]) -> None:

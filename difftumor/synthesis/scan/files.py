@@ -322,12 +322,28 @@ def write_volumes(made: ScanSynthesis, folder: Path) -> None:
     Raises:
         SynthesisError: The CT file differs from the original outside the tumors.
     """
-    original = made.scan.ct
-    write_ct(folder / CT_FILE, original, made.hu(), made.change_hu != 0, box=made.box)
+    original, mark = made.scan.ct, _mark(made)
+    write_ct(folder / CT_FILE, original, made.hu(), made.change_hu != 0, box=made.box, mark=mark)
     # The promise is checked on the file itself: stored values, not HU, and the header with them.
-    if not same_outside(original, folder / CT_FILE, made.halo, box=made.box):
+    if not same_outside(original, folder / CT_FILE, made.halo, box=made.box, mark=mark):
         raise SynthesisError(
             f"The copy of {original.path} differs from it outside the tumors, so nothing was written: report this."
         )
-    write_labels(folder / LABELS_FILE, made.whole_labels(), original)
-    write_labels(folder / LESIONS_FILE, made.whole_lesions(), original)
+    write_labels(folder / LABELS_FILE, made.whole_labels(), original, mark=mark)
+    write_labels(folder / LESIONS_FILE, made.whole_lesions(), original, mark=mark)
+
+
+def _mark(made: ScanSynthesis) -> dict[str, Any]:
+    """Return which tumors were made, for the headers of the files; the record says all of them."""
+    return {
+        "organ": made.scan.organ,
+        "tumors": [
+            {
+                "generator": record.generator,
+                "center_mm": [round(value, 1) for value in record.center_mm],
+                "diameter_mm": round(2 * record.equivalent_radius_mm, 1),
+            }
+            for record in made.records
+        ],
+        "record": RECORD_FILE,
+    }

@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from difftumor.models.artifact_config import CONFIG_FILE, ArtifactConfig, ParentReference
 from difftumor.scans.appearance import AppearanceRanges
 from difftumor.scans.fingerprint import fingerprint
-from difftumor.scans.nifti import volume_of
+from difftumor.scans.nifti import read_ct, volume_of, write_ct
 from tests.conftest import run
 from tests.nifti import ct_values
 
@@ -95,3 +96,24 @@ def test_missing_artifact_is_one_sentence(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
+
+
+def test_an_image_says_which_tumors_were_made(tmp_path, capsys):
+    plain = tmp_path / "plain.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((4, 5, 6), -1000, np.int16), np.diag([-2, 1, 3, 1])), plain)
+    original = read_ct(plain, accept_hu=True)
+    content = {"organ": "liver", "tumors": [{"generator": "diffusion", "diameter_mm": 8.5, "center_mm": [1, 2, 3]}]}
+    write_ct(tmp_path / "ct.nii.gz", original, original.data, np.zeros((4, 5, 6), bool), mark=content)
+    assert run("info", tmp_path / "ct.nii.gz") == 0
+    printed = capsys.readouterr().out
+    assert "1 tumor" in printed
+    assert "diffusion in the liver, 8.5 mm" in printed
+    assert run("info", tmp_path / "ct.nii.gz", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["shape"], found["spacing_mm"], found["axes"]) == ([4, 5, 6], [2, 1, 3], "LAS")
+    assert found["synthetic_tumors"] == [content]
+    assert run("info", plain) == 0
+    assert "nothing says so" in capsys.readouterr().out
+    (tmp_path / "broken.nii.gz").write_bytes(b"x")
+    assert run("info", tmp_path / "broken.nii.gz") == 1
+    assert "broken.nii.gz" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""The mark of made tumors in a NIfTI header: a sentence in ``descrip``, and a comment that says which tumors.
+
+The comment is an extension of the header (code 6, plain text); other programs skip what they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from difftumor.files.texts import parse_json
+
+_KEY = "difftumor_synthetic_tumors"
+_COMMENT = 6
+_SENTENCE = "synthetic tumors (difftumor)"
+# Where voxels may begin, and the sizes of extensions: multiples of this many bytes.
+_ALIGNED = 16
+
+
+def mark_preamble(preamble: bytes, header: nib.nifti1.Nifti1Header, content: Mapping[str, Any]) -> bytes:
+    """Return all bytes before the voxels of a single NIfTI file, marked; extensions that are there stay.
+
+    Args:
+        preamble: The bytes as they are.
+        header: What was read from them.
+        content: Plain values that say which tumors were made.
+    """
+    size = header.template_dtype.itemsize
+    marked = type(header)(preamble[:size], endianness=header.endianness, check=False)
+    order = {"<": "little", ">": "big"}[header.endianness]
+    end = size + 4
+    while preamble[size] and end + 8 <= len(preamble):
+        step = int.from_bytes(preamble[end : end + 4], order)  # type: ignore[arg-type]
+        if step < 8 or end + step > len(preamble):
+            break  # what follows is no extension
+        end += step
+    text = _text(content).encode()
+    length = -(-(8 + len(text)) // _ALIGNED) * _ALIGNED
+    start = length.to_bytes(4, order) + _COMMENT.to_bytes(4, order)  # type: ignore[arg-type]
+    extension = (start + text).ljust(length, b"\0")
+    marked["vox_offset"] = -(-(end + length) // _ALIGNED) * _ALIGNED
+    marked["descrip"] = _described(marked)
+    filled: bytes = marked.binaryblock + b"\1\0\0\0" + preamble[size + 4 : end] + extension
+    return filled.ljust(int(marked["vox_offset"]), b"\0")
+
+
+def mark_header(header: nib.nifti1.Nifti1Header, content: Mapping[str, Any]) -> None:
+    """Mark a header that nibabel will write."""
+    header["descrip"] = _described(header)
+    header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, _text(content).encode()))
+
+
+def read_marks(header: nib.nifti1.Nifti1Header) -> list[dict[str, Any]]:
+    """Return what marks in a header say, the oldest first; none for an image without made tumors."""
+    found: list[dict[str, Any]] = []
+    for extension in getattr(header, "extensions", ()):
+        content = extension.get_content()
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        if extension.get_code() == _COMMENT and _KEY in text:
+            try:
+                stated = parse_json(text.rstrip("\0"))
+            except ValueError:
+                continue  # a comment of somebody else
+            if isinstance(stated, dict) and isinstance(stated.get(_KEY), dict):
+                found.append(stated[_KEY])
+    return found
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps({_KEY: dict(content)}, allow_nan=False)
+
+
+def _described(header: nib.nifti1.Nifti1Header) -> bytes:
+    """Return ``descrip`` with the sentence; what was there before is cut if there is no room for both."""
+    before = bytes(np.asarray(header["descrip"]).item()).rstrip(b"\0")
+    sentence = _SENTENCE.encode()
+    if sentence in before:
+        return before
+    room = header.template_dtype["descrip"].itemsize - len(sentence) - 2
+    return before[:room] + b"; " + sentence if before else sentence

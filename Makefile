@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slurm nightly lint format docs clean
+.PHONY: help install demo test test-all test-faults test-slurm nightly lint format docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test: $(INSTALLED) ## Run the tests that are not slow
 
 test-all: $(INSTALLED) ## Run all tests but the nightly ones and those on SLURM
 	$(PYTEST) -m 'not nightly and not slurm'
+
+test-faults: $(INSTALLED) ## Run all that does harm: kills, damage, full disks, signals, hostile files (docs/reliability.md)
+	$(PYTEST) -m 'not nightly and not slurm' tests/faults $$($(BIN)/python -m tests.faults --elsewhere)
 
 test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [root: installs SLURM with apt; else skips without it]
 	@export PATH="$$PATH:/usr/sbin"; \

@@ -140,7 +140,7 @@ def test_no_class_name_is_defined_twice():
 def test_top_level_holds_what_design_names():
     tracked = {
         "difftumor", "configs", "containers", "stages", "tests", "checkpoints", "benchmarks", "studies", "docs",
-        "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md",
+        "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
     }  # fmt: skip
     listing = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if listing.returncode:

@@ -145,7 +145,7 @@ def _backbone_state(backbone: str, weights: Path | None) -> dict[str, Tensor]:
     known = BACKBONE_WEIGHTS[backbone]
     if weights is None:
         try:
-            return known.get_state_dict(progress=False, check_hash=True)
+            return known.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
             raise TrainingError(
                 f"The perceptual loss needs torchvision's {Path(known.url).name}, which cannot be downloaded: {remedy}."

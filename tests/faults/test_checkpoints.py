@@ -17,6 +17,7 @@ from tests.faults.conftest import config_of
 from tests.faults.harm import Payload
 from tests.stages.builds import Crash, crashing_at, run
 
+FLIPS, CUTS = 400, 60
 GOOD = {"state_dict": {"w": torch.arange(40.0)}, "optimizer_states": [{"m": torch.ones(3)}], "steps_done": 4}
 
 
@@ -42,12 +43,13 @@ def _write_good(file, *, summed):
     return file.read_bytes()
 
 
+@pytest.mark.harms(FLIPS)
 @pytest.mark.parametrize("summed", [True, False])
 def test_no_flipped_bit_is_read_as_other_weights(tmp_path, summed):
     good, refused = _write_good(file := tmp_path / "last.ckpt", summed=summed), 0
     # A bit of the table of parts makes torch take a tensor for a folder, and read nothing.
     folders = [place + 38 for place in range(len(good)) if good[place : place + 4] == b"PK\1\2"]
-    flips = [(place, place % 8) for place in range(0, len(good), 7)] + [(place, 4) for place in folders]
+    flips = [(place * len(good) // FLIPS, place % 8) for place in range(FLIPS)] + [(place, 4) for place in folders]
     for place, bit in flips:
         bad = bytearray(good)
         bad[place] ^= 1 << bit
@@ -61,10 +63,11 @@ def test_no_flipped_bit_is_read_as_other_weights(tmp_path, summed):
     assert refused > len(flips) / (1.1 if summed else 4)  # the rest is padding, or the checksum's own name
 
 
+@pytest.mark.harms(CUTS)
 @pytest.mark.parametrize("summed", [True, False])
 def test_no_part_of_a_checkpoint_is_taken_for_all_of_it(tmp_path, summed):
     good = _write_good(file := tmp_path / "last.ckpt", summed=summed)
-    for length in range(0, len(good) - 30, 41):
+    for length in (number * (len(good) - 30) // CUTS for number in range(CUTS)):
         file.write_bytes(good[:length])
         with pytest.raises(TrainingError, match=r"last\.ckpt is (empty|damaged)"):
             check_checkpoint(file)

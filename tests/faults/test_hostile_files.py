@@ -193,6 +193,7 @@ CLASSES = {
     "a class as an argument": {"architecture__channels": ["lethal.attack", "lethal.attack"]},
     "a target at the top": {"_target_": "lethal.attack"},
     "a target for a parent": {"parents": {"autoencoder": TARGET}},
+    "a target in the preprocessing": {"preprocessing__crop": TARGET},
     "another kind": {"kind": "lethal.attack"},
 }
 
@@ -202,6 +203,13 @@ def test_an_artifact_names_no_class_beyond_the_list(tmp_path, sentinel, change):
     folder = make_segmenter(tmp_path / "segmenter")
     tampered(folder, **CLASSES[change])
     with pytest.raises(DiffTumorError, match=r"segmenter|Architecture|lethal"):
+        load_artifact(folder)
+
+
+def test_weights_of_an_artifact_are_no_pickle(tmp_path, sentinel):
+    folder = make_segmenter(tmp_path / "segmenter")
+    tampered(folder, weights={"w": Payload(sentinel)})
+    with pytest.raises(DiffTumorError, match=r"model\.safetensors"):
         load_artifact(folder)
 
 

@@ -133,20 +133,24 @@ def ct_doubts(hu_XYZ: HU, name: str, *, ends: tuple[float, float] | None = None)
     return ()
 
 
-def organ_doubts(hu_XYZ: HU, mask_XYZ: NDArray[Any], organ: Organ, *, ct: str, mask: str) -> tuple[Doubt, ...]:
+def organ_doubts(
+    hu_XYZ: HU, mask_XYZ: NDArray[Any], organ: Organ, *, ct: str, mask: str, box: Box | None = None
+) -> tuple[Doubt, ...]:
     """Judge a CT and a mask by each other: the organ's mean HU, and how much of the scan it fills.
 
     Args:
         hu_XYZ: HU; not modified.
-        mask_XYZ: Same shape, nonzero in the organ; not empty.
+        mask_XYZ: Nonzero in the organ; not empty.
         organ: Whose mean is known in part.
         ct: What errors call the CT.
         mask: What errors call the mask.
+        box: Part of the CT that the mask covers; the whole by default.
     """
-    box = Box.around(mask_XYZ).slices
-    part, inside = hu_XYZ[box], mask_XYZ[box]
-    filled = inside.size / mask_XYZ.size
-    if filled > _FILLED and (filled := float(np.count_nonzero(inside)) / mask_XYZ.size) > _FILLED:
+    around = Box.around(mask_XYZ)
+    inside = mask_XYZ[around.slices]
+    part = hu_XYZ[(around if box is None else around.shifted(box.start)).slices]
+    filled = inside.size / hu_XYZ.size
+    if filled > _FILLED and (filled := float(np.count_nonzero(inside)) / hu_XYZ.size) > _FILLED:
         return (_doubt(f"{mask} fills {filled:.0%} of the scan: give a mask of the {organ.name} alone", False),)
     if organ.holds_air or hu_XYZ.size < _TOO_FEW:
         return ()

@@ -20,6 +20,9 @@ from difftumor.scans.organs import CONVENTIONS, normalized
 _SEVERAL = 2
 _STATED_LABEL = re.compile(r'<Label\b[^>]{0,500}?\bKey="(\d{1,9})"[^>]{0,500}>\s*(?:<!\[CDATA\[)?([^<\]]{1,200})')
 
+# One for each number is kept in memory.
+_MOST_BOXES = 4096
+
 
 def mask_of(maps: Sequence[Volume], numbers: Sequence[int], *, organ: str) -> NDArray[np.bool_]:
     """Return the voxels that hold one of the numbers in any of the label maps, or any number if none are given.
@@ -50,6 +53,27 @@ def label_values(labels: Array) -> list[int]:
         few = values.dtype == np.uint8
         found.update((np.flatnonzero(np.bincount(values)) if few else np.unique(values)).tolist())
     return sorted(found - {0})
+
+
+def label_boxes(labels: Array) -> dict[int, Box]:
+    """Return the numbers above 0 of a label map, each with a box that holds all of its voxels.
+
+    The boxes are the smallest but for maps with numbers above 4096, in which each is the box of everything.
+    """
+    around = Box.around(labels)
+    if around.empty:
+        return {}
+    filled = labels[around.slices]
+    if filled.max() > _MOST_BOXES:
+        return dict.fromkeys(label_values(labels), around)
+    boxes = {}
+    # Transposed, for the order in memory.
+    for number, found in enumerate(scipy.ndimage.find_objects(filled.T), start=1):
+        if found is not None:
+            z, y, x = found
+            box = Box((x.start, y.start, z.start), (x.stop, y.stop, z.stop))
+            boxes[number] = box.shifted(around.start)
+    return boxes
 
 
 def stated_label_names(labels: Volume) -> Mapping[str, int]:

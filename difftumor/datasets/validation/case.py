@@ -19,7 +19,7 @@ from difftumor.errors import CaseListError, OrganError, sentence_of
 from difftumor.scans.fingerprint import Fingerprint
 from difftumor.scans.grid import Box, Grid, millimeters
 from difftumor.scans.hounsfield import ScanWarning, ct_doubts, organ_doubts, settle, warn
-from difftumor.scans.label_maps import label_values
+from difftumor.scans.label_maps import label_boxes
 from difftumor.scans.nifti import Volume, read_ct, read_grid
 from difftumor.scans.organs import ORGAN, ORGANS, TUMOR, Organ, normalized, resolve_labels
 from difftumor.scans.stored.header import compare_headers
@@ -100,20 +100,21 @@ class CheckedCase:
 
 
 def organs_of(names: Mapping[str, int], *, source: Path) -> tuple[Organ, ...]:
-    """Return the organs that label names hold, or one that may be any if they name none.
+    """Return the organs that label names hold and of which something is known, or any one if they name none.
 
     Raises:
         OrganError: A name could be a tumor of several of them.
     """
     words = {normalized(name) for name in names}
     named = [organ for organ in ORGANS.values() if words & organ.label_names]
-    for organ in named:
+    known = [organ for organ in named if organ.mean_hu is not None or words & organ.tumor_names]
+    for organ in known:
         resolve_labels(names, organ, source=source)
     with suppress(OrganError):
         if not named:
             resolve_labels(names, _ANY_ORGAN, source=source)
             return (_ANY_ORGAN,)
-    return tuple(named)
+    return tuple(known)
 
 
 def check_case(case: Case, rules: CaseRules) -> CheckedCase:
@@ -138,11 +139,11 @@ def check_case(case: Case, rules: CaseRules) -> CheckedCase:
                 identity = cached_fingerprint(case.image, cache=rules.cache, accept_hu=True, ct=ct)
                 _check_ct(case, ct, identity, accept_hu=rules.accept_hu)
         if labels is not None:
-            marked = []
-            _check_numbers(labels, rules)
+            marked, boxes = [], label_boxes(labels.data)
+            _check_numbers(labels, set(boxes), rules)
             for organ in rules.organs:
                 with _noted(found):
-                    marked += [organ.name] * _holds_tumor(case, ct, labels, organ, rules)
+                    marked += [organ.name] * _holds_tumor(case, ct, labels, boxes, organ, rules)
             if tumors is None and rules.organs:
                 tumors = tuple(marked)
     for warning in caught:
@@ -190,11 +191,10 @@ def _check_ct(case: Case, ct: Volume, identity: Fingerprint, *, accept_hu: bool)
         warn(settle(ct_doubts(ct.data, str(ct.path)), accept=accept_hu))
 
 
-def _check_numbers(labels: Volume, rules: CaseRules) -> None:
-    found = label_values(labels.data)
+def _check_numbers(labels: Volume, found: set[int], rules: CaseRules) -> None:
     if not found:
         warn([f"{labels.path} marks nothing: it holds background alone."])
-    unnamed = sorted(set(found) - set(rules.label_names.values())) if rules.label_names and rules.complete else []
+    unnamed = sorted(found - set(rules.label_names.values())) if rules.label_names and rules.complete else []
     if unnamed:
         listed = ", ".join(map(str, unnamed[:12] + ["…"] * (len(unnamed) > 12)))
         warn(
@@ -205,20 +205,20 @@ def _check_numbers(labels: Volume, rules: CaseRules) -> None:
         )
 
 
-def _holds_tumor(case: Case, ct: Volume | None, labels: Volume, organ: Organ, rules: CaseRules) -> bool:
-    """Judge an organ of a label map, and return whether it has tumors."""
+def _holds_tumor(
+    case: Case, ct: Volume | None, labels: Volume, boxes: Mapping[int, Box], organ: Organ, rules: CaseRules
+) -> bool:
+    """Judge an organ of a label map, of which the boxes of all numbers are known; return whether it has tumors."""
     numbers = resolve_labels(rules.label_names, organ, source=rules.source)
-    marks = Box.around(labels.data)
-    part = numbers.to_standard(labels.data[marks.slices], source=case.labels, require_organ=rules.required)
-    box = Box.around(part)
-    marked = bool((part[box.slices] == TUMOR).any())
+    box = Box.joined([boxes[number] for number in (*numbers.organ, *numbers.tumor) if number in boxes])
+    judged = Box.whole(labels.grid.shape) if box.empty or not numbers.named else box  # for what is refused
+    standard = numbers.to_standard(labels.data[judged.slices], source=case.labels, require_organ=rules.required)
+    marked = not box.empty and bool((standard == TUMOR).any())
     if not box.empty:
         if ct is not None:
-            standard = np.zeros(labels.grid.shape, np.uint8, order="F")
-            standard[marks.slices] = part
-            doubts = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels))
+            doubts = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels), box=judged)
             warn(settle(doubts, accept=rules.accept_hu))
-        _warn_astray(part[box.slices], labels.grid, organ, case.labels)
+        _warn_astray(standard, labels.grid, organ, case.labels)
     if organ is _ANY_ORGAN:
         return marked
     tumor = has_tumor(case, organ, numbers, marked=marked, source=rules.source)

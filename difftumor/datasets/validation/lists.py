@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from difftumor.datasets.cases import Case, CaseList, read_case_list
@@ -17,12 +13,9 @@ from difftumor.datasets.integrity import SharedScan, shared_scans
 from difftumor.datasets.label_folders import label_files, label_names_of, too_many
 from difftumor.datasets.validation.case import CaseRules, CheckedCase, Finding, check_case, organs_of
 from difftumor.errors import CaseListError, OrganError, counted, first_few
+from difftumor.files.workers import KILLED, in_processes
 from difftumor.scans.fingerprint import Fingerprint
-from difftumor.scans.organs import CONVENTIONS, PARTIAL_CONVENTIONS, Organ, get_convention, normalized, resolve_labels
-
-# Number of the list, and case.
-Task = tuple[int, Case]
-_KILLED = "Its process was killed, perhaps for lack of memory: try fewer --jobs."
+from difftumor.scans.organs import CONVENTIONS, PARTIAL_CONVENTIONS, Organ, get_convention, resolve_labels
 
 
 @dataclass(frozen=True)
@@ -129,12 +122,8 @@ def list_to_check(
     notes: list[str] = []
     if labels is not None:
         listed, notes = _with_labels(listed, labels)
-    complete = True
     if convention is not None:
         listed = replace(listed, label_names=dict(get_convention(convention)))
-        complete = normalized(convention) not in PARTIAL_CONVENTIONS
-    elif listed.label_names in [CONVENTIONS[name] for name in PARTIAL_CONVENTIONS]:
-        complete = False
     if organ is not None:
         resolve_labels(listed.label_names, organ, source=listed.source)
         organs: tuple[Organ, ...] = (organ,)
@@ -147,7 +136,8 @@ def list_to_check(
     wanted = listed.source if organ is not None or any(case.labels is not None for case in listed.cases) else None
     rules = CaseRules(
         label_names=dict(listed.label_names), source=listed.source, organs=organs, required=organ is not None,
-        complete=complete, labels_in=wanted if labels is None else labels,
+        complete=listed.label_names not in [CONVENTIONS[name] for name in PARTIAL_CONVENTIONS],
+        labels_in=wanted if labels is None else labels,
         labels_required=organ is not None or labels is not None, accept_hu=accept_hu, cache=cache,
     )  # fmt: skip
     return ListToCheck(listed, rules, tuple(notes))
@@ -181,11 +171,11 @@ def check_lists(lists: Sequence[ListToCheck], *, jobs: int = 1, done: Callable[[
         jobs: Processes, each of which holds one case. The result does not depend on it.
         done: Called after every case.
     """
-    tasks = [(number, case) for number, each in enumerate(lists) for case in each.cases.cases]
+    pieces = [(case, each.rules, number) for number, each in enumerate(lists) for case in each.cases.cases]
+    alone = ((piece, _check_piece(*piece)) for piece in pieces)
     found: dict[tuple[int, str], CheckedCase] = {}
-    check = partial(_check_task, tuple(each.rules for each in lists))
-    for (number, case), checked in _each(check, tasks, jobs):
-        found[number, case.id] = CheckedCase(case, (Finding("error", _KILLED),)) if checked is None else checked
+    for (case, _, number), checked in alone if jobs == 1 else in_processes(_check_piece, pieces, jobs=jobs):
+        found[number, case.id] = CheckedCase(case, (Finding("error", KILLED),)) if checked is None else checked
         if done is not None:
             done()
     checked_lists = [
@@ -204,40 +194,8 @@ def check_lists(lists: Sequence[ListToCheck], *, jobs: int = 1, done: Callable[[
     return Validation(tuple(checked_lists), tuple(comparisons))
 
 
-def _check_task(rules: tuple[CaseRules, ...], task: Task) -> CheckedCase:
-    number, case = task
-    return check_case(case, rules[number])
-
-
-def _each(
-    check: Callable[[Task], CheckedCase], tasks: Sequence[Task], jobs: int
-) -> Iterator[tuple[Task, CheckedCase | None]]:
-    """Yield every task with its result, as it comes; None if its process was killed."""
-    if jobs == 1:
-        for task in tasks:
-            yield task, check(task)
-        return
-    context = multiprocessing.get_context("spawn")
-    left: list[Task] = []
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
-    try:
-        waiting = {pool.submit(check, task): task for task in tasks}
-        for done in as_completed(waiting):
-            try:
-                yield waiting[done], done.result()
-            except BrokenProcessPool:
-                left.append(waiting[done])
-    finally:
-        pool.shutdown(cancel_futures=True)
-    # When one process is killed all others end; one case at a time, only the one to blame is lost.
-    while left:
-        with ProcessPoolExecutor(1, mp_context=context) as alone:
-            try:
-                while left:
-                    yield left[0], alone.submit(check, left[0]).result()
-                    left.pop(0)
-            except BrokenProcessPool:
-                yield left.pop(0), None
+def _check_piece(case: Case, rules: CaseRules, _: int) -> CheckedCase:
+    return check_case(case, rules)
 
 
 def _compared(listed: CheckedList) -> tuple[CheckedList, tuple[SharedScan, ...]]:

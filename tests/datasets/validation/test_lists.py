@@ -205,13 +205,13 @@ def test_results_replace_earlier_ones_of_their_kind_alone(cohort, tmp_path):
 def test_processes_change_nothing_and_a_killed_one_costs_one_case(cohort, tmp_path, monkeypatch):
     source = write_list(tmp_path, cohort)
     assert check(source, jobs=2) == check(source)
-    monkeypatch.setattr(module, "_check_task", _killed_by_b)
+    monkeypatch.setattr(module, "_check_piece", _killed_by_b)
     (listed,) = check(source, jobs=2).lists
     assert "was killed" in findings(listed)["b"][0]
     assert statuses(listed) == {"a": "good", "b": "error", "c": "error", "d": "error"}
 
 
-def _killed_by_b(rules, task):
-    if task[1].id == "b":
+def _killed_by_b(case, rules, _):
+    if case.id == "b":
         os.kill(os.getpid(), signal.SIGKILL)
-    return module.check_case(task[1], rules[task[0]])
+    return module.check_case(case, rules)

@@ -191,6 +191,12 @@ ROWS = (
         ("test_network.py::*",),
     ),
     Row(
+        "Malformed and unusual NIfTI files",
+        "each field of NIfTI-1 and -2, extensions, compression, types of values, labels, bombs",
+        "refused with the field or reason named, or read as NiBabel reads it; a bomb takes little time and memory",
+        ("test_malformed_nifti.py::*",),
+    ),
+    Row(
         "Texts without bounds",
         "nesting, aliases, digits, long fields, a million rows, pipes",
         "one sentence, in time and memory of the file's size",

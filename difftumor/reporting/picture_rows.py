@@ -34,7 +34,8 @@ class Style(TypedDict, total=False):
 
     Attributes:
         window_hu: Lowest (black) and highest (white) value of CT panels.
-        difference_hu: Value at the ends of the color bar; the largest difference in the picture by default.
+        difference_hu: Value at the ends of the color bar; by default the largest difference in the picture, or where
+            few voxels differ by far more than the others, the one that 2 % of those that differ exceed.
         label_names: Names for the legend; a label without a name is called by its number.
         column_inches: Width of a column; a page of the report holds about 11 inches.
         title: Text above the whole picture.
@@ -51,6 +52,10 @@ _DEFAULTS: Style = {
     "window_hu": (-160.0, 240.0), "difference_hu": None, "label_names": {1: "organ", 2: "tumor"}, "column_inches": 2.6,
     "title": None,
 }  # fmt: skip
+
+
+# A difference that few voxels exceed by far, as where bone becomes tumor, ends the scale.
+_SHOWN_PERCENTILE, _FAR_MORE = 98, 1.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -188,7 +193,7 @@ def render_rows(rows: Sequence[PictureRow], *, spacing_mm: Sequence[float], **st
     # One axes over the whole figure, in inches: one for each picture takes longer than all that is drawn in them.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
-    limit = style["difference_hu"] or _largest_difference(shown)
+    limit, extended = (style["difference_hu"], False) if style["difference_hu"] else _difference_limit(shown)
     bar_artist = None
     for row, views_of_row, cells, y in zip(rows, views, layout.cells, layout.row_centers, strict=True):
         for column, (view, cell) in enumerate(zip(views_of_row, cells, strict=True)):
@@ -201,7 +206,7 @@ def render_rows(rows: Sequence[PictureRow], *, spacing_mm: Sequence[float], **st
     for panel, x in zip(rows[0].panels, layout.column_centers, strict=True):
         axes.text(x, layout.top + 0.07, _fitted(panel.title, column_inches), ha="center", va="bottom", fontsize=10)
     if bar_artist is not None:
-        _add_color_bar(figure, bar_artist, layout)
+        _add_color_bar(figure, bar_artist, layout, extended=extended)
     if title is not None:
         axes.text(width / 2, height - 0.1, title, ha="center", va="top", fontsize=12, weight="bold")
     _add_foot(axes, shown, style["label_names"], window_hu)
@@ -275,21 +280,30 @@ def _color(label: int) -> str:
     return LABEL_COLORS[(int(label) - 1) % len(LABEL_COLORS)]
 
 
-def _largest_difference(views: Sequence[_View]) -> float:
-    """Largest absolute difference seen in the picture; 1 HU if there is none, for a scale that is not empty."""
-    images = [view.cut(view.panel.image) for view in views if view.panel.kind == "difference"]
-    seen = [float(np.abs(image).max()) for image in images]
-    return max([value for value in seen if np.isfinite(value) and value > 0], default=1.0)
+def _difference_limit(views: Sequence[_View]) -> tuple[float, bool]:
+    """Return the ends of a scale for the differences seen in the picture, and whether some lie beyond.
+
+    Returns:
+        1 HU if there is none, for a scale that is not empty.
+    """
+    images = [np.abs(view.cut(view.panel.image)).ravel() for view in views if view.panel.kind == "difference"]
+    seen = np.concatenate(images) if images else np.zeros(0)
+    seen = seen[np.isfinite(seen) & (seen > 0)]
+    if not seen.size:
+        return 1.0, False
+    usual, largest = float(np.percentile(seen, _SHOWN_PERCENTILE)), float(seen.max())
+    return (usual, True) if largest > _FAR_MORE * usual else (largest, False)
 
 
-def _add_color_bar(figure: Figure, artist: Any, layout: _Layout) -> None:
+def _add_color_bar(figure: Figure, artist: Any, layout: _Layout, *, extended: bool) -> None:
     width, height = layout.size
     length = min(layout.top - _FOOT_IN, 3.0)
     bottom = (layout.top + _FOOT_IN - length) / 2
     axes = figure.add_axes(((width - _BAR_IN + 0.05) / width, bottom / height, 0.13 / width, length / height))
-    bar = figure.colorbar(artist, cax=axes)
+    bar = figure.colorbar(artist, cax=axes, extend="both" if extended else "neither")
     bar.ax.tick_params(labelsize=8)
-    bar.set_label("Difference (HU)", fontsize=9)
+    beyond = f"; {100 - _SHOWN_PERCENTILE} % of voxels lie beyond" if extended else ""
+    bar.set_label(f"Difference (HU{beyond})", fontsize=9)
 
 
 def _fitted(text: str, inches: float) -> str:

@@ -43,6 +43,18 @@ def bright_corner(pixels: np.ndarray) -> str:
     return brightest
 
 
+def test_few_voxels_do_not_rule_the_scale_of_differences():
+    difference = np.zeros((20, 20, 20), np.float32)
+    difference[5:15, 5:15, 5:15] = -30
+    even = three_planes([Panel(title="", image=difference, kind="difference")], spacing_mm=(1, 1, 1))
+    assert even.axes[0].images[0].get_clim() == (-30, 30)
+    assert even.axes[1].get_ylabel() == "Difference (HU)"
+    difference[10, 10, 10] = -1271
+    ruled = three_planes([Panel(title="", image=difference, kind="difference")], spacing_mm=(1, 1, 1))
+    assert ruled.axes[0].images[0].get_clim() == (-30, 30)
+    assert ruled.axes[1].get_ylabel() == "Difference (HU; 2 % of voxels lie beyond)"
+
+
 def corner_block(*, right: bool, anterior: bool, superior: bool) -> np.ndarray:
     """A dark volume with a white block in one corner of the patient, in RAS."""
     ct = np.full((24, 20, 16), WINDOW[0], np.float32)

@@ -44,6 +44,7 @@ class ScanPart:
         lesions: 0, or the number of the tumor.
         halo: bool: voxels whose CT may have changed.
         spacing_mm: Voxel size of model space.
+        earlier: Nonzero in tumors that were there before; None if the scan has none.
     """
 
     numbers: tuple[int, ...]
@@ -54,6 +55,7 @@ class ScanPart:
     lesions: NDArray[np.unsignedinteger]
     halo: NDArray[np.bool_]
     spacing_mm: Vector
+    earlier: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +234,7 @@ def _make_group(
         lesions=lesions[kept.slices].copy(),
         halo=halo[kept.slices].copy(),
         spacing_mm=synthesizer.spacing_mm,
+        earlier=None if earlier is None else earlier[kept.slices].copy(),
     )
     touched = Box.joined([Box.around(x) for x in (halo, change, lesions, relabeled)])
     cut = [np.ascontiguousarray(x[touched.slices]) for x in (change, halo.astype(np.float32), lesions, relabeled)]

@@ -15,7 +15,7 @@ from difftumor.scans.appearance import Appearance, measure_appearance
 from difftumor.scans.components import equivalent_radius_mm
 from difftumor.scans.grid import Box, Vector
 from difftumor.scans.intensity import IntensityWindow
-from difftumor.scans.organs import ORGAN
+from difftumor.scans.organs import ORGAN, TUMOR
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.insertion import ScanPart, ScanSynthesis
@@ -28,6 +28,8 @@ _MOSTLY_THERE = 0.5
 # So is a contrast that is off by more than the noise of a CT.
 _CONTRAST_OFF_HU = 15.0
 _PREVIEW_MM = 120.0
+# In pictures, of tumors that were there before.
+_EARLIER = 3
 # Compact bone and gas, beyond contrast, calcium and the noise of soft tissue; and the share of a tumor that may be so.
 _BONE_HU, _AIR_HU, _MOST_REPLACED = 700.0, -500.0, 0.01
 
@@ -151,18 +153,22 @@ def plot_preview(result: ScanSynthesis, *, organ: str) -> Figure:
 
     part = max(result.parts, key=_largest_size)
     largest = int(np.bincount(part.lesions.ravel())[1:].argmax()) + 1
-    before, after = part.before_hu, part.after_hu
+    before, after, labels = part.before_hu, part.after_hu, part.labels
+    names = {1: organ.replace("_", " "), 2: "tumor"}
+    if part.earlier is not None:
+        names[_EARLIER] = "tumor before"
+        labels = np.where((part.earlier != 0) & (labels != TUMOR), np.uint8(_EARLIER), labels)
     panels = [
         Panel(title="Before", image=before, zoom_mm=_PREVIEW_MM),
         Panel(title="After", image=after, zoom_mm=_PREVIEW_MM),
-        Panel(title="Labels", image=after, labels=part.labels, zoom_mm=_PREVIEW_MM),
+        Panel(title="Labels", image=after, labels=labels, zoom_mm=_PREVIEW_MM),
         Panel(title="Difference", image=after - before, kind="difference", zoom_mm=_PREVIEW_MM),
     ]
     return three_planes(
         panels,
         spacing_mm=part.spacing_mm,
         center=mask_center(part.lesions == largest),
-        label_names={1: organ.replace("_", " "), 2: "tumor"},
+        label_names=names,
     )
 
 

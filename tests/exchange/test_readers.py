@@ -1,6 +1,7 @@
 """Which reader of nnU-Net sees NIfTI files as they are, compared with those readers."""
 
 import json
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from difftumor.errors import CaseListError
 from difftumor.scans.grid import Grid
 from difftumor.scans.nifti import read_grid
-from difftumor.scans.stored.header import read_header
 from difftumor.scans.stored.readers import choose_reader, itk_grid
 from tests.conftest import run
 from tests.exchange.test_nnunet import NAME, SYNTHETIC, save_scan, write_list
@@ -49,6 +49,13 @@ def save(file, matrix, *, sform=1, qform=1, other=None, units=None, pixdim=None,
     return file
 
 
+def negate_pixdim(file, axis, endianness="<"):
+    """Give an axis of an uncompressed file a negative step."""
+    content, place = bytearray(file.read_bytes()), 76 + 4 * axis
+    content[place : place + 4] = struct.pack(f"{endianness}f", -struct.unpack_from(f"{endianness}f", content, place)[0])
+    file.write_bytes(content)
+
+
 def seen_by_itk(file):
     """Return the grid that SimpleITK reads, in RAS; None if it refuses the file."""
     try:
@@ -67,20 +74,24 @@ def seen_by_itk(file):
     units=st.sampled_from([None, "mm", "unknown"]),
     angles=st.tuples(*[st.floats(-1, 1)] * 3),
     endianness=st.sampled_from("<>"),
+    mirrored=st.sampled_from([0, 0, 1, 3]),
 )
 @settings(deadline=None, max_examples=150)
-def test_itk_sees_what_is_said_of_it(tmp_path_factory, skew, codes, apart, units, angles, endianness):
+def test_itk_sees_what_is_said_of_it(tmp_path_factory, skew, codes, apart, units, angles, endianness, mirrored):
     file = tmp_path_factory.mktemp("itk") / "a.nii"
     other = affine(0.0, (0.1, 0, 0)) if apart else None
     save(file, affine(skew, angles), sform=codes[0], qform=codes[1], other=other, units=units, endianness=endianness)
-    expected, found = itk_grid(read_header(file)[0]), seen_by_itk(file)
+    mirrored = mirrored * (codes[0] > 0)  # without an sform such a file is refused
+    if mirrored:
+        negate_pixdim(file, mirrored, endianness)
+    expected, found = itk_grid(file), seen_by_itk(file)
     assert (expected is None) == (found is None)
     # Of a turn by 180° a quaternion in single precision keeps less than 0.001 rad.
     assert expected is None or expected.matches(found, 0.01)
     reader = choose_reader([file])
     assert reader == "NibabelIO" or found.matches(read_grid(file), 0.02)
     if not skew and not apart:
-        assert reader == "SimpleITKIO"
+        assert reader == ("NibabelIO" if mirrored else "SimpleITKIO")
 
 
 @pytest.mark.parametrize(

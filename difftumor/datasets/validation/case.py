@@ -179,7 +179,7 @@ def _check_ct(case: Case, ct: Volume, identity: Fingerprint, *, accept_hu: bool)
             f"{case.image} is not the scan whose fingerprint the list states: correct the path, or remove the "
             "fingerprint."
         )
-    stated_mm = stated_spacing_mm(ct.header)
+    stated_mm = stated_spacing_mm(case.image)
     if not same_spacing(stated_mm, ct.grid.spacing_mm):
         warn(
             [

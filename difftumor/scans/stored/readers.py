@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from difftumor.errors import CaseListError
 from difftumor.scans.grid import Grid, Vector, millimeters, triple
-from difftumor.scans.stored.header import UNITS_MM, read_header
+from difftumor.scans.stored.header import UNITS_MM, open_bytes, read_header
 
 # In the order in which they are chosen: the default first.
 READERS = ("SimpleITKIO", "NibabelIO")
@@ -42,7 +42,7 @@ def choose_reader(files: Iterable[Path]) -> str:
         image, grid = read_header(file)
         if image.ndim != 3:
             raise CaseListError(f"{file} has {image.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
-        for reader, objection in (("SimpleITKIO", _itk(image, grid)), ("NibabelIO", _nibabel(image, grid))):
+        for reader, objection in (("SimpleITKIO", _itk(file, grid)), ("NibabelIO", _nibabel(image, grid))):
             if objection:
                 against.setdefault(reader, f"{reader} {objection} in {file}")
     for reader in READERS:
@@ -54,24 +54,38 @@ def choose_reader(files: Iterable[Path]) -> str:
     )
 
 
-def stated_spacing_mm(header: Any) -> Vector:
-    """Return the spacing in pixdim, which most programs take, whatever the affine says."""
-    x, y, z = (float(zoom) * UNITS_MM[int(header["xyzt_units"]) % 8] for zoom in header.get_zooms()[:3])
-    return x, y, z
+def stated_spacing_mm(path: Path) -> Vector:
+    """Return the spacing in pixdim with its sign, which other programs take, whatever the affine says; 0 counts as 1.
+
+    Raises:
+        VolumeError: The file cannot be used.
+    """
+    header = read_header(path)[0].header
+    with open_bytes(path) as stream:  # nibabel takes signs away
+        start = stream.read(header.template_dtype.itemsize)
+    stored = type(header)(start, header.endianness, check=False)["pixdim"][1:4]
+    x, y, z = (float(step) or 1.0 for step in stored)
+    unit_mm = UNITS_MM[int(header["xyzt_units"]) % 8]
+    return x * unit_mm, y * unit_mm, z * unit_mm
 
 
 def same_spacing(one: Vector, other: Vector) -> bool:
-    """Whether spacings are the same but for rounding."""
+    """Whether spacings are the same but for rounding; those with another sign are not."""
     return bool(np.allclose(one, other, rtol=_SAME_SPACING))
 
 
-def itk_grid(image: Any) -> Grid | None:
+def itk_grid(path: Path) -> Grid | None:
     """Return the grid that ITK (5.4, in SimpleITK 2.5) reads of a NIfTI file's header; None if it refuses the file.
 
-    The sform counts where its code says "scanner" or there is no qform, and its axes are square; else the qform.
+    The sform counts where its code says "scanner" or there is no qform, and its axes are square; else the qform. An
+    axis with a negative pixdim is mirrored.
+
+    Raises:
+        VolumeError: The file cannot be used.
     """
-    header = image.header
-    if isinstance(header, nib.Nifti2Header):
+    image = read_header(path)[0]
+    header, spacing_mm = image.header, stated_spacing_mm(path)
+    if isinstance(header, nib.Nifti2Header) or not np.isfinite(spacing_mm).all():
         return None
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     sform = header.get_sform()
@@ -82,19 +96,19 @@ def itk_grid(image: Any) -> Grid | None:
     else:
         return None
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    place_mm = affine[:3, 3] * UNITS_MM[int(header["xyzt_units"]) % 8]
     seen = np.eye(4)
-    seen[:3] = np.column_stack([directions * stated_spacing_mm(header), place_mm])
+    seen[:3, :3] = directions * spacing_mm
+    seen[:3, 3] = affine[:3, 3] * UNITS_MM[int(header["xyzt_units"]) % 8]
     return Grid(triple(image.shape[:3]), seen)
 
 
-def _itk(image: Any, grid: Grid) -> str:
+def _itk(path: Path, grid: Grid) -> str:
     """Say what speaks against reading a file by ITK; nothing if it sees the grid as it is."""
-    seen = itk_grid(image)
+    seen = itk_grid(path)
     if seen is None:
         return "refuses NIfTI-2, or axes that are not square to each other,"
-    if not same_spacing(seen.spacing_mm, grid.spacing_mm):
-        return _other_spacing(seen.spacing_mm, grid)
+    if not same_spacing(stated_mm := stated_spacing_mm(path), grid.spacing_mm):
+        return _other_spacing(stated_mm, grid)
     return "" if seen.matches(grid) else f"sees voxels up to {seen.displacement_mm(grid):.3g} mm apart (qform)"
 
 

@@ -136,16 +136,14 @@ def check_case(case: Case, rules: CaseRules) -> CheckedCase:
                 ct = read_ct(case.image, accept_hu=True)  # also what is not in HU may be in another list
         if ct is not None:
             with _noted(found):
+                _check_ct(ct, accept_hu=rules.accept_hu)
+            with _noted(found):
                 identity = cached_fingerprint(case.image, cache=rules.cache, accept_hu=True, ct=ct)
-                _check_ct(case, ct, identity, accept_hu=rules.accept_hu)
+                _check_fingerprint(case, identity)
         if labels is not None:
-            marked, boxes = [], label_boxes(labels.data)
-            _check_numbers(labels, set(boxes), rules)
-            for organ in rules.organs:
-                with _noted(found):
-                    marked += [organ.name] * _holds_tumor(case, ct, labels, boxes, organ, rules)
-            if tumors is None and rules.organs:
-                tumors = tuple(marked)
+            with _noted(found):
+                marked = _check_labels(case, ct, labels, rules, found)
+                tumors = tuple(marked) if tumors is None and rules.organs else tumors
     for warning in caught:
         if issubclass(warning.category, ScanWarning):
             found.append(Finding("warning", str(warning.message)))
@@ -172,37 +170,39 @@ def _read_labels(case: Case, rules: CaseRules) -> Volume | None:
     return None
 
 
-def _check_ct(case: Case, ct: Volume, identity: Fingerprint, *, accept_hu: bool) -> None:
+def _check_ct(ct: Volume, *, accept_hu: bool) -> None:
+    stated_mm = stated_spacing_mm(ct.path)
+    if not same_spacing(stated_mm, ct.grid.spacing_mm):
+        said = f"{millimeters(stated_mm)} mm (pixdim), and of {millimeters(ct.grid.spacing_mm)} mm by its sform"
+        warn([f"{ct.path} states voxels of {said}, which counts: other programs may take the first."])
+    if ct.doubts:
+        warn(settle(ct_doubts(ct.data, str(ct.path)), accept=accept_hu))
+
+
+def _check_fingerprint(case: Case, identity: Fingerprint) -> None:
     stated = Fingerprint.from_text(case.fingerprint)
     if stated is not None and stated.content != identity.content:
         raise CaseListError(
             f"{case.image} is not the scan whose fingerprint the list states: correct the path, or remove the "
             "fingerprint."
         )
-    stated_mm = stated_spacing_mm(case.image)
-    if not same_spacing(stated_mm, ct.grid.spacing_mm):
-        warn(
-            [
-                f"{case.image} states voxels of {millimeters(stated_mm)} mm (pixdim), and of "
-                f"{millimeters(ct.grid.spacing_mm)} mm by its sform, which counts: other programs may take the first."
-            ]
-        )
-    if ct.doubts:
-        warn(settle(ct_doubts(ct.data, str(ct.path)), accept=accept_hu))
 
 
-def _check_numbers(labels: Volume, found: set[int], rules: CaseRules) -> None:
-    if not found:
+def _check_labels(case: Case, ct: Volume | None, labels: Volume, rules: CaseRules, found: list[Finding]) -> list[str]:
+    """Judge a label map and return the organs with tumors; what is wrong with one organ does not hide the next."""
+    boxes = label_boxes(labels.data)
+    if not boxes:
         warn([f"{labels.path} marks nothing: it holds background alone."])
-    unnamed = sorted(found - set(rules.label_names.values())) if rules.label_names and rules.complete else []
+    unnamed = sorted(set(boxes) - set(rules.label_names.values())) if rules.label_names and rules.complete else []
     if unnamed:
-        listed = ", ".join(map(str, unnamed[:12] + ["…"] * (len(unnamed) > 12)))
-        warn(
-            [
-                f"{labels.path} holds {'labels' if len(unnamed) > 1 else 'label'} {listed}, which {rules.source} does "
-                "not name: it counts as background."
-            ]
-        )
+        listed = ", ".join(map(str, unnamed[:12])) + ", …" * (len(unnamed) > 12)
+        what = f"{'labels' if len(unnamed) > 1 else 'label'} {listed}"
+        warn([f"{labels.path} holds {what}, which {rules.source} does not name: it counts as background."])
+    marked = []
+    for organ in rules.organs:
+        with _noted(found):
+            marked += [organ.name] * _holds_tumor(case, ct, labels, boxes, organ, rules)
+    return marked
 
 
 def _holds_tumor(
@@ -219,7 +219,7 @@ def _holds_tumor(
             doubts = organ_doubts(ct.data, standard, organ, ct=str(ct.path), mask=str(case.labels), box=judged)
             warn(settle(doubts, accept=rules.accept_hu))
         _warn_astray(standard, labels.grid, organ, case.labels)
-    if organ is _ANY_ORGAN:
+    if organ == _ANY_ORGAN:
         return marked
     tumor = has_tumor(case, organ, numbers, marked=marked, source=rules.source)
     if tumor and not marked:

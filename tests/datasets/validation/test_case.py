@@ -1,6 +1,7 @@
 """The check of one case: what is an error, what a warning, and that one never hides another."""
 
 import os
+import pickle
 from dataclasses import replace
 
 import nibabel as nib
@@ -149,6 +150,23 @@ def test_what_the_list_states_of_tumors_is_compared(tmp_path):
     stated = checked(tmp_path, {**healthy, "tumor_organs": ["liver"]})
     assert "marks no liver tumor, although" in stated.messages("warning")[0]
     assert stated.tumors == ("liver",)
+
+
+def test_rules_mean_the_same_in_another_process(tmp_path):
+    entry = {**write_case(tmp_path, "a", labels=(organs() > 4).astype(np.uint8) * 2), "tumor_organs": ["liver"]}
+    listed = list_to_check(write_list(tmp_path, [entry], labels={}), cache=tmp_path / "c")
+    here, there = (
+        check_case(listed.cases.cases[0], rules) for rules in (listed.rules, pickle.loads(pickle.dumps(listed.rules)))
+    )
+    assert here == there
+    assert here.status == "good"
+
+
+def test_a_wrong_fingerprint_does_not_hide_other_errors(tmp_path):
+    other = checked(tmp_path, write_case(tmp_path, "b"))
+    entry = write_case(tmp_path, "a", body().clip(0, 255))
+    found = checked(tmp_path, {**entry, "fingerprint": str(other.fingerprint)})
+    assert len(found.messages("error")) == 2
 
 
 def test_names_in_the_header_are_compared(tmp_path):

@@ -77,6 +77,21 @@ ROWS = (
         ("test_checkpoints.py::test_a_damaged_record*", "test_checkpoints.py::test_a_job_gets_past*"),
     ),
     Row(
+        "Artifact damaged or edited",
+        "a flipped byte, an endless header, fields that are missing, malformed or impossible, another parent, a save "
+        "that fails",
+        "refused by name; the artifact before stays",
+        (
+            "tests/models/test_artifact.py::test_one_flipped*",
+            "tests/models/test_artifact.py::test_changed_parent*",
+            "tests/models/test_artifact.py::test_edited*",
+            "tests/models/test_artifact.py::test_a_header_of*",
+            "tests/models/test_artifact.py::test_malformed*",
+            "tests/models/test_artifact.py::test_description*",
+            "tests/models/test_artifact.py::test_failure*",
+        ),
+    ),
+    Row(
         "NaN",
         "in a batch, in gradients, in weights that are saved",
         "the step leaves no trace, or the run stops with its last checkpoint good",

@@ -8,7 +8,7 @@ from difftumor.datasets.cases import Case, CaseList, read_cases, write_case_list
 from difftumor.datasets.label_folders import holds_label_maps, label_maps, label_names_of
 from difftumor.datasets.sources import case_id
 from difftumor.datasets.tumor_cases import sort_cases
-from difftumor.errors import CaseListError, ConfigError, OrganError, sentence_of
+from difftumor.errors import NO_ROOM, CaseListError, ConfigError, OrganError, sentence_of
 from difftumor.files.results import ResultFolder
 from difftumor.files.writing import folder_written_whole
 from difftumor.reporting.tables import Row, Table, write_csv
@@ -127,6 +127,8 @@ def split_by_size(
             except ConfigError:  # wrong for all cases
                 raise
             except Exception as error:  # whatever is wrong with one label map
+                if isinstance(error, OSError) and error.errno in NO_ROOM:  # no case can be written
+                    raise
                 found = SplitCase(case=case, error=sentence_of(error))
             split.append(found)
             done(found)

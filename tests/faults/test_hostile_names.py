@@ -58,12 +58,14 @@ COMMANDS = {
     ),
     "synthesize": ("synthesize", "--cases", "LIST", *CRAFTED, "--out", "OUT"),
     "export": ("export", "nnunet", "OUT/Dataset501_A", "--cases", "LIST"),
+    "split": ("split-tumors", "LIST", "OUT"),
+    "select": ("select-healthy", "LIST", "--organ", "liver", "--out", "OUT/list.json"),
 }
 
 
 def words_of(command, files, listing, out):
-    places = {"LIST": listing, "SEGMENTER": files / "segmenter", "OUT": out, "OUT/Dataset501_A": out / "Dataset501_A"}
-    return [places.get(word, word) for word in COMMANDS[command]]
+    places = {"LIST": listing, "SEGMENTER": files / "segmenter", "OUT": out}
+    return [places.get(word, str(word).replace("OUT", str(out))) for word in COMMANDS[command]]
 
 
 @pytest.mark.usefixtures("no_picture")

@@ -207,15 +207,15 @@ def _compared(listed: CheckedList) -> tuple[CheckedList, tuple[SharedScan, ...]]
     for pair in found:
         kept, lost = by_id[pair.one], by_id[pair.other]
         split = (pair.one in held_out) != (pair.other in held_out)
-        if lost.case.id in held_out if split else kept.status == "error" and lost.status != "error":
+        damaged = kept.status == "error" and lost.status != "error"
+        if pair.other in held_out if split else damaged:
             kept, lost = lost, kept
         _add_pair(more, lost.case, pair, f"{kept.case.image}{', which is held out for validation' * split}")
-    sides = _patients(listed.checked)
-    for each in listed.checked:
-        others = [case.id for case in sides[each.case.patient] if case.id in held_out]
-        if others and each.case.id not in held_out:
-            said = f"Its patient {each.case.patient!r} is held out for validation too ({first_few(others)})"
-            more[each.case.id].append(Finding("error", f"{said}: put all scans of a patient on one side."))
+    theirs = _patients(each for each in listed.checked if each.case.id in held_out)
+    for case in (each.case for each in listed.checked if each.case.id not in held_out):
+        if others := theirs.get(case.patient):
+            said = f"Its patient {case.patient!r} is held out for validation too ({_named(others)})"
+            more[case.id].append(Finding("error", f"{said}: put all scans of a patient on one side."))
     return _with_findings(listed, more), _by_file(found, by_id, by_id)
 
 
@@ -233,8 +233,7 @@ def _compared_with(one: CheckedList, other: CheckedList) -> tuple[CheckedList, t
         # Without a stated patient, a name that both lists use says nothing.
         stated = case.patient != case.id and any(their.patient != their.id for their in theirs.get(case.patient, ()))
         if stated and case.id not in more:
-            names = first_few([their.id for their in theirs[case.patient]])
-            said = f"Its patient {case.patient!r} is in {other.cases.source} too ({names})"
+            said = f"Its patient {case.patient!r} is in {other.cases.source} too ({_named(theirs[case.patient])})"
             more[case.id].append(Finding("warning", f"{said}: is it the same person?"))
     return _with_findings(one, more), _by_file(found, ones, others)
 
@@ -269,6 +268,10 @@ def _patients(checked: Iterable[CheckedCase]) -> Mapping[str, list[Case]]:
     for each in checked:
         found[each.case.patient].append(each.case)
     return found
+
+
+def _named(cases: Sequence[Case]) -> str:
+    return first_few([case.id for case in cases[:6]])  # five are shown, and whether there are more
 
 
 def _with_findings(listed: CheckedList, more: Mapping[str, Sequence[Finding]]) -> CheckedList:

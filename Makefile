@@ -6,7 +6,7 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-faults test-slurm nightly lint format docs clean
+.PHONY: help install demo test test-all test-faults test-slurm nightly fuzz lint format docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -45,8 +45,11 @@ test-slurm: $(INSTALLED) ## Run the tests on SLURM: two nodes on this machine [r
 	fi
 	$(PYTEST) -m 'slurm and not nightly'
 
-nightly: $(INSTALLED) ## Run what takes minutes a test: stage 1 on two processes and on one; on SLURM, limits, a disturbed transfer
+nightly: $(INSTALLED) fuzz ## Run what takes minutes a test: stage 1 on two processes and on one; on SLURM, limits, a disturbed transfer; and fuzz
 	$(PYTEST) -m nightly
+
+fuzz: $(INSTALLED) ## Try thousands of inputs of the readers of files, 5000 for each
+	$(PYTEST) tests/faults/test_fuzzing.py --hypothesis-profile=fuzz
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from difftumor.cli import main
+
+# How many examples the fuzzers try: a few, always the same, or those of `make fuzz`.
+settings.register_profile("quick", max_examples=60, derandomize=True, deadline=None, database=None)
+settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)
+settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -205,7 +205,7 @@ def _number_regions(labels: Mapping[str, Any], order: Any, source: Path, *, pred
     if len(written) != len(regions) or not all(isinstance(number, int) for number in (*learned, *written)):
         raise CaseListError(
             f"{source} lists several numbers for a label: give each label one whole number, or add "
-            f"'regions_class_order' with one for each of {', '.join(regions)}, as nnU-Net needs."
+            f"'regions_class_order' with one for each of {', '.join(map(repr, regions))}, as nnU-Net needs."
         )
     if not predicted and (lost := set(learned) - set(written)):
         raise CaseListError(f"{source} names no label of number {min(lost)} alone; give each label one number.")

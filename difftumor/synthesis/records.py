@@ -10,18 +10,55 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
 from difftumor.files.texts import parse_json
 from difftumor.scans.grid import Vector, Voxel
 from difftumor.scans.lesions import SizeGroup, size_group
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted", "copy_paste"]
 TextureKind = Literal["gaussian", "salt"]
 # Fields that records lack which were written before there were any; then they have their defaults.
 _LATER_FIELDS = frozenset({"source", "apart"})
+# No tumor of a patient comes near; larger ones would take all memory.
+_LONGEST_MM = 1000.0
+
+
+# What the fields of records are, by the names of their types.
+_KINDS: Mapping[str, tuple[type, int, str]] = {
+    "bool": (bool, 1, "true or false"),
+    "int": (Integral, 1, "a whole number"),
+    "float": (Real, 1, "a finite number"),
+    "str": (str, 1, "text"),
+    "Vector": (Real, 3, "three finite numbers, one per axis"),
+    "Voxel": (Integral, 3, "three whole numbers, one per axis"),
+    "tuple[bool, bool, bool]": (bool, 3, "three of true or false"),
+}
+
+
+def _check_types(record: DataclassInstance) -> None:
+    """Refuse values of another type, and numbers that are not finite; what a field alone allows it checks itself."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        name, _, optional = str(field.type).partition(" | ")
+        if name not in _KINDS or (optional and value is None):
+            continue
+        kind, count, words = _KINDS[name]
+        parts = (value,) if count == 1 else value if isinstance(value, tuple) else ()
+        if len(parts) != count or not all(_is_a(kind, part) for part in parts):
+            raise SynthesisError(f"{field.name} must be {words}, not {value!r}: correct the record.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+        return False
+    return not isinstance(value, Real) or math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +88,12 @@ class TextureRecord:
     host_noise_mm: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.kind not in get_args(TextureKind):
             raise SynthesisError(f"The texture's kind must be gaussian or salt, not {self.kind!r}: correct the record.")
-        if not math.isfinite(self.mean_hu):
-            raise SynthesisError(f"mean_hu must be a finite number, not {self.mean_hu}: correct the record.")
-        if not isinstance(self.scaled, bool):
-            raise SynthesisError(f"scaled must be true or false, not {self.scaled!r}: correct the record.")
         for name, least in (("sd_hu", 0), ("grain", 1), ("blur_sigma_mm", 0), ("host_noise_mm", 0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
+            if value < least:
                 raise SynthesisError(f"{name} must be a number of at least {least}, not {value}: correct the record.")
 
 
@@ -87,10 +121,9 @@ class SourceRecord:
     shift_hu: float
 
     def __post_init__(self) -> None:
-        if self.tumor < 1 or len(self.flipped) != 3 or not math.isfinite(self.shift_hu):
-            raise SynthesisError(
-                "A source needs a tumor from 1, three values for flipped and a finite shift_hu: correct the record."
-            )
+        _check_types(self)
+        if self.tumor < 1:
+            raise SynthesisError(f"A source needs a tumor from 1, not {self.tumor}: correct the record.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,18 +187,18 @@ class TumorRecord:
     format_version: int = RECORD_FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("half_axes_mm", "spacing_mm", "center_voxel", "center_mm"):
-            if len(getattr(self, name)) != 3:
-                raise SynthesisError(f"{name} needs three numbers, one per axis: correct the record.")
+        _check_types(self)
         lengths = (*self.half_axes_mm, *self.spacing_mm)
-        if not all(math.isfinite(length) and length > 0 for length in lengths):
-            raise SynthesisError(f"half_axes_mm and spacing_mm must be positive, not {lengths}: correct the record.")
+        if not all(0 < length <= _LONGEST_MM for length in lengths):
+            raise SynthesisError(
+                f"half_axes_mm and spacing_mm must be above 0 and at most {_LONGEST_MM:g}, not {lengths}: correct the "
+                "record."
+            )
         for name in ("deformation_sigma_mm", "blur_sigma_voxels"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise SynthesisError(f"{name} must be a number of at least 0, not {value}: correct the record.")
-        if not 0 <= self.mass_effect <= 100 or not math.isfinite(self.capsule_hu):
-            raise SynthesisError("mass_effect must be in [0, 100] and capsule_hu finite: correct the record.")
+            if not 0 <= (value := getattr(self, name)) <= _LONGEST_MM:
+                raise SynthesisError(f"{name} must be from 0 to {_LONGEST_MM:g}, not {value}: correct the record.")
+        if not 0 <= self.mass_effect <= 100:
+            raise SynthesisError(f"mass_effect must be in [0, 100], not {self.mass_effect}: correct the record.")
         needed = {"diffusion": (False, False), "handcrafted": (True, False), "copy_paste": (False, True)}
         if needed.get(self.generator) != (self.texture is not None, self.source is not None):
             raise SynthesisError(
@@ -216,7 +249,7 @@ class TumorRecord:
             if (source := arguments.get("source")) is not None:
                 arguments["source"] = SourceRecord(**{**source, "flipped": tuple(source["flipped"])})
             return cls(**arguments)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, OverflowError) as error:
             raise SynthesisError(f"A field of the tumor record has the wrong type ({error}): correct it.") from error
 
     def to_json(self) -> str:

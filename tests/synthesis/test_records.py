@@ -33,9 +33,9 @@ def test_moved_changes_the_voxel_and_nothing_else():
     ("change", "message"),
     [
         ({"format_version": 99}, "format_version 99"),
-        ({"half_axes_mm": [1.0, 0.0, 1.0]}, "must be positive"),
-        ({"half_axes_mm": [1.0, 1.0]}, "half_axes_mm needs three numbers"),
-        ({"half_axes_mm": ["a", 1.0, 1.0]}, "wrong type"),
+        ({"half_axes_mm": [1.0, 0.0, 1.0]}, "must be above 0"),
+        ({"half_axes_mm": [1.0, 1.0]}, "half_axes_mm must be three finite numbers"),
+        ({"half_axes_mm": ["a", 1.0, 1.0]}, "must be three finite numbers"),
         ({"blur_sigma_voxels": math.nan}, "blur_sigma_voxels must be"),
         ({"deformation_sigma_mm": -1.0}, "deformation_sigma_mm must be"),
         ({"color": "red"}, "color"),

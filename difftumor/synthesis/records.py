@@ -25,7 +25,7 @@ RECORD_FORMAT_VERSION = 2
 GeneratorName = Literal["diffusion", "handcrafted", "copy_paste"]
 TextureKind = Literal["gaussian", "salt"]
 # Fields that records lack which were written before there were any; then they have their defaults.
-_LATER_FIELDS = frozenset({"source", "apart"})
+_LATER_FIELDS = frozenset({"source", "apart", "mask"})
 # No tumor of a patient comes near; larger ones would take all memory.
 _LONGEST_MM = 1000.0
 
@@ -127,6 +127,27 @@ class SourceRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskRecord:
+    """The mask that a tumor has its shape and place of.
+
+    Args:
+        sha256: Of the mask: `difftumor.synthesis.shapes.given.mask_identity`.
+        component: Which of its components, from 1.
+
+    Raises:
+        SynthesisError: A value is out of range.
+    """
+
+    sha256: str
+    component: int
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.component < 1:
+            raise SynthesisError("A mask needs a component from 1: correct the record.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TumorRecord:
     """All that is random about one tumor.
 
@@ -156,6 +177,7 @@ class TumorRecord:
         mass_effect: How strongly it pushes its surroundings apart, I in [0, 100] of Hu et al. 2023, eq. (5).
         capsule_hu: How much brighter its capsule is, d of eq. (8); 0 for no capsule.
         source: The real tumor that it is a copy of; None for other generators.
+        mask: The mask that gives its shape; None for a drawn one.
         attempts: Number of tumors and textures that were tried until this one was accepted.
         format_version: Version of this layout.
     """
@@ -183,6 +205,7 @@ class TumorRecord:
     mass_effect: float = 0.0
     capsule_hu: float = 0.0
     source: SourceRecord | None = None
+    mask: MaskRecord | None = None
     attempts: int = 1
     format_version: int = RECORD_FORMAT_VERSION
 
@@ -248,6 +271,8 @@ class TumorRecord:
                 arguments["texture"] = TextureRecord(**arguments["texture"])
             if (source := arguments.get("source")) is not None:
                 arguments["source"] = SourceRecord(**{**source, "flipped": tuple(source["flipped"])})
+            if (mask := arguments.get("mask")) is not None:
+                arguments["mask"] = MaskRecord(**mask)
             return cls(**arguments)
         except (TypeError, KeyError, OverflowError) as error:
             raise SynthesisError(f"A field of the tumor record has the wrong type ({error}): correct it.") from error

@@ -36,7 +36,7 @@ from difftumor.synthesis.generators.diffusion import DiffusionTexture
 from difftumor.synthesis.generators.handcrafted import handcrafted_texture
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.placement import Placement
-from difftumor.synthesis.records import TumorRecord
+from difftumor.synthesis.records import MaskRecord, TumorRecord
 from difftumor.synthesis.spec import TumorSpec
 
 # From gas to dense bone.
@@ -100,6 +100,12 @@ class TumorSynthesizer:
         """Return a synthesizer of another organ with the same networks."""
         other = copy(self)
         other.organ = organ
+        return other
+
+    def with_masks(self, masks: Mapping[MaskRecord, np.ndarray]) -> TumorSynthesizer:
+        """Return a synthesizer with the same networks that knows the masks which records take their shapes from."""
+        other = copy(self)
+        other.sources = self.sources.with_masks(masks)
         return other
 
     @property

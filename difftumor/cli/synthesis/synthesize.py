@@ -36,6 +36,10 @@ SOURCE = (
     "With copy_paste: the cases whose tumors are copied, as a folder, a dataset.json, or a CSV or JSON list, with "
     "labels. With --replay: where they are now."
 )
+GIVEN = (
+    "Mask of the tumors to make, on any grid: each component is a tumor of exactly that shape and place, diffusion or "
+    "handcrafted, instead of --size, --radius-mm and --count."
+)
 ORGAN = (
     "Name of the organ, or of a part of one, such as kidney_left. There are rules for liver, pancreas, kidney, spleen, "
     "adrenal_gland, stomach_wall, bladder_wall, prostate, uterus, muscle, lung, bone and body."
@@ -62,6 +66,7 @@ def synthesize(
     ] = None,
     accept_hu: Annotated[bool, accept_hu_option(SCAN)] = False,
     cases: Annotated[Path | None, option(MANY, SCAN)] = None,
+    tumor_mask: Annotated[Path | None, option(GIVEN, TUMORS)] = None,
     tumors: Annotated[Path | None, option("YAML file of the tumors, instead of the options below.", TUMORS)] = None,
     generator: Annotated[str | None, option(GENERATORS, TUMORS)] = None,
     preset: Annotated[str | None, option(PRESETS, TUMORS)] = None,
@@ -132,6 +137,7 @@ def synthesize(
         organ_labels=parse_organ_labels(organ_label),
         convention=convention,
         segments=segments,
+        given_mask=tumor_mask,
         accept_hu=accept_hu,
     )
     if replay is not None:
@@ -146,6 +152,10 @@ def synthesize(
     host = requests.host_organ(organ, organ_rules)
     if not quality_gate:
         requests.refuse(gate, beside="tumors without --quality-gate")
+    if tumor_mask is not None:
+        requests.refuse({"size": size, "radius_mm": radius_mm, "count": count, "cases": cases}, beside="--tumor-mask")
+        requests.refuse({"quality_gate": quality_gate or None}, beside="--tumor-mask")
+        short["size"] = requests.size_of_given(tumor_mask) if tumors is None else None
     plan = requests.plan_tumors(tumors, **short)
     options = requests.SynthesisOptions(
         organ=host,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,53 +20,31 @@ import scipy
 from numpy.typing import NDArray
 
 from difftumor.errors import ConfigError, SynthesisError
-from difftumor.scans.components import equivalent_radius_mm
 from difftumor.scans.distances import Mask, box_about, cut_to
-from difftumor.scans.grid import Box, Vector
-from difftumor.synthesis.records import SourceRecord, TumorRecord
-from difftumor.synthesis.shapes import tumor_shape
-from difftumor.synthesis.sizes import SIZES, size_of, sizes_of
+from difftumor.scans.grid import Box
+from difftumor.synthesis.records import MaskRecord, SourceRecord, TumorRecord
+from difftumor.synthesis.shapes import MaskShape, tumor_shape
+from difftumor.synthesis.sizes import SIZES, sizes_of
 from difftumor.synthesis.spec import PAPER_COUNT, TumorSpec
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SourceTumor:
-    """A real tumor to copy, in model space.
+class SourceTumor(MaskShape):
+    """A real tumor to copy.
 
     Args:
         case: Id of its case.
         number: Its number among the components of the case's tumor mask, from 1.
         sha256: Of the case's CT.
-        mask: (X, Y, Z) bool with odd sizes, the middle of its box in the middle.
-        hu: float32 CT, same shape; values outside the mask do not matter.
+        hu: float32 CT, of the mask's shape; values outside the mask do not matter.
         parenchyma_hu: Mean of its organ without vessels and tumors.
-        spacing_mm: Voxel size.
     """
 
     case: str
     number: int
     sha256: str
-    mask: Mask
     hu: NDArray[np.float32]
     parenchyma_hu: float
-    spacing_mm: Vector
-
-    @cached_property
-    def radius_mm(self) -> float:
-        """Radius of the ball of its volume."""
-        return equivalent_radius_mm(np.count_nonzero(self.mask) * math.prod(self.spacing_mm))
-
-    @property
-    def size(self) -> str:
-        """Its size class."""
-        return size_of(self.radius_mm).name
-
-    @cached_property
-    def half_axes_mm(self) -> Vector:
-        """Half-axes of an ellipsoid with its volume and the proportions of its box."""
-        sides = np.multiply(Box.around(self.mask).shape, self.spacing_mm)
-        x, y, z = (float(axis) for axis in self.radius_mm * sides / np.prod(sides) ** (1 / 3))
-        return x, y, z
 
     @property
     def can_turn(self) -> bool:
@@ -75,20 +53,26 @@ class SourceTumor:
 
 
 class SourceTumors:
-    """Real tumors that can be copied; nothing modifies them.
+    """Real tumors that can be copied, and masks that give shapes; nothing modifies them.
 
     Args:
         tumors: In any order.
         origin: What errors call the place where they come from.
         notes: What a user should know of them, in sentences.
+        masks: Shapes that records name, as `MaskShape.mask`.
     """
 
     def __init__(
-        self, tumors: Iterable[SourceTumor] = (), *, origin: str = "the source", notes: Sequence[str] = ()
+        self,
+        tumors: Iterable[SourceTumor] = (),
+        *,
+        origin: str = "the source",
+        notes: Sequence[str] = (),
+        masks: Mapping[MaskRecord, Mask] = MappingProxyType({}),
     ) -> None:
         # What is drawn does not depend on the order in which cases were read.
         self.tumors = tuple(sorted(tumors, key=lambda tumor: (tumor.case, tumor.number)))
-        self.origin, self.notes = origin, tuple(notes)
+        self.origin, self.notes, self.masks = origin, tuple(notes), masks
         self._by_name = {(tumor.case, tumor.number): tumor for tumor in self.tumors}
 
     @cached_property
@@ -114,6 +98,10 @@ class SourceTumors:
     def of_size(self, size: str) -> tuple[SourceTumor, ...]:
         """Return the tumors of a size class or group."""
         return tuple(tumor for tumor in self.tumors if tumor.size in sizes_of(size))
+
+    def with_masks(self, masks: Mapping[MaskRecord, Mask]) -> SourceTumors:
+        """Return the same real tumors with other masks."""
+        return SourceTumors(self.tumors, origin=self.origin, notes=self.notes, masks=masks)
 
     def check(self, specs: Sequence[TumorSpec]) -> None:
         """Refuse wishes that no tumor fulfills.
@@ -150,11 +138,15 @@ class SourceTumors:
         return tumor
 
     def shape(self, record: TumorRecord) -> np.ndarray:
-        """Return the mask of a tumor of any generator: ``tumor_shape``, or that of the copy.
+        """Return the mask of a tumor of any generator: ``tumor_shape``, that of the copy, or a given one.
 
         Raises:
-            SynthesisError: The tumor that it copies is not here.
+            SynthesisError: The tumor that it copies, or the mask that it names, is not here.
         """
+        if record.mask is not None:
+            if record.mask not in self.masks:
+                raise SynthesisError("A record takes its shape from another mask than this one: give that mask.")
+            return self.masks[record.mask]
         if record.source is None:
             return tumor_shape(record)
         return _oriented(self.find(record.source).mask, record.source)

@@ -17,7 +17,7 @@ from difftumor.reporting.plots import save_png
 from difftumor.scans.nifti import as_stored, same_outside, write_ct, write_labels
 from difftumor.scans.organs import ORGANS, is_unknown, rules_of
 from difftumor.seeding import derive_seed
-from difftumor.synthesis.draw import draw_tumors
+from difftumor.synthesis.draw import Drawn, draw_tumors
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.gate import QualityGate, RejectionSampler
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
@@ -223,16 +223,25 @@ class ScanSynthesizer:
 
         Raises:
             OrganError: The organ is too small.
-            SynthesisError: No tumor has room or passes the gate; or the request is strict and not met.
+            SynthesisError: No tumor has room or passes the gate; or the request is strict and not met; or a mask gives
+                the tumors and does not go with the request.
         """
-        synthesizer = self.synthesizer
-        model_scan = ModelScan(scan, synthesizer.spacing_mm)
+        model_scan = ModelScan(scan, self.synthesizer.spacing_mm)
+        synthesizer = _knowing_masks(self.synthesizer, model_scan)
         host = model_scan.host(self.tumors, synthesizer.organ, synthesizer.sources)
         sampler = RejectionSampler(synthesizer=synthesizer, model_scan=model_scan, gate=self.gate)
-        drawn = draw_tumors(
-            host, self.tumors, seed=self.seed, accept=sampler, attempts=sampler.attempts, sources=synthesizer.sources
-        )
-        self._check_enough(drawn.records, drawn.shortfalls, sampler)
+        if model_scan.given is None:
+            drawn = draw_tumors(
+                host,
+                self.tumors,
+                seed=self.seed,
+                accept=sampler,
+                attempts=sampler.attempts,
+                sources=synthesizer.sources,
+            )
+            self._check_enough(drawn.records, drawn.shortfalls, sampler)
+        else:
+            drawn = Drawn(model_scan.given.draw(host, self._spec_of_mask(), seed=self.seed))
         made = apply_to_scan(synthesizer, model_scan, drawn.records)
         tumors = report_tumors(made, host, window=synthesizer.window)
         warnings = (*drawn.shortfalls, *find_warnings(tumors))
@@ -263,6 +272,14 @@ class ScanSynthesizer:
         """
         check_output(out, inputs=inputs, overwrite=overwrite)
         return self.make(inputs.read(organ=self.synthesizer.organ)).write(out)
+
+    def _spec_of_mask(self) -> TumorSpec:
+        """Return what is wanted of the tumors of a mask."""
+        if len(self.tumors) != 1 or self.tumors[0].generator == "copy_paste" or self.gate is not None:
+            raise SynthesisError(
+                "A mask gives the tumors (--tumor-mask): ask for one kind, diffusion or handcrafted, without a gate."
+            )
+        return self.tumors[0]
 
     def _check_enough(self, records: Sequence[Any], shortfalls: Sequence[str], sampler: RejectionSampler) -> None:
         if not records and sampler.rejections:
@@ -295,11 +312,12 @@ def replay_scan(
     check_output(out, inputs=inputs, overwrite=overwrite)
     inputs.check_same(record.content["inputs"])
     scan = inputs.read(organ=synthesizer.organ)
+    model_scan = ModelScan(scan, synthesizer.spacing_mm)
+    synthesizer = _knowing_masks(synthesizer, model_scan)
     where, asked = f"{record.path}: tumors", record.content["request"]["tumors"]
     # Records of the first versions may hold a size beside a diameter, which decided.
     asked = [{**each, "size": "early"} if each.get("diameter_mm") is not None else each for each in asked]
     specs = [TumorSpec.from_dict(each, where=where) for each in asked]
-    model_scan = ModelScan(scan, synthesizer.spacing_mm)
     host = model_scan.host(specs, synthesizer.organ, synthesizer.sources)
     made = apply_to_scan(synthesizer, model_scan, record.tumors)
     tumors = report_tumors(made, host, window=synthesizer.window)
@@ -310,6 +328,11 @@ def replay_scan(
     notes = () if now == then else (f"The record was made on {then}, this is {now}: the last bits may differ.",)
     facts = {**kept, "device": now}
     return SynthesisResult(made=made, tumors=tumors, warnings=warnings, facts=facts, notes=notes).write(out)
+
+
+def _knowing_masks(synthesizer: TumorSynthesizer, model_scan: ModelScan) -> TumorSynthesizer:
+    given = model_scan.given
+    return synthesizer if given is None else synthesizer.with_masks(given.shapes)
 
 
 def _copied_cases(records: Sequence[TumorRecord]) -> list[str]:

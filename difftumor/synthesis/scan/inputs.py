@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from difftumor.errors import ConfigError, GridMismatchError, OrganError, SynthesisError, VolumeError
 from difftumor.files.checksums import provenance
+from difftumor.scans.components import Components, find_components
 from difftumor.scans.distances import distance_mm
 from difftumor.scans.hounsfield import organ_doubts, settle
-from difftumor.scans.label_maps import check_stated_names, label_values, mask_of
+from difftumor.scans.label_maps import check_stated_names, label_values, mask_of, resampled
 from difftumor.scans.nifti import Volume, check_same_grid, read_ct, read_labels, volume_of
 from difftumor.scans.organs import ORGAN, TUMOR, Organ, get_organ
 from difftumor.scans.stored.header import check_nifti
+
+# Of a mask; less is lost by another grid.
+_MOSTLY_INSIDE = 0.9
 
 
 class Scan:
@@ -31,6 +35,7 @@ class Scan:
         organ: Its name, such as liver, or an organ with rules of your own.
         tumor_mask: (X, Y, Z), nonzero in tumors that are there already; they keep their label and host no others.
         segments: (X, Y, Z) label map of the organ's segments.
+        given_mask: (X, Y, Z), nonzero where tumors are to be made, each component one; None to draw shapes and places.
         inputs: Files that it was read from; None for arrays.
         accept_hu: Whether a CT that cannot be in HU, and a mask that cannot be of the organ, are only noted in
             ``doubts``.
@@ -42,6 +47,7 @@ class Scan:
         organ_mask: Boolean, without ``tumor_mask``; not empty. Of an organ with a wall (``Organ.wall_mm``) that alone.
         tumor_mask: Boolean and not empty, or None.
         segments: Unsigned integers, or None.
+        given_mask: Boolean and not empty, or None.
         inputs: As given.
         doubts: What speaks against the CT or the mask, in sentences.
 
@@ -69,6 +75,7 @@ class Scan:
         organ: str | Organ,
         tumor_mask: ArrayLike | None = None,
         segments: ArrayLike | None = None,
+        given_mask: ArrayLike | None = None,
         inputs: ScanInputs | None = None,
         accept_hu: bool = False,
     ) -> None:
@@ -98,6 +105,15 @@ class Scan:
                     f"The {self.organ} of {self.organ_source} is all tumor: give a mask with more of the organ."
                 )
         self.segments = None if segments is None else self._label_map(segments)
+        self.given_mask = None if given_mask is None else self._mask(given_mask, "given_mask")
+        if self.given_mask is not None and not self.given_mask.any():
+            raise SynthesisError("The mask of the tumors to make holds no voxel of the scan: give another one.")
+
+    @cached_property
+    def given_components(self) -> Components:
+        """The components of ``given_mask``."""
+        assert self.given_mask is not None
+        return find_components(self.given_mask)
 
     @property
     def organ_source(self) -> str:
@@ -136,6 +152,7 @@ class ScanInputs:
         tumor_labels: Numbers of tumors that are there already; they keep their label and host no others.
         tumor_masks: Masks of such tumors, if they have their own files.
         segments: Label map of the organ's segments; None for none.
+        given_mask: Mask of the tumors to make, on any grid; None to draw shapes and places.
         assumed: Whether nothing says what the numbers mean and the usual ones are assumed; other numbers are refused.
         accept_hu: As for ``Scan``.
         tumors_unstated: Whether nobody says which numbers of a label map are tumors, so that 1 and 2 are refused, which
@@ -148,6 +165,7 @@ class ScanInputs:
     tumor_labels: tuple[int, ...] = ()
     tumor_masks: tuple[Path, ...] = ()
     segments: Path | None = None
+    given_mask: Path | None = None
     assumed: bool = False
     accept_hu: bool = field(default=False, compare=False)
     tumors_unstated: bool = field(default=False, compare=False)
@@ -157,7 +175,8 @@ class ScanInputs:
         """All files, by role."""
         segments = () if self.segments is None else (self.segments,)
         masks = {"organ_masks": self.organ_masks, "tumor_masks": self.tumor_masks}
-        return {"ct": (self.ct,), **masks, "segments": segments}
+        given = {} if self.given_mask is None else {"given_mask": (self.given_mask,)}
+        return {"ct": (self.ct,), **masks, "segments": segments, **given}
 
     def check(self) -> None:
         """Refuse files that are missing, without reading any.
@@ -178,7 +197,7 @@ class ScanInputs:
     def from_record(cls, content: Mapping[str, Any]) -> ScanInputs:
         """Read what ``to_record`` returned; anything else raises a ValueError or the like."""
         (ct,) = _paths(content["ct"])
-        segments = _paths(content["segments"])
+        segments, given = _paths(content["segments"]), _paths(content.get("given_mask", ()))
         return cls(
             ct=ct,
             organ_masks=_paths(content["organ_masks"]),
@@ -186,6 +205,7 @@ class ScanInputs:
             tumor_labels=tuple(int(value) for value in content["tumor_labels"]),
             tumor_masks=_paths(content["tumor_masks"]),
             segments=segments[0] if segments else None,
+            given_mask=given[0] if given else None,
             accept_hu=True,  # as it was when the record was made
         )
 
@@ -197,7 +217,7 @@ class ScanInputs:
         """
         own = self.to_record()
         for role, files in self.files.items():
-            recorded = [file["sha256"] for file in content[role]]
+            recorded = [file["sha256"] for file in content.get(role, ())]
             for path, now, then in zip(files, own[role], recorded, strict=False):
                 if now["sha256"] != then:
                     raise SynthesisError(f"{path} is not the file that the record was made from: give that one.")
@@ -241,16 +261,20 @@ class ScanInputs:
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None
         segments = None if self.segments is None else _read_like(self.segments, ct).data
-        return Scan(
+        given, cut = (None, ()) if self.given_mask is None else _carried_to(self.given_mask, ct)
+        scan = Scan(
             ct,
             None,
             mask,
             organ=organ,
             tumor_mask=there,
             segments=segments,
+            given_mask=given,
             inputs=self,
             accept_hu=self.accept_hu,
         )
+        scan.doubts += cut
+        return scan
 
     def _check_numbers(self, labels: Volume, organ: str) -> None:
         if self.assumed and int(labels.data.max()) > TUMOR:
@@ -277,6 +301,18 @@ def _read_like(path: Path, ct: Volume) -> Volume:
     labels = read_labels(path)
     check_same_grid(ct, labels)
     return labels
+
+
+def _carried_to(path: Path, ct: Volume) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return a mask on the grid of a CT, by nearest neighbor where its own is another one, and what is cut of it."""
+    labels = read_labels(path)
+    same = labels.grid.shape == ct.grid.shape and np.allclose(labels.grid.affine, ct.grid.affine, atol=1e-3)
+    inside: NDArray[np.bool_] = (labels if same else resampled(labels, ct)).data != 0
+    whole_mm3 = np.count_nonzero(labels.data) * labels.grid.voxel_mm3
+    share = np.count_nonzero(inside) * ct.grid.voxel_mm3 / (whole_mm3 or 1)
+    if share < _MOSTLY_INSIDE:
+        return inside, (f"{1 - share:.0%} of {path} lies outside {ct.path} and is left out.",)
+    return inside, ()
 
 
 def _paths(files: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:

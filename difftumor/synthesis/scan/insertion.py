@@ -125,7 +125,10 @@ def apply_to_scan(
         _make_group(synthesizer, model_scan, [(number, records[number - 1]) for number in numbers])
         for numbers in _groups(records, model_scan.space, synthesizer.sources)
     ]
+    asked = {number: record.mask.component for number, record in enumerate(records, start=1) if record.mask}
     box = Box.joined([native.box for native in made])
+    if asked:
+        box = Box.joined([box, scan.given_components.box])
     if box.empty:
         raise SynthesisError(f"The tumors change nothing in {scan.ct.path}: choose larger tumors or another model.")
     change_hu = np.zeros(box.shape, np.float32)
@@ -145,6 +148,10 @@ def apply_to_scan(
     stays = np.array([False, *(not record.may_leave_organ for record in records)])
     lesions[stays[lesions] & ~organ] = 0
     _keep_apart(lesions, np.array([False, *(record.apart for record in records)]))
+    for number, component in asked.items():
+        # What was asked for on the scan's own grid is the label, whatever model space has made of it.
+        lesions[lesions == number] = 0
+        lesions[scan.given_components.indices[box.slices] == component] = number
     return ScanSynthesis(
         scan=scan,
         records=tuple(records),

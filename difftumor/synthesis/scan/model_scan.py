@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.errors import OrganError
+from difftumor.errors import OrganError, SynthesisError
+from difftumor.scans.components import Component, Components, largest_component
 from difftumor.scans.distances import box_about
 from difftumor.scans.grid import Array, Box, Vector, triple
 from difftumor.scans.model_space import DataKind, ModelSpace
@@ -17,7 +19,8 @@ from difftumor.synthesis.generators.copy_paste import NO_SOURCES, SourceTumors
 from difftumor.synthesis.host import Host
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.inputs import Scan
-from difftumor.synthesis.shapes import reach_mm
+from difftumor.synthesis.shapes import odd_sized, reach_mm
+from difftumor.synthesis.shapes.given import GivenTumor, GivenTumors, mask_identity
 from difftumor.synthesis.sizes import SIZES
 from difftumor.synthesis.spec import TumorSpec
 
@@ -97,6 +100,36 @@ class ModelScan:
             start=box.start,
         )
 
+    @cached_property
+    def given(self) -> GivenTumors | None:
+        """The tumors that a mask asks for, if there is one.
+
+        Raises:
+            SynthesisError: A component is too small to be seen in model space.
+        """
+        if self.scan.given_mask is None:
+            return None
+        components, tumors = self.scan.given_components, []
+        for component in components.found:
+            box, mask = component_in(self.space, components, component)
+            if not mask.any():
+                raise SynthesisError(
+                    f"Component {component.index} of the tumor mask ({component.voxels} voxels) is too small to be "
+                    f"seen at {self.spacing_mm} mm: leave it out."
+                )
+            center = triple(np.add(box.start, np.array(box.shape) // 2))
+            x, y, z = (float(value) for value in (self.space.grid.affine @ [*center, 1.0])[:3])
+            tumors.append(
+                GivenTumor(
+                    mask=odd_sized(mask),
+                    spacing_mm=self.spacing_mm,
+                    number=component.index,
+                    center_voxel=center,
+                    center_mm=(x, y, z),
+                )
+            )
+        return GivenTumors(sha256=mask_identity(self.scan.given_mask), tumors=tuple(tumors))
+
     def shows(self, record: TumorRecord, shape: np.ndarray) -> bool:
         """Whether a tumor of some shape has voxels on the scan's own grid; small ones may lie between thick slices."""
         whole = box_about(record.center_voxel, shape)
@@ -107,6 +140,17 @@ class ModelScan:
         if not record.may_leave_organ:
             inside &= self.scan.organ_mask[native_box.slices]
         return bool(inside.any())
+
+
+def component_in(space: ModelSpace, components: Components, component: Component) -> tuple[Box, np.ndarray]:
+    """Return the box and mask of a component in model space, the largest part if resampling breaks it."""
+    # The nearest voxel may be half a native voxel away.
+    margin = [math.ceil(step) for step in space.native_step]
+    around = space.model_box(component.box).padded(margin).clipped(space.grid.shape)
+    near = space.to_model(components.indices, kind="labels", box=around) == component.index
+    mask = largest_component(near)
+    own = Box.around(mask)
+    return own.shifted(around.start), mask[own.slices]
 
 
 class _Carried:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difftumor.errors import ArtifactError, ConfigError, OrganError
+from difftumor.errors import ArtifactError, ConfigError, OrganError, VolumeError
 from difftumor.files.texts import read_yaml
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class ScanOptions:
         organ_labels: The organ's numbers in it, from 1.
         convention: What all its numbers mean, such as ``"totalsegmentator"``.
         segments: Label map of the organ's segments.
+        given_mask: Mask of the tumors to make, on any grid.
         accept_hu: Whether a CT that cannot be in HU, or a mask that cannot be of the organ, is used all the same.
     """
 
@@ -41,6 +42,7 @@ class ScanOptions:
     organ_labels: tuple[int, ...] = ()
     convention: str | None = None
     segments: Path | str | None = None
+    given_mask: Path | str | None = None
     accept_hu: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class ScanOptions:
             organ_labels=numbers,
             tumor_labels=tumors,
             segments=segments,
+            given_mask=None if self.given_mask is None else Path(self.given_mask),
             accept_hu=self.accept_hu,
             tumors_unstated=self.labels is not None and self.convention is None,
         )
@@ -113,6 +116,7 @@ class ScanOptions:
             organ_masks=recorded.organ_masks if self.mask is None else (self.mask,),
             organ_labels=self.organ_labels or recorded.organ_labels,
             segments=recorded.segments if self.segments is None else Path(self.segments),
+            given_mask=recorded.given_mask if self.given_mask is None else Path(self.given_mask),
         )
 
 
@@ -325,6 +329,24 @@ class SynthesisOptions:
             models={group: model.record for group, model in models.items()},
             sources=sources,
         )
+
+
+def size_of_given(mask: Path) -> str:
+    """Return which diffusion models the tumors of a mask need: "early", "late", or "mix" for both.
+
+    Raises:
+        VolumeError: The mask cannot be used, or is empty.
+    """
+    from difftumor.scans.components import equivalent_radius_mm, find_components
+    from difftumor.scans.lesions import size_group
+    from difftumor.scans.nifti import read_labels
+
+    labels = read_labels(mask)
+    volumes_mm3 = find_components(labels.data != 0).voxels * labels.grid.voxel_mm3
+    groups = {size_group(2 * equivalent_radius_mm(float(volume))) for volume in volumes_mm3}
+    if not groups:
+        raise VolumeError(f"--tumor-mask {mask} is empty: give a mask of the tumors to make.")
+    return groups.pop() if len(groups) == 1 else "mix"
 
 
 def host_organ(name: str, rules: Path | None) -> Organ:

@@ -28,6 +28,8 @@ _MOSTLY_THERE = 0.5
 # So is a contrast that is off by more than the noise of a CT.
 _CONTRAST_OFF_HU = 15.0
 _PREVIEW_MM = 120.0
+# What changes so near to a given mask is taken for its tumor.
+_RIM_MM = 10.0
 # In pictures, of tumors that were there before.
 _EARLIER = 3
 # Compact bone and gas, beyond contrast, calcium and the noise of soft tissue; and the share of a tumor that may be so.
@@ -48,6 +50,8 @@ class TumorReport:
         sd_hu: Standard deviation inside the tumor; None for too few voxels.
         vessel_clearance_mm: Distance from the tumor to the nearest vessel in the organ; None if vessels did not matter
             or there are none.
+        label_dice: Dice of its label and the mask that was asked for; None if none was.
+        change_dice: Dice of that mask and the voxels whose HU changed by more than half of the tumor's contrast.
     """
 
     record: TumorRecord
@@ -58,6 +62,8 @@ class TumorReport:
     contrast_hu: float | None
     sd_hu: float | None
     vessel_clearance_mm: float | None
+    label_dice: float | None = None
+    change_dice: float | None = None
 
     @property
     def requested_volume_mm3(self) -> float:
@@ -86,6 +92,8 @@ class TumorReport:
             "seed": record.texture_seed,
         }
         achieved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "record"}
+        if record.mask is None:
+            del achieved["label_dice"], achieved["change_dice"]
         achieved["attempts"] = record.attempts
         return {"requested": requested, "achieved": achieved, "record": record.to_dict()}
 
@@ -221,6 +229,7 @@ def _report(
         x, y, z = (float(v) for v in grid.affine[:3, :3] @ middle + grid.affine[:3, 3])
         center_mm = (x, y, z)
     appearance = appearance_in(part, number, window=window)
+    label_dice, change_dice = _dice(result, number, appearance.contrast_hu)
     return TumorReport(
         record=record,
         voxels=len(voxels),
@@ -230,7 +239,23 @@ def _report(
         contrast_hu=_or_none(appearance.contrast_hu),
         sd_hu=_or_none(appearance.sd_hu),
         vessel_clearance_mm=None if record.vessel_clearance_mm is None else vessels.clearance_mm(part, number),
+        label_dice=label_dice,
+        change_dice=change_dice,
     )
+
+
+def _dice(result: ScanSynthesis, number: int, contrast_hu: float) -> tuple[float | None, float | None]:
+    """Return the Dice of a tumor's label, and of what changed by more than half of its contrast, with its mask."""
+    record = result.records[number - 1]
+    if record.mask is None:
+        return None, None
+    asked = result.scan.given_components.indices[result.box.slices] == record.mask.component
+    near = Box.around(asked).padded(math.ceil(_RIM_MM / min(result.scan.ct.grid.spacing_mm))).clipped(asked.shape)
+    lesions, asked = result.lesions[near.slices], asked[near.slices]
+    changed = (np.abs(result.change_hu[near.slices]) > abs(contrast_hu) / 2) & ((lesions == 0) | (lesions == number))
+    shares = [2 * np.count_nonzero(asked & made) / (np.count_nonzero(asked) + np.count_nonzero(made) or 1)
+              for made in (lesions == number, changed)]  # fmt: skip
+    return round(float(shares[0]), 3), round(float(shares[1]), 3) if math.isfinite(contrast_hu) else None
 
 
 def _largest_size(part: ScanPart) -> int:

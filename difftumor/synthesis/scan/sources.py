@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from difftumor.datasets.cases import Case, CaseList, read_cases
 from difftumor.datasets.integrity import in_threads
 from difftumor.errors import CaseListError, OrganError, SynthesisError, counted, first_few
 from difftumor.files.checksums import sha256_of
-from difftumor.scans.components import Component, Components, find_components, largest_component
-from difftumor.scans.grid import Box, Vector
+from difftumor.scans.components import find_components
+from difftumor.scans.grid import Vector
 from difftumor.scans.hounsfield import warn
 from difftumor.scans.lesions import MINIMUM_VOXELS
 from difftumor.scans.model_space import ModelSpace
@@ -22,7 +21,9 @@ from difftumor.synthesis.generators.copy_paste import SourceTumor, SourceTumors
 from difftumor.synthesis.host import find_vessels, measure_parenchyma
 from difftumor.synthesis.scan.cohort import inputs_of
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
+from difftumor.synthesis.scan.model_scan import component_in
 from difftumor.synthesis.scan.record import ScanRecord
+from difftumor.synthesis.shapes import odd_sized
 
 
 def read_sources(
@@ -161,19 +162,7 @@ def _cut_tumors(scan: Scan, spacing_mm: Vector) -> Iterator[tuple[int, np.ndarra
     for component in components.found:
         if component.voxels < MINIMUM_VOXELS:
             continue
-        box, mask = _in_model_space(space, components, component)
+        box, mask = component_in(space, components, component)
         if np.count_nonzero(mask) >= MINIMUM_VOXELS:
             hu = space.to_model(scan.ct.data, kind="image", box=box)
-            odd = [(0, 1 - size % 2) for size in mask.shape]
-            yield component.index, np.pad(mask, odd), np.pad(hu, odd)
-
-
-def _in_model_space(space: ModelSpace, components: Components, component: Component) -> tuple[Box, np.ndarray]:
-    """Return the box and mask of a component in model space, the largest part if resampling breaks it."""
-    # The nearest voxel may be half a native voxel away.
-    margin = [math.ceil(step) for step in space.native_step]
-    around = space.model_box(component.box).padded(margin).clipped(space.grid.shape)
-    near = space.to_model(components.indices, kind="labels", box=around) == component.index
-    mask = largest_component(near)
-    own = Box.around(mask)
-    return own.shifted(around.start), mask[own.slices]
+            yield component.index, odd_sized(mask), odd_sized(hu)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import fields
 
+import nibabel as nib
 import numpy as np
 import pytest
 import yaml
@@ -170,6 +171,32 @@ def test_any_organ_hosts_tumors_of_any_model(case, tmp_path, capsys):
     rules.unlink()
     assert run("synthesize", "--replay", tmp_path / "rules" / "record.json", "--out", tmp_path / "again") == 0
     assert contents(tmp_path / "rules") == contents(tmp_path / "again")
+
+
+def test_a_mask_gives_shape_and_place(case, tmp_path, capsys):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[17:23, 15:21, 12:14] = 1
+    given = write_nifti(tmp_path / "given.nii.gz", mask)
+    asked = {"size": None, "tumor_mask": given}
+    assert run(*words(case, tmp_path / "model", **asked)) == 0
+    assert "as the mask says" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "model" / "lesions.nii.gz").dataobj), mask)
+    assert record_of(tmp_path / "model")["tumors"][0]["achieved"]["label_dice"] == 1
+    record = tmp_path / "model" / "record.json"
+    assert run("synthesize", "--replay", record, "--device", "cpu", "--out", tmp_path / "b") == 0
+    assert contents(tmp_path / "model") == contents(tmp_path / "b")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("tumors: [{generator: handcrafted, contrast_hu: -50}]\n")
+    assert run(*words(case, tmp_path / "plan", **asked, tumors=plan, model=None)) == 0
+    assert record_of(tmp_path / "plan")["tumors"][0]["record"]["contrast_hu"] == -50
+    capsys.readouterr()
+    for option, value in (("size", "tiny"), ("count", 2), ("radius_mm", 5), ("cases", case)):
+        assert run(*words(case, tmp_path / "refused", **{**asked, option: value})) == 1
+        assert f"(--{option.replace('_', '-')}) does not go with --tumor-mask" in capsys.readouterr().err
+    empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert run(*words(case, tmp_path / "refused", size=None, tumor_mask=empty)) == 1
+    assert f"--tumor-mask {empty} is empty" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_file_says_which_tumors(case, tmp_path, capsys):

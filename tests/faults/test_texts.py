@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from difftumor.models.artifact_config import read_config
 from difftumor.synthesis.records import TumorRecord
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.spec import read_plan
+from tests.conftest import REPOSITORY
 
 # Nine to the power of thirty entries.
 MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 31))
@@ -119,3 +121,13 @@ def test_a_list_of_a_million_is_refused_before_it_is_looked_up(tmp_path):
     (tmp_path / "cases.txt").write_text("a.nii.gz\n" * 1_000_000)
     with pytest.raises(DiffTumorError, match="lists 1000000 cases, more than 200000"):
         read_cases(tmp_path / "cases.txt")
+
+
+def test_all_of_the_library_reads_texts_within_bounds():
+    unbounded = re.compile(r"json\.loads?\([^()]*read_text|json\.load\(|yaml\.(safe_)?load\(|csv\.(Dict)?[rR]eader\(")
+    found = {
+        str(file.relative_to(REPOSITORY))
+        for file in (REPOSITORY / "difftumor").rglob("*.py")
+        if unbounded.search(file.read_text(encoding="utf-8"))
+    }
+    assert found == {"difftumor/files/texts.py"}

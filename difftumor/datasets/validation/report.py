@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from difftumor.datasets.cases import write_case_list
 from difftumor.datasets.validation.lists import CheckedList, Validation
 from difftumor.errors import CaseListError, ConfigError, printable
 from difftumor.files.results import MADE_BY, check_file
+from difftumor.files.texts import read_json
 from difftumor.reporting.tables import Table, write_csv, write_json
 
 COLUMNS = ("list", "case", "status", "image", "labels", "patient", "tumors", "errors", "warnings")
@@ -58,7 +58,7 @@ def _is_fix_list(file: Path) -> bool:
 
 def _result_of(file: Path) -> str | None:
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))[MADE_BY]["result"])
+        return str(read_json(file)[MADE_BY]["result"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 

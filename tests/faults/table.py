@@ -212,6 +212,13 @@ ROWS = (
         ("test_malformed_nifti.py::*",),
     ),
     Row(
+        "Files changed at random",
+        "scans, plans, records, lists and descriptions of artifacts, made up or changed for a budget of examples each, "
+        "longer by `make fuzz`",
+        "read as they are meant, or refused in one sentence",
+        ("test_fuzzing.py::*",),
+    ),
+    Row(
         "Texts without bounds",
         "nesting, aliases, digits, long fields, a million rows, pipes",
         "one sentence, in time and memory of the file's size",

@@ -28,6 +28,7 @@ from difftumor.synthesis.spec import TumorSpec, read_plan
 from tests.faults.test_malformed_nifti import ONE, TWO, sound
 
 pytestmark = [
+    pytest.mark.harms(60),  # the examples of the profile "quick"
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::difftumor.scans.hounsfield.ScanWarning"),
     pytest.mark.filterwarnings("ignore:Extension size is not a multiple"),

@@ -29,11 +29,11 @@ SIGNALS = {"SIGTERM": (signal.SIGTERM, 143), "SIGINT": (signal.SIGINT, 130)}
 @pytest.fixture(autouse=True)
 def _handlers():
     """Make sure that signals are handled as in a process of its own, and leave no handler behind."""
-    before = {signum: signal.getsignal(signum) for signum, _ in SIGNALS.values()}
-    assert before == {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
     yield
     left = {signum: signal.signal(signum, handler) for signum, handler in before.items()}
-    assert left[signal.SIGTERM] == before[signal.SIGTERM]  # Lightning ignores Ctrl-C from the first one on
+    assert left[signal.SIGTERM] == signal.SIG_DFL  # Lightning ignores Ctrl-C from the first one on
 
 
 def signaled(monkeypatch, owner, name, signum, *, number=1):

@@ -157,7 +157,7 @@ def test_tumors_that_are_there_and_segments(files):
         ({"organ_mask": np.zeros(SHAPE)}, OrganError, "organ_mask holds no voxel of the liver"),
         ({"tumor_mask": np.ones(SHAPE)}, OrganError, "organ_mask is all tumor"),
         ({"segments": np.full(SHAPE, 0.5)}, VolumeError, "segments is float64 or below 0"),
-        ({"organ": "spleen"}, OrganError, "spleen"),
+        ({"organ": "livr"}, OrganError, "did you mean liver"),
     ],
 )
 def test_what_cannot_be_a_scan_is_refused(files, changes, error, message):

@@ -32,7 +32,7 @@ USAGE_ERRORS = {
     "phantom out --organs brain": "brain",
     "phantom README.md": "README.md",
     "synthesize --ct absent.nii.gz --organ-mask mask.nii.gz --organ liver --out out": "absent.nii.gz",
-    f"{ONE} --organ brain": "brain",
+    f"{ONE} --organ livr": "livr",
     f"{ONE} --organ liver --size huge": "huge",
     f"{ONE} --organ liver --radius-mm 0": "--radius-mm",
     f"{ONE} --organ liver --tumors absent.yaml": "--tumors",

@@ -26,6 +26,7 @@ def read_scan(
     organ_labels: Sequence[int] = (),
     convention: str | None = None,
     segments: Path | str | None = None,
+    given_mask: Path | str | None = None,
     accept_hu: bool = False,
 ) -> Scan:
     """Read a CT and an organ in it, of any orientation and spacing.
@@ -38,6 +39,7 @@ def read_scan(
         organ_labels: The organ's numbers in the mask or label map.
         convention: What all numbers of the label map mean, such as ``"totalsegmentator"``.
         segments: Label map of the organ's segments.
+        given_mask: Mask of the tumors to make, on any grid; each component is one of exactly that shape and place.
         accept_hu: Whether a CT that cannot be in HU, or a mask that cannot be of the organ, is used all the same.
 
     Raises:
@@ -59,6 +61,7 @@ def read_scan(
         organ_labels=tuple(organ_labels),
         convention=convention,
         segments=segments,
+        given_mask=given_mask,
         accept_hu=accept_hu,
     )
     return files.inputs(organ).read(organ=organ)

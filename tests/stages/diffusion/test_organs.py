@@ -59,7 +59,7 @@ def test_the_names_are_those_of_all_organs():
     assert options_of(compose_config("diffusion", [])).name == "liver_early"
     for override, message in (
         ("more_organs=[{organ:liver,root:/data}]", "more_organs names liver, which is there already"),
-        ("more_organs=[{organ:spline,root:/data}]", "more_organs.organ is 'spline'"),
+        ("more_organs=[{organ:livr,root:/data}]", "more_organs.organ is 'livr'"),
         ("more_organs=[{organ:kidney}]", "lacks 'more_organs.root'"),
         ("more_organs=kidney", r"give a list such as \[{organ: pancreas, root: PATH}\]"),
     ):

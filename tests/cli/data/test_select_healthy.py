@@ -267,7 +267,8 @@ def test_inputs_are_never_replaced(scans, capsys):
         (("--out", "list.txt"), "--out list.txt does not end in .json: give a name such as list.txt.json"),
         (("--labels", "mine"), "--labels mine is neither a file nor a convention"),
         (("--labels", "totalsegmentator"), "name no liver tumor"),
-        (("--organ", "toe"), "Organ 'toe' is not known"),
+        (("--organ", "livr"), "Organ 'livr' is not known: did you mean liver?"),
+        (("--organ", "toe"), "No usual volume of toe is known: give --min-volume-ml and --max-volume-ml"),
         (("--min-volume-ml", 5000), "give a minimum below the maximum"),
     ],
 )

@@ -277,7 +277,7 @@ def test_an_earlier_result_is_replaced_only_when_asked(maps, tmp_path, capsys):
         (("--labels", "totalsegmentator"), "--organ is not given"),
         (("--labels", "msd_liver", "--organ", "kidney"), "hold no kidney"),
         (("--labels", "brats"), "Label convention 'brats' is not known"),
-        (("--organ", "spleen"), "Organ 'spleen' is not known"),
+        (("--organ", "livr"), "Organ 'livr' is not known: did you mean liver?"),
     ],
 )
 def test_bad_options_are_named_and_leave_nothing(maps, tmp_path, capsys, words, sentence):

@@ -147,7 +147,7 @@ def test_numbers_get_names_from_a_convention(artifact, data, tmp_path):
     (data / "list.csv").write_text("image,labels\nimagesTr/a.nii.gz,labelsTr/a.nii.gz\n")
     for options, names in (
         ((), {"label 2", "label 5", "label 9"}),
-        (("--labels", "totalsegmentator"), {"kidney_right", "liver", "label 9"}),
+        (("--labels", "totalsegmentator"), {"kidney_right", "liver", "adrenal_gland_left"}),
     ):
         assert evaluate(artifact, data / "list.csv", tmp_path / "out", "--overwrite", *options) == 0
         card = json.loads((tmp_path / "out" / "card.json").read_text())

@@ -302,7 +302,7 @@ def _add_color_bar(figure: Figure, artist: Any, layout: _Layout, *, extended: bo
     axes = figure.add_axes(((width - _BAR_IN + 0.05) / width, bottom / height, 0.13 / width, length / height))
     bar = figure.colorbar(artist, cax=axes, extend="both" if extended else "neither")
     bar.ax.tick_params(labelsize=8)
-    beyond = f"; {100 - _SHOWN_PERCENTILE} % of voxels lie beyond" if extended else ""
+    beyond = f"; {100 - _SHOWN_PERCENTILE} % of what differs lies beyond" if extended else ""
     bar.set_label(f"Difference (HU{beyond})", fontsize=9)
 
 

@@ -94,8 +94,8 @@ def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Coll
     """Refuse a label map whose header says that its numbers mean something else; warn if only the header does.
 
     Programs that select or renumber structures often copy the header as it is. So a header is believed only where the
-    map holds numbers that are not among those expected, and all that it holds are in the header. A convention expects
-    most numbers; there, several that the header names are enough.
+    map holds numbers that are not among those expected, and all that it holds are in the header. TotalSegmentator names
+    the numbers of its own files, and both of its versions have most numbers: there, several numbers are enough.
 
     Args:
         labels: The label map.
@@ -119,7 +119,8 @@ def check_stated_names(labels: Volume, names: Mapping[str, int], *, others: Coll
     remedy = f"give the convention {fitting[0]!r}{version}" if fitting else "give the numbers that the file names"
     contradiction = f"{labels.path} names its label {own[name]} {name}, which is taken to be {taken[name]}"
     found = set(label_values(labels.data))
-    unexpected = not found <= {*taken.values(), *others} or (names in CONVENTIONS.values() and len(found) > _SEVERAL)
+    versions = [CONVENTIONS[version] for version in ("totalsegmentator", "totalsegmentator_v1")]
+    unexpected = not found <= {*taken.values(), *others} or (names in versions and len(found) > _SEVERAL)
     if found <= set(own.values()) and unexpected:
         raise OrganError(f"{contradiction}; {remedy}.")
     held = ", ".join(map(str, sorted(found)))

@@ -21,7 +21,7 @@ from difftumor.files.writing import written_whole
 from difftumor.scans.grid import Array, Box, Grid, compare_grids, triple
 from difftumor.scans.hounsfield import ct_doubts, settle
 from difftumor.scans.stored.header import compare_headers, is_nifti, read_header
-from difftumor.scans.stored.mark import mark_header, mark_preamble
+from difftumor.scans.stored.mark import mark_header, mark_preamble, unmark_header
 from difftumor.scans.stored.voxels import StoredImage, read_stored, scaled, stored_values
 
 
@@ -175,7 +175,8 @@ def write_ct(
         path: Where to write, ``.nii`` or ``.nii.gz``; never the original itself. Replaced as a whole.
         original: What ``read_ct`` returned.
         hu: (X, Y, Z) in HU on the original's grid; only its values in ``changed`` are used.
-        changed: (X, Y, Z) boolean mask. Stored values outside it stay bit-identical, as do the header and extensions.
+        changed: (X, Y, Z) boolean mask. Stored values outside it stay bit-identical, and so does all before
+            the voxels, but for a mark.
             Inside, values are rounded to the stored type and clipped to its range.
         box: Part of the grid that ``hu`` and ``changed`` cover; the whole by default.
         mark: Which tumors were made, for the header: see `difftumor.scans.stored.mark`; None for none.
@@ -269,7 +270,9 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume, *, mark: Mappin
     header["cal_min"] = header["cal_max"] = 0  # the display range of a CT, meaningless for labels
     # A table of label names is that of the numbers of `like`.
     header.extensions[:] = [each for each in header.extensions if "<Label" not in str(each.get_content())]
-    if mark is not None:
+    if mark is None:
+        unmark_header(header)  # the marks are those of the CT
+    else:
         mark_header(header, mark)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with written_whole(path) as temporary:

@@ -21,7 +21,7 @@ from difftumor.models.artifact import Artifact, load_artifact, pick_device
 from difftumor.scans.grid import Box
 from difftumor.scans.hounsfield import organ_doubts, settle
 from difftumor.scans.nifti import Volume, read_ct, volume_of
-from difftumor.scans.organs import ORGANS, get_organ
+from difftumor.scans.organs import get_organ
 from difftumor.scans.stored.header import check_nifti
 from difftumor.segmentation.inference import check_together, predict_volume
 from difftumor.segmentation.options import (
@@ -299,10 +299,12 @@ def _doubts(
     ct: Volume, mask: NDArray[Any] | None, organ: str | None, accept_hu: bool, file: OrganMask | None
 ) -> tuple[str, ...]:
     """Return what speaks against a CT, and against a mask if it is known of which organ."""
-    if mask is None or organ is None or organ not in ORGANS:
+    if mask is None or organ is None:
         return ct.doubts
     name = "organ_mask" if file is None else str(file.path)
-    return ct.doubts + settle(organ_doubts(ct.data, mask, ORGANS[organ], ct=str(ct.path), mask=name), accept=accept_hu)
+    return ct.doubts + settle(
+        organ_doubts(ct.data, mask, get_organ(organ), ct=str(ct.path), mask=name), accept=accept_hu
+    )
 
 
 def _volume(ct: Volume | Path | str | ArrayLike, affine: ArrayLike | None, accept_hu: bool) -> Volume:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import get_args
 
 from difftumor.datasets.cases import Case, CaseList
 from difftumor.datasets.phantom.volume import LABEL_NAMES
@@ -15,9 +14,8 @@ from difftumor.evaluation.transfer.cells import TransferCell
 from studies.evidence.graph import EvidenceGraph, QueueEntry, Size
 from studies.evidence.records import MINIMUM_IOU, CellRecord, CellScan
 from studies.transfer.jobs import MadeData, TransferGraph
-from studies.transfer.options import OrganName, read_words
+from studies.transfer.options import ORGANS, read_words
 
-ORGANS: tuple[str, ...] = get_args(OrganName)
 KINDS = {
     "real": "real tumors of the source",
     "handcrafted": "hand-crafted (Hu et al.)",

@@ -11,10 +11,9 @@ from difftumor.cli.many import SUMMARY_FILE
 from difftumor.datasets.cases import CaseList, read_cases, split_by_ids, split_lists, write_case_list
 from difftumor.datasets.sources import load_listing
 from difftumor.evaluation.transfer.cells import TransferCell
-from difftumor.scans.organs import ORGANS
 from stages.cluster.options import ClusterOptions
 from studies.jobs.graph import Graph, Node, Part, Value
-from studies.transfer.options import Size, StageOption, TransferOptions
+from studies.transfer.options import ORGANS, Size, StageOption, TransferOptions
 
 # Where the source is the target: annotated and made tumors together, or what the other kinds are compared with there.
 AT_HOME = ("mixed", "handcrafted_alone")

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from difftumor.errors import ConfigError
-from difftumor.scans.organs import ORGANS
 from stages.config.compose import CONFIGS, read_file
 from stages.config.kinds import STAGES
 from stages.config.reading import Count, Hint, ShareBelowOne, WholeNumber
@@ -17,6 +16,7 @@ from stages.config.reading import Count, Hint, ShareBelowOne, WholeNumber
 Tumors = Literal["real", "handcrafted", "handcrafted_alone", "diffusion", "mixed"]
 Size = Literal["early", "late"]
 OrganName = Literal["liver", "pancreas", "kidney"]
+ORGANS: tuple[OrganName, ...] = get_args(OrganName)
 Annotations = Annotated[Count | Literal["all"], Hint("whole numbers from 1, or all")]
 
 

@@ -52,7 +52,7 @@ def test_few_voxels_do_not_rule_the_scale_of_differences():
     difference[10, 10, 10] = -1271
     ruled = three_planes([Panel(title="", image=difference, kind="difference")], spacing_mm=(1, 1, 1))
     assert ruled.axes[0].images[0].get_clim() == (-30, 30)
-    assert ruled.axes[1].get_ylabel() == "Difference (HU; 2 % of voxels lie beyond)"
+    assert ruled.axes[1].get_ylabel() == "Difference (HU; 2 % of what differs lies beyond)"
 
 
 def corner_block(*, right: bool, anterior: bool, superior: bool) -> np.ndarray:

@@ -144,13 +144,20 @@ def test_names_in_the_header_that_contradict_the_list_name_the_right_convention(
     with pytest.raises(OrganError, match="give the numbers that the file names"):
         check_stated_names(read_labels(named(tmp_path / "own.nii.gz", {"Liver": 9}, (9,))), {"liver": 1})
     read_case_labels(case, get_convention("totalsegmentator_v1"))
-    # A convention expects nearly all numbers; a list expects its own.
+    # Both versions of TotalSegmentator have nearly all numbers.
     few = Case("b", case.image, named(tmp_path / "few.nii.gz", FIRST, (1, 5, 10)))
     with pytest.raises(OrganError, match="'totalsegmentator_v1'"):
         read_case_labels(few, get_convention("totalsegmentator"))
     named(case.labels, SECOND, SECOND.values())
     with pytest.raises(OrganError, match="give the convention 'totalsegmentator' of version 2"):
         read_case_labels(case, get_convention("totalsegmentator_v1"))
+
+
+def test_a_map_that_was_renumbered_to_another_convention_may_keep_its_header(tmp_path):
+    btcv = get_convention("btcv")
+    case = Case("a", tmp_path / "ct.nii.gz", named(tmp_path / "btcv.nii.gz", SECOND, range(1, 14)))
+    with pytest.warns(ScanWarning, match="allow that"):
+        read_case_labels(case, btcv)
 
 
 def test_names_in_the_header_of_other_numbers_are_no_reason_to_refuse_a_label_map(tmp_path):

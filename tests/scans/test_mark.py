@@ -7,7 +7,7 @@ import SimpleITK
 
 from difftumor.scans.nifti import read_ct, same_outside, write_ct, write_labels
 from difftumor.scans.stored.header import read_header
-from difftumor.scans.stored.mark import read_marks
+from difftumor.scans.stored.mark import is_described, read_marks
 
 CONTENT = {"organ": "liver", "tumors": [{"generator": "handcrafted", "diameter_mm": 8.5}]}
 OTHER = b"a comment of somebody else, of odd length"
@@ -44,7 +44,7 @@ def test_a_marked_ct_is_the_same_image_for_every_reader(original, tmp_path):
     for field in before.header:
         if field not in ("vox_offset", "descrip"):
             np.testing.assert_array_equal(after.header[field], before.header[field], err_msg=field)
-    assert bytes(after.header["descrip"].item()) == b"x" * 50 + b"; synthetic tumors (difftumor)"
+    assert bytes(after.header["descrip"].item()) == b"x" * 49 + b"; synthetic tumors (difftumor)"
     assert read_marks(read_header(path)[0].header) == [CONTENT]
     kept = [each.get_content() for each in before.header.extensions]
     assert [each.get_content() for each in after.header.extensions][: len(kept)] == kept
@@ -63,6 +63,28 @@ def test_marks_add_up_and_label_maps_have_them(original, tmp_path):
     labels = nib.load(tmp_path / "labels.nii.gz")
     assert read_marks(labels.header) == [CONTENT, second]
     np.testing.assert_array_equal(np.asarray(labels.dataobj), changed(once))
+
+
+def test_the_sentence_outlives_programs_that_drop_comments(original, tmp_path):
+    if isinstance(original.header, nib.Nifti2Header):
+        pytest.skip("ITK does not read NIfTI-2")
+    write_ct(tmp_path / "made.nii.gz", original, original.data, changed(original), mark=CONTENT)
+    SimpleITK.WriteImage(SimpleITK.ReadImage(tmp_path / "made.nii.gz"), tmp_path / "again.nii.gz")
+    header = nib.load(tmp_path / "again.nii.gz").header
+    assert read_marks(header) == []
+    assert is_described(header)
+    assert not is_described(original.header)
+
+
+def test_labels_of_a_marked_ct_are_not_marked(original, tmp_path):
+    write_ct(tmp_path / "made.nii.gz", original, original.data, changed(original), mark=CONTENT)
+    write_labels(tmp_path / "labels.nii.gz", changed(original), read_ct(tmp_path / "made.nii.gz"))
+    header = nib.load(tmp_path / "labels.nii.gz").header
+    assert read_marks(header) == []
+    assert not is_described(header)
+    assert bytes(header["descrip"].item()).rstrip(b"\0") == b"x" * 49
+    kept = [each.get_content() for each in original.header.extensions]
+    assert [each.get_content() for each in header.extensions] == kept
 
 
 def test_what_is_no_mark_is_none(tmp_path):

@@ -247,6 +247,10 @@ def test_any_organ_has_rules():
     assert left.label_names == {"kidney_left"}
     assert left.may_leave_organ == ORGANS["kidney"].may_leave_organ
     assert get_organ("vertebrae_L1").tumor_hu == ORGANS["bone"].tumor_hu
+    assert get_organ("right_lung_lower").tumor_hu == ORGANS["lung"].tumor_hu
+    assert get_organ("colon").cyst_names == {"colon_cyst"}
+    assert is_unknown(get_organ("gallbladder_wall"))
+    assert organ_of({"tumor_hu": [0, 9]}, name="livr", source="file").name == "livr"
     assert get_organ("small bowel").wall_mm == ORGANS["stomach_wall"].wall_mm
     assert get_organ(left) is left
     for name in ("livr", "pancrea", "kidny"):
@@ -265,8 +269,16 @@ def test_rules_of_a_file_replace_those_that_are_known():
     for values, message in (
         ({"radius": 3}, r"rules\.yaml has 'radius', which no organ has: use blend, "),
         ({"name": "spleen"}, r"rules\.yaml names the organ 'spleen', not 'liver'"),
-        ({"mean_hu": "dark"}, r"rules\.yaml holds a rule that cannot be read"),
-        ({"minimum_radius_mm": "ten"}, r"rules\.yaml holds a rule that cannot be read"),
+        ({"mean_hu": "dark"}, r"rules\.yaml gives mean_hu the value 'dark': give two finite numbers or null"),
+        ({"mean_hu": [1, float("inf")]}, "give two finite numbers or null"),
+        ({"minimum_radius_mm": "ten"}, "give a finite number"),
+        ({"wall_mm": float("inf")}, "give a finite number"),
+        ({"tumor_sd_hu": float("nan")}, "give a finite number or null"),
+        ({"erosion_voxels": 2.5}, "give a whole number"),
+        ({"label_names": "spleen"}, "give a list of names"),
+        ({"label_names": [1]}, "give a list of names"),
+        ({"may_leave_organ": "large"}, "give a list of names"),
+        ({"blend": None}, "give text"),
         ({"tumor_hu": [60, 20]}, "tumor_hu 60 to 20; give the lower number first"),
         ({"tumor_sd_hu": -1}, "tumor_sd_hu -1; give a number from 0"),
         ({"wall_mm": -1}, "wall_mm >= 0"),

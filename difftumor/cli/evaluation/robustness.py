@@ -38,7 +38,7 @@ def robustness(
             rich_help_panel=SCANS,
         ),
     ],
-    organ: Annotated[str, typer.Option(help="liver, pancreas or kidney.", show_default=False, rich_help_panel=SCANS)],
+    organ: Annotated[str, typer.Option(help="Name of the organ.", show_default=False, rich_help_panel=SCANS)],
     out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False, rich_help_panel=RESULTS)],
     organ_mask: Annotated[
         Path | None,

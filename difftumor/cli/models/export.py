@@ -37,7 +37,7 @@ def nnunet(
             show_default=False,
         ),
     ],
-    organ: Annotated[str, typer.Option(help="liver, pancreas or kidney.")] = "liver",
+    organ: Annotated[str, typer.Option(help="Name of the organ.")] = "liver",
     convention: Annotated[
         str | None,
         typer.Option(

@@ -49,31 +49,40 @@ def _describe_image(path: Path, *, as_json: bool) -> None:
 
     from nibabel.orientations import aff2axcodes
 
-    from difftumor.errors import counted
     from difftumor.scans.stored.header import read_header
-    from difftumor.scans.stored.mark import read_marks
+    from difftumor.scans.stored.mark import is_described, read_marks
 
     image, grid = read_header(path)
-    made = read_marks(image.header)
+    made, described = read_marks(image.header), is_described(image.header)
     facts = {
         "shape": list(grid.shape),
         "spacing_mm": [round(step, 4) for step in grid.spacing_mm],
         "axes": "".join(aff2axcodes(grid.affine)),
         "type": str(image.get_data_dtype()),
+        "synthetic": described or bool(made),
         "synthetic_tumors": made,
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    rows = [(name.replace("_", " "), str(value)) for name, value in facts.items() if name != "synthetic_tumors"]
-    tumors = [
-        f"{tumor.get('generator')} in the {mark.get('organ')}, {tumor.get('diameter_mm')} mm, {tumor.get('center_mm')}"
-        for mark in made
-        for tumor in mark.get("tumors", ())
+    rows = [(name.replace("_", " "), str(value)) for name, value in facts.items() if "synthetic" not in name]
+    rows.append(("synthetic", _tumors_made(made) or ("tumors; which is lost" if described else "nothing says so")))
+    _print_table(path, iter(rows))
+
+
+def _tumors_made(marks: list[dict[str, Any]]) -> str:
+    """Return one line for each tumor that marks tell of, after their number; empty for none."""
+    from difftumor.errors import counted
+
+    lines = [
+        f"{tumor.get('generator')} in the {mark.get('organ')}, {tumor.get('diameter_mm')} mm, "
+        f"centered at {tumor.get('center_mm')} mm"
+        for mark in marks
+        if isinstance(mark.get("tumors"), list)
+        for tumor in mark["tumors"]
         if isinstance(tumor, dict)
     ]
-    rows.append(("synthetic", "\n".join([counted(len(tumors), "tumor"), *tumors]) if made else "nothing says so"))
-    _print_table(path, iter(rows))
+    return "\n".join([counted(len(lines), "tumor"), *lines]) if lines else ""
 
 
 def _print_table(path: Path, rows: Iterator[tuple[str, str]]) -> None:

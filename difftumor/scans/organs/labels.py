@@ -114,8 +114,8 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
     organs = _numbers(names, organ.label_names | _ANY_ORGAN)
     if not organs:
         raise OrganError(
-            f"{source or 'The label names'} hold no {organ.name} (names found: {', '.join(names) or 'none'}); "
-            f"name its label one of {', '.join(sorted(organ.label_names))}, or choose another organ."
+            f"{source or 'The label names'} hold no {organ.name} (names found: {_some(names)}); "
+            f"name its label one of {_some(sorted(organ.label_names))}, or choose another organ."
         )
     tumors, cysts = _numbers(names, organ.tumor_names), _numbers(names, organ.cyst_names)
     own = organ.label_names | organ.tumor_names | organ.cyst_names | _ANY_ORGAN | _ANY_TUMOR | _ANY_CYST
@@ -130,6 +130,11 @@ def resolve_labels(label_names: Mapping[str, int], organ: Organ, *, source: Path
     cysts += _numbers(names, _ANY_CYST)
     ignore = tuple(_numbers(names, _IGNORE_NAMES))
     return OrganLabels((*organs, *cysts), tuple(tumors), organ.name, named=bool(label_names), ignore=ignore)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:12] + ["…"] * (len(listed) > 12)) or "none"
 
 
 def _listed(labels: NDArray[Any]) -> str:

@@ -1,5 +1,7 @@
 """An organ, and the rules for tumors in it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +12,8 @@ from difftumor.errors import OrganError
 Blend = Literal["blurred", "decoded"]
 SIZE_NAMES = ("tiny", "small", "medium", "large")
 # Of these hold air; in the singular and plural.
-HOLLOW = frozenset({"lung", "lungs", "bowel", "colon", "rectum", "intestine", "stomach", "duodenum", "esophagus"})
+LUNG = frozenset({"lung", "lungs"})
+BOWEL = frozenset({"bowel", "colon", "rectum", "intestine", "stomach", "duodenum", "esophagus"})
 # Set between two words, as in "liver_tumor"; adjectives are listed by the organ itself.
 _TUMOR_WORDS = ("tumor", "tumour", "cancer", "lesion", "mass")
 
@@ -90,7 +93,7 @@ class Organ:
     @property
     def holds_air(self) -> bool:
         """Whether any mean is right, as in lung and bowel."""
-        return self.mean_hu is None and not HOLLOW.isdisjoint(self.name.split("_"))
+        return self.mean_hu is None and not (LUNG | BOWEL).isdisjoint(self.name.split("_"))
 
 
 def normalized(name: str) -> str:

@@ -1,5 +1,6 @@
 """The organs that have rules of their own, and the rules of any other."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from typing import Any
 
 from difftumor.errors import OrganError
 from difftumor.scans.organs.conventions import CONVENTIONS
-from difftumor.scans.organs.organ import HOLLOW, SIZE_NAMES, Organ, normalized
+from difftumor.scans.organs.organ import BOWEL, LUNG, SIZE_NAMES, Organ, normalized
 
 # How alike two names are of which one is likely misspelled, from 0 to 1.
 _ALIKE = 0.8
@@ -167,12 +168,14 @@ def get_organ(name: str | Organ) -> Organ:
     wanted = normalized(name)
     if wanted in ORGANS:
         return ORGANS[wanted]
+    words = set(wanted.split("_"))
     whole = next((organ for organ in ORGANS.values() if wanted in organ.label_names), None)
+    if whole is None and words & (LUNG | BOWEL):
+        whole = ORGANS["lung" if words & LUNG else "stomach_wall"]
     if whole is not None:
         return replace(whole, name=wanted, label_names=frozenset(), tumor_names=frozenset(), cyst_names=frozenset())
-    if not HOLLOW.isdisjoint(wanted.split("_")):
-        return replace(ORGANS["stomach_wall"], name=wanted, label_names=frozenset(), tumor_names=frozenset())
-    if meant := get_close_matches(wanted, ORGANS, n=1, cutoff=_ALIKE):
+    # One word that is nearly another one; "gallbladder_wall" is an organ.
+    if len(words) == 1 and (meant := get_close_matches(wanted, ORGANS, n=1, cutoff=_ALIKE)):
         raise OrganError(f"Organ {name!r} is not known: did you mean {meant[0]}?")
     return Organ(name=wanted)
 
@@ -188,16 +191,48 @@ def organ_of(values: Mapping[str, Any], *, name: str | None = None, source: Path
     Raises:
         OrganError: A field is unknown or out of range, or there are two names.
     """
-    known = {field.name for field in fields(Organ)}
-    if unknown := sorted(set(map(str, values)) - known):
+    known = {field.name: str(field.type) for field in fields(Organ)}
+    if unknown := sorted(set(map(str, values)) - set(known)):
         raise OrganError(f"{source} has {unknown[0]!r}, which no organ has: use {', '.join(sorted(known))}.")
     stated = values.get("name", name)
     if not isinstance(stated, str) or (name is not None and normalized(stated) != normalized(name)):
         raise OrganError(f"{source} names the organ {stated!r}, not {name!r}: give one name.")
+    for field, value in values.items():
+        if not _is_of(value, known[field]):
+            raise OrganError(f"{source} gives {field} the value {value!r}: give {_WORDS[known[field]]}.")
+    return replace(_base(stated), **{**values, "name": stated})
+
+
+# By the type of a field, what a file may hold.
+_WORDS = {
+    "str": "text", "Blend": "text", "int": "a whole number", "float": "a finite number",
+    "float | None": "a finite number or null", "frozenset[str]": "a list of names",
+    "tuple[float, float] | None": "two finite numbers or null",
+}  # fmt: skip
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if value is None:
+        return "None" in kind
+    if kind.startswith("frozenset"):
+        return isinstance(value, list | tuple | frozenset) and all(isinstance(name, str) for name in value)
+    if kind.startswith("tuple"):
+        return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return _is_finite(value) if kind.startswith("float") else isinstance(value, str)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _base(name: str) -> Organ:
+    """Return an organ whose rules are changed; with rules of its own any name is one."""
     try:
-        return replace(get_organ(stated), **{**values, "name": stated})
-    except (TypeError, ValueError) as error:
-        raise OrganError(f"{source} holds a rule that cannot be read ({error}): give numbers and lists.") from error
+        return get_organ(name)
+    except OrganError:
+        return Organ(name=name)
 
 
 def rules_of(organ: Organ) -> dict[str, Any]:

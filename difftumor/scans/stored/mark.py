@@ -56,18 +56,34 @@ def mark_header(header: nib.nifti1.Nifti1Header, content: Mapping[str, Any]) -> 
 
 def read_marks(header: nib.nifti1.Nifti1Header) -> list[dict[str, Any]]:
     """Return what marks in a header say, the oldest first; none for an image without made tumors."""
-    found: list[dict[str, Any]] = []
-    for extension in getattr(header, "extensions", ()):
-        content = extension.get_content()
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        if extension.get_code() == _COMMENT and _KEY in text:
-            try:
-                stated = parse_json(text.rstrip("\0"))
-            except ValueError:
-                continue  # a comment of somebody else
-            if isinstance(stated, dict) and isinstance(stated.get(_KEY), dict):
-                found.append(stated[_KEY])
-    return found
+    return [mark for extension in getattr(header, "extensions", ()) for mark in _mark_in(extension)]
+
+
+def is_described(header: nib.nifti1.Nifti1Header) -> bool:
+    """Whether ``descrip`` has the sentence, which programs keep that drop comments."""
+    return _SENTENCE.encode() in bytes(np.asarray(header["descrip"]).item())
+
+
+def unmark_header(header: nib.nifti1.Nifti1Header) -> None:
+    """Take marks from the header of another image, for an image that nibabel will write."""
+    header.extensions[:] = [each for each in header.extensions if not _mark_in(each)]
+    if is_described(header):
+        before = bytes(np.asarray(header["descrip"]).item()).rstrip(b"\0")
+        header["descrip"] = before[: before.index(_SENTENCE.encode())].removesuffix(b"; ")
+
+
+def _mark_in(extension: Any) -> list[dict[str, Any]]:
+    """Return what a mark says, as the only item; none if an extension is no mark."""
+    content = extension.get_content()
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+    if extension.get_code() != _COMMENT or _KEY not in text:
+        return []
+    try:
+        stated = parse_json(text.rstrip("\0"))
+    except ValueError:
+        return []  # a comment of somebody else
+    found = stated.get(_KEY) if isinstance(stated, dict) else None
+    return [found] if isinstance(found, dict) else []
 
 
 def _text(content: Mapping[str, Any]) -> str:
@@ -80,5 +96,6 @@ def _described(header: nib.nifti1.Nifti1Header) -> bytes:
     sentence = _SENTENCE.encode()
     if sentence in before:
         return before
-    room = header.template_dtype["descrip"].itemsize - len(sentence) - 2
+    # The last byte stays free: ITK takes it for the end of the text.
+    room = header.template_dtype["descrip"].itemsize - len(sentence) - 3
     return before[:room] + b"; " + sentence if before else sentence

@@ -44,7 +44,7 @@ class Scan:
         ct: The CT as a volume.
         organ: Name of the organ.
         rules: The organ.
-        organ_mask: Boolean, without ``tumor_mask``; not empty. Of an organ with a wall (``Organ.wall_mm``) that alone.
+        organ_mask: Boolean, without ``tumor_mask``; not empty.
         tumor_mask: Boolean and not empty, or None.
         segments: Unsigned integers, or None.
         given_mask: Boolean and not empty, or None.
@@ -92,10 +92,6 @@ class Scan:
             raise OrganError(f"{self.organ_source} holds no voxel of the {self.organ}: give a mask of it.")
         found = organ_doubts(self.ct.data, self.organ_mask, rules, ct=str(self.ct.path), mask=self.organ_source)
         self.doubts = self.ct.doubts + settle(found, accept=accept_hu)
-        if rules.wall_mm > 0:
-            # Of a mask of the wall itself all stays.
-            depth_mm = distance_mm(self.organ_mask, self.ct.grid.spacing_mm)
-            self.organ_mask = self.organ_mask & (depth_mm <= rules.wall_mm)
         tumors = None if tumor_mask is None else self._mask(tumor_mask, "tumor_mask")
         self.tumor_mask = tumors if tumors is not None and tumors.any() else None
         if self.tumor_mask is not None:
@@ -107,13 +103,21 @@ class Scan:
         self.segments = None if segments is None else self._label_map(segments)
         self.given_mask = None if given_mask is None else self._mask(given_mask, "given_mask")
         if self.given_mask is not None and not self.given_mask.any():
-            raise SynthesisError("The mask of the tumors to make holds no voxel of the scan: give another one.")
+            raise SynthesisError("The tumor mask holds no voxel of the scan: give another one (--tumor-mask).")
 
     @cached_property
     def given_components(self) -> Components:
         """The components of ``given_mask``."""
         assert self.given_mask is not None
         return find_components(self.given_mask)
+
+    @cached_property
+    def host_mask(self) -> NDArray[np.bool_]:
+        """Where tumors may have their centers: the organ, or its wall (``Organ.wall_mm``)."""
+        if self.rules.wall_mm == 0:
+            return self.organ_mask
+        # Of a mask of the wall itself all stays.
+        return self.organ_mask & (distance_mm(self.organ_mask, self.ct.grid.spacing_mm) <= self.rules.wall_mm)
 
     @property
     def organ_source(self) -> str:
@@ -307,7 +311,12 @@ def _carried_to(path: Path, ct: Volume) -> tuple[NDArray[np.bool_], tuple[str, .
     """Return a mask on the grid of a CT, by nearest neighbor where its own is another one, and what is cut of it."""
     labels = read_labels(path)
     same = labels.grid.shape == ct.grid.shape and np.allclose(labels.grid.affine, ct.grid.affine, atol=1e-3)
-    inside: NDArray[np.bool_] = (labels if same else resampled(labels, ct)).data != 0
+    try:
+        inside: NDArray[np.bool_] = (labels if same else resampled(labels, ct)).data != 0
+    except VolumeError as error:
+        raise VolumeError(
+            f"The tumor mask {path} and {ct.path} do not overlap in space: give one of this scan."
+        ) from error
     whole_mm3 = np.count_nonzero(labels.data) * labels.grid.voxel_mm3
     share = np.count_nonzero(inside) * ct.grid.voxel_mm3 / (whole_mm3 or 1)
     if share < _MOSTLY_INSIDE:

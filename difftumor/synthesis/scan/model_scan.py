@@ -49,6 +49,8 @@ class ModelScan:
         self.space = ModelSpace(scan.ct.grid, spacing_mm)
         self._ct_hu = _Carried(self.space, scan.ct.data, "image")
         self._organ = _Carried(self.space, scan.organ_mask.view(np.uint8), "labels")
+        whole = scan.host_mask is scan.organ_mask
+        self._host = self._organ if whole else _Carried(self.space, scan.host_mask.view(np.uint8), "labels")
         tumors = None if scan.tumor_mask is None else scan.tumor_mask.view(np.uint8)
         self._tumors = None if tumors is None else _Carried(self.space, tumors, "labels")
 
@@ -79,7 +81,7 @@ class ModelScan:
         # would leave other space to those drawn after it. The others see the organ's surface, and no more.
         margin = _margin(specs, organ, self.spacing_mm, sources)
         box = self.space.model_box(Box.around(self.scan.organ_mask)).padded(margin).clipped(self.space.grid.shape)
-        mask = self.organ(box)
+        mask = self._host.part(box)
         if not mask.any():
             raise OrganError(
                 f"The {organ.name} of {self.scan.organ_source} is too small to be seen at {self.spacing_mm} mm: "

@@ -386,7 +386,7 @@ def find_models(
     """
     from difftumor.scans.organs import get_organ
 
-    name = (get_organ(organ)).name
+    name = get_organ(organ).name
     found = {}
     for group in sorted(groups):
         found[group] = Path(folder) / f"diffusion_{name}_{group}" if model is None else Path(model)

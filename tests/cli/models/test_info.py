@@ -107,11 +107,16 @@ def test_an_image_says_which_tumors_were_made(tmp_path, capsys):
     assert run("info", tmp_path / "ct.nii.gz") == 0
     printed = capsys.readouterr().out
     assert "1 tumor" in printed
-    assert "diffusion in the liver, 8.5 mm" in printed
+    assert "diffusion in the liver, 8.5 mm, centered at [1, 2, 3] mm" in printed
     assert run("info", tmp_path / "ct.nii.gz", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["shape"], found["spacing_mm"], found["axes"]) == ([4, 5, 6], [2, 1, 3], "LAS")
     assert found["synthetic_tumors"] == [content]
+    assert found["synthetic"]
+    odd = {"organ": "liver", "tumors": 5}
+    write_ct(tmp_path / "odd.nii.gz", original, original.data, np.zeros((4, 5, 6), bool), mark=odd)
+    assert run("info", tmp_path / "odd.nii.gz") == 0
+    assert "tumors; which is lost" in capsys.readouterr().out
     assert run("info", plain) == 0
     assert "nothing says so" in capsys.readouterr().out
     (tmp_path / "broken.nii.gz").write_bytes(b"x")

@@ -65,12 +65,12 @@ def test_of_a_hollow_organ_the_wall_is_taken():
     mask[2:12, 2:12, 2:12] = 1
     ct = np.where(mask > 0, 40, -100).astype(np.int16)
     rules = replace(get_organ("stomach"), wall_mm=4)
-    found = Scan(ct, np.diag([2, 2, 2, 1]), mask, organ=rules, accept_hu=True).organ_mask
+    found = Scan(ct, np.diag([2, 2, 2, 1]), mask, organ=rules, accept_hu=True).host_mask
     # Two layers of 2 mm of a cube of 10 voxels.
     inner = np.zeros_like(mask)
     inner[4:10, 4:10, 4:10] = 1
     np.testing.assert_array_equal(found, (mask - inner).astype(bool))
-    again = Scan(ct, np.diag([2, 2, 2, 1]), found, organ=rules, accept_hu=True).organ_mask
+    again = Scan(ct, np.diag([2, 2, 2, 1]), found, organ=rules, accept_hu=True).host_mask
     np.testing.assert_array_equal(again, found)
 
 

@@ -95,6 +95,13 @@ def test_the_rim_is_equation_4():
     assert made.ct_hu[0, 0][CENTER] == pytest.approx(50, abs=0.01)
 
 
+@pytest.mark.parametrize(("organ", "shown_hu"), [("liver", 100), ("lung", -800), ("bone", 900)])
+def test_the_window_shows_the_organ(organ, shown_hu):
+    window = TumorSynthesizer(organ=get_organ(organ)).window
+    assert window.low_hu < shown_hu < window.high_hu
+    assert (window.low_hu, window.high_hu) == ((-175, 250) if organ == "liver" else (-1000, 2000))
+
+
 def test_what_lies_beyond_the_window_of_networks_is_replaced_too(alone):
     ct, organ = scan()
     ct[0, 0, 20, 20, 18] = 3000.0

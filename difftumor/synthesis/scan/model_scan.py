@@ -26,6 +26,8 @@ from difftumor.synthesis.spec import TumorSpec
 
 # Vessels are sought in the smoothed CT, whose Gaussian looks this far beyond the organ.
 _SMOOTHING_MM = 6.0
+# What a given mask may lie from the organ, whose tissue decides how the tumor looks.
+_NEAR_MM = 50.0
 # Side of the blocks that are carried to model space as a whole.
 _BLOCK = 32
 
@@ -107,7 +109,7 @@ class ModelScan:
         """The tumors that a mask asks for, if there is one.
 
         Raises:
-            SynthesisError: A component is too small to be seen in model space.
+            SynthesisError: A component is too small to be seen in model space, or far from the organ.
         """
         if self.scan.given_mask is None:
             return None
@@ -118,6 +120,12 @@ class ModelScan:
                 raise SynthesisError(
                     f"Component {component.index} of the tumor mask ({component.voxels} voxels) is too small to be "
                     f"seen at {self.spacing_mm} mm: leave it out."
+                )
+            near = box.padded([math.ceil(_NEAR_MM / step) for step in self.spacing_mm]).clipped(self.space.grid.shape)
+            if not self.organ(near).any():
+                raise SynthesisError(
+                    f"Component {component.index} of the tumor mask lies more than {_NEAR_MM:g} mm from the "
+                    f"{self.scan.organ}: give a mask of tumors near it."
                 )
             center = triple(np.add(box.start, np.array(box.shape) // 2))
             x, y, z = (float(value) for value in (self.space.grid.affine @ [*center, 1.0])[:3])

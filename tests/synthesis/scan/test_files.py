@@ -15,6 +15,7 @@ from difftumor.scans.grid import Box, Grid
 from difftumor.scans.model_space import ModelSpace
 from difftumor.scans.nifti import read_ct
 from difftumor.scans.organs import get_organ
+from difftumor.scans.stored.mark import read_marks
 from difftumor.synthesis.scan.files import replay_scan
 from difftumor.synthesis.scan.inputs import ScanInputs
 from difftumor.synthesis.scan.insertion import apply_to_scan
@@ -114,6 +115,9 @@ def test_files_and_what_they_promise(synthesizer, tmp_path, affine, request):
     organ = np.asarray(nib.load(case.organ_masks[0]).dataobj) == 5
     differing = [name for name in old.header if str(new.header[name]) != str(old.header[name])]
     assert set(differing) <= {"descrip", "vox_offset"}
+    (mark,) = read_marks(new.header)
+    assert mark["organ"] == "liver"
+    assert [tumor["generator"] for tumor in mark["tumors"]] == ["diffusion"] * count
     np.testing.assert_array_equal(new.affine, old.affine)
     changed = np.asarray(old.dataobj) != np.asarray(new.dataobj)
     assert changed[lesions > 0].mean() > 0.8

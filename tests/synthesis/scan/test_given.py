@@ -114,6 +114,17 @@ def test_requests_that_a_mask_leaves_no_room_for_are_refused(synthesizer, tmp_pa
         Scan(read_ct(tmp_path / "scan.nii.gz"), None, ball(SHAPE, 13), organ="liver", given_mask=np.zeros(SHAPE))
 
 
+def test_a_mask_far_from_the_organ_is_refused(synthesizer, tmp_path):
+    long = np.zeros((120, 20, 20), np.uint8)
+    organ, far = long.copy(), long.copy()
+    organ[100:115, 5:15, 5:15], far[5:9, 5:9, 5:9] = 1, 1
+    hu = np.where(organ, 60, 20).astype(np.int16)
+    hu[0] = -1000
+    scan = Scan(hu, np.eye(4), organ, organ="liver", given_mask=far)
+    with pytest.raises(SynthesisError, match="Component 1 of the tumor mask lies more than 50 mm from the liver"):
+        ScanSynthesizer(synthesizer=synthesizer, tumors=(HAND,)).make(scan)
+
+
 def test_the_rim_goes_by_the_radius_of_the_mask(synthesizer, tmp_path):
     scan = write_case(tmp_path, np.eye(4), letter()).read(organ="liver")
     model_scan = ModelScan(scan, synthesizer.spacing_mm)

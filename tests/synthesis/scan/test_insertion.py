@@ -372,3 +372,11 @@ def test_what_a_tumor_takes_the_place_of_is_named(alone):
     there.ct.data[13:15, 13:17, 13:17] = 1300
     (warning,) = tissue_warnings(insert(alone, there, [crafted((15, 15, 15))]))
     assert warning.startswith("Tumor 1 takes the place of bone or air in 1")
+    made = insert(alone, there, [crafted((15, 15, 15))])
+    there.rules = get_organ("bone")
+    assert not tissue_warnings(made)
+    there.ct.data[13:15, 13:17, 13:17] = -900
+    assert tissue_warnings(made)
+    for name in ("lung", "stomach_wall"):
+        there.rules = get_organ(name)
+        assert not tissue_warnings(made)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ _MOST_DEPTH = 100
 # Nodes that YAML may stand for once its aliases are written out.
 _MOST_NODES = 1_000_000
 _MOST_DIGITS = 40
-_NUMBER = re.compile(rf"[-+0-9a-fA-F_:.xX]{{{_MOST_DIGITS + 1},}}")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # Names of what a shell hands over, such as /dev/fd/63 for <(command).
 _HANDED_OVER = ("/dev/", "/proc/self/fd/")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_RESOLVER = yaml.resolver.Resolver()
 
 
 def read_text(file: Path, *, most: int = MOST_BYTES) -> str:
@@ -141,7 +141,7 @@ def _check_events(text: str) -> None:
                 sizes[anchor] = nodes
         elif isinstance(event, yaml.ScalarEvent):
             nodes = 1
-            if (event.tag or not event.style) and _NUMBER.fullmatch(event.value):
+            if len(event.value) > _MOST_DIGITS and _tag(event) in _NUMBERS:
                 raise ValueError(f"it holds a number of {len(event.value)} digits")
             if event.anchor:
                 sizes[event.anchor] = 1
@@ -150,6 +150,11 @@ def _check_events(text: str) -> None:
         stack[-1][1] += nodes
         if stack[-1][1] > _MOST_NODES:
             raise ValueError("its aliases stand for too much, or for themselves")
+
+
+def _tag(event: yaml.ScalarEvent) -> str:
+    """Return the type that a scalar has, by its tag or else by how it is written."""
+    return str(event.tag or _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit))
 
 
 def _whole(digits: str) -> int:

@@ -14,7 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from difftumor.datasets.cases import Case
+from difftumor.datasets.validation.case import CaseRules, check_case
 from difftumor.errors import VolumeError
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.nifti import read_ct, read_grid, read_labels, same_outside, write_ct, write_labels
 from tests.conftest import REPOSITORY
 from tests.nifti import ct_values, write_nifti
@@ -102,7 +105,8 @@ FIELDS = {
     "voxels behind the end": ({"vox_offset": 10000.0}, {}, "truncated"),
     "voxels two bytes on": ({"vox_offset": 354.0}, {}, "truncated"),
     "voxels two bytes on, as many behind": ({"vox_offset": 354.0}, {"behind": b"\0\0"}, FINE),
-    "an extension that is not there": ({"extended": 1}, {}, "where an extension should be"),
+    "an extension that is not there": ({"extended": 1}, {}, FINE),
+    "an extension with too little room": ({"extended": 1, "vox_offset": 360.0}, {"behind": bytes(8)}, FINE),
     "no slope": ({"scl_slope": 0.0, "scl_inter": 9.0}, {}, FINE),
     "a slope of NaN": ({"scl_slope": NAN, "scl_inter": 9.0}, {}, FINE),
     "a negative slope": ({"scl_slope": -1.0, "scl_inter": 0.0}, {}, FINE),
@@ -122,7 +126,7 @@ FIELDS = {
     "sform code 6": ({"sform_code": 6}, {}, "sform_code is 6"),
     "sform code 512": ({"sform_code": 512}, {}, "sform_code is 512, not 0 to 5"),
     "sform code 4": ({"sform_code": 4}, {}, FINE),
-    "qform code 77": ({"qform_code": 77}, {}, "qform_code is 77"),
+    "qform code 77 beside an sform": ({"qform_code": 77}, {}, FINE),
     "qform code 77 without sform": ({"qform_code": 77}, ONLY_QFORM, "qform_code is 77"),
     "an sform of zeros": ({"srow_x": (0.0,) * 4}, {}, r"singular affine \(sform\)"),
     "an sform of two equal rows": ({"srow_y": (0.8, 0.0, 0.0, 0.0)}, {}, "singular affine"),
@@ -140,7 +144,7 @@ FIELDS = {
     "no spacing beside an sform": ({"pixdim": (1.0, 0.0, 0.0, 0.0)}, {}, FINE),
     "no spacing": ({"pixdim": (1.0, 0.8, 0.0, 2.5)}, ONLY_QFORM, r"0.8 x 0 x 2.5 \(pixdim\)"),
     "a negative spacing": ({"pixdim": (1.0, 0.8, -0.8, 2.5)}, ONLY_QFORM, r"0.8 x -0.8 x 2.5 \(pixdim\)"),
-    "a negative spacing, no forms": ({"pixdim": (1.0, -0.8, 0.8, 2.5)}, NO_FORM, "pixdim"),
+    "a negative spacing, no forms": ({"pixdim": (1.0, -0.8, 0.8, 2.5)}, NO_FORM, FINE),
     "a spacing of NaN": ({"pixdim": (1.0, 0.8, NAN, 2.5)}, ONLY_QFORM, "pixdim"),
     "an infinite spacing": ({"pixdim": (1.0, 0.8, INF, 2.5)}, NO_FORM, "pixdim"),
     "a spacing of 1e30": ({"pixdim": (1.0, 0.8, 1e30, 2.5)}, ONLY_QFORM, "spacing of|singular"),
@@ -235,6 +239,19 @@ def test_fields_of_nifti_1(tmp_path, kind, name):
     fields, made, message = FIELDS[kind]
     content = sound(tmp_path / name, **made)
     judge(tmp_path / name, put(content, ONE, fields, made.get("endianness", "<")), message)
+
+
+def test_signs_of_a_spacing_that_are_not_used_are_told(tmp_path):
+    """Without sform and qform; whoever checks the scan is told once."""
+    fields = {"pixdim": (1.0, -0.8, 0.8, 2.5)}
+    (tmp_path / "ct.nii").write_bytes(put(sound(tmp_path / "ct.nii", **NO_FORM), ONE, fields))
+    with pytest.warns(ScanWarning, match=r"ct\.nii states a voxel spacing of -0\.8 x 0\.8 x 2\.5 \(pixdim\)"):
+        assert read_grid(tmp_path / "ct.nii").spacing_mm == pytest.approx((0.8, 0.8, 2.5))
+    case = Case(id="ct", image=tmp_path / "ct.nii")
+    (said,) = check_case(case, CaseRules(label_names={}, source=tmp_path, organs=(), accept_hu=True)).messages(
+        "warning"
+    )
+    assert "the signs are not used" in said
 
 
 @pytest.mark.parametrize("kind", FIELDS_2)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from difftumor.datasets.cases import read_cases
 from difftumor.datasets.sources import read_dataset_labels, read_label_table
@@ -131,3 +132,21 @@ def test_all_of_the_library_reads_texts_within_bounds():
         if unbounded.search(file.read_text(encoding="utf-8"))
     }
     assert found == {"difftumor/files/texts.py"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1.2.840.113619.2.55.3.604688119.971.1390819478.2024", "9" * 63 + "e", "0123456789" * 4 + ":abcdef", "1e" * 32],
+)
+def test_text_that_begins_like_a_number_is_text(text):
+    """UIDs of DICOM and checksums, which YAML is written with without quotes."""
+    assert parse_yaml(yaml.safe_dump({"name": text})) == {"name": text}
+    assert parse_yaml(f"name: {text}") == {"name": text}
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 41, "-1" + "_0" * 40, "0x" + "f" * 60, "1" + ":59" * 30, "!!int '" + "9" * 41 + "'"]
+)
+def test_numbers_without_end_are_refused_in_yaml(text):
+    with pytest.raises(ValueError, match="it holds a number of"):
+        parse_yaml(f"name: {text}")

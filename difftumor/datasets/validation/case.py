@@ -172,7 +172,7 @@ def _read_labels(case: Case, rules: CaseRules) -> Volume | None:
 
 def _check_ct(ct: Volume, *, accept_hu: bool) -> None:
     stated_mm = stated_spacing_mm(ct.path)
-    if not same_spacing(stated_mm, ct.grid.spacing_mm):
+    if ct.header["sform_code"] and not same_spacing(stated_mm, ct.grid.spacing_mm):
         said = f"{millimeters(stated_mm)} mm (pixdim), and of {millimeters(ct.grid.spacing_mm)} mm by its sform"
         warn([f"{ct.path} states voxels of {said}, which counts: other programs may take the first."])
     if ct.doubts:

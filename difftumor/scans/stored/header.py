@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from difftumor.errors import VolumeError
 from difftumor.scans.grid import Grid, compare_grids, millimeters, triple
+from difftumor.scans.hounsfield import warn
 
 # What one file may hold, decompressed: 1024 x 1024 x 8192 voxels of 16 bits, or a quarter of that of 64 bits.
 MOST_BYTES = 16 * 2**30
@@ -214,17 +215,22 @@ def _check_fields(fields: Any, path: Path) -> None:
     for name in ("sform_code", "qform_code"):
         if fields[name] not in _ALIGNMENTS:
             raise _damaged(path, f"{name} is {fields[name]}, not 0 to 5")
+        if fields[name] != 0:
+            break  # the next one does not count
     if fields["sform_code"] == 0:
         _check_spacing(fields, path)
 
 
 def _check_spacing(fields: Any, path: Path) -> None:
     """Refuse the fields that state the geometry, where no sform does: nibabel takes 1 for 0, and drops signs."""
-    stated = fields["pixdim"][1:4]
-    if not np.isfinite(stated).all() or (stated <= 0).any():
-        listed = " x ".join(f"{value:g}" for value in stated)
+    stated, oriented = fields["pixdim"][1:4], fields["qform_code"] != 0
+    listed = " x ".join(f"{value:g}" for value in stated)
+    # With a qform nibabel drops the sign, but other programs take 1 mm instead.
+    if not np.isfinite(stated).all() or (stated == 0).any() or (oriented and (stated < 0).any()):
         raise VolumeError(f"{path} states a voxel spacing of {listed} (pixdim); convert it again, with its spacing.")
-    if fields["qform_code"] == 0:
+    if not oriented:
+        if (stated < 0).any():  # as older programs stated that x runs to the left
+            warn([f"{path} states a voxel spacing of {listed} (pixdim) and no orientation: the signs are not used."])
         return
     if fields["pixdim"][0] not in (-1, 0, 1):
         raise _damaged(path, f"its handedness is {fields['pixdim'][0]:g} (pixdim[0], qfac), not 1 or -1")
@@ -238,8 +244,7 @@ def _check_extensions(preamble: bytes, fields: Any, path: Path) -> None:
     place = fields.sizeof_hdr + 4
     if preamble[fields.sizeof_hdr] == 0:
         return
-    if len(preamble) - place < 16:
-        raise _damaged(path, f"its voxels begin at byte {len(preamble)} (vox_offset), where an extension should be")
+    # Without room for one there is none, whatever the flag says.
     while len(preamble) - place >= 16:
         size = struct.unpack(f"{fields.endianness}i", preamble[place : place + 4])[0]
         if not 8 <= size <= len(preamble) - place:

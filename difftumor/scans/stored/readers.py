@@ -60,13 +60,16 @@ def stated_spacing_mm(path: Path) -> Vector:
     Raises:
         VolumeError: The file cannot be used.
     """
-    header = read_header(path)[0].header
-    with open_bytes(path) as stream:  # nibabel takes signs away
-        start = stream.read(header.template_dtype.itemsize)
-    stored = type(header)(start, header.endianness, check=False)["pixdim"][1:4]
-    x, y, z = (float(step) or 1.0 for step in stored)
+    header = _unchanged(path, read_header(path)[0].header)
+    x, y, z = (float(step) or 1.0 for step in header["pixdim"][1:4])
     unit_mm = UNITS_MM[int(header["xyzt_units"]) % 8]
     return x * unit_mm, y * unit_mm, z * unit_mm
+
+
+def _unchanged(path: Path, header: Any) -> Any:
+    """Return a header as it is in the file: nibabel takes signs of pixdim and unknown codes away."""
+    with open_bytes(path) as stream:
+        return type(header)(stream.read(header.template_dtype.itemsize), header.endianness, check=False)
 
 
 def same_spacing(one: Vector, other: Vector) -> bool:
@@ -87,7 +90,8 @@ def itk_grid(path: Path) -> Grid | None:
     header, spacing_mm = image.header, stated_spacing_mm(path)
     if isinstance(header, nib.Nifti2Header) or not np.isfinite(spacing_mm).all():
         return None
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    codes = _unchanged(path, header)
+    sform_code, qform_code = int(codes["sform_code"]), int(codes["qform_code"])
     sform = header.get_sform()
     if sform_code > 0 and (sform_code == 1 or qform_code == 0) and _skew(sform) <= _SQUARE:
         affine = sform

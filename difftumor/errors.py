@@ -103,6 +103,11 @@ def naming(function: Callable[P, T]) -> Callable[P, T]:
     return noted
 
 
+def lacks_room(error: Exception) -> bool:
+    """Whether a disk or a quota is full, which the next of many cases would find as well."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
 def sentence_of(error: Exception) -> str:
     """Say what went wrong, for a user; unforeseen errors are named by their class, and by what they concern.
 
@@ -137,7 +142,7 @@ def _about_disk(error: Exception) -> str:
     """Return the system's sentence on a file or disk; nothing for other errors."""
     if not isinstance(error, OSError):
         return ""
-    remedy = ": make room there, or give another place" if error.errno in NO_ROOM else ""
+    remedy = ": make room there, or give another place" if lacks_room(error) else ""
     return f"{error.filename or 'A file'}: {error.strerror.lower()}{remedy}." if error.strerror else str(error)
 
 

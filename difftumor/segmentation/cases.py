@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from difftumor.errors import ConfigError, sentence_of
+from difftumor.errors import ConfigError, lacks_room, sentence_of
 from difftumor.files.checksums import provenance
 from difftumor.files.lock import locked
 from difftumor.files.recovery import recover
@@ -189,7 +189,7 @@ class CasePredictor:
         return [*others, *([_probabilities(case_id)] if self.probabilities else []), record]
 
     def predict_all(self, cases: Sequence[CaseFiles], out: Path, *, overwrite: bool = False) -> Iterator[PredictedCase]:
-        """Predict cases; one that fails does not stop the others, and none of its files are written.
+        """Predict cases; one that fails does not stop the others, but for a full disk; none of its files are written.
 
         Args:
             cases: Their files, with different ids.
@@ -200,6 +200,8 @@ class CasePredictor:
             try:
                 yield self.predict(case, out, overwrite=overwrite)
             except Exception as error:
+                if lacks_room(error):
+                    raise
                 # One scan must not take hours of others with it, whatever is wrong with it.
                 yield PredictedCase(case.id, "failed", error=sentence_of(error))
 

@@ -1,5 +1,6 @@
 """Predictions from files and from arrays, what they say, and what they write."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -89,6 +90,16 @@ def test_one_model_need_not_be_in_a_list(tmp_path, models):
     found = [predict(ct, model, overlap=0).labels for model in (models[0], str(models[0]), load_artifact(models[0]))]
     assert (found[0] == found[1]).all()
     assert (found[0] == found[2]).all()
+
+
+def test_a_full_disk_ends_all_cases(tmp_path, models, monkeypatch):
+    def full(self, case, out, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    monkeypatch.setattr(CasePredictor, "predict", full)
+    predictor = CasePredictor([load_artifact(models[0])], PredictionOptions())
+    with pytest.raises(OSError, match="No space left"):
+        next(predictor.predict_all([CaseFiles("ct", tmp_path / "ct.nii.gz")], tmp_path / "out"))
 
 
 def test_a_pipe_is_refused_before_its_bytes_are_waited_for(tmp_path, models):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from difftumor.errors import ConfigError, SynthesisError, sentence_of
+from difftumor.errors import ConfigError, SynthesisError, lacks_room, sentence_of
 from difftumor.evaluation.metrics.detection import Matching
 from difftumor.evaluation.metrics.surfaces import check_tolerance
 from difftumor.evaluation.robustness.dimensions import Dimension, plain_dimensions
@@ -86,7 +86,7 @@ class Benchmark:
         check_tolerance(self.tolerance_mm)
 
     def run_all(self, scans: Iterable[HealthyScan], out: Path, *, overwrite: bool = False) -> Iterator[ScanResult]:
-        """Run scans; one that fails leaves no files and does not stop the others.
+        """Run scans; one that fails leaves no files and does not stop the others, but for a full disk.
 
         Args:
             scans: The scans.
@@ -97,6 +97,8 @@ class Benchmark:
             try:
                 yield self.run(*scan, out, overwrite=overwrite)
             except Exception as error:
+                if lacks_room(error):
+                    raise
                 # Whatever is wrong with one scan must not cost hours of work on the others.
                 yield ScanResult(scan[0], "failed", notes=(sentence_of(error),))
 

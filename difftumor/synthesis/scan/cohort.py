@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from difftumor.datasets.cases import Case, CaseList, structure_files
-from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, sentence_of
+from difftumor.errors import CaseListError, DiffTumorError, SynthesisError, counted, lacks_room, sentence_of
 from difftumor.files.recovery import recover
 from difftumor.files.workers import KILLED, in_processes
 from difftumor.scans.organs import Organ, resolve_labels
@@ -189,6 +189,8 @@ def _outcome(loaded: ScanSynthesizer, case_id: str, inputs: ScanInputs, out: Pat
         report = own.make_files(inputs, out=folder, overwrite=overwrite)
         return Outcome(case_id, "made", report)
     except Exception as error:
+        if lacks_room(error):
+            raise
         # Whatever is wrong with one case, it must not take hours of others with it.
         return Outcome(case_id, "failed", error=sentence_of(error))
 

@@ -1,5 +1,6 @@
 """Segmenters whose answer is known, scan by scan: what is measured, kept, replayed, and done again."""
 
+import errno
 import json
 
 import numpy as np
@@ -195,8 +196,19 @@ def test_a_scan_that_fails_leaves_nothing_and_stops_nobody(tmp_path, monkeypatch
     found = list(benchmark(oracle, dimensions("size")).run_all(cases, tmp_path / "out"))
     assert [result.status for result in found] == ["failed", "failed", "done"]
     assert "a.nii.gz" in found[0].notes[0]
-    assert "too large" in found[1].notes[0]
+    assert "there is not enough memory" in found[1].notes[0]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["c"]
+
+
+def test_a_full_disk_ends_all_scans(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "out")
+
+    oracle = Oracle(monkeypatch)
+    monkeypatch.setattr(scan_run, "score_tumor", full)
+    cases = [("a", "a", write_scan(tmp_path / "in", "a"))]
+    with pytest.raises(OSError, match="No space left"):
+        next(benchmark(oracle, dimensions("size")).run_all(cases, tmp_path / "out"))
 
 
 def test_inputs_stay_as_they_are(tmp_path, scan, monkeypatch):

@@ -1,5 +1,6 @@
 """Tumors in many scans: which files belong to a case, and what becomes of each, whatever happens to others."""
 
+import errno
 import json
 import os
 from functools import partial
@@ -169,6 +170,15 @@ def test_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert made["strange"].error == "ZeroDivisionError: float division by zero"
     assert all(outcome.report is None for outcome in made.values() if outcome.status == "failed")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "z"]
+
+
+def test_a_full_disk_ends_all_of_them(tmp_path, monkeypatch):
+    def full(self, inputs, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "out")
+
+    monkeypatch.setattr(ScanSynthesizer, "make_files", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(loading(), scans(tmp_path / "in", ["a", "b"]), tmp_path / "out")
 
 
 def test_records_of_before_a_field_was_there_are_those_of_its_earlier_meaning(tmp_path):

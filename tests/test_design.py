@@ -17,7 +17,7 @@ def test_every_file_is_on_the_map_and_no_other():
 
 
 def test_all_questions_are_read():
-    assert len(QUESTIONS) == 21
+    assert len(QUESTIONS) == 25
 
 
 @pytest.mark.parametrize(("question", "file", "name"), QUESTIONS)

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from difftumor.scans.grid import Box, Grid
 from difftumor.scans.nifti import Volume, nifti_stream
 from difftumor.scans.organs import TUMOR
 from difftumor.scans.stored.header import read_header
-from difftumor.scans.stored.voxels import read_stored
+from difftumor.scans.stored.voxels import read_stored, scaled
 
 # In a folder of their own beside the label maps, under the same names: a folder of label maps is to hold nothing else
 # that looks like one.
@@ -87,13 +88,14 @@ def read_tumor_probability(labels: Path) -> tuple[NDArray[np.float32], Grid, Pat
         )
     try:
         image, grid = read_header(path, channels=True)
-        stored = read_stored(path, image)
-        values = stored.values[..., TUMOR] if stored.values.ndim == 4 else stored.values
+        stored = read_stored(path, image, also_bytes=4 if image.ndim == 3 else 2)
+        if image.ndim == 4:
+            stored = replace(stored, values=stored.values[..., TUMOR])
     except (VolumeError, IndexError) as error:
         raise VolumeError(
             f"{path} cannot be read ({error}): predict the case again with probabilities (--probabilities)."
         ) from error
-    probability = (values * np.float64(stored.slope) + stored.inter).astype(np.float32)
+    probability = scaled(stored)
     # Stored as whole numbers with a slope, 1 may come back as a little more.
     if probability.shape != grid.shape or not (probability.min() >= 0 and probability.max() <= 1.001):
         raise VolumeError(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from difftumor.errors import CaseListError
 from difftumor.scans.grid import Grid
+from difftumor.scans.hounsfield import ScanWarning
 from difftumor.scans.nifti import read_grid
 from difftumor.scans.stored.readers import choose_reader, itk_grid
 from tests.conftest import run
@@ -127,6 +128,20 @@ def test_scans_that_no_reader_sees_are_named(tmp_path):
     spaced = save(tmp_path / "spaced.nii", affine(), pixdim=(3, 3, 3))
     with pytest.raises(CaseListError, match=r"3 x 3 x 3 mm, not 0\.7 x 0\.8 x 2"):
         choose_reader([spaced])
+
+
+def test_a_rounded_pixdim_stops_no_export(tmp_path):
+    """The affine is kept by NibabelIO alone: by SimpleITKIO predictions would lie on another grid than the scan."""
+    file = save(tmp_path / "rounded.nii", affine(spacing=(0.7812, 0.7812, 2.0)), pixdim=(0.78, 0.78, 2.0))
+    sound = save(tmp_path / "sound.nii", affine())
+    assert not seen_by_itk(file).matches(read_grid(file), 0.001)
+    with pytest.warns(
+        ScanWarning, match=r"sees voxels of 0\.78 x 0\.78 x 2 mm, not 0\.7812 x .* in .*rounded\.nii: pix"
+    ):
+        assert choose_reader([sound, file]) == "NibabelIO"
+    save(file, affine(spacing=(0.7812, 0.7812, 2.0)), pixdim=(0.79, 0.78, 2.0))
+    with pytest.raises(CaseListError, match=r"0\.79 x 0\.78"):
+        choose_reader([sound, file])
 
 
 def skewed_cohort(folder, skew):

@@ -439,5 +439,15 @@ def test_bombs_take_no_memory(tmp_path):
     assert [key for key, text in said.items() if words[key[:2]] not in text] == []
 
 
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_4_kb_may_follow_the_voxels_and_no_more(tmp_path, name):
+    values = ct_values((60, 60, 3))
+    content = write_nifti(tmp_path / "sound.nii", values, AFFINE).read_bytes()
+    judge(tmp_path / name, content + bytes(4096), FINE)
+    judge(tmp_path / name, content + bytes(4097), "more voxels than its header states")
+    # Nor as much as a slice: those of `SHAPE` have 60 bytes.
+    judge(tmp_path / name, bytes(sound(tmp_path / name, behind=bytes(59))), FINE)
+
+
 def test_the_table_is_as_large_as_promised():
     assert 2 * len(FIELDS) + len(FIELDS_2) + len(EXTENSIONS) + len(FILES) >= 250

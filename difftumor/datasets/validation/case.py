@@ -100,16 +100,16 @@ class CheckedCase:
 
 
 def organs_of(names: Mapping[str, int], *, source: Path) -> tuple[Organ, ...]:
-    """Return the organs that label names hold and of which something is known, or any one if they name none.
+    """Return the organs that label names hold and of which something is to be seen, or any one if they name none.
+
+    An organ of which neither the HU are known nor tumors are labeled is left out.
 
     Raises:
         OrganError: A name could be a tumor of several of them.
     """
     words = {normalized(name) for name in names}
     named = [organ for organ in ORGANS.values() if words & organ.label_names]
-    known = [organ for organ in named if organ.mean_hu is not None or words & organ.tumor_names]
-    for organ in known:
-        resolve_labels(names, organ, source=source)
+    known = [organ for organ in named if resolve_labels(names, organ, source=source).tumor or organ.mean_hu is not None]
     with suppress(OrganError):
         if not named:
             resolve_labels(names, _ANY_ORGAN, source=source)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from difftumor.errors import CaseListError
 from difftumor.scans.grid import Grid, Vector, millimeters, triple
+from difftumor.scans.hounsfield import warn
 from difftumor.scans.stored.header import UNITS_MM, open_bytes, read_header
 
 # In the order in which they are chosen: the default first.
@@ -25,6 +26,8 @@ READERS = ("SimpleITKIO", "NibabelIO")
 _SQUARE = 1e-4
 # By as large a share spacings may differ: 0.5 mm along half a meter.
 _SAME_SPACING = 1e-3
+# Of pixdim that a converter has rounded: far less than plans of nnU-Net, which resamples to a median, change.
+_ROUNDED_SPACING = 1e-2
 
 
 def choose_reader(files: Iterable[Path]) -> str:
@@ -33,20 +36,30 @@ def choose_reader(files: Iterable[Path]) -> str:
     Args:
         files: Of which only headers are read.
 
+    ``NibabelIO`` may see a spacing that was rounded, with a warning: what it predicts lies where the scan lies.
+
     Raises:
         CaseListError: A file has more than three axes, or each of the readers would see one otherwise, or refuse it.
         VolumeError: A file cannot be used.
     """
     against: dict[str, str] = {}
+    rounded: list[str] = []
     for file in files:
         image, grid = read_header(file)
         if image.ndim != 3:
             raise CaseListError(f"{file} has {image.ndim} axes, and nnU-Net needs 3: save it as 3-D.")
-        for reader, objection in (("SimpleITKIO", _itk(file, grid)), ("NibabelIO", _nibabel(image, grid))):
+        nibabel = _nibabel(image, grid)
+        if nibabel and same_spacing(_zooms(image), grid.spacing_mm, within=_ROUNDED_SPACING):
+            rounded.append(f"NibabelIO {nibabel} in {file}")
+            nibabel = ""
+        for reader, objection in (("SimpleITKIO", _itk(file, grid)), ("NibabelIO", nibabel)):
             if objection:
                 against.setdefault(reader, f"{reader} {objection} in {file}")
     for reader in READERS:
         if reader not in against:
+            if reader == "NibabelIO" and rounded:
+                more = f" and {len(rounded) - 1} more" if len(rounded) > 1 else ""
+                warn([f"{rounded[0]}{more}: pixdim is rounded, and nnU-Net takes it for the spacing."])
             return reader
     raise CaseListError(
         f"No reader of nnU-Net sees all scans as they are ({'; '.join(against.values())}): save these scans again, "
@@ -72,9 +85,9 @@ def _unchanged(path: Path, header: Any) -> Any:
         return type(header)(stream.read(header.template_dtype.itemsize), header.endianness, check=False)
 
 
-def same_spacing(one: Vector, other: Vector) -> bool:
-    """Whether spacings are the same but for rounding; those with another sign are not."""
-    return bool(np.allclose(one, other, rtol=_SAME_SPACING))
+def same_spacing(one: Vector, other: Vector, *, within: float = _SAME_SPACING) -> bool:
+    """Whether spacings are the same but for a share of them; those with another sign are not."""
+    return bool(np.allclose(one, other, rtol=within))
 
 
 def itk_grid(path: Path) -> Grid | None:
@@ -117,8 +130,14 @@ def _itk(path: Path, grid: Grid) -> str:
 
 
 def _nibabel(image: Any, grid: Grid) -> str:
-    x, y, z = (float(zoom) for zoom in image.header.get_zooms()[:3])  # whatever their unit
-    return "" if same_spacing((x, y, z), grid.spacing_mm) else _other_spacing((x, y, z), grid)
+    seen_mm = _zooms(image)
+    return "" if same_spacing(seen_mm, grid.spacing_mm) else _other_spacing(seen_mm, grid)
+
+
+def _zooms(image: Any) -> Vector:
+    """Return pixdim, whatever its unit."""
+    x, y, z = (float(zoom) for zoom in image.header.get_zooms()[:3])
+    return x, y, z
 
 
 def _other_spacing(seen_mm: Vector, grid: Grid) -> str:

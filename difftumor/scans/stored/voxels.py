@@ -54,20 +54,19 @@ def read_stored(path: Path, image: Any, *, also_bytes: int = 0) -> StoredImage:
     _check_memory(path, voxels * proxy.dtype.itemsize, voxels * also_bytes)
     buffer = np.empty(voxels * proxy.dtype.itemsize, np.uint8)
     view, filled = buffer.data, 0
-    most_behind = min(_MOST_BEHIND, math.prod(map(int, proxy.shape[:2])) * proxy.dtype.itemsize)
+    most_behind = min(_MOST_BEHIND, math.prod(map(int, proxy.shape[:2])) * proxy.dtype.itemsize - 1)
     try:
         with open_bytes(path) as stream:
             preamble = stream.read(proxy.offset)
             while filled < buffer.size and (count := stream.readinto(view[filled : filled + _CHUNK])):  # type: ignore[attr-defined]
                 filled += count
             # To the end, where the checksum is.
-            behind = len(stream.read(most_behind)) if filled == buffer.size else 0
-            behind += len(stream.read(1)) if behind == most_behind else 0
+            behind = len(stream.read(most_behind + 1)) if filled == buffer.size else 0
     except DAMAGED as error:
         raise VolumeError(f"{path} is damaged ({reason(error)}); copy it again from its source.") from error
     if filled < buffer.size:
         raise VolumeError(f"{path} is truncated ({filled} of {buffer.size} voxel bytes); copy it again.")
-    if behind >= most_behind:
+    if behind > most_behind:
         raise VolumeError(
             f"{path} holds more voxels than its header states (dim, datatype, vox_offset); convert it again."
         )

@@ -225,6 +225,10 @@ def test_organs_are_those_that_the_names_hold(tmp_path):
     assert [organ.name for organ in found] == ["liver", "kidney", "spleen"]
     assert [organ.name for organ in organs_of({}, source=source)] == ["organ"]
     assert organs_of({"tumor": 1}, source=source) == ()
+    # Nothing is known of the HU of a bladder, but of its tumors.
+    (bladder,) = organs_of({"bladder": 1, "tumor": 2}, source=source)
+    assert "bladder" in bladder.label_names
+    assert organs_of({"bladder": 1, "colon": 2}, source=source) == ()
     with pytest.raises(OrganError, match="do not say of which organ"):
         organs_of({"liver": 1, "spleen": 2, "tumor": 3}, source=source)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from difftumor.errors import TrainingError, counted
 from difftumor.files.processes import Terminated
@@ -70,15 +72,43 @@ def run_here(graph: Graph, *, at_once: int = 1, run: Callable[[Node, Path], int]
         raise TrainingError(f"{first.id} is not done{more}: {reason}; then rerun this command.")
 
 
+class JobProcesses:
+    """Processes that threads start, and that are told to stop together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._stopping = False
+
+    def start(self, command: Sequence[str], log: IO[str] | None) -> subprocess.Popen[bytes]:
+        """Start a process, which writes to the log, if there is one.
+
+        Raises:
+            Terminated: All were told to stop.
+        """
+        errors = None if log is None else subprocess.STDOUT
+        with self._lock:  # one is either stopped with the others or never started
+            if self._stopping:
+                raise Terminated
+            self._started.append(process := subprocess.Popen(command, stdout=log, stderr=errors))
+        return process
+
+    def stop(self) -> None:
+        """Tell all that run to stop, and start no more."""
+        with self._lock:
+            self._stopping = True
+            for process in self._started:
+                process.terminate()
+
+
 @contextmanager
-def _stopped_with_this_one() -> Iterator[set[subprocess.Popen[bytes]]]:
-    """Yield a set of processes that get a SIGTERM of this one too: unlike Ctrl-C, only this one may have got it."""
-    processes: set[subprocess.Popen[bytes]] = set()
+def _stopped_with_this_one() -> Iterator[JobProcesses]:
+    """Yield processes that get a SIGTERM of this one too: unlike Ctrl-C, only this one may have got it."""
+    processes = JobProcesses()
     try:
         yield processes
     except Terminated:
-        for process in processes:
-            process.terminate()
+        processes.stop()
         raise
 
 
@@ -125,7 +155,7 @@ def log_of(graph: Graph, node: Node) -> Path:
     return graph.folder / LOGS / f"{node.id}.log"
 
 
-def _run(node: Node, log: Path | None, processes: set[subprocess.Popen[bytes]]) -> int:
+def _run(node: Node, log: Path | None, processes: JobProcesses) -> int:
     words = node.command
     typed: Sequence[str] = (*(() if node.module == "difftumor" else ("python", "-m")), node.module, *words)
     sys.stdout.write(f"$ {shlex.join(typed)}\n")
@@ -136,7 +166,4 @@ def _run(node: Node, log: Path | None, processes: set[subprocess.Popen[bytes]]) 
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(log.open("w", encoding="utf-8"))
-        errors = None if stream is None else subprocess.STDOUT
-        process = stack.enter_context(subprocess.Popen(command, stdout=stream, stderr=errors))
-        processes.add(process)
-        return process.wait()
+        return stack.enter_context(processes.start(command, stream)).wait()

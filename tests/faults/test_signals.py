@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -9,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 import stages.run.run
+from difftumor.files.processes import Terminated
 from difftumor.models.artifact_config import read_config
 from stages.autoencoder.data import AutoencoderData
 from stages.autoencoder.train import build
@@ -17,7 +20,7 @@ from stages.exit_status import reported
 from stages.run.entry import command_line
 from stages.run.folder import RunFolder
 from studies.jobs.graph import Graph, Node
-from studies.jobs.running import run_here
+from studies.jobs.running import JobProcesses, run_here
 from tests.conftest import contents
 from tests.faults.commands import COMMANDS, call
 from tests.stages.builds import KINDS
@@ -127,6 +130,41 @@ def test_a_command_that_is_told_to_stop_leaves_nothing(files, tmp_path, monkeypa
     assert contents(files) == before
 
 
+def job(folder, file):
+    """A graph of one job that takes long."""
+    node = Node(
+        name="a", kind="sleep", module="tests.faults.sleeping", words=(str(file),), key="a" * 64,
+        output=folder, results=("result",), needs=(), config={}, lacks="",
+    )  # fmt: skip
+    graph = Graph(folder / "study")
+    graph.nodes[node.id] = node
+    return graph
+
+
+def test_a_job_that_is_just_being_started_is_told_to_stop_too(tmp_path, monkeypatch):
+    file = tmp_path / "job"
+
+    class SlowlyStarted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            while not file.exists() or not file.read_text():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # meanwhile the main thread ends
+
+    monkeypatch.setattr(subprocess, "Popen", SlowlyStarted)
+    assert reported(lambda: run_here(job(tmp_path, file))) == 143
+    assert file.read_text() == "was told to stop"
+
+
+def test_no_job_is_started_once_all_were_told_to_stop(tmp_path):
+    processes = JobProcesses()
+    processes.stop()
+    with pytest.raises(Terminated):
+        processes.start([sys.executable, "-c", f"open({str(tmp_path / 'started')!r}, 'w')"], None)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("runner", ["demo", "study"])
 def test_what_a_demo_or_study_has_started_is_told_to_stop_too(tmp_path, capfd, runner):
     file = tmp_path / "job"
@@ -137,13 +175,7 @@ def test_what_a_demo_or_study_has_started_is_told_to_stop_too(tmp_path, capfd, r
 
             _run(Step(name="a", command=["tests.faults.sleeping", str(file)], is_done=lambda: False), None, Console())
         else:
-            node = Node(
-                name="a", kind="sleep", module="tests.faults.sleeping", words=(str(file),), key="a" * 64,
-                output=tmp_path, results=("result",), needs=(), config={}, lacks="",
-            )  # fmt: skip
-            graph = Graph(tmp_path / "study")
-            graph.nodes[node.id] = node
-            run_here(graph)
+            run_here(job(tmp_path, file))
 
     def tell():
         while not file.exists() or not file.read_text():

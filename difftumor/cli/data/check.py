@@ -59,7 +59,7 @@ def check(
     from difftumor.cli.many import progress_bar
     from difftumor.datasets.validation.lists import check_lists, list_to_check
     from difftumor.datasets.validation.report import check_places, write_findings, write_fix_list
-    from difftumor.errors import ConfigError
+    from difftumor.errors import ConfigError, counted
     from difftumor.scans.organs import get_organ
 
     sources, maps = [source for source in (one, other) if source is not None], list(labels or ())
@@ -82,7 +82,8 @@ def check(
         write_findings(out, found)
     if fix_list is not None:
         write_fix_list(fix_list, found.lists[0])
-        typer.echo(f"The {len(found.lists[0].good)} cases of A that can be used are in {fix_list}.")
+        usable = counted(len(found.lists[0].good), "case")
+        typer.echo(f"{usable} of A that can be used: {fix_list}")
     if not found.sound:
         raise typer.Exit(1)
 
@@ -117,8 +118,8 @@ def _totals(found: Validation) -> list[str]:
     lines = []
     for each in found.lists:
         counts, total = each.counts, counted(len(each.checked), "case")
-        troubles = f"{counts['error']} with errors, {counts['warning']} with warnings"
-        lines.append(f"{counts['good']} of {total} of {each.cases.source} good; {troubles}.")
+        usable = f"{len(each.good)} of {total} of {each.cases.source} can be used"
+        lines.append(f"{usable} ({counts['warning']} with warnings); {counts['error']} with errors cannot.")
     for comparison in found.comparisons:
         suspected = len(comparison.pairs) - comparison.certain
         same = counted(comparison.certain, "pair")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,15 +129,18 @@ def _made_by(result: str) -> dict[str, str]:
 def findings_table(listed: CheckedList) -> Sequence[tuple[str, str, str]]:
     """Return case, status and what is said against it, as a terminal may show it; worst first, without good cases.
 
-    Files below the list's folder are named from there, so that the sentences stay short.
+    The list's folder is written "…" where a path begins with it, so that the sentences stay short.
     """
     source = listed.cases.source
-    folder = f"{source if source.is_dir() else source.parent}/"
+    folder = source if source.is_dir() else source.parent
+    # No path begins with "." or "/" alone and a separator.
+    begin = re.compile(rf"(?<![^\s'\"(]){re.escape(str(folder))}/") if folder.name else None
     rows = []
     for status in ("error", "warning"):
         for each in listed.checked:
             if each.status == status:
                 said = (*each.messages("error"), *each.messages("warning"))
-                lines = [printable(message.replace(folder, ""), lines=False) for message in said]
+                short = said if begin is None else [begin.sub("…/", message) for message in said]
+                lines = [printable(message, lines=False) for message in short]
                 rows.append((printable(each.case.id, lines=False), status, "\n".join(lines)))
     return rows

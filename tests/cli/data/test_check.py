@@ -31,7 +31,7 @@ def test_shared_scans_are_named_and_the_exit_status_is_1(folders, tmp_path, caps
     assert run("check", *folders, "--out", tmp_path / "found.json") == 1
     said = capsys.readouterr().out
     assert f"4 pairs of the same scan shared by {folders[0]} and {folders[1]}; 0 suspected." in said
-    assert f"1 of 5 cases of {folders[0]} good; 4 with errors, 0 with warnings." in said
+    assert f"1 of 5 cases of {folders[0]} can be used (0 with warnings); 4 with errors cannot." in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert [(pair["likeness"], pair["one"][-12:-7], pair["other"].split("/")[-1]) for pair in found["pairs"]] == [
         ("identical", "scan0", "copy.nii.gz"),
@@ -40,6 +40,34 @@ def test_shared_scans_are_named_and_the_exit_status_is_1(folders, tmp_path, caps
         ("flipped", "scan3", "mirrored.nii.gz"),
     ]
     assert {name: value for name, value in contents(tmp_path).items() if name != "found.json"} == before
+
+
+def test_numbers_agree(folders, tmp_path, capsys):
+    """A case with a warning can be used."""
+    for number in range(2, 5):
+        (folders[0] / f"scan{number}.nii.gz").unlink()
+    (folders[0] / "scan0.nii.gz").write_bytes(b"")
+    write_nifti(folders[0] / "scan1.nii.gz", abs(ct_values((9, 8, 7))), LPS)
+    assert run("check", folders[0], "--accept-hu", "--fix-list", tmp_path / "good.json") == 1
+    said = capsys.readouterr().out
+    assert f"1 of 2 cases of {folders[0]} can be used (1 with warnings); 1 with errors cannot." in said
+    assert f"1 case of A that can be used: {tmp_path / 'good.json'}" in said
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_only_whole_folders_are_shortened(folders, tmp_path, capsys, monkeypatch, beside):
+    """A list in its own folder, and a folder whose name is the end of another one's."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(folders[0] if beside else tmp_path)
+    if beside:
+        (folders[0] / "list.json").write_text(json.dumps([{"image": "scan0.nii.gz"}]))
+        assert run("check", "list.json", "../b") == 1
+        assert "scan0.nii.gz is the same scan as ../b/copy.nii.gz, which ../b has" in capsys.readouterr().out
+        return
+    (tmp_path / "b" / "a").mkdir()
+    (tmp_path / "b/copy.nii.gz").rename(tmp_path / "b/a/scan0.nii.gz")
+    assert run("check", "a", "b/a") == 1
+    assert "…/scan0.nii.gz is the same scan as b/a/scan0.nii.gz, which b/a has" in capsys.readouterr().out
 
 
 def test_one_data_set_is_searched_for_scans_it_holds_twice(folders, tmp_path, capsys):

@@ -4,7 +4,7 @@ import cc3d
 import numpy as np
 import pytest
 
-from difftumor.synthesis import shapes
+from difftumor.synthesis.shapes import ellipsoids as shapes
 from difftumor.synthesis.shapes import reach_mm, tumor_shape
 from difftumor.synthesis.sizes import SIZES
 from tests.synthesis.makers import record

@@ -94,6 +94,8 @@ for words in commands:
 print(json.dumps(results))
 """
 Results = dict[str, tuple[int, str, list[str]]]
+# One worker runs them all, once.
+pytestmark = pytest.mark.xdist_group("imports")
 
 
 @pytest.fixture(scope="module")

@@ -459,5 +459,6 @@ def test_presets_differ_where_the_paper_and_the_code_do(tiny_segmentation):
     assert (published.backbone.name, paper.backbone.name, paper.backbone.size) == ("unet", "swinunetr", "base")
     assert (published.synthesis.placement, paper.synthesis.placement) == ("slice", "uniform")
     # One early size for all tumors of a crop.
-    drawn = [built(tiny_segmentation("experiment=published")).module.tumors.mix.draw(seed) for seed in range(60)]
+    mix = built(tiny_segmentation("experiment=published")).module.tumors.mix
+    drawn = [mix.draw(seed) for seed in range(60)]
     assert {(*spec.weights,) for spec in drawn if spec} == {("tiny",), ("small",), ("medium",), ("large",)}

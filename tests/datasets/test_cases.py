@@ -210,6 +210,8 @@ def test_labels_of_one_file(tmp_path):
         ("dataset.json", '{"training": [{"image": "a", "tumor_organs": "liver"}]}', "as tumor_organs; give a list"),
         ("dataset.json", '{"labels": {"liver": [1, 2]}, "training": []}', "'regions_class_order' with one for each"),
         ("dataset.json", '{"labels": {"liver": 1.5}, "training": []}', "one whole number per label"),
+        ("dataset.json", '{"labels": {"liver": 4294967296}, "training": []}', "one from 0 to"),
+        ("dataset.json", '{"labels": {"liver": -1}, "training": []}', "one from 0 to"),
         ("dataset.json", '{"labels": {"1": "liver", "2": "liver"}, "training": []}', "'liver' twice"),
         ("dataset.json", '{"labels": ["liver"], "training": []}', "no mapping under 'labels'"),
         ("list.json", "3", "neither a list of cases"),

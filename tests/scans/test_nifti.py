@@ -22,6 +22,7 @@ from difftumor.scans.nifti import (
     write_ct,
     write_labels,
 )
+from difftumor.scans.stored import voxels as module
 from tests.nifti import LPS, ct_values, write_nifti
 
 NAMES = ("ct.nii", "ct.nii.gz")
@@ -427,6 +428,19 @@ def test_never_overwrites_its_input(tmp_path):
         with pytest.raises(VolumeError, match="own input"):
             write_labels(target, np.zeros(original.grid.shape, np.uint8), original)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("read", "bytes_of_each"), [(read_ct, 2 + 4), (read_labels, 2 + 1)])
+def test_what_reading_makes_of_a_file_must_fit_into_memory_too(tmp_path, monkeypatch, read, bytes_of_each):
+    """Beside its 16-bit values: HU of 32 bits, or labels of 8."""
+    values = ct_values((8, 8, 8)) if read is read_ct else np.ones((8, 8, 8), np.int16)
+    file = write_nifti(tmp_path / "a.nii", values, LPS)
+    monkeypatch.setattr(module, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(module, "free_memory_bytes", lambda: values.size * bytes_of_each)
+    read(file)
+    monkeypatch.setattr(module, "free_memory_bytes", lambda: values.size * bytes_of_each - 1)
+    with pytest.raises(VolumeError, match="GiB of memory"):
+        read(file)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -9,13 +9,15 @@ import nibabel
 import numpy as np
 import pytest
 
-from difftumor.errors import ConfigError, VolumeError
+from difftumor.errors import ConfigError, GridMismatchError, VolumeError
 from difftumor.models.artifact import load_artifact
 from difftumor.scans.nifti import read_ct, volume_of
 from difftumor.segmentation.cases import CaseFiles, CasePredictor, predict
 from difftumor.segmentation.options import PredictionOptions, choose_organ_filter
+from difftumor.segmentation.organ_masks import OrganMask
 from difftumor.segmentation.prediction import Prediction
 from tests.conftest import contents, run
+from tests.nifti import write_nifti
 from tests.segmentation.makers import make_segmenter, mask, scan
 
 
@@ -107,6 +109,15 @@ def test_a_pipe_is_refused_before_its_bytes_are_waited_for(tmp_path, models):
     predictor = CasePredictor([load_artifact(models[0])], PredictionOptions())
     with pytest.raises(VolumeError, match=r"ct\.nii\.gz is no regular file"):
         predictor.predict(CaseFiles("ct", tmp_path / "ct.nii.gz"), tmp_path / "out")
+
+
+def test_a_mask_on_another_grid_is_refused_before_the_scan_is_read(tmp_path, models):
+    ct = scan(tmp_path / "ct.nii.gz")
+    ct.write_bytes(ct.read_bytes()[:-20])  # which reading it to its end would find
+    given = write_nifti(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8))
+    predictor = CasePredictor([load_artifact(models[0])], PredictionOptions())
+    with pytest.raises(GridMismatchError, match=r"ct\.nii\.gz and .*mask\.nii\.gz differ in shape"):
+        predictor.predict(CaseFiles("ct", ct, OrganMask(given)), tmp_path / "out")
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path, models):

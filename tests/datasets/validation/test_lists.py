@@ -94,6 +94,10 @@ def test_ids_that_two_lists_happen_to_share_say_nothing(tmp_path):
     (tmp_path / "o").mkdir()
     other = write_list(tmp_path / "o", [write_case(tmp_path / "o", "a", body(5))])
     assert check(one, other).sound
+    # Nor does a patient that only the other one states.
+    entry = {**write_case(tmp_path / "o", "b", body(6)), "patient": "a"}
+    (listed, _) = check(one, write_list(tmp_path / "o", [entry])).lists
+    assert statuses(listed) == {"a": "good"}
 
 
 def test_labels_come_from_a_folder_and_its_names_from_beside_it(tmp_path):

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,11 +67,11 @@ class SourceTumors:
         *,
         origin: str = "the source",
         notes: Sequence[str] = (),
-        masks: Mapping[MaskRecord, Mask] = MappingProxyType({}),
+        masks: Mapping[MaskRecord, Mask] | None = None,
     ) -> None:
         # What is drawn does not depend on the order in which cases were read.
         self.tumors = tuple(sorted(tumors, key=lambda tumor: (tumor.case, tumor.number)))
-        self.origin, self.notes, self.masks = origin, tuple(notes), masks
+        self.origin, self.notes, self.masks = origin, tuple(notes), dict(masks or {})
         self._by_name = {(tumor.case, tumor.number): tumor for tumor in self.tumors}
 
     @cached_property

@@ -1,5 +1,6 @@
 """Copies of real tumors: their voxels, shifted by one number, in a healthy organ."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from difftumor.errors import ConfigError, SynthesisError
 from difftumor.scans.grid import Box
 from difftumor.scans.organs import get_organ
 from difftumor.synthesis.draw import LEAVING_CHANCE
-from difftumor.synthesis.generators.copy_paste import SourceTumor, SourceTumors
+from difftumor.synthesis.generators.copy_paste import NO_SOURCES, SourceTumor, SourceTumors
 from difftumor.synthesis.records import SourceRecord, TumorRecord
 from difftumor.synthesis.sizes import size_of
 from difftumor.synthesis.spec import TumorSpec
@@ -190,3 +191,7 @@ def test_what_would_change_a_copy_is_refused(fields, name):
 def test_a_record_has_a_source_if_and_only_if_it_is_a_copy(change):
     with pytest.raises(SynthesisError, match="copy_paste with its source"):
         copied(source(), **change)
+
+
+def test_sources_go_to_other_processes():
+    assert pickle.loads(pickle.dumps(NO_SOURCES)).tumors == ()

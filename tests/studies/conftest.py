@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def in_this_process(monkeypatch):
     """Run the jobs of a study of segmenters here: thirty-two interpreters would start otherwise."""
 
-    def run(node, log):
+    def run(node, log, processes):
         if node.module == "difftumor":
             with pytest.raises(SystemExit) as ended:
                 cli.main(list(node.command))

@@ -27,7 +27,7 @@ _LIMBS = (
 
 def _numbered(names: str) -> Mapping[str, int]:
     """Number names from 1, in their order."""
-    return MappingProxyType({name: number for number, name in enumerate(names.split(), start=1)})
+    return {name: number for number, name in enumerate(names.split(), start=1)}
 
 
 # The task "total" of TotalSegmentator, as its documentation lists the classes.

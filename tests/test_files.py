@@ -1,11 +1,15 @@
 """Files and folders appear whole or not at all."""
 
 import os
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from difftumor.errors import ConfigError
+from difftumor.files.archives import archive_damage
+from difftumor.files.fields import wanted_instead
 from difftumor.files.memory import free_memory_bytes
 from difftumor.files.results import ResultFolder, check_folder, check_results, is_json_with
 from difftumor.files.writing import folder_written_whole, guarded, written_whole
@@ -235,3 +239,47 @@ def test_the_limit_of_a_job_counts_wherever_it_is_above_the_process(tmp_path, li
     write(f"{top}/slurm/job_2/{limit}", "1\n")
     write(f"{top}/slurm/job_2/{used}", "1\n")
     assert free_memory_bytes(tmp_path) == 6000
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "wanted"),
+    [
+        (np.int64(2), "int", ""),
+        (True, "int", "a whole number"),
+        (1, "bool", "true or false"),
+        (2.0, "int", "a whole number"),
+        (2, "float", ""),
+        (float("nan"), "float", "a finite number"),
+        (None, "float", "a finite number"),
+        (None, "tuple[float, float] | None", ""),
+        ([1, 2, 3], "tuple[float, float] | None", "two finite numbers or null"),
+        ([1, 2, 3], "Voxel", ""),
+        ([1, 2, 3.5], "Voxel", "three whole numbers, one per axis"),
+        ("ab", "frozenset[str]", "a list of names"),
+        ([], "frozenset[str]", ""),
+        ({"a": 1}, "Any", ""),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_the_field_takes(value, annotation, wanted):
+    assert wanted_instead(value, annotation) == wanted
+
+
+def write_archive(path, *names, compression=zipfile.ZIP_STORED, attributes=0):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type, entry.external_attr = compression, attributes
+            archive.writestr(entry, b"content of " + name.encode())
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_pytorch_has_not_written_are_known(tmp_path):
+    file = tmp_path / "archive.zip"
+    assert archive_damage(write_archive(file, "a", "b")) == ""
+    file.write_bytes(file.read_bytes().replace(b"content of b", b"content of c"))
+    assert archive_damage(file) == "the checksum of 'b' differs"
+    assert archive_damage(file, sums=False) == ""
+    assert "compressed" in archive_damage(write_archive(file, "a", compression=zipfile.ZIP_DEFLATED))
+    assert "folder" in archive_damage(write_archive(file, "a", attributes=0x10))
+    assert "twice" in archive_damage(write_archive(file, "a", "a"))

@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difftumor.errors import SynthesisError
+from difftumor.files.fields import wanted_instead
 from difftumor.files.texts import parse_json
 from difftumor.scans.grid import Vector, Voxel
 from difftumor.scans.lesions import SizeGroup, size_group
@@ -30,35 +30,12 @@ _LATER_FIELDS = frozenset({"source", "apart", "mask"})
 _LONGEST_MM = 1000.0
 
 
-# What the fields of records are, by the names of their types.
-_KINDS: Mapping[str, tuple[type, int, str]] = {
-    "bool": (bool, 1, "true or false"),
-    "int": (Integral, 1, "a whole number"),
-    "float": (Real, 1, "a finite number"),
-    "str": (str, 1, "text"),
-    "Vector": (Real, 3, "three finite numbers, one per axis"),
-    "Voxel": (Integral, 3, "three whole numbers, one per axis"),
-    "tuple[bool, bool, bool]": (bool, 3, "three of true or false"),
-}
-
-
 def _check_types(record: DataclassInstance) -> None:
     """Refuse values of another type, and numbers that are not finite; what a field alone allows it checks itself."""
     for field in fields(record):
         value = getattr(record, field.name)
-        name, _, optional = str(field.type).partition(" | ")
-        if name not in _KINDS or (optional and value is None):
-            continue
-        kind, count, words = _KINDS[name]
-        parts = (value,) if count == 1 else value if isinstance(value, tuple) else ()
-        if len(parts) != count or not all(_is_a(kind, part) for part in parts):
+        if words := wanted_instead(value, str(field.type)):
             raise SynthesisError(f"{field.name} must be {words}, not {value!r}: correct the record.")
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-        return False
-    return not isinstance(value, Real) or math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from difftumor.errors import NO_ROOM, TrainingError
+from difftumor.files.archives import archive_damage
 from difftumor.files.writing import give_name, written_whole
 from stages.run.folder import LAST, PREVIOUS
 
@@ -158,26 +158,16 @@ def _has_sum(file: Path) -> bool:
 
 
 def _check_parts(file: Path, *, sums: bool) -> None:
-    """Refuse an archive that torch has not written, which could unpack to any size, or whose parts are not whole.
-
-    Args:
-        file: The archive.
-        sums: Whether to compare the checksum that torch writes for each part, and that it itself never looks at.
-    """
+    """Refuse an archive that torch has not written, which could unpack to any size, or whose parts are not whole."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            # Torch reads nothing where a part is called a folder, and leaves the tensor as memory was.
-            plain = all(
-                part.compress_type == zipfile.ZIP_STORED and part.external_attr == 0 for part in archive.infolist()
-            )
-            wrong = archive.testzip() if plain and sums else None
+        damage = archive_damage(file, sums=sums)
     except OSError:
         raise
     except Exception as error:  # damage can show anywhere in the archive's tables
         empty = file.stat().st_size == 0
         raise TrainingError(f"{file} is {'empty' if empty else 'damaged or cut short, or no checkpoint'}") from error
-    if wrong is not None or not plain:
-        raise TrainingError(f"{file} is damaged ({wrong or 'its table of parts'} is not as it was written)")
+    if damage:
+        raise TrainingError(f"{file} is damaged ({damage})")
 
 
 def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:

@@ -132,7 +132,7 @@ def test_what_a_checkpoint_claims_takes_neither_time_nor_memory(tmp_path, claim)
 @pytest.mark.parametrize("summed", [True, False])
 def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path, summed):
     packed(tmp_path / "last.ckpt", summed=summed)
-    with pytest.raises(TrainingError, match=r"last\.ckpt is damaged \(its table of parts"):
+    with pytest.raises(TrainingError, match=r"last\.ckpt is damaged \(it is compressed"):
         check_checkpoint(tmp_path / "last.ckpt")
 
 

@@ -221,6 +221,8 @@ def test_the_classes_of_programs_and_data_sets():
         table = get_convention(name)
         assert numbers.items() <= table.items()
         assert sorted(table.values()) == list(range(1, max(numbers.values()) + 1))
+    for table in CONVENTIONS.values():  # to other processes, and into files
+        assert pickle.loads(pickle.dumps(table)) == json.loads(json.dumps(table)) == table
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_rules_of_a_file_replace_those_that_are_known():
         ({"label_names": "spleen"}, "give a list of names"),
         ({"label_names": [1]}, "give a list of names"),
         ({"may_leave_organ": "large"}, "give a list of names"),
-        ({"blend": None}, "give text"),
+        ({"blend": None}, "has blend None; choose one of blurred, decoded"),
         ({"tumor_hu": [60, 20]}, "tumor_hu 60 to 20; give the lower number first"),
         ({"tumor_sd_hu": -1}, "tumor_sd_hu -1; give a number from 0"),
         ({"wall_mm": -1}, "wall_mm >= 0"),

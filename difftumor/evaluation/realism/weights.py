@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from difftumor.errors import PublishedFileError, naming
+from difftumor.files.archives import archive_damage
 from difftumor.files.checksums import sha256_of
 
 # Checkpoints of a training hold the weights under this name.
@@ -66,14 +67,11 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive with wrong checksums, which PyTorch does not look at, or whose entries are compressed."""
+    """Refuse a damaged archive, of which PyTorch would take what is there."""
     if not zipfile.is_zipfile(path):  # the old format has none
         return
-    with zipfile.ZipFile(path) as archive:
-        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-        if not plain or (damaged := archive.testzip()) is not None:
-            what = f"the checksum of {damaged} differs" if plain else "it is compressed, which PyTorch never does"
-            raise PublishedFileError(f"{path} is damaged ({what}): get the file as published again.")
+    if damage := archive_damage(path):
+        raise PublishedFileError(f"{path} is damaged ({damage}): get the file as published again.")
 
 
 def load_weights(network: nn.Module, weights: WeightsFile, *, ignored: Sequence[str] = ()) -> None:

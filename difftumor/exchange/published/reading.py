@@ -12,7 +12,6 @@ before that program:
 from __future__ import annotations
 
 import pickletools
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from difftumor.errors import DiffTumorError, PublishedFileError
 from difftumor.exchange.published import check_published_file
+from difftumor.files.archives import archive_damage
 from difftumor.files.checksums import sha256_of
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -123,8 +123,11 @@ def read_published(path: Path | str, *, tables: Sequence[str], numbers: Sequence
                 f"{file} is not a checkpoint in the zip format of PyTorch 1.6 and later, the only one that is read: "
                 "give the file as published."
             )
-    with _damage_named(file, "is damaged or cut off"), zipfile.ZipFile(file) as archive:
-        _check_archive(archive, file)
+    # Before the size of an archive that PyTorch has not written can surprise.
+    with _damage_named(file, "is damaged or cut off"):
+        damage = archive_damage(file)
+    if damage:
+        raise PublishedFileError(f"{file} is damaged ({damage}): download the published file again.")
     with _damage_named(file, "is a zip archive, but not a checkpoint of PyTorch"):
         instructions = _pickle(file)
     with _damage_named(file, "holds a pickle that cannot be read"):
@@ -147,18 +150,6 @@ def _damage_named(file: Path, what: str) -> Iterator[None]:
         cause = error.__context__ if "weights_only" in str(error) and error.__context__ else error
         lines = str(cause).splitlines() or [type(cause).__name__]
         raise PublishedFileError(f"{file} {what} ({_shown(lines[0])}): download the published file again.") from error
-
-
-def _check_archive(archive: zipfile.ZipFile, file: Path) -> None:
-    """Refuse an archive that PyTorch has not written, before its size can surprise, and one with wrong checksums."""
-    entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise PublishedFileError(f"{file} is compressed, which PyTorch never does: download the published file again.")
-    names = [entry.filename for entry in entries]
-    if len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > file.stat().st_size:
-        raise PublishedFileError(f"{file} holds entries twice or on top of each other: download it again.")
-    if (damaged := archive.testzip()) is not None:
-        raise PublishedFileError(f"{file} is damaged (the checksum of {_shown(damaged)} differs): download it again.")
 
 
 def _pickle(file: Path) -> bytes:

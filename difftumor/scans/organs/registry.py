@@ -1,6 +1,5 @@
 """The organs that have rules of their own, and the rules of any other."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -9,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from difftumor.errors import OrganError
+from difftumor.files.fields import wanted_instead
 from difftumor.scans.organs.conventions import CONVENTIONS
 from difftumor.scans.organs.organ import BOWEL, LUNG, SIZE_NAMES, Organ, normalized
 
@@ -198,33 +198,9 @@ def organ_of(values: Mapping[str, Any], *, name: str | None = None, source: Path
     if not isinstance(stated, str) or (name is not None and normalized(stated) != normalized(name)):
         raise OrganError(f"{source} names the organ {stated!r}, not {name!r}: give one name.")
     for field, value in values.items():
-        if not _is_of(value, known[field]):
-            raise OrganError(f"{source} gives {field} the value {value!r}: give {_WORDS[known[field]]}.")
+        if words := wanted_instead(value, known[field]):
+            raise OrganError(f"{source} gives {field} the value {value!r}: give {words}.")
     return replace(_base(stated), **{**values, "name": stated})
-
-
-# By the type of a field, what a file may hold.
-_WORDS = {
-    "str": "text", "Blend": "text", "int": "a whole number", "float": "a finite number",
-    "float | None": "a finite number or null", "frozenset[str]": "a list of names",
-    "tuple[float, float] | None": "two finite numbers or null",
-}  # fmt: skip
-
-
-def _is_of(value: Any, kind: str) -> bool:
-    if value is None:
-        return "None" in kind
-    if kind.startswith("frozenset"):
-        return isinstance(value, list | tuple | frozenset) and all(isinstance(name, str) for name in value)
-    if kind.startswith("tuple"):
-        return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    return _is_finite(value) if kind.startswith("float") else isinstance(value, str)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _base(name: str) -> Organ:

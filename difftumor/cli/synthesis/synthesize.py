@@ -155,7 +155,8 @@ def synthesize(
     if tumor_mask is not None:
         requests.refuse({"size": size, "radius_mm": radius_mm, "count": count, "cases": cases}, beside="--tumor-mask")
         requests.refuse({"quality_gate": quality_gate or None}, beside="--tumor-mask")
-        short["size"] = requests.size_of_given(tumor_mask) if tumors is None else None
+        if tumors is None and ct is not None:
+            short["size"] = requests.size_of_given(tumor_mask, ct)
     plan = requests.plan_tumors(tumors, **short)
     options = requests.SynthesisOptions(
         organ=host,

@@ -265,7 +265,7 @@ class ScanInputs:
         tumors += [_read_like(path, ct).data != 0 for path in self.tumor_masks]
         there = reduce(np.logical_or, tumors) if tumors else None
         segments = None if self.segments is None else _read_like(self.segments, ct).data
-        given, cut = (None, ()) if self.given_mask is None else _carried_to(self.given_mask, ct)
+        given, cut = (None, ()) if self.given_mask is None else carried_to(self.given_mask, ct)
         scan = Scan(
             ct,
             None,
@@ -307,12 +307,22 @@ def _read_like(path: Path, ct: Volume) -> Volume:
     return labels
 
 
-def _carried_to(path: Path, ct: Volume) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Return a mask on the grid of a CT, by nearest neighbor where its own is another one, and what is cut of it."""
+def carried_to(path: Path, ct: Volume) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return a mask on the grid of a CT, by nearest neighbor where its own is another one, and what is cut of it.
+
+    Args:
+        path: The mask.
+        ct: Its voxels do not matter.
+
+    Returns:
+        The mask, (X, Y, Z), and a sentence on what is cut, if much is.
+
+    Raises:
+        VolumeError: The mask cannot be used, or lies beside the CT.
+    """
     labels = read_labels(path)
-    same = labels.grid.shape == ct.grid.shape and np.allclose(labels.grid.affine, ct.grid.affine, atol=1e-3)
     try:
-        inside: NDArray[np.bool_] = (labels if same else resampled(labels, ct)).data != 0
+        inside: NDArray[np.bool_] = (labels if labels.grid.matches(ct.grid) else resampled(labels, ct)).data != 0
     except VolumeError as error:
         raise VolumeError(
             f"The tumor mask {path} and {ct.path} do not overlap in space: give one of this scan."

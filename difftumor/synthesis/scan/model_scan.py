@@ -134,6 +134,7 @@ class ModelScan:
                     mask=odd_sized(mask),
                     spacing_mm=self.spacing_mm,
                     number=component.index,
+                    volume_mm3=component.voxels * self.scan.ct.grid.voxel_mm3,
                     center_voxel=center,
                     center_mm=(x, y, z),
                 )

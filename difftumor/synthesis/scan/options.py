@@ -331,21 +331,27 @@ class SynthesisOptions:
         )
 
 
-def size_of_given(mask: Path) -> str:
-    """Return which diffusion models the tumors of a mask need: "early", "late", or "mix" for both.
+def size_of_given(mask: Path, ct: Path) -> str:
+    """Return which diffusion models the tumors of a mask need in a CT: "early", "late", or "mix" for both.
 
     Raises:
-        VolumeError: The mask cannot be used, or is empty.
+        VolumeError: The mask or the header of the CT cannot be used, or the mask has no voxel there.
     """
+    import numpy as np
+
     from difftumor.scans.components import equivalent_radius_mm, find_components
     from difftumor.scans.lesions import size_group
-    from difftumor.scans.nifti import read_labels
+    from difftumor.scans.nifti import Volume
+    from difftumor.scans.stored.header import read_header
+    from difftumor.synthesis.scan.inputs import carried_to
 
-    labels = read_labels(mask)
-    volumes_mm3 = find_components(labels.data != 0).voxels * labels.grid.voxel_mm3
+    image, grid = read_header(ct)
+    # Without its voxels: they are read once the models are known to be there.
+    inside, _ = carried_to(mask, Volume(np.broadcast_to(np.uint8(0), grid.shape), grid, ct, image.header))
+    volumes_mm3 = find_components(inside).voxels * grid.voxel_mm3
     groups = {size_group(2 * equivalent_radius_mm(float(volume))) for volume in volumes_mm3}
     if not groups:
-        raise VolumeError(f"--tumor-mask {mask} is empty: give a mask of the tumors to make.")
+        raise VolumeError(f"--tumor-mask {mask} has no voxel in {ct}: give a mask of the tumors to make.")
     return groups.pop() if len(groups) == 1 else "mix"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from difftumor.scans.components import equivalent_radius_mm
 from difftumor.scans.distances import Mask
 from difftumor.scans.grid import Vector, Voxel
 from difftumor.synthesis.draw import Wanted, draw_unplaced
@@ -23,13 +25,20 @@ class GivenTumor(MaskShape):
 
     Args:
         number: Its number among the components on the scan's own grid, from 1.
+        volume_mm3: Its volume there, which decides its size.
         center_voxel: Middle of its box, in voxels of the scan's whole model space.
         center_mm: The same in world coordinates (RAS).
     """
 
     number: int
+    volume_mm3: float
     center_voxel: Voxel
     center_mm: Vector
+
+    @cached_property
+    def radius_mm(self) -> float:
+        """Radius of the ball of its volume."""
+        return equivalent_radius_mm(self.volume_mm3)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -195,7 +195,7 @@ def test_a_mask_gives_shape_and_place(case, tmp_path, capsys):
         assert f"(--{option.replace('_', '-')}) does not go with --tumor-mask" in capsys.readouterr().err
     empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.uint8))
     assert run(*words(case, tmp_path / "refused", size=None, tumor_mask=empty)) == 1
-    assert f"--tumor-mask {empty} is empty" in capsys.readouterr().err
+    assert f"--tumor-mask {empty} has no voxel in" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
 
 

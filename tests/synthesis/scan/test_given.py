@@ -11,6 +11,7 @@ from difftumor.scans.nifti import read_ct
 from difftumor.synthesis.scan.files import ScanSynthesizer, replay_scan
 from difftumor.synthesis.scan.inputs import Scan, ScanInputs
 from difftumor.synthesis.scan.model_scan import ModelScan
+from difftumor.synthesis.scan.options import size_of_given
 from difftumor.synthesis.scan.record import read_record
 from difftumor.synthesis.spec import TumorSpec
 from tests.nifti import write_nifti
@@ -123,6 +124,18 @@ def test_a_mask_far_from_the_organ_is_refused(synthesizer, tmp_path):
     scan = Scan(hu, np.eye(4), organ, organ="liver", given_mask=far)
     with pytest.raises(SynthesisError, match="Component 1 of the tumor mask lies more than 50 mm from the liver"):
         ScanSynthesizer(synthesizer=synthesizer, tumors=(HAND,)).make(scan)
+
+
+@pytest.mark.parametrize("radius_mm", [9.7, 9.9, 10.0, 10.1, 10.3])
+def test_models_are_asked_for_by_the_sizes_that_tumors_get(synthesizer, tmp_path, radius_mm):
+    """Around 2 cm another grid may make an early tumor a late one."""
+    fine = np.diag([-0.5, -0.5, 0.5, 1])
+    fine[:3, 3] = THICK[:3, 3] + (-8, -6, 20)
+    mask = (np.indices((60, 56, 60)).T - (30, 28, 30)) @ np.diag([0.5] * 3)
+    case = write_case(tmp_path, THICK, ((mask**2).sum(-1) < radius_mm**2).astype(np.uint8).T, fine)
+    scan = ModelScan(case.read(organ="liver"), synthesizer.spacing_mm)
+    records = scan.given.draw(scan.host((HAND,), synthesizer.organ), HAND, seed=0)
+    assert [record.size_group for record in records] == [size_of_given(case.given_mask, case.ct)]
 
 
 def test_the_rim_goes_by_the_radius_of_the_mask(synthesizer, tmp_path):

@@ -241,15 +241,30 @@ def _check_spacing(fields: Any, path: Path) -> None:
 
 def _check_extensions(preamble: bytes, fields: Any, path: Path) -> None:
     """Refuse extensions that do not end where the voxels begin."""
-    place = fields.sizeof_hdr + 4
-    if preamble[fields.sizeof_hdr] == 0:
-        return
+    try:
+        end_of_extensions(preamble, fields)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def end_of_extensions(preamble: bytes, header: nib.nifti1.Nifti1Header) -> int:
+    """Return where the extensions of a header end: behind the header and its flag, if there are none.
+
+    Args:
+        preamble: All bytes before the voxels.
+        header: What was read from them.
+
+    Raises:
+        ValueError: One claims a size that it cannot have.
+    """
+    end = header.sizeof_hdr + 4
     # Without room for one there is none, whatever the flag says.
-    while len(preamble) - place >= 16:
-        size = struct.unpack(f"{fields.endianness}i", preamble[place : place + 4])[0]
-        if not 8 <= size <= len(preamble) - place:
-            raise _damaged(path, f"an extension of its header claims {size} bytes (esize)")
-        place += size
+    while preamble[header.sizeof_hdr] != 0 and len(preamble) - end >= 16:
+        size = struct.unpack(f"{header.endianness}i", preamble[end : end + 4])[0]
+        if not 8 <= size <= len(preamble) - end:
+            raise ValueError(f"an extension of its header claims {size} bytes (esize)")
+        end += size
+    return int(end)
 
 
 def _damaged(path: Path, what: str) -> VolumeError:

@@ -6,6 +6,7 @@ The comment is an extension of the header (code 6, plain text); other programs s
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from difftumor.files.texts import parse_json
+from difftumor.scans.stored.header import end_of_extensions
 
 _KEY = "difftumor_synthetic_tumors"
 _COMMENT = 6
@@ -29,19 +31,11 @@ def mark_preamble(preamble: bytes, header: nib.nifti1.Nifti1Header, content: Map
         header: What was read from them.
         content: Plain values that say which tumors were made.
     """
-    size = header.template_dtype.itemsize
+    size, end = header.sizeof_hdr, end_of_extensions(preamble, header)
     marked = type(header)(preamble[:size], endianness=header.endianness, check=False)
-    order = {"<": "little", ">": "big"}[header.endianness]
-    end = size + 4
-    while preamble[size] and end + 8 <= len(preamble):
-        step = int.from_bytes(preamble[end : end + 4], order)  # type: ignore[arg-type]
-        if step < 8 or end + step > len(preamble):
-            break  # what follows is no extension
-        end += step
     text = _text(content).encode()
     length = -(-(8 + len(text)) // _ALIGNED) * _ALIGNED
-    start = length.to_bytes(4, order) + _COMMENT.to_bytes(4, order)  # type: ignore[arg-type]
-    extension = (start + text).ljust(length, b"\0")
+    extension = (struct.pack(f"{header.endianness}2i", length, _COMMENT) + text).ljust(length, b"\0")
     marked["vox_offset"] = -(-(end + length) // _ALIGNED) * _ALIGNED
     marked["descrip"] = _described(marked)
     filled: bytes = marked.binaryblock + b"\1\0\0\0" + preamble[size + 4 : end] + extension

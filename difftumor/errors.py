@@ -14,8 +14,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Characters of a sentence; names of files can have thousands.
 _LONGEST = 2000
-
-
 # Of the system: a full disk, a full quota, a limit to the size of files.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -119,6 +117,24 @@ def sentence_of(error: Exception) -> str:
         about = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
         text = about + (_about_memory(error) or _about_disk(error) or f"{type(error).__name__}: {error}")
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether an error is none that a user can act on, and so likely a fault of the program."""
+    return not isinstance(error, DiffTumorError | OSError | MemoryError)
+
+
+def told(error: Exception, *, debug: str) -> str:
+    """Say what went wrong, and of an unexpected error how to see where.
+
+    Args:
+        error: Any error.
+        debug: What shows the traceback, such as an option.
+    """
+    said = sentence_of(error) or type(error).__name__
+    if is_unexpected(error):
+        return f"{said.rstrip('.')}. This is unexpected; {debug} shows where it happened."
+    return said
 
 
 def _about_memory(error: Exception) -> str:

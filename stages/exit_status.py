@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from difftumor.errors import DiffTumorError, sentence_of
+from difftumor.errors import told
 from difftumor.files.processes import Terminated, ended_cleanly
 from stages.ranks import is_rank_zero
 
@@ -17,7 +17,7 @@ def reported(work: Callable[[], object]) -> int:
     """Do what a command line asks for, and return its exit status.
 
     Args:
-        work: Raises an error if something is wrong; the traceback of one that nobody foresaw is shown if
+        work: Raises an error if something is wrong; the traceback is shown if
             ``HYDRA_FULL_ERROR`` is set, as Hydra's own are.
 
     Returns:
@@ -27,12 +27,9 @@ def reported(work: Callable[[], object]) -> int:
         with ended_cleanly():
             work()
     except Exception as error:
-        said = sentence_of(error)
-        if not isinstance(error, DiffTumorError | OSError | MemoryError):
-            said = f"{said.rstrip('.')}. Nobody foresaw this; HYDRA_FULL_ERROR=1 shows where it happened."
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        sys.stderr.write(f"Error: {said}\n")
+        sys.stderr.write(f"Error: {told(error, debug='HYDRA_FULL_ERROR=1')}\n")
         return 1
     except (KeyboardInterrupt, Terminated) as stop:
         if is_rank_zero():

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from difftumor.errors import DiffTumorError, printable, sentence_of
+from difftumor.errors import is_unexpected, printable, told
 from difftumor.files.processes import ended_cleanly
 
 FAILED = 1
@@ -42,21 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {printable(_told(error, words))}", file=sys.stderr)
+        _note_files(error, words)
+        print(f"Error: {printable(told(error, debug='--debug'))}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _told(error: Exception, words: Sequence[str]) -> str:
-    """Return the sentence on an error; one that nobody foresaw names the files of the command if it names nothing."""
-    said = sentence_of(error) or type(error).__name__
-    if isinstance(error, DiffTumorError | OSError | MemoryError):
-        return said
-    if not getattr(error, "__notes__", ()):
-        files = [word for word in words if os.path.isfile(word)]
-        said = f"{', '.join(files[:3])}: {said}" if files else said
-    return f"{said.rstrip('.')}. Nobody foresaw this; --debug shows where it happened."
+def _note_files(error: Exception, words: Sequence[str]) -> None:
+    """Let the sentence on an unexpected error that names nothing name the files of the command."""
+    files = [word for word in words if os.path.isfile(word)]
+    if files and is_unexpected(error) and not getattr(error, "__notes__", ()):
+        error.add_note(", ".join(files[:3]))
 
 
 def _spare_collections() -> None:

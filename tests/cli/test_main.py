@@ -129,7 +129,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_that_names_the_files_in_us
     with_command(monkeypatch, ZeroDivisionError("division by zero"))
     assert run("broken") == 1
     assert capsys.readouterr().err == (
-        "Error: ZeroDivisionError: division by zero. Nobody foresaw this; --debug shows where it happened.\n"
+        "Error: ZeroDivisionError: division by zero. This is unexpected; --debug shows where it happened.\n"
     )
     assert run("broken", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err

@@ -20,7 +20,7 @@ def failing(error):
         (TrainingError("no."), "Error: no.\n"),
         (
             KeyError(1),
-            "Error: /there/ct.nii.gz: KeyError: 1. Nobody foresaw this; HYDRA_FULL_ERROR=1 shows where it happened.\n",
+            "Error: /there/ct.nii.gz: KeyError: 1. This is unexpected; HYDRA_FULL_ERROR=1 shows where it happened.\n",
         ),
     ],
     ids=["foreseen", "unforeseen"],

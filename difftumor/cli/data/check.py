@@ -83,7 +83,7 @@ def check(
     if fix_list is not None:
         write_fix_list(fix_list, found.lists[0])
         usable = counted(len(found.lists[0].good), "case")
-        typer.echo(f"{usable} of A that can be used: {fix_list}")
+        typer.echo(f"{fix_list} lists what can be used of A: {usable}.")
     if not found.sound:
         raise typer.Exit(1)
 

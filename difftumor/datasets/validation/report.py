@@ -60,7 +60,7 @@ def _is_fix_list(file: Path) -> bool:
 def _result_of(file: Path) -> str | None:
     try:
         return str(read_json(file)[MADE_BY]["result"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

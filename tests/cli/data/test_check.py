@@ -51,7 +51,7 @@ def test_numbers_agree(folders, tmp_path, capsys):
     assert run("check", folders[0], "--accept-hu", "--fix-list", tmp_path / "good.json") == 1
     said = capsys.readouterr().out
     assert f"1 of 2 cases of {folders[0]} can be used (1 with warnings); 1 with errors cannot." in said
-    assert f"1 case of A that can be used: {tmp_path / 'good.json'}" in said
+    assert f"{tmp_path / 'good.json'} lists what can be used of A: 1 case." in said
 
 
 @pytest.mark.parametrize("beside", [False, True])
